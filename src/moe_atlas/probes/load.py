@@ -1,0 +1,283 @@
+"""From the text of a probe file to a `ProbeConfig`; every key, type and range is checked here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from moe_atlas.errors import UsageError
+from moe_atlas.probes.fields import Fields, Span
+from moe_atlas.probes.files import read_bounded, shown
+from moe_atlas.probes.layers import read_layers
+from moe_atlas.probes.policy import (
+    ABSOLUTE_BUDGETS,
+    CHANNELS,
+    STAGES,
+    TENSOR_CLASSES,
+    Damage,
+    Handoff,
+    Policy,
+    Refinement,
+    Rewrite,
+    SetFor,
+    Smooth,
+    WeightRules,
+)
+from moe_atlas.probes.schema import (
+    EXPERT_SETS,
+    METRICS,
+    ROLES,
+    SCHEMA,
+    Domain,
+    Evaluation,
+    ProbeConfig,
+    Success,
+    WindowsConfig,
+)
+from moe_atlas.probes.strict_yaml import MAX_BYTES, Mapping, Node, Scalar, parse
+
+_SHARE = Span(0, 1, open_low=True)
+_POSITIVE = Span(0, open_low=True)
+_BUDGET_SPANS = {
+    "coordinate": Span(0, 2, open_low=True),
+    "boundary": _SHARE,
+    "transition": Span(0, math.log(2), open_low=True),
+    "content": _SHARE,
+    "overlap_drop": Span(0, 2, open_low=True),
+    "dead_share_rise": _SHARE,
+    "entropy_drop": _POSITIVE,
+    "load_cv_rise": _POSITIVE,
+}
+_EMPTY = Mapping({}, {}, 0)
+
+
+def load_probes(path: Path) -> ProbeConfig:
+    """Read a probe file; its sources are not opened.
+
+    Raises:
+        UsageError: E_PROBE_MISSING when there is no such file.
+        InputRefused: E_PROBE_FILE (not a regular file, too long), E_PROBE_YAML, E_PROBE_KEY, E_PROBE_VALUE.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(
+            "E_PROBE_MISSING", str(path), "there is no such probe file", "write one with: atlas init"
+        )
+    return read_probes(read_bounded(path, MAX_BYTES, "E_PROBE_FILE"), path)
+
+
+def read_probes(text: bytes, path: Path) -> ProbeConfig:
+    """Read a probe file's text; `path` names it and anchors its sources.
+
+    Raises:
+        InputRefused: as `load_probes`.
+    """
+    file = path.name
+    root = parse(text, file)
+    known = ("schema", "name", "tokenizer", "windows", "evaluation", "protected_layers", "domains", "policy")
+    fields = Fields(root, "", file, known)
+    fields.text("schema", (SCHEMA,))
+    domains = _domains(fields, file)
+    return ProbeConfig(
+        path=path,
+        name=fields.text("name"),
+        tokenizer=None if fields.is_null("tokenizer") else fields.text("tokenizer"),
+        windows=_windows(fields.get("windows"), file),
+        evaluation=_evaluation(_block(fields, "evaluation"), file),
+        protected_layers=read_layers(fields.get("protected_layers"), file),
+        domains=domains,
+        policy=_policy(fields.get("policy"), file, domains),
+    )
+
+
+def _block(fields: Fields, key: str) -> Node:
+    """An optional block; absent means all defaults."""
+    return _EMPTY if fields.is_null(key) else fields.get(key)
+
+
+def _windows(node: Node, file: str) -> WindowsConfig:
+    fields = Fields(node, "windows", file, ("tokens", "per_document", "seed"))
+    return WindowsConfig(
+        tokens=fields.integer("tokens", 2, 1 << 20),
+        per_document=fields.integer("per_document", 1, 1024) if fields.has("per_document") else 1,
+        seed=fields.integer("seed", 0, (1 << 63) - 1) if fields.has("seed") else 0,
+    )
+
+
+def _evaluation(node: Node, file: str) -> Evaluation:
+    fields = Fields(node, "evaluation", file, ("experts", "token_stride", "quantile"))
+    return Evaluation(
+        experts=fields.text("experts", EXPERT_SETS) if fields.has("experts") else "active",
+        token_stride=fields.integer("token_stride", 1, 1 << 20) if fields.has("token_stride") else 1,
+        quantile=fields.number("quantile", _SHARE) if fields.has("quantile") else 0.9,
+    )
+
+
+def _domains(fields: Fields, file: str) -> tuple[Domain, ...]:
+    nodes = fields.items("domains")
+    domains = tuple(_domain(node, f"domains[{n}]", file) for n, node in enumerate(nodes))
+    first: dict[str, str] = {}
+    for domain, node in zip(domains, nodes, strict=True):
+        if domain.name in first:
+            fields.refuse(node.line, f"domain name {shown(domain.name)} is taken, see {first[domain.name]}")
+        first[domain.name] = domain.where
+    if not any(domain.role == "base" for domain in domains):
+        fields.refuse(
+            fields.line_of("domains"), "domains needs at least one of role base", "nothing would be guarded"
+        )
+    return domains
+
+
+def _domain(node: Node, name: str, file: str) -> Domain:
+    known = ("name", "role", "source", "documents", "max_nll_increase", "success")
+    fields = Fields(node, name, file, known)
+    role = fields.text("role", ROLES)
+    for key, owner in (("max_nll_increase", "canary"), ("success", "task")):
+        if fields.has(key) and role != owner:
+            fields.refuse(
+                fields.line_of(key), f"{fields.path(key)} belongs to role {owner}, this domain is {role}"
+            )
+    return Domain(
+        name=fields.text("name"),
+        role=role,
+        source=fields.text("source"),
+        documents=None if fields.is_null("documents") else fields.integer("documents", 1, 10_000_000),
+        max_nll_increase=fields.number("max_nll_increase", _POSITIVE) if role == "canary" else None,
+        success=_success(fields.get("success"), fields.path("success"), file) if role == "task" else None,
+        where=f"{file}:{node.line}",
+    )
+
+
+def _success(node: Node, name: str, file: str) -> Success:
+    fields = Fields(node, name, file, ("metric", "at_most", "at_least", "relative_to_base"))
+    metric = fields.text("metric", METRICS)
+    relative = fields.flag("relative_to_base") if fields.has("relative_to_base") else False
+    wanted, other = ("at_most", "at_least") if metric == "nll" else ("at_least", "at_most")
+    if fields.has(other):
+        fields.refuse(
+            fields.line_of(other), f"{fields.path(other)} does not go with {metric}; write {wanted}"
+        )
+    ceiling = math.inf if metric == "nll" else 1
+    limit = fields.number(wanted, Span(-ceiling if relative else 0, ceiling))
+    return Success(
+        metric=metric,
+        at_most=limit if wanted == "at_most" else None,
+        at_least=limit if wanted == "at_least" else None,
+        relative_to_base=relative,
+    )
+
+
+def _policy(node: Node, file: str, domains: tuple[Domain, ...]) -> Policy:
+    known = ("stage", "confidence", "resamples", "rewrite", "damage", "weights", "task", "set_for")
+    fields = Fields(node, "policy", file, known)
+    stage = fields.text("stage", STAGES) if fields.has("stage") else STAGES[0]
+    task_none = fields.has("task") and bool(fields.text("task", ("none",)))
+    _check_task(fields, stage, task_none, any(domain.role == "task" for domain in domains))
+    confidence = Span(0.5, 1, open_low=True, open_high=True)
+    return Policy(
+        stage=stage,
+        confidence=fields.number("confidence", confidence) if fields.has("confidence") else 0.95,
+        resamples=fields.integer("resamples", 200, 1_000_000) if fields.has("resamples") else 4000,
+        rewrite=_rewrite(fields.get("rewrite"), file),
+        damage=_damage(fields.get("damage"), file),
+        weights=_weights(_block(fields, "weights"), file),
+        task_none=task_none,
+        set_for=_set_for(_block(fields, "set_for"), file),
+    )
+
+
+def _check_task(fields: Fields, stage: str, task_none: bool, has_task: bool) -> None:
+    """Whether a task was to be learnt is said, never guessed."""
+    if has_task and task_none:
+        fields.refuse(fields.line_of("task"), "policy.task says none, but there is a task domain")
+    if not has_task and stage == "knowledge-expansive":
+        fields.refuse(
+            fields.line_of("stage"), "stage knowledge-expansive needs a task domain with a success rule"
+        )
+    if not has_task and not task_none:
+        hint = "add a domain of role task, or write task: none under policy"
+        fields.refuse(fields.line, "there is no task domain and policy does not say so", hint)
+
+
+def _rewrite(node: Node, file: str) -> Rewrite:
+    blocks = ("refinement", "handoff", "smooth")
+    fields = Fields(node, "policy.rewrite", file, (*CHANNELS, *ABSOLUTE_BUDGETS, *blocks))
+    for key in CHANNELS:
+        if not fields.has(key):
+            hint = f"write a budget, or {key}: null to leave this channel ungated on the record"
+            fields.refuse(fields.line, f"policy.rewrite.{key} is missing", hint)
+    budget = {
+        key: None if fields.is_null(key) else fields.number(key, span) for key, span in _BUDGET_SPANS.items()
+    }
+    return Rewrite(
+        **budget,
+        refinement=None if fields.is_null("refinement") else _refinement(fields.get("refinement"), file),
+        handoff=None if fields.is_null("handoff") else _handoff(fields.get("handoff"), file),
+        smooth=None if fields.is_null("smooth") else _smooth(fields.get("smooth"), file),
+    )
+
+
+def _refinement(node: Node, file: str) -> Refinement:
+    fields = Fields(node, "policy.rewrite.refinement", file, ("mu", "tau"))
+    one, two, three = fields.numbers("mu", 3, Span(0))
+    if one == two == three == 0:
+        fields.refuse(
+            fields.line_of("mu"), "policy.rewrite.refinement.mu is all zero: the margin could never fail"
+        )
+    return Refinement((one, two, three), fields.number("tau", _POSITIVE))
+
+
+def _handoff(node: Node, file: str) -> Handoff:
+    fields = Fields(node, "policy.rewrite.handoff", file, ("lambda",))
+    one, two = fields.numbers("lambda", 2, Span(0))
+    return Handoff((one, two))
+
+
+def _smooth(node: Node, file: str) -> Smooth:
+    keys = ("adjacency", "occupancy", "handoff", "refinement")
+    fields = Fields(node, "policy.rewrite.smooth", file, keys)
+    return Smooth(**{key: fields.number(key, _POSITIVE) for key in keys})
+
+
+def _damage(node: Node, file: str) -> Damage:
+    spans = {"nll": _POSITIVE, "document_nll": _POSITIVE, "document_share": Span(0, 1, True, True)}
+    fields = Fields(node, "policy.damage", file, tuple(spans))
+    for key in spans:
+        fields.get(key)
+    return Damage(
+        **{key: None if fields.is_null(key) else fields.number(key, span) for key, span in spans.items()}
+    )
+
+
+def _weights(node: Node, file: str) -> WeightRules:
+    fields = Fields(node, "policy.weights", file, ("must_not_change", "must_change"))
+    frozen, moved = _classes(fields, "must_not_change"), _classes(fields, "must_change")
+    if both := sorted(set(frozen) & set(moved)):
+        fields.refuse(fields.line, f"policy.weights asks {', '.join(both)} both to change and not to change")
+    return WeightRules(frozen, moved)
+
+
+def _classes(fields: Fields, key: str) -> tuple[str, ...]:
+    if fields.is_null(key):
+        return ()
+    names: list[str] = []
+    for node in fields.items(key):
+        name = node.value if isinstance(node, Scalar) else None
+        if name not in TENSOR_CLASSES:
+            hint = f"tensor classes: {', '.join(TENSOR_CLASSES)}"
+            fields.refuse(
+                node.line, f"{fields.path(key)} names no tensor class: {shown(str(name), 40)}", hint
+            )
+        if name in names:
+            fields.refuse(node.line, f"{fields.path(key)} names {name} twice")
+        names.append(str(name))
+    return tuple(names)
+
+
+def _set_for(node: Node, file: str) -> SetFor:
+    fields = Fields(node, "policy.set_for", file, ("family", "top_k", "experts"))
+    return SetFor(
+        family=None if fields.is_null("family") else fields.text("family"),
+        top_k=None if fields.is_null("top_k") else fields.integer("top_k", 1, 65_536),
+        experts=None if fields.is_null("experts") else fields.text("experts", EXPERT_SETS),
+    )

@@ -1,0 +1,197 @@
+"""The policy of a probe file: budgets, limits, weight rules and the declared stage.
+
+`describe()` of every class gives the part back in the file's own spelling, defaults filled in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+STAGES = ("chart-preserving", "knowledge-expansive")
+TENSOR_CLASSES = (
+    "router",
+    "selection_bias",
+    "routed_expert",
+    "shared_expert",
+    "dense_mlp",
+    "attention",
+    "norm",
+    "embedding",
+    "head",
+    "other",
+)
+CHANNELS = ("coordinate", "boundary", "transition", "content")
+ABSOLUTE_BUDGETS = ("overlap_drop", "dead_share_rise", "entropy_drop", "load_cv_rise")
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Weights mu1..mu3 and threshold tau of the refinement margin (Eq. 32)."""
+
+    mu: tuple[float, float, float]
+    tau: float
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        return {"mu": list(self.mu), "tau": self.tau}
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """Weights lambda1, lambda2 of the handoff margin (Eq. 31); reported, never gated."""
+
+    lambda_: tuple[float, float]
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        return {"lambda": list(self.lambda_)}
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Inverse temperatures beta of the smooth surrogates (Eq. 18-30); reported, never gated.
+
+    An occupancy beta below 20 E ln E lets the smoothing error reach 5 % of a balanced share.
+    """
+
+    adjacency: float
+    occupancy: float
+    handoff: float
+    refinement: float
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        return {
+            "adjacency": self.adjacency,
+            "occupancy": self.occupancy,
+            "handoff": self.handoff,
+            "refinement": self.refinement,
+        }
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Budgets of the protected-atlas predicate; every upper bound must stay below its budget.
+
+    Attributes:
+        coordinate: coordinate drift on z, 0..2.
+        boundary: share of the routed set exchanged at the anchor, 0..1.
+        transition: Jensen-Shannon divergence in nats, 0..ln 2.
+        content: 0.9 quantile of the relative change of expert updates, 0..1.
+        overlap_drop: fall of the co-active overlap C2 (absolute).
+        dead_share_rise: rise of dead experts as a share of all experts.
+        entropy_drop: fall of load entropy in nats.
+        load_cv_rise: rise of the load's coefficient of variation (a ratio).
+        refinement: the refinement margin must be positive.
+        handoff: weights of the handoff margin.
+        smooth: temperatures of the smooth surrogates.
+
+    None means *not gated*. The four channels must be written, be it as null, so that leaving one open is a
+    decision somebody registered; the others are not gated when absent.
+    """
+
+    coordinate: float | None
+    boundary: float | None
+    transition: float | None
+    content: float | None
+    overlap_drop: float | None
+    dead_share_rise: float | None
+    entropy_drop: float | None
+    load_cv_rise: float | None
+    refinement: Refinement | None
+    handoff: Handoff | None
+    smooth: Smooth | None
+
+    def budgets(self) -> dict[str, float]:
+        """The budgets that are gated, by key."""
+        named = {key: getattr(self, key) for key in (*CHANNELS, *ABSOLUTE_BUDGETS)}
+        return {key: value for key, value in named.items() if value is not None}
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        out: dict[str, Any] = {key: getattr(self, key) for key in (*CHANNELS, *ABSOLUTE_BUDGETS)}
+        for key in ("refinement", "handoff", "smooth"):
+            part = getattr(self, key)
+            out[key] = None if part is None else part.describe()
+        return out
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Limits of the base-domain predicate, in nats per token; None means not gated, which never passes.
+
+    Attributes:
+        nll: margin of the mean paired increase of a domain.
+        document_nll: increase above which a single document counts as damaged.
+        document_share: the share of damaged documents that is still acceptable (tail guard).
+    """
+
+    nll: float | None
+    document_nll: float | None
+    document_share: float | None
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        return {"nll": self.nll, "document_nll": self.document_nll, "document_share": self.document_share}
+
+
+@dataclass(frozen=True)
+class WeightRules:
+    """Tensor classes whose bytes must, or must not, differ between the checkpoints."""
+
+    must_not_change: tuple[str, ...]
+    must_change: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        return {"must_not_change": list(self.must_not_change), "must_change": list(self.must_change)}
+
+
+@dataclass(frozen=True)
+class SetFor:
+    """What the budgets were set for; an audit of another kind warns. None means not recorded."""
+
+    family: str | None
+    top_k: int | None
+    experts: str | None
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        return {"family": self.family, "top_k": self.top_k, "experts": self.experts}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Everything that turns measurements into a verdict.
+
+    Attributes:
+        stage: the declared stage, ``chart-preserving`` (default) or ``knowledge-expansive``.
+        confidence: level of every interval (default 0.95).
+        resamples: bootstrap resamples (default 4000).
+        rewrite: budgets of the protected atlas.
+        damage: limits of the base domains.
+        weights: tensor classes that must or must not change.
+        task_none: the file says ``task: none``, required when there is no task domain.
+        set_for: family, k and evaluation set that the budgets were set for.
+    """
+
+    stage: str
+    confidence: float
+    resamples: int
+    rewrite: Rewrite
+    damage: Damage
+    weights: WeightRules
+    task_none: bool
+    set_for: SetFor
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling, defaults filled in."""
+        out: dict[str, Any] = {
+            "stage": self.stage,
+            "confidence": self.confidence,
+            "resamples": self.resamples,
+        }
+        out |= {"rewrite": self.rewrite.describe(), "damage": self.damage.describe()}
+        out |= {"weights": self.weights.describe(), "set_for": self.set_for.describe()}
+        return out | ({"task": "none"} if self.task_none else {})

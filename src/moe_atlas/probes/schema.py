@@ -1,0 +1,159 @@
+"""The probe file, typed: what `probes.yaml` (schema ``atlas/probes/v1``) may say and what each part means.
+
+`describe()` of every class gives the part back in the file's own spelling, defaults filled in; that is what a
+lock registers and a receipt carries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.probes.layers import LayerExpression
+from moe_atlas.probes.policy import Policy
+
+SCHEMA = "atlas/probes/v1"
+ROLES = ("base", "task", "canary")
+METRICS = ("nll", "token_accuracy", "exact_match")
+EXPERT_SETS = ("active", "all")
+
+
+@dataclass(frozen=True)
+class WindowsConfig:
+    """How documents are cut.
+
+    Attributes:
+        tokens: length S of a window in tokens.
+        per_document: disjoint windows taken from each document (default 1).
+        seed: seed of the choice of documents and window starts (default 0).
+    """
+
+    tokens: int
+    per_document: int
+    seed: int
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        return {"tokens": self.tokens, "per_document": self.per_document, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Where raw expert outputs are needed, on how much they are evaluated.
+
+    Attributes:
+        experts: ``active`` (the routed sets of both checkpoints and the first competitor; default) or
+            ``all``.
+        token_stride: every n-th token of each window, from token 0 (default 1).
+        quantile: the quantile over experts that content drift takes (default 0.9).
+    """
+
+    experts: str
+    token_stride: int
+    quantile: float
+
+    def describe(self) -> dict[str, Any]:
+        """The block in the file's spelling."""
+        return {"experts": self.experts, "token_stride": self.token_stride, "quantile": self.quantile}
+
+
+@dataclass(frozen=True)
+class Success:
+    """When a task domain counts as solved, teacher-forced.
+
+    Attributes:
+        metric: ``nll`` (nats per scored token), ``token_accuracy`` or ``exact_match`` (shares of tokens, of
+            windows).
+        at_most: upper limit, for ``nll``; None otherwise.
+        at_least: lower limit, for the accuracies; None otherwise.
+        relative_to_base: the limit is on the difference tuned - base instead of the tuned value (default
+            false).
+    """
+
+    metric: str
+    at_most: float | None
+    at_least: float | None
+    relative_to_base: bool
+
+    def describe(self) -> dict[str, Any]:
+        """The rule in the file's spelling."""
+        limit = {"at_least": self.at_least} if self.at_most is None else {"at_most": self.at_most}
+        return {"metric": self.metric, **limit, "relative_to_base": self.relative_to_base}
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One stratum of documents.
+
+    Attributes:
+        name: unique name.
+        role: ``base`` (what must not be damaged), ``task`` (what was to be learnt) or ``canary`` (few, each
+            guarded).
+        source: path as written, relative to the probe file's folder.
+        documents: how many are drawn; None takes all that the source holds (default).
+        max_nll_increase: a canary window's own limit, nats per token; None for other roles.
+        success: a task domain's rule; None for other roles.
+        where: ``file:line`` for messages.
+    """
+
+    name: str
+    role: str
+    source: str
+    documents: int | None
+    max_nll_increase: float | None
+    success: Success | None
+    where: str
+
+    def describe(self) -> dict[str, Any]:
+        """The domain in the file's spelling."""
+        out: dict[str, Any] = {
+            "name": self.name,
+            "role": self.role,
+            "source": self.source,
+            "documents": self.documents,
+        }
+        if self.max_nll_increase is not None:
+            out["max_nll_increase"] = self.max_nll_increase
+        if self.success is not None:
+            out["success"] = self.success.describe()
+        return out
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """A whole probe file.
+
+    Attributes:
+        path: the file it was read from.
+        name: the probe set's name.
+        tokenizer: path of a ``tokenizer.json`` as written, ``bytes`` (UTF-8 bytes 0-255), or None when all
+            sources are token ids.
+        windows: how documents are cut.
+        evaluation: on what expert outputs are evaluated.
+        protected_layers: the layers that the rewrite predicate guards.
+        domains: in the file's order.
+        policy: budgets, limits and stage.
+    """
+
+    path: Path
+    name: str
+    tokenizer: str | None
+    windows: WindowsConfig
+    evaluation: Evaluation
+    protected_layers: LayerExpression
+    domains: tuple[Domain, ...]
+    policy: Policy
+
+    def describe(self) -> dict[str, Any]:
+        """The file as JSON, defaults filled in: what the lock registers."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "tokenizer": self.tokenizer,
+            "windows": self.windows.describe(),
+            "evaluation": self.evaluation.describe(),
+            "protected_layers": self.protected_layers.describe(),
+            "domains": [domain.describe() for domain in self.domains],
+            "policy": self.policy.describe(),
+        }
