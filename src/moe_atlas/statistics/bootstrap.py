@@ -1,0 +1,190 @@
+"""The cluster bootstrap: which interval is taken for which quantity, and why.
+
+* Means over windows, domains weighted equally: **bootstrap-t**. Each resample is studentised with its own
+  cluster standard error, which is what keeps the coverage of skewed values on few documents. All columns at
+  once: resample weights times a matrix of sufficient statistics (`domain_means`).
+* Smooth functionals (entropy, load CV, ratios of means, the clipped layer loads of the margins): **bootstrap-t**,
+  the standard error of `linearised` taken anew on each resample (`studentised`). It reflects the
+  small-sample bias of entropies and extrema instead of doubling it, as the percentile interval would.
+* Step functions (dead and active experts) and minima over layers that never gate: the **basic** interval,
+  2 estimate - resamples (`basic`); resampling can only lose experts, and the reflection takes that bias out.
+
+Shape legend: W windows, C documents, N documents of one stratum, B resamples, R resamples of a batch, Q
+quantities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.statistics.design import Design
+from moe_atlas.statistics.linearised import Batch, Linearised
+from moe_atlas.statistics.sample import Sample, undefined
+
+F64 = NDArray[np.float64]
+
+BATCH_CELLS = 1 << 18  # resamples x documents held at a time: bounded memory
+NO_VARIANCE = "no variance between documents"
+NOT_FINITE = "a window is not finite"
+ONE_DOCUMENT = "a domain has fewer than two documents"
+
+Functional = Callable[[Batch], Mapping[str, Linearised]]
+
+
+def domain_means(values_WQ: F64, design: Design) -> list[Sample]:
+    """Bootstrap-t of the domain-equal-weighted mean of every column.
+
+    NaN windows are left out; a column with an infinite window has no estimate; a column undefined in all
+    windows of a domain is undefined.
+
+    Args:
+        values_WQ: per-window values, float64 [W, Q].
+        design: strata, documents and resamples.
+    """
+    infinite_Q = np.asarray(np.isinf(values_WQ).any(axis=0))
+    defined_WQ = np.isfinite(values_WQ)
+    total_CQ = design.sums(np.where(defined_WQ, values_WQ, 0.0))
+    count_CQ = design.sums(defined_WQ.astype(np.float64))
+    return column_means(total_CQ, count_CQ, design, infinite_Q)
+
+
+def column_means(total_CQ: F64, count_CQ: F64, design: Design, infinite_Q: NDArray[np.bool_]) -> list[Sample]:
+    """Bootstrap-t of domain-equal-weighted ratios total/count, from per-document sums.
+
+    Args:
+        total_CQ: per-document sums, float64 [C, Q].
+        count_CQ: per-document counts of what was summed.
+        design: strata, documents and resamples.
+        infinite_Q: columns that had a non-finite window.
+    """
+    quantities = total_CQ.shape[1]
+    if not design.slices:
+        return [undefined("no windows") for _ in range(quantities)]
+    estimate_Q, variance_Q = np.zeros(quantities), np.zeros(quantities)
+    shift_BQ = np.zeros((design.resamples, quantities))
+    variance_BQ = np.zeros((design.resamples, quantities))
+    flat_Q = np.ones(quantities, dtype=bool)
+    for part in design.slices:
+        mean_Q, own_Q, moved_BQ, spread_BQ, same_Q = _stratum(
+            total_CQ[part], count_CQ[part], design.weights_BC[:, part]
+        )
+        estimate_Q += mean_Q / len(design.slices)
+        variance_Q += own_Q / len(design.slices) ** 2
+        shift_BQ += moved_BQ / len(design.slices)
+        variance_BQ += spread_BQ / len(design.slices) ** 2
+        flat_Q &= same_Q
+    windows_Q, documents_Q = count_CQ.sum(axis=0), (count_CQ > 0).sum(axis=0)
+    t_BQ = _studentise(shift_BQ, variance_BQ)
+    lonely = min(design.sizes) < 2
+    out = []
+    for q in range(quantities):
+        reason = _reason(design, count_CQ[:, q], bool(infinite_Q[q]), bool(flat_Q[q]), lonely)
+        estimate = float("nan") if infinite_Q[q] else float(estimate_Q[q])
+        se = float(np.sqrt(variance_Q[q]))
+        out.append(Sample(estimate, se, t_BQ[:, q], int(windows_Q[q]), int(documents_Q[q]), reason))
+    return out
+
+
+def _stratum(total_NQ: F64, count_NQ: F64, weights_BN: F64) -> tuple[F64, F64, F64, F64, NDArray[np.bool_]]:
+    """Mean, variance, resampled shift of the mean, resampled variance and flatness of one stratum.
+
+    Sums are centred at the stratum's own mean first: the resampled second moments then lose no digits.
+    """
+    size = len(total_NQ)
+    factor = size / (size - 1) if size > 1 else np.inf
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_Q = total_NQ.sum(axis=0) / count_NQ.sum(axis=0)
+        centred_NQ = total_NQ - mean_Q * count_NQ
+        centred_NQ -= (centred_NQ.sum(axis=0) / count_NQ.sum(axis=0)) * count_NQ
+        own_Q = factor * (centred_NQ**2).sum(axis=0) / count_NQ.sum(axis=0) ** 2
+        first_BQ = weights_BN @ centred_NQ
+        second_BQ = weights_BN @ centred_NQ**2
+        if np.all(count_NQ == count_NQ[0, 0]):  # the usual case: every document counts alike
+            total_BQ: F64 = np.full(1, size * count_NQ[0, 0])
+            shift_BQ = first_BQ / total_BQ
+            squares_BQ = second_BQ - shift_BQ * first_BQ * count_NQ[0, 0]
+        else:
+            total_BQ = weights_BN @ count_NQ
+            shift_BQ = first_BQ / total_BQ
+            cross_BQ = weights_BN @ (centred_NQ * count_NQ)
+            squares_BQ = second_BQ - 2.0 * shift_BQ * cross_BQ + shift_BQ**2 * (weights_BN @ count_NQ**2)
+        squares_BQ = np.where(squares_BQ <= 1e-12 * second_BQ, 0.0, squares_BQ)
+        variance_BQ = factor * squares_BQ / total_BQ**2
+        variance_BQ = np.where(np.isfinite(shift_BQ), variance_BQ, np.nan)
+    same_Q = np.abs(centred_NQ).max(axis=0) <= 1e-12 * np.abs(total_NQ).max(axis=0)
+    return mean_Q, own_Q, shift_BQ, variance_BQ, same_Q
+
+
+def _studentise(shift: F64, variance: F64) -> F64:
+    """Return shift / se; +-inf where a shifted resample has no variance, 0 where it has not moved."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = shift / np.sqrt(variance)
+    return np.where((variance == 0.0) & (shift == 0.0), 0.0, t)
+
+
+def _reason(design: Design, count_C: F64, infinite: bool, flat: bool, lonely: bool) -> str | None:
+    if infinite:
+        return NOT_FINITE
+    if any(count_C[part].sum() == 0 for part in design.slices):
+        return "undefined in every window" if count_C.sum() == 0 else "undefined in every window of a domain"
+    if lonely:
+        return ONE_DOCUMENT
+    return NO_VARIANCE if flat else None
+
+
+def studentised(functional: Functional, design: Design, windows: int) -> dict[str, Sample]:
+    """Bootstrap-t of smooth functionals, each with its standard error taken anew on every resample.
+
+    Args:
+        functional: maps a batch of resamples to named values with influences.
+        design: strata, documents and resamples.
+        windows: windows that take part, for the record.
+    """
+    whole = Batch(design, np.ones((1, design.documents)))
+    at_data = functional(whole)
+    values = {key: np.empty(design.resamples) for key in at_data}
+    variances = {key: np.empty(design.resamples) for key in at_data}
+    step = max(1, BATCH_CELLS // max(1, design.documents))
+    for begin in range(0, design.resamples, step):
+        batch = Batch(design, design.weights_BC[begin : begin + step])
+        for key, result in functional(batch).items():
+            values[key][begin : begin + step] = result.value_R
+            variances[key][begin : begin + step] = batch.variance(result.psi_RC)
+    out = {}
+    for key, result in at_data.items():
+        estimate, variance = float(result.value_R[0]), float(whole.variance(result.psi_RC)[0])
+        t_B = _studentise(_settled(values[key] - estimate, estimate), variances[key])
+        reason = _functional_reason(design, estimate, variance)
+        out[key] = Sample(estimate, float(np.sqrt(variance)), t_B, windows, design.documents, reason)
+    return out
+
+
+def _settled(shift_B: F64, estimate: float) -> F64:
+    """Rounding is no movement: shifts below 12 digits of the estimate are 0."""
+    return np.where(np.abs(shift_B) <= 1e-12 * max(1e-300, abs(estimate)), 0.0, shift_B)
+
+
+def _functional_reason(design: Design, estimate: float, variance: float) -> str | None:
+    if not np.isfinite(estimate):
+        return "undefined on the data"
+    if min(design.sizes) < 2:
+        return ONE_DOCUMENT
+    return NO_VARIANCE if variance == 0.0 else None
+
+
+def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Sample:
+    """The basic (reflected) interval of a functional recomputed on every resample.
+
+    Resamples that all agree give an interval of width 0 without a reason: for a count of dead experts that
+    is what the data say, as long as the counts themselves vary; the caller knows whether they do.
+    """
+    if not (np.isfinite(estimate) and np.isfinite(values_B).all()):
+        return undefined("undefined on the data or on a resample", windows, design.documents)
+    reason = ONE_DOCUMENT if min(design.sizes) < 2 else None
+    shift_B = values_B - estimate
+    spread = float(np.sqrt(np.mean(shift_B**2)))
+    t_B = shift_B / spread if spread > 0.0 else shift_B
+    return Sample(estimate, spread, t_B, windows, design.documents, reason)

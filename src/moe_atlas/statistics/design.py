@@ -1,0 +1,99 @@
+"""The resampling design: windows belong to documents (clusters), documents to domains (strata).
+
+Shape legend: W windows, C documents, B resamples, Q quantities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.statistics import generator
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which window belongs to which document and domain, and how documents are resampled.
+
+    Attributes:
+        domains: the domain numbers present, ascending; one stratum each.
+        slices: where each stratum's documents lie among the C documents.
+        document_W: compact document number 0..C-1 of every window; documents are sorted by domain.
+        seed: registered seed; together with the domain number it fixes every resample.
+        resamples: B.
+    """
+
+    domains: tuple[int, ...]
+    slices: tuple[slice, ...]
+    document_W: I64
+    seed: int
+    resamples: int
+
+    @property
+    def documents(self) -> int:
+        """C, the number of documents in all strata."""
+        return self.slices[-1].stop if self.slices else 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Documents in each stratum."""
+        return tuple(s.stop - s.start for s in self.slices)
+
+    @cached_property
+    def inflation_C(self) -> F64:
+        """n/(n-1) of each document's stratum, the unbiased variance factor; inf where n = 1. float64 [C]."""
+        factors = [n / (n - 1) if n > 1 else np.inf for n in self.sizes]
+        return np.repeat(np.array(factors, dtype=np.float64), self.sizes)
+
+    @cached_property
+    def weights_BC(self) -> F64:
+        """How often each document is drawn in each resample, float64 [B, C] of small integers.
+
+        Every stratum keeps its number of documents. A stratum's draws depend on (seed, domain) alone, so a
+        domain on its own is resampled exactly as it is among others.
+        """
+        weights_BC = np.empty((self.resamples, self.documents), dtype=np.float64)
+        for domain, part in zip(self.domains, self.slices, strict=True):
+            weights_BC[:, part] = _multinomial(self.seed, domain, self.resamples, part.stop - part.start)
+        return weights_BC
+
+    def sums(self, values_WQ: F64) -> F64:
+        """Add up window rows per document: float64 [W, Q] to [C, Q]."""
+        totals_CQ = np.zeros((self.documents, values_WQ.shape[1]), dtype=np.float64)
+        np.add.at(totals_CQ, self.document_W, values_WQ)
+        return totals_CQ
+
+
+def make_design(
+    domain_W: NDArray[np.integer], document_W: NDArray[np.integer], seed: int, resamples: int
+) -> Design:
+    """Build the design of W windows from their domain and document numbers.
+
+    A document is a (domain, document) pair. Raises ValueError when the two arrays differ in length.
+    """
+    if domain_W.shape != document_W.shape or domain_W.ndim != 1:
+        raise ValueError(
+            f"domain and document must be equal vectors, found {domain_W.shape}, {document_W.shape}"
+        )
+    pairs = np.stack([domain_W.astype(np.int64), document_W.astype(np.int64)], axis=1)
+    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    domains, starts = np.unique(unique[:, 0], return_index=True)
+    edges = [*starts.tolist(), len(unique)]
+    slices = tuple(slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return Design(
+        tuple(int(d) for d in domains), slices, inverse.reshape(-1).astype(np.int64), seed, resamples
+    )
+
+
+def _multinomial(seed: int, domain: int, resamples: int, documents: int) -> F64:
+    key = generator.stream_key(seed, domain)
+    drawn = generator.integers(key, documents, resamples * documents)
+    rows = np.repeat(np.arange(resamples, dtype=np.int64), documents)
+    counts = np.bincount(rows * documents + drawn, minlength=resamples * documents)
+    return counts.reshape(resamples, documents).astype(np.float64)
