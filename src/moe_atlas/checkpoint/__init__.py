@@ -1,0 +1,20 @@
+"""Checkpoints on disk: opened strictly from their headers, read in bounded pieces, digested as they are read.
+
+`open_checkpoint` and `digest_checkpoint` do without torch; `moe_atlas.checkpoint.reader` makes tensors.
+"""
+
+from __future__ import annotations
+
+from moe_atlas.checkpoint.digest import CheckpointDigest, digest_checkpoint
+from moe_atlas.checkpoint.files import FileStat
+from moe_atlas.checkpoint.header import StoredTensor
+from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointDigest",
+    "FileStat",
+    "StoredTensor",
+    "digest_checkpoint",
+    "open_checkpoint",
+]

@@ -1,0 +1,211 @@
+"""Opening a checkpoint: which files belong to it and which tensors they hold, from headers alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from moe_atlas.checkpoint import files
+from moe_atlas.checkpoint.files import FileStat
+from moe_atlas.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, read_header
+from moe_atlas.checkpoint.refuse import RE_DOWNLOAD, refusal, shown
+from moe_atlas.checkpoint.strict_json import parse_json_object
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+MODEL = "model.safetensors"
+_SUFFIX = ".safetensors"
+_ADAPTER = "adapter_model.safetensors"
+_MAX_CONFIG_BYTES = 4 << 20
+_MAX_INDEX_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as its headers describe it; no tensor has been read yet.
+
+    Attributes:
+        root: the folder of its files.
+        label: the path as it was given, for messages.
+        config: the content of ``config.json``.
+        tensors: every stored tensor by name, in name order.
+        files: what identified each file that was read (shards, ``config.json``, the index), by plain name.
+    """
+
+    root: Path
+    label: str
+    config: dict[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    files: Mapping[str, FileStat]
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The plain names of the files that hold tensors, sorted."""
+        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+
+
+def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Checkpoint:
+    """Open a checkpoint by reading its configuration and its headers.
+
+    Args:
+        path: a folder with ``model.safetensors.index.json``, a folder with a single ``.safetensors`` file, a
+            snapshot folder of the Hugging Face cache, or a ``.safetensors`` file; always with ``config.json``
+            beside the weights.
+        max_header_bytes: the longest header to accept, in bytes.
+
+    Returns:
+        The checkpoint, whose index and headers agree.
+
+    Raises:
+        InputRefused: with the code of what is wrong: ``E_NOT_FOUND``, ``E_ACCESS``, ``E_FORMAT``,
+            ``E_INDEX_PATH``, ``E_INDEX_SET``, ``E_NOT_REGULAR``, ``E_SYMLINK``, ``E_JSON``, ``E_TYPE``,
+            ``E_DUP_KEY`` or one of a header's.
+    """
+    path = Path(path)
+    root, index, shards = _locate(path)
+    found: dict[str, FileStat] = {}
+    weight_map = _read_weight_map(root, found) if index else None
+    if weight_map is not None:
+        shards = _indexed_shards(root, weight_map)
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        for tensor in _read_shard(root, shard, max_header_bytes, found):
+            _add(tensors, tensor, root)
+    if not tensors:
+        raise refusal("E_INDEX_SET", str(path), "holds no tensor at all", RE_DOWNLOAD)
+    if weight_map is not None:
+        _compare(weight_map, tensors, str(root / INDEX))
+    config = _read_json(root, CONFIG, _MAX_CONFIG_BYTES, found)
+    ordered = {name: tensors[name] for name in sorted(tensors)}
+    return Checkpoint(root, str(path), config, MappingProxyType(ordered), MappingProxyType(found))
+
+
+def _locate(path: Path) -> tuple[Path, bool, tuple[str, ...]]:
+    """Find the folder, whether it has an index, and without one the single file."""
+    if files.is_folder(path):
+        if files.exists(path / INDEX):
+            return path, True, ()
+        return path, False, (_single_file(path),)
+    files.refuse_foreign_name(path.name, str(path))
+    if path.suffix == ".json":
+        raise refusal("E_FORMAT", str(path), "is not a weights file", "give the folder that holds it")
+    return path.parent, False, (path.name,)
+
+
+def _single_file(folder: Path) -> str:
+    """Return the one safetensors file of a folder without an index, or say why there is none to choose."""
+    names = sorted(_names(folder))
+    weights = [name for name in names if name.endswith(_SUFFIX)]
+    if len(weights) > 1:
+        problem = f"holds {len(weights)} {_SUFFIX} files and no {INDEX} to say which belong together"
+        step = "add the index, or give the path of one file"
+        raise refusal("E_INDEX_SET", str(folder), problem, step)
+    if weights == [_ADAPTER]:
+        problem = "is an adapter, not a checkpoint"
+        raise refusal("E_FORMAT", str(folder / _ADAPTER), problem, "merge it into its base model first")
+    if weights:
+        return weights[0]
+    for name in names:
+        files.refuse_foreign_name(name, str(folder / name))
+    step = "give the folder of a checkpoint, or a .safetensors file"
+    raise refusal("E_NOT_FOUND", str(folder), f"holds neither {INDEX} nor a {_SUFFIX} file", step)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        problem = f"cannot be listed: {error.strerror}"
+        raise refusal("E_ACCESS", str(folder), problem, "check its permissions") from None
+
+
+def _read_json(root: Path, file: str, max_bytes: int, found: dict[str, FileStat]) -> dict[str, Any]:
+    if not files.exists(root / file):
+        step = "put it beside the weights; every Hugging Face checkpoint has one"
+        raise refusal("E_NOT_FOUND", str(root / file), "does not exist", step)
+    raw, found[file] = files.read_small(root, file, max_bytes)
+    return parse_json_object(raw, str(root / file))
+
+
+def _read_weight_map(root: Path, found: dict[str, FileStat]) -> dict[str, str]:
+    """Read which file holds which tensor, according to the index."""
+    label = str(root / INDEX)
+    weight_map = _read_json(root, INDEX, _MAX_INDEX_BYTES, found).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise refusal("E_TYPE", label, "must map tensors to files in an object", name="weight_map")
+    if not weight_map:
+        raise refusal("E_INDEX_SET", label, "names no tensor at all", RE_DOWNLOAD)
+    for name, shard in weight_map.items():
+        if type(shard) is not str:
+            raise refusal("E_TYPE", label, "the file name must be a string", name=name)
+    return weight_map
+
+
+def _indexed_shards(root: Path, weight_map: dict[str, str]) -> tuple[str, ...]:
+    """Check the shard names of the index: plain names of existing safetensors files, without a rival file."""
+    label = str(root / INDEX)
+    shards = tuple(sorted(set(weight_map.values())))
+    for shard in shards:
+        if not _is_plain_name(shard):
+            problem = "the shard's name is not the plain name of a file in the checkpoint folder"
+            raise refusal("E_INDEX_PATH", label, problem, name=shard)
+        files.refuse_foreign_name(shard, str(root / shard))
+        if not shard.endswith(_SUFFIX):
+            raise refusal("E_FORMAT", label, f"the shard is not a {_SUFFIX} file", name=shard)
+    for shard in shards:
+        if not files.exists(root / shard):
+            problem = "the index names this file, and it does not exist"
+            raise refusal("E_INDEX_SET", label, problem, "download the missing file", name=shard)
+    if MODEL not in shards and files.exists(root / MODEL):
+        problem = f"stands beside {MODEL}, which it does not name; loaders disagree about which one counts"
+        raise refusal("E_INDEX_SET", label, problem, "remove one of the two")
+    return shards
+
+
+def _is_plain_name(name: str) -> bool:
+    forbidden = "/" in name or "\\" in name or not name.isprintable()
+    return not forbidden and name not in ("", ".", "..") and len(os.fsencode(name)) <= 255
+
+
+def _read_shard(
+    root: Path, shard: str, max_header_bytes: int, found: dict[str, FileStat]
+) -> list[StoredTensor]:
+    label = str(root / shard)
+    with files.open_regular(root, shard) as (descriptor, stat):
+        files.refuse_foreign_content(descriptor, label)
+        found[shard] = stat
+        return read_header(descriptor, stat.size, shard, max_header_bytes)
+
+
+def _add(tensors: dict[str, StoredTensor], tensor: StoredTensor, root: Path) -> None:
+    rival = tensors.setdefault(tensor.name, tensor)
+    if rival is not tensor:
+        problem = f"stored in {shown(rival.file)} and again in {shown(tensor.file)}"
+        raise refusal("E_INDEX_SET", str(root / INDEX), problem, RE_DOWNLOAD, name=tensor.name)
+
+
+def _compare(weight_map: dict[str, str], tensors: Mapping[str, StoredTensor], label: str) -> None:
+    """Refuse an index that differs from the headers in any name or any place."""
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            problem = (
+                f"the index places it in {shown(shard)}, whose header lacks it{_among(weight_map, tensors)}"
+            )
+            raise refusal("E_INDEX_SET", label, problem, RE_DOWNLOAD, name=name)
+        if tensors[name].file != shard:
+            problem = f"the index places it in {shown(shard)}, it is stored in {shown(tensors[name].file)}"
+            raise refusal("E_INDEX_SET", label, problem, RE_DOWNLOAD, name=name)
+    for name, tensor in tensors.items():
+        if name not in weight_map:
+            problem = f"stored in {shown(tensor.file)}, unknown to the index{_among(tensors, weight_map)}"
+            raise refusal("E_INDEX_SET", label, problem, RE_DOWNLOAD, name=name)
+
+
+def _among(names: Iterable[str], known: Mapping[str, object]) -> str:
+    """Say how many names share a fault, when it is more than one."""
+    count = sum(name not in known for name in names)
+    return f" (and {count - 1} more like it)" if count > 1 else ""

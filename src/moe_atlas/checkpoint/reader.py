@@ -1,0 +1,143 @@
+"""Reading tensors of a checkpoint into memory of our own, hashing the very bytes that are consumed.
+
+Nothing is mapped: a file that shrinks under a mapping kills the process without a word, and mapped pages
+stay in its memory. A positional read gives an error that can be caught, and memory that is given back.
+"""
+
+from __future__ import annotations
+
+import math
+from threading import Lock
+
+import torch
+
+from moe_atlas.checkpoint.digest import (
+    CheckpointDigest,
+    OpenShard,
+    TensorHash,
+    combine,
+    complete_hashes,
+    require_unchanged,
+)
+from moe_atlas.checkpoint.header import DTYPE_BITS, StoredTensor
+from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.refuse import refusal
+from moe_atlas.errors import ResourceExhausted
+
+_ALIGNMENT = 64
+_TORCH_NAMES = {
+    **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"},
+    **{"U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64"},
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
+    **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
+}
+
+
+class Reader:
+    """Reads tensors of one checkpoint; memory is bounded by what is asked for, plus 8 MiB in `finish`.
+
+    Safe to use from a second thread that reads ahead.
+
+    Attributes:
+        bytes_read: bytes of tensors read from files so far.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.bytes_read = 0
+        self._hashes = {name: TensorHash() for name in checkpoint.tensors}
+        self._lock = Lock()
+
+    def read(self, name: str, index: int | None = None) -> torch.Tensor:
+        """Read a tensor, or one entry of its leading dimension.
+
+        Args:
+            name: the stored name.
+            index: for stacked tensors, which entry of the leading dimension; only its bytes are read.
+
+        Returns:
+            A tensor of the stored shape (without the leading dimension if `index` is given) and dtype, in
+            memory of its own, aligned to 64 bytes.
+
+        Raises:
+            InputRefused: ``E_DTYPE`` for a dtype that this torch cannot hold.
+            IntegrityError: ``E_CHANGED`` when the file is no longer the one that was opened.
+        """
+        tensor = self.checkpoint.tensors[name]
+        dtype = _torch_dtype(tensor)
+        shape, start, stop = _extent(tensor, index)
+        data = _aligned_bytes(stop - start)
+        self._read_into(data.numpy().data, tensor, start)
+        if dtype is torch.bool:
+            return data.ne(0).reshape(shape)  # a byte other than 0 and 1 is no valid bool in memory
+        return data.view(dtype).reshape(shape)
+
+    def read_bytes(self, tensor: StoredTensor, start: int = 0, stop: int | None = None) -> memoryview:
+        """Read the bytes from `start` to `stop` of a tensor's data as they are stored.
+
+        Raises:
+            IntegrityError: ``E_CHANGED`` when the file is no longer the one that was opened.
+        """
+        stop = tensor.nbytes if stop is None else stop
+        assert 0 <= start <= stop <= tensor.nbytes, f"{start}:{stop} of {tensor.nbytes} bytes"
+        data = memoryview(bytearray(stop - start))
+        self._read_into(data, tensor, start)
+        return data
+
+    def finish(self) -> CheckpointDigest:
+        """Hash what was never read, check that no file changed, and return the checkpoint's digest.
+
+        A tensor's hash is taken while it is read, as long as reads continue each other; what was read out of
+        order or not at all is streamed here.
+
+        Raises:
+            IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
+        """
+        streamed = complete_hashes(self.checkpoint, self._hashes)
+        with self._lock:
+            self.bytes_read += streamed
+        self.unchanged()
+        return combine(self.checkpoint, self._hashes)
+
+    def unchanged(self) -> None:
+        """Raise ``E_CHANGED`` unless every file of the checkpoint is the one that was opened."""
+        require_unchanged(self.checkpoint)
+
+    def _read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
+        with OpenShard(self.checkpoint, tensor.file) as shard:
+            shard.read_into(buffer, tensor, start)
+        self._hashes[tensor.name].consume(buffer, start)
+        with self._lock:
+            self.bytes_read += len(buffer)
+
+
+def _torch_dtype(tensor: StoredTensor) -> torch.dtype:
+    dtype = getattr(torch, _TORCH_NAMES.get(tensor.dtype, ""), None)
+    if not isinstance(dtype, torch.dtype):
+        problem = f"stored as {tensor.dtype}, which torch {torch.__version__} cannot hold"
+        raise refusal("E_DTYPE", tensor.file, problem, "use a newer torch", name=tensor.name)
+    return dtype
+
+
+def _extent(tensor: StoredTensor, index: int | None) -> tuple[tuple[int, ...], int, int]:
+    """Return the shape and the byte range of a tensor, or of one entry of its leading dimension."""
+    if index is None:
+        return tensor.shape, 0, tensor.nbytes
+    assert 0 <= index < (tensor.shape or (0,))[0], f"entry {index} of shape {tensor.shape}"
+    shape = tensor.shape[1:]
+    nbytes = math.prod(shape) * DTYPE_BITS[tensor.dtype] // 8
+    return shape, index * nbytes, (index + 1) * nbytes
+
+
+def _aligned_bytes(nbytes: int) -> torch.Tensor:
+    """Allocate uninitialised bytes that start on a 64-byte boundary."""
+    try:
+        data = torch.empty(nbytes + _ALIGNMENT, dtype=torch.uint8)
+    except RuntimeError:
+        step = "run on a machine with more free memory"
+        raise ResourceExhausted(
+            "E_MEMORY", "reading a tensor", f"no memory for {nbytes} bytes", step
+        ) from None
+    offset = -data.data_ptr() % _ALIGNMENT
+    return data[offset : offset + nbytes]
