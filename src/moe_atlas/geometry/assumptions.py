@@ -1,0 +1,45 @@
+"""Which assumptions of the theorems hold at a layer (Theorem 1, section 2.1, Eq. 9). Nothing here gates.
+
+Legend: T tokens, D model width, H expert width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_atlas.families.spec import MoESpec
+
+
+def gain_anisotropy(gain_D: Tensor | None) -> dict[str, Any] | float:
+    """κ_Γ = max|γ| / min|γ|, or null with its reason."""
+    if gain_D is None:
+        return {"value": None, "reason": "no norm in front of the router"}
+    size_D = gain_D.double().abs()
+    if not bool(torch.isfinite(size_D).all()):
+        return {"value": None, "reason": "the gain is not finite"}
+    if float(size_D.min()) == 0.0:
+        return {"value": None, "reason": "a gain of exactly 0: Γ is not invertible"}
+    return float(size_D.max() / size_D.min())
+
+
+def radial_to_tangent(x_TD: Tensor, eps: float) -> Tensor:
+    """ε / r_ε² of each token (Eq. 9), float64 [T]."""
+    return eps / (x_TD.double().square().mean(-1) + eps)
+
+
+def structural(moe: MoESpec, width: int) -> dict[str, Any]:
+    """What the architecture alone decides: norm, router and rank assumptions."""
+    router = moe.router
+    biased = router.linear_bias or router.selection_bias
+    # A sum of two sigmoids is not homogeneous, so scaling a state may change which group it keeps.
+    grouped_sums = router.kept_groups < router.groups and router.group_score == "top2_sum"
+    return {
+        "rms_norm": moe.pre_norm and moe.norm_kind.startswith("rms"),
+        "bias_free_router": not biased,
+        "ray_invariant_selection": not biased and not grouped_sums and moe.pre_norm,
+        "rank_possible": moe.w1_rows >= width,
+        "w1_rows": moe.w1_rows,
+    }

@@ -1,0 +1,65 @@
+"""The drift channels of a pair (section 5 of the paper), one value per token.
+
+Legend: T tokens, D model width, E experts, K top-k, P evaluated experts per token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def coordinate_drift(state0_TD: Tensor, state1_TD: Tensor) -> Tensor:
+    """½‖ŝ⁰ − ŝ¹‖² = 1 − cos(s⁰, s¹), float64 [T], 0..2; exactly 0 for equal states."""
+    unit0_TD = torch.nn.functional.normalize(state0_TD.double(), dim=-1, eps=0.0)
+    unit1_TD = torch.nn.functional.normalize(state1_TD.double(), dim=-1, eps=0.0)
+    return 0.5 * (unit0_TD - unit1_TD).square().sum(-1)
+
+
+def shared_members(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:
+    """How many experts two top-k sets have in common, int64 [T]."""
+    return (ids0_TK[:, :, None] == ids1_TK[:, None, :]).any(-1).sum(-1)
+
+
+def boundary_drift(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:
+    """1 − |S0 ∩ S1|/k, float64 [T], 0..1."""
+    return 1.0 - shared_members(ids0_TK, ids1_TK).double() / ids0_TK.shape[1]
+
+
+def transition_drift(probs0_TE: Tensor, probs1_TE: Tensor) -> Tensor:
+    """Jensen–Shannon divergence of two routed gate distributions, nats, float64 [T], 0..ln 2."""
+    p_TE, q_TE = probs0_TE.double(), probs1_TE.double()
+    middle_TE = 0.5 * (p_TE + q_TE)
+    divergence_T = _relative_entropy(p_TE, middle_TE) + _relative_entropy(q_TE, middle_TE)
+    return (0.5 * divergence_T).clamp_min(0.0)  # rounding may leave -1e-17
+
+
+def _relative_entropy(p_TE: Tensor, q_TE: Tensor) -> Tensor:
+    terms_TE = torch.special.xlogy(p_TE, p_TE / q_TE)
+    return torch.where(p_TE > 0, terms_TE, torch.where(p_TE == 0, 0.0, p_TE)).sum(-1)
+
+
+def content_drift(ratio_TP: Tensor, evaluated_TP: Tensor, quantile: float) -> Tensor:
+    """Quantile over the evaluated experts of the relative change of the visible update, float64 [T], 0..1.
+
+    Args:
+        ratio_TP: relative changes, float64.
+        evaluated_TP: bool, which slots hold a member of the evaluation set.
+        quantile: q of the definition, linear interpolation.
+    """
+    finite_TP = torch.where(torch.isfinite(ratio_TP), ratio_TP, torch.inf)
+    return torch.where(evaluated_TP, finite_TP, torch.nan).nanquantile(quantile, dim=1)
+
+
+def flips(
+    changed_T: Tensor, margin_T: Tensor, group_margin_T: Tensor | None, delta: float, group_delta: float
+) -> tuple[Tensor, Tensor]:
+    """Anchored set changes split by the noise band: (inside, outside), bool [T] each.
+
+    A change is inside the band when the base margin is at most 2δ, or, where groups are dropped, the base group
+    margin at most 2δ_g; only the others are evidence of a rewrite.
+    """
+    in_band_T = margin_T <= 2.0 * delta  # NaN margin (no competitor): outside, there is no noise to blame
+    if group_margin_T is not None:
+        in_band_T = in_band_T | (group_margin_T <= 2.0 * group_delta)
+    return changed_T & in_band_T, changed_T & ~in_band_T

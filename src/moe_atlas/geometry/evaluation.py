@@ -1,0 +1,72 @@
+"""Which experts are evaluated on which token, and how their rows are grouped into one product per matrix.
+
+An evaluation table holds, for each token, an expert index per slot (−1: the slot is empty). Rows are multiplied in
+groups that do not depend on the other checkpoint or on the memory at hand, because a matrix product's last bit may
+depend on how many rows it is given.
+
+Legend: T tokens, E experts, K top-k, P slots per token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_atlas.statistics.generator import mix, stream_key
+
+EMPTY = -1
+
+
+def contains(table_TP: Tensor, ids_TK: Tensor) -> Tensor:
+    """Bool [T, K]: which of `ids_TK` is already in the token's row of `table_TP`."""
+    return (ids_TK[:, :, None] == table_TP[:, None, :]).any(-1)
+
+
+def join(table_TP: Tensor, ids_TK: Tensor) -> Tensor:
+    """Append slots for `ids_TK`, leaving a slot empty where the expert is in the table already."""
+    return torch.cat([table_TP, ids_TK.masked_fill(contains(table_TP, ids_TK), EMPTY)], dim=1)
+
+
+def all_others(table_TP: Tensor, experts: int) -> Tensor:
+    """Append one slot for every expert, empty where the token has it already (`experts: all`)."""
+    everyone_TE = torch.arange(experts, device=table_TP.device).expand(len(table_TP), experts)
+    return join(table_TP, everyone_TE)
+
+
+def specificity_partner(
+    seed: int, windows_T: np.ndarray, positions_T: np.ndarray, layer: int, excluded_TP: Tensor, experts: int
+) -> Tensor:
+    """One expert drawn uniformly outside S ∪ {e_{k+1}}, int64 [T]; empty when there is none.
+
+    The draw is a pure function of (seed, window, position, layer): the same on every machine and for both
+    checkpoints, which differ only in what is excluded.
+    """
+    counter_T = (windows_T.astype(np.uint64) << np.uint64(32)) | positions_T.astype(np.uint64)
+    bits_T = mix(np.uint64(stream_key(seed, layer)) + mix(counter_T))
+    excluded_TP = torch.where(excluded_TP == EMPTY, experts, excluded_TP).sort(dim=1).values
+    free_T = experts - (excluded_TP < experts).sum(1)
+    high_T = torch.from_numpy((bits_T >> np.uint64(33)).astype(np.int64)).to(excluded_TP.device)
+    partner_T = (high_T * free_T) >> 31  # Lemire's multiply-shift; the bias is below E/2^31
+    for slot in range(excluded_TP.shape[1]):  # step over the excluded experts in ascending order
+        partner_T = partner_T + (excluded_TP[:, slot] <= partner_T)
+    return torch.where(free_T > 0, partner_T, EMPTY)
+
+
+class RowGroup:
+    """The rows of some slots of a table, grouped by expert: one stable sort, then a slice per expert."""
+
+    def __init__(self, table_TP: Tensor, slots: slice, experts: int) -> None:
+        part_TP = table_TP[:, slots]
+        width = max(part_TP.shape[1], 1)
+        flat = part_TP.reshape(-1)
+        order = torch.argsort(flat, stable=True)
+        self._tokens = order // width
+        self._slots = order % width + (slots.start or 0)
+        edges = torch.arange(experts + 1, device=flat.device)
+        self._begin = torch.searchsorted(flat[order], edges).tolist()
+
+    def rows(self, expert: int) -> tuple[Tensor, Tensor]:
+        """(tokens, slots) of `expert`, int64 [P] each, tokens ascending."""
+        part = slice(self._begin[expert], self._begin[expert + 1])
+        return self._tokens[part], self._slots[part]

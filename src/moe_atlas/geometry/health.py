@@ -1,0 +1,92 @@
+"""Health of one checkpoint on one batch, at its own states: State1, State2 and the transition jump per token.
+
+Legend: T tokens of the batch, M measured tokens, P slots, D model width, K top-k.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_atlas.geometry.evaluation import EMPTY
+from moe_atlas.geometry.fields import NativeFields
+from moe_atlas.geometry.overlap import compatibility, field_norm, overlap, swap_coefficients
+from moe_atlas.geometry.smooth import smooth_overlap
+from moe_atlas.geometry.tangent import TangentMap, relative_change
+from moe_atlas.geometry.tokens import settle
+from moe_atlas.replay.router import Routing, combine_weights
+
+CHUNK = 256  # tokens whose fields are held in float64 at a time
+
+
+def state1(routing: Routing) -> dict[str, Tensor]:
+    """`set_margin` and `group_margin`, float64 [T]: last kept minus first dropped dispatch and group score."""
+    values = {"set_margin": settle(routing.margin_T, routing.competitor_T != EMPTY)}
+    if routing.group_margin_T is not None:
+        values["group_margin"] = settle(routing.group_margin_T, ~torch.isnan(routing.group_margin_T))
+    return values
+
+
+def state2(fields: NativeFields, tangent: TangentMap, adjacency: float | None) -> dict[str, Tensor]:
+    """Overlap, its specificity, the transition jump and the smooth overlap of the measured tokens, float64 [M].
+
+    Args:
+        fields: the evaluated experts.
+        tangent: P_z at the checkpoint's own canonical states of the measured tokens.
+        adjacency: β_adj of the smooth overlap; not measured when None.
+    """
+    chunks = [
+        _state2(fields, tangent, adjacency, torch.arange(begin, min(begin + CHUNK, len(fields.table_MP))))
+        for begin in range(0, len(fields.table_MP), CHUNK)
+    ]
+    return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
+
+
+def _state2(
+    fields: NativeFields, tangent: TangentMap, adjacency: float | None, part_M: Tensor
+) -> dict[str, Tensor]:
+    k, table_MP = fields.top_k, fields.table_MP[part_M]
+    tokens = fields.measured_M[part_M]
+    v_MPD = tangent(fields.rows_MPD[part_M], part_M)
+    kappa_MPP = compatibility(v_MPD)
+    log_probs_ME = fields.routing.log_probs_TE[tokens]
+    has_competitor_M, has_partner_M = table_MP[:, k] != EMPTY, table_MP[:, k + 1] != EMPTY
+    overlap_M = overlap(kappa_MPP, log_probs_ME.gather(1, table_MP[:, :k]))
+    values = {
+        "overlap": settle(overlap_M, torch.full_like(has_partner_M, k > 1)),
+        "overlap_specificity": settle(overlap_M - kappa_MPP[:, 0, k + 1], has_partner_M & (k > 1)),
+    }
+    values |= _jump(fields, v_MPD[:, : k + 1], tokens, table_MP, has_competitor_M)
+    if adjacency is not None:
+        member_MP = table_MP != EMPTY
+        member_MP[:, k + 1] = False  # the partner is a yardstick, not a member of the health set
+        if table_MP.shape[1] > k + 2:
+            member_MP[:, k + 1] = has_partner_M  # …unless every expert is
+        ids_MP = table_MP.clamp_min(0)
+        smooth_M = smooth_overlap(
+            kappa_MPP,
+            log_probs_ME.gather(1, ids_MP),
+            fields.routing.scores_TE[tokens].gather(1, ids_MP),
+            member_MP,
+            adjacency,
+        )
+        values["smooth_overlap"] = settle(smooth_M, member_MP.sum(1) > 1)
+    return values
+
+
+def _jump(
+    fields: NativeFields, v_MPD: Tensor, tokens: Tensor, table_MP: Tensor, defined_M: Tensor
+) -> dict[str, Tensor]:
+    """The exact one-swap change of the routed sum, Eq. 14's idealisation, and ‖Σω_e v_e‖."""
+    k, routing = fields.top_k, fields.routing
+    assert fields.layer.moe is not None
+    swapped_MK = torch.cat([table_MP[:, : k - 1], table_MP[:, k : k + 1].clamp_min(0)], dim=1)
+    weights_MK = routing.weights_TK[tokens]
+    swapped_weights_MK = combine_weights(fields.layer.moe.router, routing.logits_TE[tokens], swapped_MK)
+    coefficients_MP = swap_coefficients(weights_MK, swapped_weights_MK)
+    change_M = relative_change(v_MPD[:, k - 1], v_MPD[:, k])[3]
+    return {
+        "jump": settle(field_norm(v_MPD, coefficients_MP), defined_M),
+        "jump_idealised": settle(weights_MK[:, k - 1].double() * change_M, defined_M),
+        "field_norm": settle(field_norm(v_MPD[:, :k], weights_MK)),
+    }

@@ -1,0 +1,132 @@
+"""What a pair of checkpoints says about one batch of one layer, token by token.
+
+Legend: T tokens of the batch, M measured tokens, D model width, E experts, K top-k, P slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_atlas.geometry import drift, smooth
+from moe_atlas.geometry.evaluation import EMPTY
+from moe_atlas.geometry.fields import PairFields
+from moe_atlas.geometry.tokens import settle
+from moe_atlas.replay.model import GateInput
+from moe_atlas.replay.router import Routing
+
+
+@dataclass(frozen=True)
+class NoiseBand:
+    """δ = max |Δa| and δ_g = max |Δ group score| of a noise-floor run; 0 where none was measured."""
+
+    delta: float = 0.0
+    group_delta: float = 0.0
+
+
+def coordinate_channels(gate0: GateInput, gate1: GateInput) -> dict[str, Tensor]:
+    """Native coordinate drift of the gate coordinate g (as published) and of z (the gated one), float64 [T]."""
+    values = {"coordinate_drift": settle(drift.coordinate_drift(gate0.router_TD, gate1.router_TD))}
+    if gate0.z_TD is not None and gate1.z_TD is not None:
+        values["coordinate_drift_z"] = settle(drift.coordinate_drift(gate0.z_TD, gate1.z_TD))
+    return values
+
+
+def routing_channels(
+    base: Routing, anchored: Routing, tuned: Routing, band: NoiseBand
+) -> dict[str, Tensor]:
+    """Boundary, transition and smooth boundary drift, and the flips, float64 [T] (flips 0/1).
+
+    Args:
+        base: θ0 routed at its own states (g^{0→0}).
+        anchored: θ1 routed at the base's canonical states (g^{0→1}), in the base's expert numbering.
+        tuned: θ1 at its own states, in the base's expert numbering.
+        band: the noise band of this layer.
+    """
+    boundary_T = drift.boundary_drift(base.topk_TK, anchored.topk_TK)
+    inside_T, outside_T = drift.flips(
+        boundary_T > 0, base.margin_T, base.group_margin_T, band.delta, band.group_delta
+    )
+    return {
+        "boundary_drift": settle(boundary_T),
+        "native_boundary_drift": settle(drift.boundary_drift(base.topk_TK, tuned.topk_TK)),
+        "transition_drift": settle(drift.transition_drift(base.probs_TE, anchored.probs_TE)),
+        "smooth_boundary": settle(smooth.smooth_boundary(base.probs_TE, anchored.probs_TE)),
+        "smooth_boundary_published": settle(smooth.smooth_boundary_published(base.probs_TE, tuned.probs_TE)),
+        "flips.changed": (inside_T | outside_T).double(),
+        "flips.inside": inside_T.double(),
+        "flips.outside": outside_T.double(),
+    }
+
+
+def content_channels(
+    fields: PairFields, base: Routing, anchored: Routing, tuned: Routing, quantile: float
+) -> dict[str, Tensor]:
+    """Content drift, its smooth surrogate and the perturbation budget (Eq. 15), float64 [M]."""
+    evaluated_MP = fields.table_MP != EMPTY
+    ids_MP, m = fields.table_MP.clamp_min(0), fields.base.measured_M
+    rho0_MP = base.probs_TE[m].gather(1, ids_MP)
+    anchored_rho_MP = 0.5 * (rho0_MP + anchored.probs_TE[m].gather(1, ids_MP))
+    native_rho_MP = 0.5 * (rho0_MP + tuned.probs_TE[m].gather(1, ids_MP))
+    content_M, coverage_M = smooth.smooth_content(fields.ratio_MP, anchored_rho_MP, evaluated_MP)
+    published_M, _ = smooth.smooth_content(fields.ratio_native_MP, native_rho_MP, evaluated_MP)
+    values = {
+        "content_drift": drift.content_drift(fields.ratio_MP, evaluated_MP, quantile),
+        "smooth_content": content_M,
+        "smooth_content_published": published_M,
+        "smooth_content_coverage": coverage_M,
+    }
+    values |= perturbation_budget(fields, evaluated_MP)
+    return {key: settle(value) for key, value in values.items()}
+
+
+def perturbation_budget(fields: PairFields, evaluated_MP: Tensor) -> dict[str, Tensor]:
+    """Eq. 15 at the anchor with ω as weights: ‖ΔV‖, its two bounding terms, and ‖V⁰‖, float64 [M]."""
+    omega0_MP, omega1_MP = fields.omega0_MP.double(), fields.omega1_MP.double()
+    router_MP = (omega1_MP - omega0_MP).abs() * fields.norm0_MP
+    content_MP = omega1_MP * fields.change_MP
+    router_M = torch.where(evaluated_MP, router_MP, 0.0).sum(1)
+    content_M = torch.where(evaluated_MP, content_MP, 0.0).sum(1)
+    norm = torch.linalg.vector_norm
+    return {
+        "perturbation_budget.actual": norm(fields.delta_MD, dim=-1, dtype=torch.float64),
+        "perturbation_budget.router_term": router_M,
+        "perturbation_budget.content_term": content_M,
+        "perturbation_budget.bound": router_M + content_M,
+        "perturbation_budget.base_norm": norm(fields.field0_MD, dim=-1, dtype=torch.float64),
+    }
+
+
+def controls(x0_TD: Tensor, x1_TD: Tensor) -> dict[str, Tensor]:
+    """Raw-norm controls for falsification, float64 [T]: |‖x¹‖−‖x⁰‖|/‖x⁰‖ and ‖x¹−x⁰‖/‖x⁰‖."""
+    x0_TD, x1_TD = x0_TD.double(), x1_TD.double()
+    norm0_T, norm1_T = torch.linalg.vector_norm(x0_TD, dim=-1), torch.linalg.vector_norm(x1_TD, dim=-1)
+    change_T = torch.linalg.vector_norm(x1_TD - x0_TD, dim=-1)
+    defined_T = norm0_T > 0
+    return {
+        "raw_norm_drift": settle((norm1_T - norm0_T).abs() / norm0_T, defined_T),
+        "raw_state_drift": settle(change_T / norm0_T, defined_T),
+    }
+
+
+def relabelled(routing: Routing, match_E: Tensor) -> Routing:
+    """`routing` in another expert numbering: expert e of the result is expert `match_E[e]` of the input."""
+    inverse_E = torch.argsort(match_E)
+    competitor_T = torch.where(
+        routing.competitor_T == EMPTY, EMPTY, inverse_E[routing.competitor_T.clamp_min(0)]
+    )
+    return Routing(
+        logits_TE=routing.logits_TE[:, match_E],
+        probs_TE=routing.probs_TE[:, match_E],
+        log_probs_TE=routing.log_probs_TE[:, match_E],
+        scores_TE=routing.scores_TE[:, match_E],
+        topk_TK=inverse_E[routing.topk_TK],
+        competitor_T=competitor_T,
+        weights_TK=routing.weights_TK,
+        margin_T=routing.margin_T,
+        ties_T=routing.ties_T,
+        group_scores_TG=routing.group_scores_TG,
+        group_margin_T=routing.group_margin_T,
+    )

@@ -1,0 +1,204 @@
+"""The weights ledger: for every tensor of the pair, did it change, by how much, and is it whole?
+
+It catches what behaviour shows late or never: a tune that did not land, a router that was meant to be frozen,
+a converter that dropped experts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_atlas.errors import InputRefused
+
+CLASSES = (
+    "router",
+    "selection_bias",
+    "routed_expert",
+    "shared_expert",
+    "dense_mlp",
+    "attention",
+    "norm",
+    "embedding",
+    "head",
+    "other",
+)
+CHUNK = 1 << 20  # elements compared at a time in float64
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """One row of the ledger.
+
+    Attributes:
+        identical: byte-identical, in the same dtype.
+        base_square, change_square: ‖W0‖² and ‖W1−W0‖² in float64; `change_square` is 0 for a lone checkpoint.
+        zeros, nonfinite: counts of exact zeros and of NaN or infinities, (base, tuned).
+        elements: number of elements.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    identical: bool | None
+    base_square: float
+    change_square: float
+    zeros: tuple[int, int | None]
+    nonfinite: tuple[int, int | None]
+    elements: int
+
+    @property
+    def relative_change(self) -> float | None:
+        """‖W1−W0‖ / ‖W0‖ (Frobenius); None when the base norm is 0 or something is not finite."""
+        return _relative(self.base_square, self.change_square)
+
+    def row(self) -> dict[str, Any]:
+        """The row as the receipt prints it."""
+        return {
+            "name": self.name,
+            "class": self.kind,
+            "layer": self.layer,
+            "identical": self.identical,
+            "relative_change": None if self.identical is None else self.relative_change,
+            "zeros": {"base": self.zeros[0], "tuned": self.zeros[1]},
+            "nonfinite": {"base": self.nonfinite[0], "tuned": self.nonfinite[1]},
+            "elements": self.elements,
+        }
+
+
+@dataclass
+class WeightsLedger:
+    """Rows in reading order.
+
+    Attributes:
+        rows: one per logical tensor, experts matched when they were relabelled.
+        as_stored: same-index rows of relabelled experts, beside the others.
+        changed_layers: layers (None: outside the layers) with a tensor that is not byte-identical as stored.
+    """
+
+    rows: list[TensorChange] = field(default_factory=list)
+    as_stored: list[TensorChange] = field(default_factory=list)
+    changed_layers: set[int | None] = field(default_factory=set)
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        layer: int | None,
+        base: Tensor,
+        tuned: Tensor | None,
+        *,
+        as_stored: bool = False,
+    ) -> TensorChange:
+        """Compare one tensor of the base with its counterpart.
+
+        Raises:
+            InputRefused: E_NONFINITE when the base holds a NaN or an infinity; in the tuned checkpoint that is a
+                FAIL, in the base there is nothing left to compare with.
+        """
+        change = compare(name, kind, layer, base, tuned)
+        if change.nonfinite[0]:
+            raise InputRefused(
+                "E_NONFINITE",
+                f"base checkpoint, tensor {name!r}",
+                f"expected finite values, found {change.nonfinite[0]} NaN or infinite of {change.elements}",
+                "a base with non-finite weights cannot anchor an audit; audit against an intact one",
+            )
+        (self.as_stored if as_stored else self.rows).append(change)
+        if not change.identical:
+            self.changed_layers.add(layer)
+        return change
+
+    def facts(self) -> dict[str, Any]:
+        """The receipt's `weights` block."""
+        facts: dict[str, Any] = {"classes": summarise(self.rows), "tensors": [row.row() for row in self.rows]}
+        if self.as_stored:
+            facts["as_stored"] = {
+                "classes": summarise(self.as_stored),
+                "tensors": [row.row() for row in self.as_stored],
+            }
+        return facts
+
+    def parameter_distance(self) -> float | None:
+        """‖θ1−θ0‖ / ‖θ0‖ over all tensors: the undifferentiated control."""
+        return _relative(sum(r.base_square for r in self.rows), sum(r.change_square for r in self.rows))
+
+
+def compare(name: str, kind: str, layer: int | None, base: Tensor, tuned: Tensor | None) -> TensorChange:
+    """One ledger row, reading both tensors in bounded pieces."""
+    base = base.reshape(-1)
+    flat = None if tuned is None else tuned.reshape(-1)
+    identical = None if flat is None else same_bytes(base, flat)
+    base_square, zeros0, nonfinite0 = _scan(base)
+    if flat is None:
+        zeros1 = nonfinite1 = None
+        change = 0.0
+    elif identical:
+        zeros1, nonfinite1, change = zeros0, nonfinite0, 0.0
+    else:
+        _, zeros1, nonfinite1 = _scan(flat)
+        change = sum(
+            float((t.double() - b.double()).square().sum())
+            for b, t in zip(base.split(CHUNK), flat.split(CHUNK), strict=True)
+        )
+    return TensorChange(
+        name, kind, layer, identical, base_square, change, (zeros0, zeros1), (nonfinite0, nonfinite1), len(base)
+    )
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bytes in the same dtype and shape (NaN equals NaN, 0 differs from −0)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def summarise(rows: list[TensorChange]) -> dict[str, Any]:
+    """Per class: tensors, how many are identical, relative Frobenius change, zero and non-finite counts."""
+    return {kind: _class_row([r for r in rows if r.kind == kind]) for kind in CLASSES}
+
+
+def _class_row(rows: list[TensorChange]) -> dict[str, Any]:
+    compared = [row for row in rows if row.identical is not None]
+    tuned = bool(compared)
+    identical = sum(bool(row.identical) for row in compared)
+    square0, square1 = sum(r.base_square for r in rows), sum(r.change_square for r in compared)
+    return {
+        "tensors": len(rows),
+        "identical": identical if tuned else None,
+        "changed": len(compared) - identical if tuned else None,
+        "relative_change": _relative(square0, square1) if tuned else None,
+        "zeros": _both(rows, "zeros"),
+        "nonfinite": _both(rows, "nonfinite"),
+        "all_zero_tensors": {
+            "base": sum(r.zeros[0] == r.elements for r in rows),
+            "tuned": sum(r.zeros[1] == r.elements for r in rows) if tuned else None,
+        },
+    }
+
+
+def _both(rows: list[TensorChange], key: str) -> dict[str, int | None]:
+    pairs = [getattr(row, key) for row in rows]
+    tuned = [pair[1] for pair in pairs if pair[1] is not None]
+    return {"base": sum(pair[0] for pair in pairs), "tuned": sum(tuned) if tuned else None}
+
+
+def _scan(flat: Tensor) -> tuple[float, int, int]:
+    """(sum of squares in float64, exact zeros, non-finite values) of a flat tensor."""
+    square, zeros, nonfinite = 0.0, 0, 0
+    for piece in flat.split(CHUNK):
+        values = piece.double()
+        square += float(values.square().sum())
+        zeros += int((values == 0).sum())
+        nonfinite += int((~torch.isfinite(values)).sum())
+    return square, zeros, nonfinite
+
+
+def _relative(base_square: float, change_square: float) -> float | None:
+    if base_square <= 0.0 or not math.isfinite(base_square) or not math.isfinite(change_square):
+        return None
+    return math.sqrt(change_square / base_square)
