@@ -1,12 +1,27 @@
 """The registered probe set: what is measured, on which windows, under which budgets.
 
-`load_probes` reads a probe file, `build_windows` cuts its documents into windows, `register` binds both in a
-lock beside the file, and `load_registered` is what an audit calls: it refuses a probe file that no longer
+`load_probes` reads a probe file, `build_windows` cuts its documents into windows, `register` binds both in
+a lock beside the file, and `load_registered` is what an audit calls: it refuses a probe file that no longer
 matches.
 """
 
 from moe_atlas.probes.load import load_probes
+from moe_atlas.probes.lock import Lock
 from moe_atlas.probes.policy import Policy
-from moe_atlas.probes.schema import ProbeConfig
+from moe_atlas.probes.registration import ProbeSet, load_registered, register
+from moe_atlas.probes.schema import Domain, ProbeConfig
+from moe_atlas.probes.windows import Sample, Window, build_windows
 
-__all__ = ["Policy", "ProbeConfig", "load_probes"]
+__all__ = [
+    "Domain",
+    "Lock",
+    "Policy",
+    "ProbeConfig",
+    "ProbeSet",
+    "Sample",
+    "Window",
+    "build_windows",
+    "load_probes",
+    "load_registered",
+    "register",
+]

@@ -1,0 +1,190 @@
+"""The lock of a probe set (schema ``atlas/probes-lock/v1``): its bytes, its digest, and what it says.
+
+A lock has exactly one spelling: sorted keys, ASCII, two spaces, one final newline, and a digest of itself.
+Any byte that differs is noticed without anything to compare with; `Lock.digest` is the plain sha256 of the
+file, as ``sha256sum`` prints it, and travels in every receipt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import InputRefused
+from moe_atlas.probes.files import read_bounded, sha256_hex, shown
+from moe_atlas.probes.schema import ProbeConfig
+from moe_atlas.probes.windows import Sample, Window
+
+SCHEMA = "atlas/probes-lock/v1"
+MAX_LOCK_BYTES = 256 << 20
+_HISTORY = ("registered_at", "predecessor", "lock_sha256")
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A registered probe set.
+
+    Attributes:
+        path: the lock file.
+        digest: sha256 of the file's bytes.
+        body: the file's content.
+    """
+
+    path: Path
+    digest: str
+    body: dict[str, Any]
+
+    @property
+    def registered_at(self) -> str:
+        """Registration time, UTC, ISO 8601."""
+        return str(self.body["registered_at"])
+
+    @property
+    def policy_sha256(self) -> str:
+        """Digest of everything that turns measurements into a verdict."""
+        return str(self.body["policy_sha256"])
+
+    @property
+    def predecessor(self) -> dict[str, Any] | None:
+        """The lock that this one replaced (``sha256``, ``registered_at``, ``policy_sha256``), if any."""
+        value: dict[str, Any] | None = self.body["predecessor"]
+        return value
+
+
+def lock_path(probe_file: Path) -> Path:
+    """Where the lock of a probe file lies: ``probes.yaml`` has ``probes.lock.json`` beside it."""
+    return probe_file.with_suffix(".lock.json")
+
+
+def window_sha256(window: Window) -> str:
+    """Digest of a window: its token ids as little-endian int64, then one byte for each scored position."""
+    body = hashlib.sha256(window.tokens.astype("<i8").tobytes())
+    body.update(window.scored.astype("u1").tobytes())
+    return body.hexdigest()
+
+
+def policy_document(config: ProbeConfig) -> dict[str, Any]:
+    """What turns measurements into a verdict: policy, protected layers, evaluation, the domains' own rules."""
+    rules = ("name", "role", "max_nll_increase", "success")
+    domains = [{key: value for key, value in d.describe().items() if key in rules} for d in config.domains]
+    described = config.describe()
+    return {key: described[key] for key in ("policy", "protected_layers", "evaluation")} | {
+        "domains": domains
+    }
+
+
+def content(config: ProbeConfig, sample: Sample) -> dict[str, Any]:
+    """The part of a lock that follows from the probe file and its sources alone."""
+    domains = [
+        {
+            "name": domain.name,
+            "role": domain.role,
+            "source_sha256": source,
+            "windows": [
+                {"document": w.document_id, "tokens": len(w.tokens), "sha256": window_sha256(w)}
+                for w in sample.windows
+                if w.domain == index
+            ],
+        }
+        for index, (domain, source) in enumerate(zip(config.domains, sample.sources, strict=True))
+    ]
+    return {
+        "schema": SCHEMA,
+        "name": config.name,
+        "stage": config.policy.stage,
+        "set_for": config.policy.set_for.describe(),
+        "probes": config.describe(),
+        "policy_sha256": sha256_hex(render(policy_document(config))),
+        "tokenizer": {"kind": sample.tokenizer_kind, "sha256": sample.tokenizer_sha256},
+        "domains": domains,
+    }
+
+
+def without_history(body: dict[str, Any]) -> dict[str, Any]:
+    """A lock's body without when and after what it was registered: what must match the probe file."""
+    return {key: value for key, value in body.items() if key not in _HISTORY}
+
+
+def render(value: dict[str, Any]) -> bytes:
+    """The one spelling of a JSON object: sorted keys, ASCII, two spaces, a final newline."""
+    return (
+        json.dumps(value, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False).encode("ascii")
+        + b"\n"
+    )
+
+
+def seal(body: dict[str, Any]) -> bytes:
+    """The file's bytes: `body` with the digest of itself."""
+    unsealed = {key: value for key, value in body.items() if key != "lock_sha256"}
+    return render(unsealed | {"lock_sha256": sha256_hex(render(unsealed))})
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock and check it against its own digest.
+
+    Raises:
+        InputRefused: E_PROBE_LOCK when it is unreadable, of another schema, or not byte for byte what was
+            written.
+    """
+    raw = read_bounded(path, MAX_LOCK_BYTES, "E_PROBE_LOCK")
+    return Lock(path, sha256_hex(raw), parse_lock(raw, str(path)))
+
+
+def parse_lock(raw: bytes, where: str) -> dict[str, Any]:
+    """The body of a lock's bytes.
+
+    Raises:
+        InputRefused: E_PROBE_LOCK, as `read_lock`.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InputRefused("E_PROBE_LOCK", where, "is not a lock: not JSON") from error
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        found = body.get("schema") if isinstance(body, dict) else type(body).__name__
+        raise InputRefused("E_PROBE_LOCK", where, f"must have schema {SCHEMA}, found {shown(str(found))}")
+    try:
+        intact = seal(body) == raw
+    except ValueError:  # a NaN cannot be spelled
+        intact = False
+    if not intact:
+        hint = "restore it from version control, or register again"
+        raise InputRefused("E_PROBE_LOCK", where, "was changed after it was written", hint)
+    return body
+
+
+def differences(registered: object, found: object, name: str = "") -> list[str]:
+    """Every place where two JSON values differ, as ``name: registered A, now B``."""
+    if isinstance(registered, dict) and isinstance(found, dict):
+        keys = sorted(set(registered) | set(found))
+        return [
+            line
+            for key in keys
+            for line in differences(
+                registered.get(key), found.get(key), f"{name}.{key}" if name else str(key)
+            )
+        ]
+    if isinstance(registered, list) and isinstance(found, list) and len(registered) == len(found):
+        pairs = enumerate(zip(registered, found, strict=True))
+        return [line for n, (a, b) in pairs for line in differences(a, b, f"{name}[{_label(a, n)}]")]
+    if registered == found and type(registered) is type(found):
+        return []
+    return [f"{name}: registered {_brief(registered)}, now {_brief(found)}"]
+
+
+def _label(item: object, number: int) -> str:
+    """Domains are known by name, windows by number and document."""
+    if isinstance(item, dict) and "name" in item:
+        return shown(str(item["name"]), 40)
+    if isinstance(item, dict) and "document" in item:
+        return f"{number}, document {shown(str(item['document']), 40)}"
+    return str(number)
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} entries"
+    return shown(json.dumps(value, sort_keys=True), 60).strip("'")

@@ -1,0 +1,146 @@
+"""Registering a probe set, and reading it back only if nothing moved since.
+
+What a gate measures and how it judges is fixed before the run. A lock beside the probe file holds a digest of
+every window, of the tokenizer and of the policy; whoever widens a threshold must register again, and the new
+lock names the one it replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
+from moe_atlas.probes.files import sha256_hex, write_atomic
+from moe_atlas.probes.load import load_probes
+from moe_atlas.probes.lock import Lock, content, differences, lock_path, read_lock, seal, without_history
+from moe_atlas.probes.schema import Domain, ProbeConfig
+from moe_atlas.probes.windows import Sample, Window, build_windows
+
+_SHOWN_DIFFERENCES = 4
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """A probe file whose windows and policy are the registered ones.
+
+    Attributes:
+        config: the probe file, typed.
+        windows: in registered order, base-role domains first.
+        lock: what they were checked against.
+    """
+
+    config: ProbeConfig
+    windows: tuple[Window, ...]
+    lock: Lock
+
+    @property
+    def base_windows(self) -> tuple[Window, ...]:
+        """The windows of base-role domains: the first ones, all of one length."""
+        return tuple(window for window in self.windows if self.domain(window).role == "base")
+
+    def domain(self, window: Window) -> Domain:
+        """The domain a window belongs to."""
+        return self.config.domains[window.domain]
+
+    def max_token(self) -> int:
+        """The largest token id; it must be below the vocabulary size of both checkpoints."""
+        return max(int(window.tokens.max()) for window in self.windows)
+
+
+def register(path: Path, force: bool = False, now: datetime | None = None) -> Lock:
+    """Cut the windows of a probe file and write its lock beside it.
+
+    Registering what is registered already changes nothing. A lock that differs is only replaced with `force`;
+    the new one then records the digest, time and policy digest of the one it replaced.
+
+    Args:
+        path: the probe file.
+        force: replace a differing lock.
+        now: registration time, for tests; the clock's by default.
+
+    Raises:
+        UsageError: E_PROBE_MISSING (no such file), E_PROBE_REGISTERED (a differing lock exists and `force` is
+            not set).
+        InputRefused: every refusal of `load_probes` and `build_windows`; E_PROBE_LOCK for a lock that is
+            damaged.
+        ResourceExhausted: E_WRITE when the lock cannot be written.
+    """
+    config = load_probes(path)
+    body = content(config, build_windows(config))
+    target = lock_path(config.path)
+    predecessor = None
+    if target.exists():
+        old, changed = _existing(target, body, force)
+        if old is not None and not changed:
+            return old
+        if not force:
+            hint = f"to replace it on the record: atlas register --force {path}"
+            raise UsageError("E_PROBE_REGISTERED", str(target), _summary(changed), hint)
+        predecessor = _predecessor(target, old)
+    stamp = (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
+    raw = seal(body | {"registered_at": stamp, "predecessor": predecessor})
+    try:
+        write_atomic(target, raw)
+    except OSError as error:
+        raise ResourceExhausted("E_WRITE", str(target), f"cannot be written ({error.strerror})") from error
+    return read_lock(target)
+
+
+def _existing(target: Path, body: dict[str, Any], force: bool) -> tuple[Lock | None, list[str]]:
+    """The lock that is there and how it differs; a damaged one is None, and only let pass with `force`."""
+    try:
+        old = read_lock(target)
+    except InputRefused:
+        if not force:
+            raise
+        return None, []
+    return old, _changes(old, body)
+
+
+def _changes(lock: Lock, body: dict[str, Any]) -> list[str]:
+    """How a body differs from a lock: in the probe file's own terms if anything in the file itself moved."""
+    registered = without_history(lock.body)
+    return differences(registered["probes"], body["probes"]) or differences(registered, body)
+
+
+def _predecessor(target: Path, old: Lock | None) -> dict[str, Any]:
+    if old is None:
+        return {"sha256": sha256_hex(target.read_bytes()), "registered_at": None, "policy_sha256": None}
+    return {"sha256": old.digest, "registered_at": old.registered_at, "policy_sha256": old.policy_sha256}
+
+
+def load_registered(path: Path) -> ProbeSet:
+    """Read a probe file and its windows, and check both against the lock.
+
+    Raises:
+        UsageError: E_PROBE_MISSING (no such file), E_PROBE_UNREGISTERED (no lock; names the command that
+            registers).
+        InputRefused: E_PROBE_LOCK when the lock is damaged or anything differs from it, with what differs;
+            and every refusal of `load_probes` and `build_windows`.
+    """
+    config = load_probes(path)
+    target = lock_path(config.path)
+    if not target.exists():
+        hint = f"register it before the run: atlas register {path}"
+        raise UsageError("E_PROBE_UNREGISTERED", str(path), "is not registered", hint)
+    lock = read_lock(target)
+    # The policy is compared before any source is read: a widened threshold is refused at once.
+    _refuse_changes(path, differences(lock.body["probes"], config.describe()))
+    sample: Sample = build_windows(config)
+    _refuse_changes(path, _changes(lock, content(config, sample)))
+    return ProbeSet(config, sample.windows, lock)
+
+
+def _refuse_changes(path: Path, changed: list[str]) -> None:
+    if changed:
+        hint = f"restore it, or register anew on the record: atlas register --force {path}"
+        raise InputRefused("E_PROBE_LOCK", str(path), _summary(changed), hint)
+
+
+def _summary(changed: list[str]) -> str:
+    more = len(changed) - _SHOWN_DIFFERENCES
+    tail = f"; and {more} more" if more > 0 else ""
+    return f"differs from its lock in {'; '.join(changed[:_SHOWN_DIFFERENCES])}{tail}"
