@@ -1,0 +1,197 @@
+"""Joining a family's blueprint with the tensors that a checkpoint really has.
+
+Every tensor that the spec needs must be there with its shape, and every tensor on disk must be needed or be skipped
+for a reason that can be stated; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from moe_atlas.errors import InputRefused
+from moe_atlas.families import tensors
+from moe_atlas.families.names import BARE, MLP, kind_of, stored_suffix
+from moe_atlas.families.parts import Blueprint
+from moe_atlas.families.spec import ExpertLayout, LayerSpec, ModelSpec, MoESpec, TensorRef
+
+PREFIXES = (
+    "model.",
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "model.text_model.",
+    "",
+)
+"""Where a text model may sit inside a checkpoint, in the place of the canonical `model.`."""
+
+
+class Stored(Protocol):
+    """What binding needs to know about a tensor on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Stored shape."""
+
+
+def bind(blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> ModelSpec:
+    """Attach the stored tensors to a blueprint.
+
+    Raises:
+        InputRefused: `E_FAMILY` for a missing tensor, a wrong shape, or a tensor that nothing reads.
+    """
+    return _Binder(blueprint, family, stored, label).model()
+
+
+class _Binder:
+    def __init__(self, blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> None:
+        self.blueprint, self.family, self.stored, self.label = blueprint, family, stored, label
+        self.used: set[str] = set()
+        self.prefix = self._find_prefix()
+
+    def model(self) -> ModelSpec:
+        spec = self.blueprint.model
+        layers = tuple(self.layer(layer) for layer in spec.layers)
+        embed = (self.ref("embedding", (spec.vocab, spec.width), ""),)
+        final = [
+            self.ref(role, shape, "")
+            for role, shape in tensors.norm("final_norm", spec.width, spec.final_norm)
+        ]
+        final += [replace(embed[0], role="head")] if spec.tied else list(self._head(spec))
+        bound = replace(spec, family=self.family, layers=layers, embed_refs=embed, final_refs=tuple(final))
+        return replace(bound, skipped=tuple(self._skipped(bound)))
+
+    def layer(self, layer: LayerSpec) -> LayerSpec:
+        prefix = self.blueprint.layer_prefix.format(i=layer.index)
+        needs = tensors.layer(layer, self.blueprint.model.width)
+        refs = tuple(self.ref(role, shape, prefix) for role, shape in needs)
+        moe = self._experts(layer.moe, prefix) if layer.moe else None
+        return replace(layer, refs=refs, moe=moe)
+
+    def ref(self, role: str, shape: tuple[int, ...], prefix: str) -> TensorRef:
+        base = role if role in BARE else role.removesuffix(".bias")
+        canonical = prefix + self.blueprint.names[base] + stored_suffix(role)
+        stored = self._stored_name(canonical)
+        self._check(TensorRef(canonical, kind_of(role), shape, role, stored), shape)
+        return TensorRef(canonical, kind_of(role), shape, role, stored)
+
+    def _head(self, spec: ModelSpec) -> Iterator[TensorRef]:
+        for role, shape in tensors.linear("head", spec.vocab, spec.width, bias=spec.head_bias):
+            yield self.ref(role, shape, "")
+
+    def _check(self, ref: TensorRef, expected: tuple[int, ...]) -> None:
+        found = self.stored.get(ref.stored)
+        if found is None:
+            raise self._refuse(
+                ref.stored, f"missing tensor ({self.family} needs it with shape {list(expected)})"
+            )
+        if tuple(found.shape) != expected:
+            raise self._refuse(ref.stored, f"expected shape {list(expected)}, found {list(found.shape)}")
+        self.used.add(ref.stored)
+
+    def _experts(self, moe: MoESpec, prefix: str) -> MoESpec:
+        names = self.blueprint.names
+        canonical = {m: prefix + names[f"expert.{m}"] for m in MLP if moe.gated or m != "gate_proj"}
+        layout = self._layout(moe, prefix, canonical)
+        bound = replace(moe, layout=layout)
+        whole = self._fused_shapes(bound)
+        for expert in range(moe.router.experts):
+            for ref in bound.expert_refs(expert):
+                self._check(ref, whole.get(ref.stored, ref.shape))
+        return bound
+
+    def _layout(self, moe: MoESpec, prefix: str, canonical: Mapping[str, str]) -> ExpertLayout:
+        first = "gate_up_proj" if moe.gated else "up_proj"
+        names = {m: self.blueprint.names.get(f"experts.{m}") for m in (first, "down_proj")}
+        fused = {m: self._stored_name(prefix + name) for m, name in names.items() if name is not None}
+        found = {m: name if name in self.stored else f"{name}.weight" for m, name in fused.items()}
+        if len(found) < 2 or not any(name in self.stored for name in found.values()):
+            return ExpertLayout("split", canonical, {m: self._stored_name(n) for m, n in canonical.items()})
+        stored = {"down_proj": found["down_proj"], "down_proj.bias": f"{fused['down_proj']}_bias"}
+        for matrix in canonical:
+            if matrix != "down_proj":
+                stored |= {matrix: found[first], f"{matrix}.bias": f"{fused[first]}_bias"}
+        kind = self._orientation(moe, found[first])
+        return ExpertLayout(kind, canonical, stored, self.blueprint.interleaved_rows)
+
+    def _orientation(self, moe: MoESpec, first: str) -> str:
+        shape = tuple(self.stored[first].shape) if first in self.stored else ()
+        upright, turned = (moe.w1_rows, moe.width), (moe.width, moe.w1_rows)
+        if upright == turned or shape[1:] not in (upright, turned):
+            return self.blueprint.fused
+        return "fused" if shape[1:] == upright else "fused_transposed"
+
+    def _fused_shapes(self, moe: MoESpec) -> dict[str, tuple[int, ...]]:
+        layout = moe.layout
+        assert layout is not None, "the layout was just chosen"
+        if layout.kind == "split":
+            return {}
+        count, rows, width, height = (
+            moe.router.experts - moe.identity_experts,
+            moe.w1_rows,
+            moe.width,
+            moe.expert_width,
+        )
+        turned = layout.kind == "fused_transposed"
+        shapes: dict[str, tuple[int, ...]] = {}
+        for role, name in layout.stored.items():
+            if role.endswith(".bias"):
+                shapes[name] = (count, width if role == "down_proj.bias" else rows)
+            elif role == "down_proj":
+                shapes[name] = (count, height, width) if turned else (count, width, height)
+            else:
+                shapes[name] = (count, width, rows) if turned else (count, rows, width)
+        return shapes
+
+    def _find_prefix(self) -> str:
+        embedding = self.blueprint.names["embedding"]
+        for prefix in PREFIXES:
+            if f"{_under(prefix, embedding)}.weight" in self.stored:
+                return prefix
+        raise self._refuse(f"{embedding}.weight", f"missing tensor ({self.family} needs its token embedding)")
+
+    def _stored_name(self, canonical: str) -> str:
+        name = _under(self.prefix, canonical)
+        if name in self.stored or canonical.startswith("model."):
+            return name
+        nested = f"language_model.{canonical}"
+        return nested if nested in self.stored else canonical
+
+    def _skipped(self, spec: ModelSpec) -> Iterator[tuple[str, str]]:
+        for name in sorted(set(self.stored) - self.used):
+            reason = self._reason(name, spec)
+            if reason is None:
+                raise self._refuse(
+                    name,
+                    f"nothing in the {self.family} spec reads this tensor (shape {list(self.stored[name].shape)}), so "
+                    "a replay without it could be wrong",
+                    "remove it if it is not part of the model, or teach the family's file in moe_atlas/families to use it",
+                )
+            yield name, reason
+
+    def _reason(self, name: str, spec: ModelSpec) -> str | None:
+        text = self._stored_name(self.blueprint.layer_prefix.split("{i}")[0])
+        layer = re.match(re.escape(text) + r"(\d+)\.", name)
+        if layer and int(layer[1]) >= len(spec.layers):
+            return f"multi-token-prediction layer beyond num_hidden_layers = {len(spec.layers)}"
+        if re.search(r"(^|\.)mtp(_|\.|\b)", name):
+            return "multi-token-prediction module"
+        if name.endswith("rotary_emb.inv_freq"):
+            return "derived from the configuration"
+        if spec.tied and name.endswith("lm_head.weight"):
+            return "tied to the embedding (tie_word_embeddings)"
+        if not layer and re.search(
+            r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+)\.", name
+        ):
+            return "not part of the text model"
+        return None
+
+    def _refuse(self, tensor: str, problem: str, next_step: str = "") -> InputRefused:
+        return InputRefused("E_FAMILY", f"{self.label}: {tensor}", problem, next_step)
+
+
+def _under(prefix: str, canonical: str) -> str:
+    """The stored spelling of a canonical name when the text model sits under `prefix`."""
+    return prefix + canonical.removeprefix("model.") if canonical.startswith("model.") else canonical

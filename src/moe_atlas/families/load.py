@@ -1,0 +1,42 @@
+"""Reading logical tensors: the one place that knows how stored bytes become the matrix the model means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import Tensor
+
+from moe_atlas.families.spec import TensorRef
+
+
+class ReaderLike(Protocol):
+    """The part of a checkpoint reader that loading uses."""
+
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """A stored tensor, or entry `index` of its leading dimension, in the stored dtype."""
+
+
+def load(reader: ReaderLike, ref: TensorRef) -> Tensor:
+    """One logical tensor, contiguous, in the stored dtype, with the shape `ref.shape`."""
+    return _cut(reader.read(ref.stored, ref.index), ref)
+
+
+def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]:
+    """Logical tensors by role; a stored entry that several of them share is read once."""
+    entries: dict[tuple[str, int | None], Tensor] = {}
+    loaded: dict[str, Tensor] = {}
+    for ref in refs:
+        key = (ref.stored, ref.index)
+        if key not in entries:
+            entries[key] = reader.read(*key)
+        loaded[ref.role] = _cut(entries[key], ref)
+    return loaded
+
+
+def _cut(stored: Tensor, ref: TensorRef) -> Tensor:
+    tensor = stored.transpose(-1, -2) if ref.transpose else stored
+    if ref.rows is not None:
+        tensor = tensor[slice(*ref.rows)]
+    assert tuple(tensor.shape) == ref.shape, f"{ref.stored} was checked against {ref.shape} when it was bound"
+    return tensor.contiguous()

@@ -1,0 +1,77 @@
+"""What tensors are called and which ledger class they belong to."""
+
+from __future__ import annotations
+
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+STANDARD: dict[str, str] = {
+    "embedding": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "pre_mixer_norm": "input_layernorm",
+    "pre_ffn_norm": "post_attention_layernorm",
+    **{
+        role: f"self_attn.{role}"
+        for role in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "sinks")
+    },
+    **{
+        role: f"self_attn.{role}"
+        for role in (
+            "q_a_proj",
+            "q_a_layernorm",
+            "q_b_proj",
+            "kv_a_proj_with_mqa",
+            "kv_a_layernorm",
+            "kv_b_proj",
+        )
+    },
+    "router": "mlp.gate",
+    "selection_bias": "mlp.gate.e_score_correction_bias",
+    **{f"dense.{m}": f"mlp.{m}" for m in MLP},
+    **{f"shared.{m}": f"mlp.shared_experts.{m}" for m in MLP},
+    **{f"expert.{m}": f"mlp.experts.{{e}}.{m}" for m in MLP},
+    "experts.gate_up_proj": "mlp.experts.gate_up_proj",
+    "experts.down_proj": "mlp.experts.down_proj",
+}
+"""Role to name in the layout most families share; a family overrides what it calls otherwise."""
+
+MIXTRAL_EXPERTS: dict[str, str] = {
+    "router": "block_sparse_moe.gate",
+    "selection_bias": "block_sparse_moe.e_score_correction_bias",
+    "expert.gate_proj": "block_sparse_moe.experts.{e}.w1",
+    "expert.up_proj": "block_sparse_moe.experts.{e}.w3",
+    "expert.down_proj": "block_sparse_moe.experts.{e}.w2",
+    "experts.gate_up_proj": "block_sparse_moe.experts.gate_up_proj",
+    "experts.down_proj": "block_sparse_moe.experts.down_proj",
+}
+
+BARE = frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D"})
+"""Roles whose tensor has no `.weight` behind its name."""
+
+
+def kind_of(role: str) -> str:
+    """Ledger class of a role."""
+    if role == "selection_bias":
+        return "selection_bias"
+    head = role.split(".")[0]
+    kinds = {
+        "router": "router",
+        "shared": "shared_expert",
+        "shared_gate": "shared_expert",
+        "dense": "dense_mlp",
+        "embedding": "embedding",
+        "head": "head",
+        "gate_proj": "routed_expert",
+        "up_proj": "routed_expert",
+        "down_proj": "routed_expert",
+    }
+    if head in kinds:
+        return kinds[head]
+    return "norm" if role.split(".")[0].endswith(("mixer_norm", "ffn_norm", "final_norm")) else "attention"
+
+
+def stored_suffix(role: str) -> str:
+    """What follows the role's name on disk."""
+    if role in BARE:
+        return ""
+    return ".bias" if role.endswith(".bias") else ".weight"

@@ -1,0 +1,272 @@
+"""The pieces families are composed of: each reads its config keys under their common names and returns spec data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.spec import (
+    FeedForward,
+    GroupedQuery,
+    Latent,
+    LayerSpec,
+    Mixer,
+    ModelSpec,
+    MoESpec,
+    Norm,
+    Rope,
+    RouterSpec,
+)
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+TOP_K = ("num_experts_per_tok", "moe_k", "moe_topk", "num_experts_per_token", "top_k_experts")
+ACTIVATIONS: Mapping[str, Any] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu2": "relu2",
+}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A family's answer for one config: the spec without its tensors, and what the tensors are called."""
+
+    model: ModelSpec
+    names: Mapping[str, str]
+    """Role to name below the layer, or the full name for `embedding`, `final_norm` and `head`."""
+    layer_prefix: str = "model.layers.{i}."
+    interleaved_rows: bool = False
+    """Fused gate and up rows of the experts alternate."""
+    fused: Literal["fused", "fused_transposed"] = "fused"
+    """Orientation of a fused expert tensor where its shape alone does not tell."""
+
+
+def activation(c: Config, *names: str) -> Any:
+    """The activation function named by the config (default key `hidden_act`)."""
+    key = names or ("hidden_act",)
+    name = c.text(*key, default="silu")
+    if name not in ACTIVATIONS:
+        raise c.refuse(
+            f"{key[0]} = {name!r}", f"activation not implemented; known: {', '.join(sorted(ACTIVATIONS))}"
+        )
+    return ACTIVATIONS[name]
+
+
+def rms(c: Config, kind: Literal["rms", "rms32", "rms1p"] = "rms", default: float = 1e-6) -> Norm:
+    """RMS normalisation with the config's epsilon."""
+    return Norm(kind, c.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon", default=default))
+
+
+def gated_mlp(c: Config, width: int, *, bias: bool = False) -> FeedForward:
+    """A gated perceptron of the given hidden width."""
+    return FeedForward(width, activation(c), bias=bias)
+
+
+def grouped_query(
+    c: Config,
+    *,
+    rope: Rope | None,
+    head_dim: int | None = None,
+    kv_heads: int | None = None,
+    scale: float | None = None,
+    **options: Any,
+) -> GroupedQuery:
+    """Grouped-query attention from the common keys; `options` are fields of `GroupedQuery`."""
+    heads = c.integer("num_attention_heads")
+    size = head_dim if head_dim is not None else default_head_dim(c)
+    return GroupedQuery(
+        heads=heads,
+        kv_heads=kv_heads if kv_heads is not None else c.integer("num_key_value_heads", default=heads),
+        head_dim=size,
+        v_dim=options.pop("v_dim", size),
+        scale=size**-0.5 if scale is None else scale,
+        rope=rope,
+        **options,
+    )
+
+
+def default_head_dim(c: Config) -> int:
+    """`head_dim`, or width over heads where the config leaves it out."""
+    return c.integer("head_dim", default=c.integer("hidden_size") // c.integer("num_attention_heads"))
+
+
+def latent(c: Config, rope: Rope, *, bias: bool, **options: Any) -> Latent:
+    """Multi-head latent attention; a yarn `mscale_all_dim` sharpens the softmax by the square of its factor."""
+    nope, rotary = c.integer("qk_nope_head_dim"), c.integer("qk_rope_head_dim")
+    c.inert(
+        "head_dim", "qk_head_dim", "num_key_value_heads"
+    )  # implied by the ranks; one shared key part per token
+    return Latent(
+        heads=c.integer("num_attention_heads"),
+        q_rank=c.optional("q_lora_rank"),
+        kv_rank=c.integer("kv_lora_rank"),
+        nope_dim=nope,
+        rope_dim=rotary,
+        v_dim=c.integer("v_head_dim"),
+        scale=options.pop("scale", (nope + rotary) ** -0.5 * yarn_sharpening(rope)),
+        rope=rope,
+        bias=bias,
+        latent_eps=1e-6,  # the reference builds these two norms without passing rms_norm_eps
+        **options,
+    )
+
+
+def yarn_sharpening(rope: Rope) -> float:
+    """Factor on the attention scale of latent attention under a scaled position embedding."""
+    if rope.kind == "default" or not rope.params.get("mscale_all_dim"):
+        return 1.0
+    return yarn_mscale(rope.params["factor"], rope.params["mscale_all_dim"]) ** 2
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """Yarn's magnitude factor 0.1·mscale·ln(factor) + 1."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def softmax_router(c: Config, *, renormalise: bool, **fields: Any) -> RouterSpec:
+    """Softmax over all experts in float32, matrix product and combine weight in the activation dtype."""
+    defaults: dict[str, Any] = {
+        "experts": c.integer(*EXPERTS),
+        "top_k": c.integer(*TOP_K),
+        "score": "softmax",
+        "dispatch": "logits",
+        "linear_bias": False,
+        "selection_bias": False,
+        "selection_bias_dtype": "float32",
+        "groups": 1,
+        "kept_groups": 1,
+        "group_score": "none",
+        "combine": "scores",
+        "renormalise": renormalise,
+        "epsilon": 0.0,
+        "floor": 0.0,
+        "scale": 1.0,
+        "matmul": "native",
+        "probabilities": "float32",
+        "weight_dtype": "native",
+        "jitter": 0.0,
+    }
+    return RouterSpec(**{**defaults, **fields})
+
+
+def sigmoid_router(c: Config, *, renormalise: bool, scale: float, **fields: Any) -> RouterSpec:
+    """Sigmoid scores with a selection bias, everything in float32 (auxiliary-loss-free balancing)."""
+    ours: dict[str, Any] = {
+        "score": "sigmoid",
+        "dispatch": "scores",
+        "selection_bias": True,
+        "epsilon": 1e-20,
+        "scale": scale,
+        "matmul": "float32",
+        "weight_dtype": "float32",
+    }
+    return softmax_router(c, renormalise=renormalise, **{**ours, **fields})
+
+
+def grouped_sigmoid_router(c: Config, **fields: Any) -> RouterSpec:
+    """Sigmoid router with selection bias, limited to the best groups by the sum of their two best scores."""
+    c.expect("scoring_func", "sigmoid")
+    c.expect("topk_method", "noaux_tc")
+    groups = c.integer("n_group", default=1)
+    limits: dict[str, Any] = {
+        "groups": groups,
+        "kept_groups": c.integer("topk_group", default=1),
+        "group_score": "top2_sum" if groups > 1 else "none",
+    }
+    return sigmoid_router(
+        c,
+        renormalise=c.flag("norm_topk_prob"),
+        scale=c.number("routed_scaling_factor"),
+        **{**limits, **fields},
+    )
+
+
+def moe(c: Config, router: RouterSpec, experts: FeedForward, **fields: Any) -> MoESpec:
+    """A mixture-of-experts block; the norms around it are filled in by `decoder`."""
+    return MoESpec(
+        router=router,
+        experts=experts,
+        width=c.integer("hidden_size"),
+        pre_norm=True,
+        norm_kind="rms",
+        norm_eps=0.0,
+        post_norm=False,
+        **fields,
+    )
+
+
+def layer(
+    index: int, norm: Norm, mixer: Mixer | None, block: MoESpec | FeedForward | None, **fields: Any
+) -> LayerSpec:
+    """One decoder layer around a mixture-of-experts, a dense block or neither."""
+    bare = LayerSpec(index, mixer, norm, dense=block if isinstance(block, FeedForward) else None, **fields)
+    if not isinstance(block, MoESpec):
+        return bare
+    around = {
+        "pre_norm": bare.pre_ffn_norm,
+        "norm_kind": norm.kind,
+        "norm_eps": norm.eps,
+        "post_norm": bare.post_ffn_norm,
+    }
+    return replace(bare, moe=replace(block, **around))
+
+
+def decoder(
+    c: Config,
+    norm: Norm,
+    mixer: Callable[[int], Mixer | None],
+    block: Callable[[int], MoESpec | FeedForward | None],
+    *,
+    tied: bool | None = None,
+    model: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> ModelSpec:
+    """All layers of a decoder whose layers differ only in mixer and block; `model` holds fields of `ModelSpec`."""
+    return ModelSpec(
+        family="",
+        width=c.integer("hidden_size"),
+        vocab=c.integer("vocab_size"),
+        layers=tuple(
+            layer(i, norm, mixer(i), block(i), **fields) for i in range(c.integer("num_hidden_layers"))
+        ),
+        final_norm=norm,
+        tied=c.flag("tie_word_embeddings", default=False) if tied is None else tied,
+        **(model or {}),
+    )
+
+
+def dense_first(c: Config) -> Callable[[int], bool]:
+    """Layer rule of DeepSeek and its relatives: the first `first_k_dense_replace` layers are dense."""
+    first = c.integer("first_k_dense_replace")
+    step = c.integer("moe_layer_freq", default=1)
+    if step != 1:
+        raise c.refuse(
+            f"moe_layer_freq = {step}", "the reference implementation ignores this key unless it is 1"
+        )
+    return lambda index: index < first
+
+
+def dense_by_step(c: Config) -> Callable[[int], bool]:
+    """Layer rule of the Qwen families: `mlp_only_layers` and every layer off the `decoder_sparse_step` grid."""
+    only = c.integers("mlp_only_layers", default=[])
+    step = c.integer("decoder_sparse_step", default=1)
+    return lambda index: index in only or (index + 1) % step != 0
+
+
+def sliding_window(c: Config) -> Callable[[int], int | None]:
+    """Window of each layer where `use_sliding_window` is set, by `layer_types` or from `max_window_layers` on."""
+    used = c.flag("use_sliding_window", default=False)
+    window = c.optional("sliding_window")
+    first = c.optional("max_window_layers")
+    kinds = c.optional("layer_types")
+    if not used or window is None:
+        return lambda index: None
+    if kinds is not None:
+        return lambda index: window if kinds[index] == "sliding_attention" else None
+    return lambda index: window if first is None or index >= first else None

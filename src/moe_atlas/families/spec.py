@@ -1,0 +1,304 @@
+"""What a mixture-of-experts decoder is, as data: the one vocabulary that every family is written in.
+
+Nothing here touches a tensor. A family file (`moe_atlas.families.*`) fills these dataclasses from config.json,
+`moe_atlas.families.bind` adds where each tensor is stored, and `moe_atlas.replay` computes from them. A field that
+changes routing has no default, so that no family can forget to decide it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+Precision = Literal["float32", "native"]
+"""`native`: the dtype of the activations, as the reference implementation does; `float32`: upcast first."""
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """One logical tensor and where its bytes are.
+
+    The bytes of `stored` are read (entry `index` of its leading dimension where given), transposed where asked, and
+    cut to `rows` (start, stop, step).
+    """
+
+    name: str
+    """Canonical name: what a plain checkpoint with one tensor per expert calls it, whatever the stored layout."""
+    kind: str
+    """Ledger class: router, selection_bias, routed_expert, shared_expert, dense_mlp, attention, norm, embedding,
+    head or other."""
+    shape: tuple[int, ...]
+    """Logical shape, after index, transpose and rows."""
+    role: str
+    """Key under which the replay finds it, unique within a layer: `q_proj`, `router`, `gate_proj`, …"""
+    stored: str
+    index: int | None = None
+    rows: tuple[int, int, int] | None = None
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation: kind and the model's own epsilon."""
+
+    kind: Literal["rms", "rms32", "rms1p", "layer"]
+    """`rms`: w·cast(y); `rms32`: cast(w·y); `rms1p`: cast((1+w)·y); `layer`: LayerNorm, y = (x−mean)/σ."""
+    eps: float
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding of the first `dim` dimensions of a head (the last ones in latent attention)."""
+
+    dim: int
+    theta: float
+    pairing: Literal["halves", "pairs"]
+    arithmetic: Literal["native", "float32", "mixed"]
+    """`native`: cos and sin cast to the activation dtype and multiplied there; `float32`: everything in float32;
+    `mixed`: cos and sin rounded to the activation dtype, multiplied in float32."""
+    kind: Literal["default", "linear", "ntk_alpha", "llama3", "yarn", "longrope"] = "default"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the scaling kind, names as in config.json, with every implied default filled in."""
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Base of every token mixer (attention or recurrent); the replay dispatches on the concrete type."""
+
+
+@dataclass(frozen=True)
+class GroupedQuery(Mixer):
+    """Softmax attention with shared key and value heads."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: Rope | None
+    v_dim: int
+    window: int | None = None
+    """Keys seen by a query, itself included."""
+    chunk: int | None = None
+    """Queries see only keys of their own block of this many positions."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: Literal["head", "head_after_rope", "full", "l2_after_rope"] | None = None
+    """`head`: per head; `full`: over the whole projected width; `l2_after_rope`: without weight."""
+    qk_norm_spec: Norm | None = None
+    clip: float | None = None
+    """Clamp of the projected q, k and v."""
+    sinks: bool = False
+    softmax: Precision = "float32"
+    output_gate: Literal["sigmoid", "softplus_head", "sigmoid_from_q"] | None = None
+    value_scale: float = 1.0
+    temperature: tuple[float, float] | None = None
+    """(floor, scale) of the query factor log1p(floor((t + 1) / floor_scale))·scale + 1."""
+
+
+@dataclass(frozen=True)
+class Latent(Mixer):
+    """Multi-head latent attention: q and kv pass through low-rank latents, position lives in a shared key part."""
+
+    heads: int
+    q_rank: int | None
+    """None: q is projected directly."""
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    scale: float
+    rope: Rope
+    bias: bool
+    latent_eps: float
+    q_multiplier: float = 1.0
+    kv_multiplier: float = 1.0
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """How scores become an expert set and combine weights. Every field moves a number; none has a default."""
+
+    experts: int
+    top_k: int
+    score: Literal["softmax", "sigmoid"]
+    """The map from logits to scores; also defines the full gate probability ρ."""
+    dispatch: Literal["logits", "scores"]
+    """What top-k is taken on, before bias and masks."""
+    linear_bias: bool
+    selection_bias: bool
+    """A bias added to the dispatch score only; it never enters the combine weights."""
+    selection_bias_dtype: Precision
+    groups: int
+    kept_groups: int
+    group_score: Literal["none", "max", "top2_sum"]
+    combine: Literal["scores", "softmax_of_chosen", "sigmoid_of_chosen", "sparsemixer"]
+    """`scores`: the unbiased scores of the chosen; `…_of_chosen`: a map over the chosen logits alone."""
+    renormalise: bool
+    epsilon: float
+    """Added to the denominator of the renormalisation."""
+    floor: float
+    """Lower clamp of that denominator."""
+    scale: float
+    """Factor on the combine weights."""
+    matmul: Precision
+    probabilities: Precision
+    """Dtype in which softmax or sigmoid is evaluated."""
+    weight_dtype: Precision
+    """Dtype of the combine weight when it meets the expert output."""
+    jitter: float
+    """Relative band of sparsemixer; 0 elsewhere."""
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """One multi-layer perceptron: an expert, the shared experts or a dense layer."""
+
+    width: int
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu2", "clamped_swiglu"]
+    gated: bool = True
+    bias: bool = False
+    limit: float | None = None
+    """Clamp of `clamped_swiglu`."""
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """Where the routed experts of one layer are stored; filled in by `moe_atlas.families.bind`."""
+
+    kind: Literal["split", "fused", "fused_transposed", "stacked_rows"]
+    """`split`: one tensor per expert and matrix; `fused`: [E, 2H, D] and [E, D, H]; `fused_transposed`: [E, D, 2H] and
+    [E, H, D]; `stacked_rows`: [E·H, D] for each matrix."""
+    canonical: Mapping[str, str]
+    """Role to canonical name with `{e}`."""
+    stored: Mapping[str, str]
+    """Role to stored name, with `{e}` where split."""
+    interleaved: bool = False
+    """Fused gate and up rows alternate instead of standing in two halves."""
+
+
+@dataclass(frozen=True)
+class MoESpec:
+    """A mixture-of-experts block and the norms around it."""
+
+    router: RouterSpec
+    experts: FeedForward
+    width: int
+    """Model width D."""
+    pre_norm: bool
+    """False: the router reads the raw residual and z is undefined."""
+    norm_kind: str
+    norm_eps: float
+    post_norm: bool
+    weight_on_input: bool = False
+    identity_experts: int = 0
+    """The last so many of the router's experts return their input."""
+    shared: FeedForward | None = None
+    shared_gate: bool = False
+    shared_scale: float = 1.0
+    routed_scale: float = 1.0
+    layout: ExpertLayout | None = None
+
+    @property
+    def expert_width(self) -> int:
+        """Hidden width H of one routed expert."""
+        return self.experts.width
+
+    @property
+    def gated(self) -> bool:
+        """Whether an expert has a gate matrix, so that W1 = [gate; up] has 2H rows."""
+        return self.experts.gated
+
+    @property
+    def w1_rows(self) -> int:
+        """Rows of the expert's first matrix W1."""
+        return self.experts.width * (2 if self.experts.gated else 1)
+
+    def expert_refs(self, expert: int) -> tuple[TensorRef, ...]:
+        """The tensors of one routed expert; none for an identity expert."""
+        from moe_atlas.families.experts import expert_refs
+
+        return expert_refs(self, expert)
+
+    def describe(self) -> dict[str, Any]:
+        """Every choice that moves a number, as plain JSON values."""
+        return plain(self)
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One decoder layer: a mixer, then a mixture-of-experts or a dense block, each with its norms."""
+
+    index: int
+    mixer: Mixer | None
+    norm: Norm
+    moe: MoESpec | None = None
+    dense: FeedForward | None = None
+    pre_mixer_norm: bool = True
+    post_mixer_norm: bool = False
+    pre_ffn_norm: bool = True
+    post_ffn_norm: bool = False
+    block: Literal["sequential", "parallel"] = "sequential"
+    """`parallel`: mixer and feed-forward read the same normalised state and are added together."""
+    residual_scale: float = 1.0
+    refs: tuple[TensorRef, ...] = ()
+    """Everything of the layer except the routed experts."""
+
+    def describe(self) -> dict[str, Any]:
+        """Every choice that moves a number, as plain JSON values."""
+        return plain(self)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole decoder, bound to the tensors of one checkpoint."""
+
+    family: str
+    width: int
+    vocab: int
+    layers: tuple[LayerSpec, ...]
+    final_norm: Norm
+    tied: bool
+    """The head is the embedding; its reference then carries the embedding's name and kind."""
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_divisor: float = 1.0
+    head_bias: bool = False
+    embed_refs: tuple[TensorRef, ...] = ()
+    final_refs: tuple[TensorRef, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(stored tensor, reason) for everything on disk that is not replayed."""
+
+    @property
+    def routed_layers(self) -> list[int]:
+        """Indices of the layers with a router."""
+        return [layer.index for layer in self.layers if layer.moe]
+
+    def describe(self) -> dict[str, Any]:
+        """Every choice that moves a number, as plain JSON values; equal layers are listed once with their indices."""
+        model = {key: value for key, value in plain(self).items() if key not in ("layers", "skipped")}
+        groups: list[dict[str, Any]] = []
+        for layer in self.layers:
+            described = layer.describe()
+            index = described.pop("index")
+            if groups and groups[-1]["layer"] == described:
+                groups[-1]["indices"].append(index)
+            else:
+                groups.append({"indices": [index], "layer": described})
+        return {**model, "layers": groups}
+
+
+_PLACES = {"refs", "embed_refs", "final_refs", "layout"}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings and sequences as JSON values, leaving out where the tensors are stored."""
+    if is_dataclass(value) and not isinstance(value, type):
+        body = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name not in _PLACES}
+        return {"mixer": type(value).__name__, **body} if isinstance(value, Mixer) else body
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

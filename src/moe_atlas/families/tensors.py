@@ -1,0 +1,91 @@
+"""Which tensors a spec needs, with their shapes: derived from the spec alone, before looking at a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from moe_atlas.families.spec import FeedForward, GroupedQuery, Latent, LayerSpec, Norm
+
+Shape = tuple[int, ...]
+Need = tuple[str, Shape]
+
+
+def linear(role: str, rows: int, columns: int, *, bias: bool = False) -> Iterator[Need]:
+    """A matrix [rows, columns] and its bias."""
+    yield role, (rows, columns)
+    if bias:
+        yield f"{role}.bias", (rows,)
+
+
+def norm(role: str, width: int, spec: Norm) -> Iterator[Need]:
+    """Gain and, where the norm has one, bias."""
+    yield role, (width,)
+    if spec.bias:
+        yield f"{role}.bias", (width,)
+
+
+def grouped_query(m: GroupedQuery, width: int) -> Iterator[Need]:
+    """Projections, q/k norms and sinks of softmax attention."""
+    q_rows = m.heads * m.head_dim
+    k_rows = m.kv_heads * m.head_dim
+    yield from linear(
+        "q_proj", q_rows * (2 if m.output_gate == "sigmoid_from_q" else 1), width, bias=m.qkv_bias
+    )
+    yield from linear("k_proj", k_rows, width, bias=m.qkv_bias)
+    yield from linear("v_proj", m.kv_heads * m.v_dim, width, bias=m.qkv_bias)
+    yield from linear("o_proj", width, m.heads * m.v_dim, bias=m.out_bias)
+    if m.qk_norm_spec is not None:
+        full = m.qk_norm == "full"
+        yield from norm("q_norm", q_rows if full else m.head_dim, m.qk_norm_spec)
+        yield from norm("k_norm", k_rows if full else m.head_dim, m.qk_norm_spec)
+    if m.sinks:
+        yield "sinks", (m.heads,)
+
+
+def latent(m: Latent, width: int) -> Iterator[Need]:
+    """Low-rank projections and their norms."""
+    q_rows = m.heads * (m.nope_dim + m.rope_dim)
+    if m.q_rank is None:
+        yield from linear("q_proj", q_rows, width)
+    else:
+        yield from linear("q_a_proj", m.q_rank, width, bias=m.bias)
+        yield "q_a_layernorm", (m.q_rank,)
+        yield from linear("q_b_proj", q_rows, m.q_rank)
+    yield from linear("kv_a_proj_with_mqa", m.kv_rank + m.rope_dim, width, bias=m.bias)
+    yield "kv_a_layernorm", (m.kv_rank,)
+    yield from linear("kv_b_proj", m.heads * (m.nope_dim + m.v_dim), m.kv_rank)
+    yield from linear("o_proj", width, m.heads * m.v_dim, bias=m.bias)
+
+
+def feed_forward(f: FeedForward, width: int, prefix: str = "") -> Iterator[Need]:
+    """Matrices of a perceptron, roles prefixed."""
+    if f.gated:
+        yield from linear(f"{prefix}gate_proj", f.width, width, bias=f.bias)
+    yield from linear(f"{prefix}up_proj", f.width, width, bias=f.bias)
+    yield from linear(f"{prefix}down_proj", width, f.width, bias=f.bias)
+
+
+MIXERS: dict[type, Callable[[Any, int], Iterator[Need]]] = {GroupedQuery: grouped_query, Latent: latent}
+"""Mixer type to its tensors."""
+
+
+def layer(spec: LayerSpec, width: int) -> Iterator[Need]:
+    """Everything of one layer except the routed experts."""
+    for name in ("pre_mixer_norm", "post_mixer_norm", "pre_ffn_norm", "post_ffn_norm"):
+        if getattr(spec, name):
+            yield from norm(name, width, spec.norm)
+    if spec.mixer is not None:
+        yield from MIXERS[type(spec.mixer)](spec.mixer, width)
+    if spec.dense is not None:
+        yield from feed_forward(spec.dense, width, "dense.")
+    if spec.moe is None:
+        return
+    router = spec.moe.router
+    yield from linear("router", router.experts, width, bias=router.linear_bias)
+    if router.selection_bias:
+        yield "selection_bias", (router.experts,)
+    if spec.moe.shared is not None:
+        yield from feed_forward(spec.moe.shared, width, "shared.")
+    if spec.moe.shared_gate:
+        yield from linear("shared_gate", 1, width)

@@ -1,0 +1,51 @@
+"""Perceptrons: routed experts, shared experts and dense layers.
+
+Shapes: P rows (evaluated token-expert pairs, or tokens), D width, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_atlas.families.spec import FeedForward
+from moe_atlas.replay.attention import Weights, linear
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return torch.relu(x).square()
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu2": _relu2,
+}
+
+
+def feed_forward(f: FeedForward, w: Weights, x_PD: Tensor, prefix: str = "") -> Tensor:
+    """Output [P, D] of one perceptron, in the dtype of `x_PD`."""
+    up_PH = linear(w, f"{prefix}up_proj", x_PD)
+    if f.gated:
+        gate_PH = linear(w, f"{prefix}gate_proj", x_PD)
+        hidden_PH = gate(f, gate_PH, up_PH)
+    else:
+        hidden_PH = ACTIVATIONS[f.activation](up_PH)
+    return linear(w, f"{prefix}down_proj", hidden_PH)
+
+
+def gate(f: FeedForward, gate_PH: Tensor, up_PH: Tensor) -> Tensor:
+    """Gated activation."""
+    if f.activation == "clamped_swiglu":
+        assert f.limit is not None, "clamped_swiglu is defined by its limit"
+        bounded = gate_PH.clamp(max=f.limit)
+        return (up_PH.clamp(-f.limit, f.limit) + 1) * (bounded * torch.sigmoid(bounded * 1.702))
+    return ACTIVATIONS[f.activation](gate_PH) * up_PH

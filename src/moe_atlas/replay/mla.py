@@ -1,0 +1,41 @@
+"""Multi-head latent attention.
+
+Shapes: W windows, S tokens of a window, D width, H heads, C dimensions of a head (nope and rope parts).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_atlas.families.spec import Latent, Norm
+from moe_atlas.replay.attention import Weights, attend, causal_mask, linear, merge_heads
+from moe_atlas.replay.norm import normalise
+from moe_atlas.replay.rope import rotate, tables
+
+
+def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
+    """Attention output [W, S, D], before the residual is added."""
+    windows, length, _ = x_WSD.shape
+    norm = Norm("rms", m.latent_eps)
+    q = linear(w, "q_proj", x_WSD) if m.q_rank is None else _low_rank_q(w, norm, x_WSD)
+    q_WHSC = q.view(windows, length, m.heads, m.nope_dim + m.rope_dim).transpose(1, 2)
+    q_plain, q_turned = q_WHSC.split([m.nope_dim, m.rope_dim], dim=-1)
+
+    compressed = linear(w, "kv_a_proj_with_mqa", x_WSD)
+    kv_latent, k_turned = compressed.split([m.kv_rank, m.rope_dim], dim=-1)
+    kv = linear(w, "kv_b_proj", normalise(kv_latent, norm, w["kv_a_layernorm"]))
+    kv_WHSC = kv.view(windows, length, m.heads, m.nope_dim + m.v_dim).transpose(1, 2)
+    k_plain, v_WHSC = kv_WHSC.split([m.nope_dim, m.v_dim], dim=-1)
+
+    cos, sin = tables(m.rope, length, x_WSD.dtype, x_WSD.device)
+    q_turned = rotate(q_turned, cos, sin, m.rope)
+    k_turned = rotate(k_turned[:, None], cos, sin, m.rope).expand(-1, m.heads, -1, -1)
+    q_WHSC = torch.cat((q_plain, q_turned), dim=-1)
+    k_WHSC = torch.cat((k_plain, k_turned), dim=-1)
+    mask_SS = causal_mask(length, None, None, x_WSD.device)
+    return linear(w, "o_proj", merge_heads(attend(q_WHSC, k_WHSC, v_WHSC, mask_SS, m.scale)))
+
+
+def _low_rank_q(w: Weights, norm: Norm, x_WSD: Tensor) -> Tensor:
+    return linear(w, "q_b_proj", normalise(linear(w, "q_a_proj", x_WSD), norm, w["q_a_layernorm"]))

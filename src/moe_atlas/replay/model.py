@@ -1,0 +1,243 @@
+"""The forward pass, cut where the audit measures.
+
+Shapes: W windows, S tokens of a window, T tokens (W·S), D width, E experts, K top-k, P evaluated (token, expert) pairs,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from moe_atlas.families.load import ReaderLike, load_all
+from moe_atlas.families.spec import GroupedQuery, Latent, LayerSpec, ModelSpec, MoESpec
+from moe_atlas.replay import attention, mla
+from moe_atlas.replay.attention import Weights, linear
+from moe_atlas.replay.experts import feed_forward
+from moe_atlas.replay.norm import apply_gain, gain_float32, normalise, standardise
+from moe_atlas.replay.router import Routing, combine_weights, route
+
+MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
+    GroupedQuery: attention.grouped_query,
+    Latent: mla.latent,
+}
+"""Mixer type to its primitive."""
+
+
+@dataclass
+class GateInput:
+    """What stands in front of a router: canonical state, what experts read, what the router reads."""
+
+    z_TD: Tensor | None
+    """Canonical pre-gain state, float32; None where the router reads the raw residual."""
+    g_TD: Tensor
+    """Gate coordinate in the compute dtype: the experts' input."""
+    router_TD: Tensor
+    """The router's input: float32, or the compute dtype with native router arithmetic."""
+
+
+class Replay:
+    """A model's forward pass as separate steps. Holds no state but the spec and the numeric options.
+
+    Weights arrive as stored; every step casts them to the compute dtype, apart from the router's, which follow the
+    router arithmetic. Results are deterministic functions of their arguments.
+
+    Args:
+        spec: the model.
+        dtype: compute dtype of the residual stream and of all matrix products.
+        device: where to compute.
+        router_arithmetic: `float32` routes in float32 from the float32 gate coordinate; `native` rounds wherever the
+            reference implementation rounds, which is what is bit-exact against it.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        router_arithmetic: Literal["float32", "native"] = "float32",
+    ) -> None:
+        self.spec = spec
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.native = router_arithmetic == "native"
+
+    def embed(self, w: Weights, tokens_WS: Tensor) -> Tensor:
+        """Residual state [W, S, D] from token ids, int64 [W, S]."""
+        state = w["embedding"][tokens_WS].to(self.device, self.dtype)
+        return state if self.spec.embed_scale == 1.0 else state * self.spec.embed_scale
+
+    def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
+        """Residual entering the norm in front of the layer's mixture-of-experts or dense block."""
+        if layer.mixer is None or layer.block == "parallel":
+            return state_WSD
+        return state_WSD + _scaled(self._mixer_branch(layer, w, state_WSD), layer.residual_scale)
+
+    def gate_input(self, layer: LayerSpec, w: Weights, x_TD: Tensor) -> GateInput:
+        """Canonical state and gate coordinate of every token, from the residual."""
+        if not layer.pre_ffn_norm:
+            return self.anchored(layer, w, None, x_TD)
+        return self.anchored(layer, w, standardise(x_TD, layer.norm), x_TD)
+
+    def anchored(self, layer: LayerSpec, w: Weights, z_TD: Tensor | None, x_TD: Tensor) -> GateInput:
+        """Another checkpoint's canonical state pushed through this checkpoint's own gain.
+
+        Args:
+            layer: the layer.
+            w: this checkpoint's weights.
+            z_TD: the other's canonical state, float32; None where the router reads the raw residual.
+            x_TD: the other's residual, the anchor where there is no z.
+        """
+        if z_TD is None:
+            return GateInput(None, x_TD, x_TD if self.native else x_TD.float())
+        weight, bias = _norm_weights(layer, w, "pre_ffn_norm")
+        g_TD = apply_gain(z_TD, layer.norm, weight, bias, self.dtype)
+        return GateInput(z_TD, g_TD, g_TD if self.native else self._gain32(layer, w, z_TD))
+
+    def route(self, layer: LayerSpec, w: Weights, gate: GateInput) -> Routing:
+        """Scores, routed sets, margins and combine weights of every token."""
+        return route(
+            _moe(layer).router,
+            w["router"],
+            gate.router_TD,
+            bias_E=w.get("router.bias"),
+            selection_bias_E=w.get("selection_bias"),
+            native=self.native,
+        )
+
+    def combine(self, layer: LayerSpec, logits_TE: Tensor, ids_TK: Tensor) -> Tensor:
+        """The model's combine rule applied to a given set, with this replay's rounding."""
+        return combine_weights(
+            _moe(layer).router, logits_TE, ids_TK, self.dtype if self.native else torch.float32
+        )
+
+    def expert(self, layer: LayerSpec, w_expert: Weights, g_PD: Tensor, weights_P: Tensor) -> Tensor:
+        """Raw output of one routed expert, compute dtype; `weights_P` matters only where it scales the input."""
+        moe = _moe(layer)
+        if moe.weight_on_input:
+            g_PD = g_PD * weights_P.to(g_PD.dtype)[:, None]
+        return feed_forward(moe.experts, w_expert, g_PD) if w_expert else g_PD
+
+    def accumulate(
+        self, layer: LayerSpec, out_TD: Tensor, tokens_P: Tensor, u_PD: Tensor, weights_P: Tensor
+    ) -> None:
+        """Add one expert's weighted output in place, rounded as the family rounds; call in rising expert order."""
+        moe = _moe(layer)
+        if moe.weight_on_input:
+            out_TD.index_add_(0, tokens_P, u_PD)
+            return
+        weight = weights_P.to(u_PD.dtype) if moe.router.weight_dtype == "native" else weights_P
+        out_TD.index_add_(0, tokens_P, (u_PD * weight[:, None]).to(out_TD.dtype))
+
+    def finish(
+        self, layer: LayerSpec, w: Weights, x_WSD: Tensor, gate: GateInput, routed_TD: Tensor
+    ) -> Tensor:
+        """State after the layer: shared experts, scales, norms and residual around the routed sum."""
+        moe = _moe(layer)
+        y_TD = _scaled(routed_TD, moe.routed_scale)
+        if moe.shared is not None:
+            shared_TD = feed_forward(moe.shared, w, gate.g_TD, "shared.")
+            if moe.shared_gate:
+                shared_TD = torch.sigmoid(linear(w, "shared_gate", gate.g_TD)) * shared_TD
+            y_TD = y_TD + _scaled(shared_TD, moe.shared_scale)
+        return self._residual(layer, w, x_WSD, y_TD.view_as(x_WSD))
+
+    def dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
+        """State after a layer without router."""
+        if layer.dense is None:
+            return x_WSD
+        norm = _norm_weights(layer, w, "pre_ffn_norm") if layer.pre_ffn_norm else None
+        g_WSD = x_WSD if norm is None else normalise(x_WSD, layer.norm, *norm)
+        return self._residual(layer, w, x_WSD, feed_forward(layer.dense, w, g_WSD, "dense."))
+
+    def logits(self, w: Weights, state_TD: Tensor) -> Tensor:
+        """Next-token logits, float32 [T, V]."""
+        spec = self.spec
+        hidden = normalise(state_TD, spec.final_norm, w["final_norm"], w.get("final_norm.bias"))
+        logits = _scaled(linear(w, "head", hidden), spec.logit_scale)
+        return (logits if spec.logit_divisor == 1.0 else logits / spec.logit_divisor).float()
+
+    @torch.no_grad()
+    def forward(
+        self,
+        reader: ReaderLike,
+        tokens_WS: Tensor,
+        observe: Callable[[LayerSpec, GateInput, Routing], None] | None = None,
+    ) -> Tensor:
+        """Plain unmeasured forward pass, layer by layer: logits, float32 [W, S, V].
+
+        Args:
+            reader: reads stored tensors.
+            tokens_WS: token ids, int64.
+            observe: called after every router.
+        """
+        state = self.embed(self.place(load_all(reader, self.spec.embed_refs)), tokens_WS)
+        for layer in self.spec.layers:
+            w = self.place(load_all(reader, layer.refs))
+            x_WSD = self.attention(layer, w, state)
+            if layer.moe is None:
+                state = self.dense(layer, w, x_WSD)
+                continue
+            gate = self.gate_input(layer, w, x_WSD.flatten(0, 1))
+            routing = self.route(layer, w, gate)
+            if observe is not None:
+                observe(layer, gate, routing)
+            state = self.finish(layer, w, x_WSD, gate, self.routed(reader, layer, gate, routing))
+        final = self.place(load_all(reader, self.spec.final_refs))
+        return self.logits(final, state.flatten(0, 1)).unflatten(0, tokens_WS.shape)
+
+    def routed(self, reader: ReaderLike, layer: LayerSpec, gate: GateInput, routing: Routing) -> Tensor:
+        """Weighted sum of the routed experts, one expert in memory at a time."""
+        out_TD = torch.zeros_like(gate.g_TD)
+        for expert in range(_moe(layer).router.experts):
+            tokens_P, place_P = torch.where(routing.topk_TK == expert)
+            if not len(tokens_P):
+                continue
+            w = self.place(load_all(reader, _moe(layer).expert_refs(expert)))
+            weights_P = routing.weights_TK[tokens_P, place_P]
+            u_PD = self.expert(layer, w, gate.g_TD[tokens_P], weights_P)
+            self.accumulate(layer, out_TD, tokens_P, u_PD, weights_P)
+        return out_TD
+
+    def place(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights on the compute device, in their stored dtype."""
+        return {role: tensor.to(self.device) for role, tensor in w.items()}
+
+    def _gain32(self, layer: LayerSpec, w: Weights, z_TD: Tensor) -> Tensor:
+        return gain_float32(z_TD, layer.norm, *_norm_weights(layer, w, "pre_ffn_norm"))
+
+    def _mixer_branch(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
+        x = state_WSD
+        if layer.pre_mixer_norm:
+            x = normalise(x, layer.norm, *_norm_weights(layer, w, "pre_mixer_norm"))
+        y = MIXERS[type(layer.mixer)](layer.mixer, w, x)
+        return (
+            normalise(y, layer.norm, *_norm_weights(layer, w, "post_mixer_norm"))
+            if layer.post_mixer_norm
+            else y
+        )
+
+    def _residual(self, layer: LayerSpec, w: Weights, x_WSD: Tensor, y_WSD: Tensor) -> Tensor:
+        if layer.post_ffn_norm:
+            y_WSD = normalise(y_WSD, layer.norm, *_norm_weights(layer, w, "post_ffn_norm"))
+        if layer.block == "parallel":
+            return x_WSD + self._mixer_branch(layer, w, x_WSD) + y_WSD
+        return x_WSD + _scaled(y_WSD, layer.residual_scale)
+
+
+def _norm_weights(layer: LayerSpec, w: Weights, role: str) -> tuple[Tensor, Tensor | None]:
+    return w[role], w.get(f"{role}.bias")
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x * factor
+
+
+def _moe(layer: LayerSpec) -> MoESpec:
+    assert layer.moe is not None, f"layer {layer.index} has no router"
+    return layer.moe

@@ -1,0 +1,47 @@
+"""Normalisations, split where the theory splits them: the canonical state z, then the gain.
+
+Shapes: T tokens (any leading dimensions), D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_atlas.families.spec import Norm
+
+
+def standardise(x_TD: Tensor, spec: Norm) -> Tensor:
+    """Canonical pre-gain state z in float32 (Eq. 1-2): x / rms(x), or (x − mean) / σ for LayerNorm.
+
+    Args:
+        x_TD: residual state, any floating dtype.
+        spec: kind and the model's own epsilon, added to the mean square.
+    """
+    x = x_TD.float()
+    if spec.kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + spec.eps)
+
+
+def apply_gain(
+    z_TD: Tensor, spec: Norm, weight_D: Tensor, bias_D: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Gate coordinate Γz (Eq. 3) in `dtype`, rounded where the reference implementation rounds."""
+    if spec.kind == "rms":
+        return weight_D.to(dtype) * z_TD.to(dtype)
+    weight = weight_D.to(dtype).float()
+    if spec.kind == "rms1p":
+        return ((1.0 + weight) * z_TD).to(dtype)
+    g_TD = weight * z_TD
+    return (g_TD if bias_D is None else g_TD + bias_D.to(dtype).float()).to(dtype)
+
+
+def gain_float32(z_TD: Tensor, spec: Norm, weight_D: Tensor, bias_D: Tensor | None) -> Tensor:
+    """Gate coordinate Γz in float32 from the stored gain, with no rounding in between."""
+    return apply_gain(z_TD, spec, weight_D.float(), None if bias_D is None else bias_D.float(), torch.float32)
+
+
+def normalise(x_TD: Tensor, spec: Norm, weight_D: Tensor, bias_D: Tensor | None = None) -> Tensor:
+    """The whole normalisation, in the dtype of `x_TD`."""
+    return apply_gain(standardise(x_TD, spec), spec, weight_D, bias_D, x_TD.dtype)

@@ -1,0 +1,179 @@
+"""The router: dispatch scores, the exact top-k set, margins and combine weights, as pure functions of the spec.
+
+Shapes: T tokens, D width, E experts, K top-k, G groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_atlas.families.spec import RouterSpec
+
+
+@dataclass
+class Routing:
+    """Everything one router decides for T tokens. Float values are float32, indices int64."""
+
+    logits_TE: Tensor
+    """Router output, linear bias included."""
+    probs_TE: Tensor
+    """Full gate probability ρ: softmax(logits), or σ(logits) / Σσ(logits); no selection bias, no mask."""
+    scores_TE: Tensor
+    """Dispatch score: the very vector that top-k is taken on; −inf where a group was dropped."""
+    topk_TK: Tensor
+    """The routed set by falling dispatch score; equal scores by rising index."""
+    competitor_T: Tensor
+    """Best unselected expert that is not masked; −1 where there is none."""
+    weights_TK: Tensor
+    """Combine weights ω in the order of `topk_TK`."""
+    margin_T: Tensor
+    """Dispatch score of the last selected minus that of the competitor; NaN where there is no competitor."""
+    ties_T: Tensor
+    """Whether that margin is exactly 0."""
+    group_scores_TG: Tensor | None
+    """Group scores, in the units of the dispatch score; None where no group is ever dropped."""
+    group_margin_T: Tensor | None
+    """Last kept minus first dropped group score."""
+
+
+def route(
+    router: RouterSpec,
+    weight_ED: Tensor,
+    x_TD: Tensor,
+    *,
+    bias_E: Tensor | None = None,
+    selection_bias_E: Tensor | None = None,
+    native: bool = False,
+) -> Routing:
+    """Route every token.
+
+    Args:
+        router: the spec.
+        weight_ED: router matrix, any floating dtype.
+        x_TD: what the router reads; its dtype is the activation dtype when `native`.
+        bias_E: bias of the router's linear map, if the spec has one.
+        selection_bias_E: bias of the dispatch score, if the spec has one.
+        native: round everywhere the reference implementation rounds; otherwise all in float32.
+    """
+    dtype = x_TD.dtype if native else torch.float32
+    logits_TE = router_logits(router, weight_ED, x_TD, bias_E, native=native)
+    dispatch_TE = logits_TE
+    if router.dispatch == "scores":
+        dispatch_TE = router_scores(router, logits_TE, dtype)
+    if selection_bias_E is not None:
+        rounded = native and router.selection_bias_dtype == "native"
+        dispatch_TE = dispatch_TE + (selection_bias_E.to(dtype) if rounded else selection_bias_E).float()
+    group_scores_TG, group_margin_T, masked_TE = limit_groups(router, dispatch_TE)
+    topk_TK, competitor_T, margin_T = select(masked_TE, router.top_k)
+    return Routing(
+        logits_TE=logits_TE,
+        probs_TE=gate_probability(router, logits_TE),
+        scores_TE=masked_TE,
+        topk_TK=topk_TK,
+        competitor_T=competitor_T,
+        weights_TK=combine_weights(router, logits_TE, topk_TK, dtype),
+        margin_T=margin_T,
+        ties_T=margin_T == 0,
+        group_scores_TG=group_scores_TG,
+        group_margin_T=group_margin_T,
+    )
+
+
+def router_logits(
+    router: RouterSpec, weight_ED: Tensor, x_TD: Tensor, bias_E: Tensor | None, *, native: bool
+) -> Tensor:
+    """Linear map of the router, returned in float32 and computed in float32 or in the activation dtype."""
+    dtype = x_TD.dtype if native and router.matmul == "native" else torch.float32
+    bias = None if bias_E is None else bias_E.to(dtype)
+    return F.linear(x_TD.to(dtype), weight_ED.to(dtype), bias).float()
+
+
+def router_scores(router: RouterSpec, logits_TE: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Softmax or sigmoid of the logits, float32, evaluated in `dtype` where the family does so."""
+    x_TE = logits_TE.to(dtype) if router.probabilities == "native" else logits_TE
+    return (torch.softmax(x_TE, dim=-1) if router.score == "softmax" else x_TE.sigmoid()).float()
+
+
+def gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
+    """Full routed gate probability ρ over all experts, float32; every row sums to 1."""
+    if router.score == "softmax":
+        return torch.softmax(logits_TE, dim=-1)
+    scores_TE = logits_TE.sigmoid()
+    return scores_TE / scores_TE.sum(-1, keepdim=True)
+
+
+def limit_groups(router: RouterSpec, dispatch_TE: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Group scores, group margin, and the dispatch scores with the dropped groups at −inf."""
+    if router.group_score == "none" or router.kept_groups >= router.groups:
+        return None, None, dispatch_TE
+    grouped_TGE = dispatch_TE.unflatten(-1, (router.groups, -1))
+    best = grouped_TGE.topk(2 if router.group_score == "top2_sum" else 1, dim=-1).values
+    scores_TG = best.sum(-1)
+    order_TG = scores_TG.argsort(dim=-1, descending=True, stable=True)
+    ranked_TG = scores_TG.gather(-1, order_TG)
+    margin_T = ranked_TG[:, router.kept_groups - 1] - ranked_TG[:, router.kept_groups]
+    dropped_TG = torch.zeros_like(scores_TG, dtype=torch.bool)
+    dropped_TG.scatter_(-1, order_TG[:, router.kept_groups :], value=True)
+    masked_TE = grouped_TGE.masked_fill(dropped_TG[..., None], float("-inf")).flatten(-2)
+    return scores_TG, margin_T, masked_TE
+
+
+def select(scores_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Top-k set, best competitor and set margin; equal scores go to the lower index."""
+    order_TE = scores_TE.argsort(dim=-1, descending=True, stable=True)
+    topk_TK = order_TE[:, :top_k]
+    if scores_TE.shape[-1] == top_k:
+        nothing = torch.full_like(topk_TK[:, 0], -1)
+        return topk_TK, nothing, torch.full_like(scores_TE[:, 0], float("nan"))
+    rival_T = order_TE[:, top_k]
+    last, best = (scores_TE.gather(-1, i[:, None])[:, 0] for i in (topk_TK[:, -1], rival_T))
+    masked = best == float("-inf")
+    return topk_TK, rival_T.masked_fill(masked, -1), (last - best).masked_fill(masked, float("nan"))
+
+
+def combine_weights(
+    router: RouterSpec, logits_TE: Tensor, ids_TK: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The family's combine rule applied to any given set, float32 [T, K].
+
+    Args:
+        router: the spec.
+        logits_TE: router logits, float32.
+        ids_TK: the set, in falling dispatch score where the rule depends on the order.
+        dtype: activation dtype, to round where the family rounds; float32 rounds nowhere.
+    """
+    chosen_TK = logits_TE.gather(-1, ids_TK)
+    if router.combine == "scores":
+        weights_TK = router_scores(router, logits_TE, dtype).gather(-1, ids_TK)
+    elif router.combine == "sparsemixer":
+        weights_TK = sparsemixer(logits_TE, ids_TK, router.jitter)
+    else:
+        x_TK = chosen_TK.to(dtype) if router.probabilities == "native" else chosen_TK
+        weights_TK = (
+            torch.softmax(x_TK, -1) if router.combine == "softmax_of_chosen" else x_TK.sigmoid()
+        ).float()
+    if router.renormalise:
+        total = weights_TK.sum(-1, keepdim=True) + router.epsilon
+        weights_TK = weights_TK / total.clamp_min(router.floor)
+    weights_TK = weights_TK * router.scale
+    return weights_TK.to(dtype).float() if router.weight_dtype == "native" else weights_TK
+
+
+def sparsemixer(logits_TE: Tensor, ids_TK: Tensor, jitter: float) -> Tensor:
+    """Weights of sparsemixer in evaluation: each choice competes in a softmax with those inside its own band.
+
+    The weights need not sum to 1. The first choice is left out of the second one's softmax.
+    """
+    weights = []
+    open_TE = logits_TE
+    for position in range(ids_TK.shape[-1]):
+        chosen = ids_TK[:, position : position + 1]
+        top = logits_TE.gather(-1, chosen)
+        far = (top - logits_TE) / torch.maximum(logits_TE.abs(), top) > 2 * jitter
+        weights.append(torch.softmax(open_TE.masked_fill(far, float("-inf")), -1).gather(-1, chosen))
+        open_TE = open_TE.scatter(-1, chosen, float("-inf"))
+    return torch.cat(weights, dim=-1)
