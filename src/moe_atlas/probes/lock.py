@@ -20,6 +20,10 @@ from moe_atlas.probes.windows import Sample, Window
 
 SCHEMA = "atlas/probes-lock/v1"
 MAX_LOCK_BYTES = 256 << 20
+_KEYS = {
+    *("schema", "name", "stage", "set_for", "probes", "policy_sha256", "tokenizer", "domains"),
+    *("registered_at", "predecessor", "lock_sha256"),
+}
 _HISTORY = ("registered_at", "predecessor", "lock_sha256")
 
 
@@ -67,7 +71,7 @@ def window_sha256(window: Window) -> str:
 
 
 def policy_document(config: ProbeConfig) -> dict[str, Any]:
-    """What turns measurements into a verdict: policy, protected layers, evaluation, the domains' own rules."""
+    """What turns measurements into a verdict: policy, protected layers, evaluation, domains' own rules."""
     rules = ("name", "role", "max_nll_increase", "success")
     domains = [{key: value for key, value in d.describe().items() if key in rules} for d in config.domains]
     described = config.describe()
@@ -147,7 +151,7 @@ def parse_lock(raw: bytes, where: str) -> dict[str, Any]:
         found = body.get("schema") if isinstance(body, dict) else type(body).__name__
         raise InputRefused("E_PROBE_LOCK", where, f"must have schema {SCHEMA}, found {shown(str(found))}")
     try:
-        intact = seal(body) == raw
+        intact = set(body) == _KEYS and seal(body) == raw
     except ValueError:  # a NaN cannot be spelled
         intact = False
     if not intact:

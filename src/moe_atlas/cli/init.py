@@ -1,0 +1,33 @@
+"""`atlas init`: a commented probe file to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.errors import ResourceExhausted, UsageError
+from moe_atlas.probes.files import write_atomic
+from moe_atlas.probes.template import TEMPLATE
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The probe file to write.")] = Path("probes.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a commented probe file to edit and register."""
+    if path.exists() and not force:
+        raise UsageError(
+            "E_EXISTS", shown(str(path)), "is there already", "choose another name, or add --force"
+        )
+    try:
+        write_atomic(path, TEMPLATE.encode("utf-8"))
+    except OSError as error:
+        raise ResourceExhausted(
+            "E_WRITE", shown(str(path)), f"cannot be written ({error.strerror})"
+        ) from error
+    typer.echo(
+        f"wrote {shown(str(path))}; edit its domains and budgets, then: atlas register {shown(str(path))}"
+    )

@@ -1,0 +1,57 @@
+"""`atlas register`: fix a probe set before the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.probes.lock import Lock
+from moe_atlas.probes.registration import register as register_probes
+
+
+def register(
+    probes: Annotated[Path, typer.Argument(help="The probe file.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a lock that differs; the new one names it.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Bind windows, tokenizer, policy and stage in a lock beside the probe file."""
+    lock = register_probes(probes, force)
+    typer.echo(json.dumps(_facts(lock)) if as_json else _sentence(lock))
+
+
+def _facts(lock: Lock) -> dict[str, object]:
+    domains = [
+        {
+            "name": domain["name"],
+            "role": domain["role"],
+            "windows": len(domain["windows"]),
+            "documents": len({window["document"] for window in domain["windows"]}),
+        }
+        for domain in lock.body["domains"]
+    ]
+    return {
+        "lock": str(lock.path),
+        "lock_sha256": lock.digest,
+        "policy_sha256": lock.policy_sha256,
+        "stage": lock.body["stage"],
+        "registered_at": lock.registered_at,
+        "predecessor": lock.predecessor,
+        "domains": domains,
+    }
+
+
+def _sentence(lock: Lock) -> str:
+    lines = [f"registered {shown(str(lock.path))} at {lock.registered_at}, stage {lock.body['stage']}"]
+    lines += [
+        f"  {shown(d['name'])} ({d['role']}): {len(d['windows'])} windows" for d in lock.body["domains"]
+    ]
+    lines.append(f"  lock sha256 {lock.digest}")
+    if lock.predecessor:
+        lines.append(f"  replaces    {lock.predecessor['sha256']} of {lock.predecessor['registered_at']}")
+    return "\n".join(lines)
