@@ -1,7 +1,7 @@
 """Joining a family's blueprint with the tensors that a checkpoint really has.
 
-Every tensor that the spec needs must be there with its shape, and every tensor on disk must be needed or be skipped
-for a reason that can be stated; anything else is refused.
+Every tensor that the spec needs must be there with its shape, and every tensor on disk must be needed or be
+skipped for a reason that can be stated; anything else is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.families import tensors
@@ -116,7 +116,7 @@ class _Binder:
         kind = self._orientation(moe, found[first])
         return ExpertLayout(kind, canonical, stored, self.blueprint.interleaved_rows)
 
-    def _orientation(self, moe: MoESpec, first: str) -> str:
+    def _orientation(self, moe: MoESpec, first: str) -> Literal["fused", "fused_transposed"]:
         shape = tuple(self.stored[first].shape) if first in self.stored else ()
         upright, turned = (moe.w1_rows, moe.width), (moe.width, moe.w1_rows)
         if upright == turned or shape[1:] not in (upright, turned):
@@ -165,9 +165,10 @@ class _Binder:
             if reason is None:
                 raise self._refuse(
                     name,
-                    f"nothing in the {self.family} spec reads this tensor (shape {list(self.stored[name].shape)}), so "
-                    "a replay without it could be wrong",
-                    "remove it if it is not part of the model, or teach the family's file in moe_atlas/families to use it",
+                    f"nothing in the {self.family} spec reads this tensor of shape "
+                    f"{list(self.stored[name].shape)}, so a replay without it could be wrong",
+                    "remove it if it is not part of the model, or teach the family's file in "
+                    "moe_atlas/families to use it",
                 )
             yield name, reason
 

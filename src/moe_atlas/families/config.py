@@ -102,7 +102,8 @@ class Config:
 
     def integer(self, *names: str, default: Any = _REQUIRED) -> int:
         """A whole number."""
-        return self._typed(names, self.get(*names, default=default), int)
+        value: int = self._typed(names, self.get(*names, default=default), int)
+        return value
 
     def number(self, *names: str, default: Any = _REQUIRED) -> float:
         """A finite number, returned as float."""
@@ -111,11 +112,13 @@ class Config:
 
     def flag(self, *names: str, default: Any = _REQUIRED) -> bool:
         """True or false."""
-        return self._typed(names, self.get(*names, default=default), bool)
+        value: bool = self._typed(names, self.get(*names, default=default), bool)
+        return value
 
     def text(self, *names: str, default: Any = _REQUIRED) -> str:
         """A string."""
-        return self._typed(names, self.get(*names, default=default), str)
+        value: str = self._typed(names, self.get(*names, default=default), str)
+        return value
 
     def optional(self, *names: str) -> Any:
         """The value, or None when the key is missing or null."""
@@ -147,7 +150,7 @@ class Config:
         return self._children.setdefault(name, Config(value, f"{self.where}: {name}"))
 
     def refuse_unread(self) -> None:
-        """Refuse the first key that nothing has read, unless it is null, an empty container or known to be inert."""
+        """Refuse the first key that nothing has read, unless it is empty or known to be inert."""
         for name, value in self.values.items():
             if name in self._read or name in INERT or value is None or value == {} or value == []:
                 continue

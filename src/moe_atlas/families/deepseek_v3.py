@@ -1,6 +1,8 @@
-"""DeepSeek-V3 and its many relatives: latent attention, group-limited sigmoid router, ungated shared experts."""
+"""DeepSeek-V3 and its relatives: latent attention, group-limited sigmoid router, shared experts."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from moe_atlas.families.config import Config
 from moe_atlas.families.names import STANDARD
@@ -20,7 +22,7 @@ from moe_atlas.families.rope import rope
 def build(c: Config) -> Blueprint:
     """Read a `deepseek_v3` configuration (also R1, V3.1, Moonlight and Kimi-K2)."""
     dense, width = dense_first(c), c.integer("moe_intermediate_size")
-    pairing = "pairs" if c.flag("rope_interleave", default=True) else "halves"
+    pairing: Literal["pairs", "halves"] = "pairs" if c.flag("rope_interleave", default=True) else "halves"
     rotary = rope(c, c.integer("qk_rope_head_dim"), pairing=pairing, theta=10000.0)
     attention = latent(c, rotary, bias=c.flag("attention_bias", default=False))
     routed = moe(

@@ -1,4 +1,4 @@
-"""The pieces families are composed of: each reads its config keys under their common names and returns spec data."""
+"""The pieces families are composed of: each reads its config keys and returns spec data."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def default_head_dim(c: Config) -> int:
 
 
 def latent(c: Config, rope: Rope, *, bias: bool, **options: Any) -> Latent:
-    """Multi-head latent attention; a yarn `mscale_all_dim` sharpens the softmax by the square of its factor."""
+    """Multi-head latent attention; a yarn `mscale_all_dim` sharpens the softmax."""
     nope, rotary = c.integer("qk_nope_head_dim"), c.integer("qk_rope_head_dim")
     c.inert(
         "head_dim", "qk_head_dim", "num_key_value_heads"
@@ -208,7 +208,7 @@ def layer(
     bare = LayerSpec(index, mixer, norm, dense=block if isinstance(block, FeedForward) else None, **fields)
     if not isinstance(block, MoESpec):
         return bare
-    around = {
+    around: dict[str, Any] = {
         "pre_norm": bare.pre_ffn_norm,
         "norm_kind": norm.kind,
         "norm_eps": norm.eps,
@@ -227,7 +227,7 @@ def decoder(
     model: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> ModelSpec:
-    """All layers of a decoder whose layers differ only in mixer and block; `model` holds fields of `ModelSpec`."""
+    """A decoder whose layers differ only in mixer and block; `model` holds fields of `ModelSpec`."""
     return ModelSpec(
         family="",
         width=c.integer("hidden_size"),
@@ -253,20 +253,19 @@ def dense_first(c: Config) -> Callable[[int], bool]:
 
 
 def dense_by_step(c: Config) -> Callable[[int], bool]:
-    """Layer rule of the Qwen families: `mlp_only_layers` and every layer off the `decoder_sparse_step` grid."""
+    """Layer rule of the Qwen families: dense in `mlp_only_layers` and off the `decoder_sparse_step` grid."""
     only = c.integers("mlp_only_layers", default=[])
     step = c.integer("decoder_sparse_step", default=1)
     return lambda index: index in only or (index + 1) % step != 0
 
 
 def sliding_window(c: Config) -> Callable[[int], int | None]:
-    """Window of each layer where `use_sliding_window` is set, by `layer_types` or from `max_window_layers` on."""
-    used = c.flag("use_sliding_window", default=False)
-    window = c.optional("sliding_window")
-    first = c.optional("max_window_layers")
-    kinds = c.optional("layer_types")
-    if not used or window is None:
+    """Window of each layer: `sliding_window` where `layer_types` says sliding, everywhere without such a list.
+
+    A `use_sliding_window` of false turns it off.
+    """
+    used = c.flag("use_sliding_window", default=True)
+    window, kinds = c.optional("sliding_window"), c.optional("layer_types")
+    if not used or not window:
         return lambda index: None
-    if kinds is not None:
-        return lambda index: window if kinds[index] == "sliding_attention" else None
-    return lambda index: window if first is None or index >= first else None
+    return lambda index: window if kinds is None or kinds[index] == "sliding_attention" else None

@@ -1,7 +1,7 @@
 """Position-embedding settings of both config generations.
 
-Older configs hold `rope_theta` and `rope_scaling`, newer ones a single `rope_parameters`, which may be nested by the
-type of the layer.
+Older configs hold `rope_theta` and `rope_scaling`, newer ones a single `rope_parameters`, which may be
+nested by the type of the layer.
 """
 
 from __future__ import annotations

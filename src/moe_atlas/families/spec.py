@@ -1,8 +1,8 @@
 """What a mixture-of-experts decoder is, as data: the one vocabulary that every family is written in.
 
-Nothing here touches a tensor. A family file (`moe_atlas.families.*`) fills these dataclasses from config.json,
-`moe_atlas.families.bind` adds where each tensor is stored, and `moe_atlas.replay` computes from them. A field that
-changes routing has no default, so that no family can forget to decide it.
+Nothing here touches a tensor. A family file (`moe_atlas.families.*`) fills these dataclasses from
+config.json, `moe_atlas.families.bind` adds where each tensor is stored, and `moe_atlas.replay` computes from
+them. A field that changes routing has no default, so that no family can forget to decide it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ Precision = Literal["float32", "native"]
 class TensorRef:
     """One logical tensor and where its bytes are.
 
-    The bytes of `stored` are read (entry `index` of its leading dimension where given), transposed where asked, and
-    cut to `rows` (start, stop, step).
+    The bytes of `stored` are read (entry `index` of its leading dimension where given), transposed where
+    asked, and cut to `rows` (start, stop, step).
     """
 
     name: str
-    """Canonical name: what a plain checkpoint with one tensor per expert calls it, whatever the stored layout."""
+    """Canonical name: what a plain checkpoint with one tensor per expert calls it, whatever the stored
+    layout."""
     kind: str
-    """Ledger class: router, selection_bias, routed_expert, shared_expert, dense_mlp, attention, norm, embedding,
-    head or other."""
+    """Ledger class: router, selection_bias, routed_expert, shared_expert, dense_mlp, attention, norm,
+    embedding, head or other."""
     shape: tuple[int, ...]
     """Logical shape, after index, transpose and rows."""
     role: str
@@ -50,14 +51,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding of the first `dim` dimensions of a head (the last ones in latent attention)."""
+    """Rotary position embedding of the first `dim` dimensions of a head (latent attention: the last ones)."""
 
     dim: int
     theta: float
     pairing: Literal["halves", "pairs"]
     arithmetic: Literal["native", "float32", "mixed"]
-    """`native`: cos and sin cast to the activation dtype and multiplied there; `float32`: everything in float32;
-    `mixed`: cos and sin rounded to the activation dtype, multiplied in float32."""
+    """`native`: cos and sin cast to the activation dtype and multiplied there; `float32`: everything in
+    float32; `mixed`: cos and sin rounded to the activation dtype, multiplied in float32."""
     kind: Literal["default", "linear", "ntk_alpha", "llama3", "yarn", "longrope"] = "default"
     params: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of the scaling kind, names as in config.json, with every implied default filled in."""
@@ -99,7 +100,7 @@ class GroupedQuery(Mixer):
 
 @dataclass(frozen=True)
 class Latent(Mixer):
-    """Multi-head latent attention: q and kv pass through low-rank latents, position lives in a shared key part."""
+    """Multi-head latent attention: low-rank q and kv, position in a key part that all heads share."""
 
     heads: int
     q_rank: int | None
@@ -168,8 +169,8 @@ class ExpertLayout:
     """Where the routed experts of one layer are stored; filled in by `moe_atlas.families.bind`."""
 
     kind: Literal["split", "fused", "fused_transposed", "stacked_rows"]
-    """`split`: one tensor per expert and matrix; `fused`: [E, 2H, D] and [E, D, H]; `fused_transposed`: [E, D, 2H] and
-    [E, H, D]; `stacked_rows`: [E·H, D] for each matrix."""
+    """`split`: one tensor per expert and matrix; `fused`: [E, 2H, D] and [E, D, H]; `fused_transposed`: [E,
+    D, 2H] and [E, H, D]; `stacked_rows`: [E·H, D] for each matrix."""
     canonical: Mapping[str, str]
     """Role to canonical name with `{e}`."""
     stored: Mapping[str, str]
@@ -223,7 +224,8 @@ class MoESpec:
 
     def describe(self) -> dict[str, Any]:
         """Every choice that moves a number, as plain JSON values."""
-        return plain(self)
+        described: dict[str, Any] = plain(self)
+        return described
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,8 @@ class LayerSpec:
 
     def describe(self) -> dict[str, Any]:
         """Every choice that moves a number, as plain JSON values."""
-        return plain(self)
+        described: dict[str, Any] = plain(self)
+        return described
 
 
 @dataclass(frozen=True)
@@ -276,16 +279,16 @@ class ModelSpec:
         return [layer.index for layer in self.layers if layer.moe]
 
     def describe(self) -> dict[str, Any]:
-        """Every choice that moves a number, as plain JSON values; equal layers are listed once with their indices."""
+        """Every choice that moves a number, as JSON values; equal neighbouring layers are listed once."""
         model = {key: value for key, value in plain(self).items() if key not in ("layers", "skipped")}
         groups: list[dict[str, Any]] = []
         for layer in self.layers:
-            described = layer.describe()
-            index = described.pop("index")
-            if groups and groups[-1]["layer"] == described:
+            body = layer.describe()
+            index = body.pop("index")
+            if groups and groups[-1]["layer"] == body:
                 groups[-1]["indices"].append(index)
             else:
-                groups.append({"indices": [index], "layer": described})
+                groups.append({"indices": [index], "layer": body})
         return {**model, "layers": groups}
 
 

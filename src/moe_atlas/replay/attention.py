@@ -27,9 +27,10 @@ def linear(w: Weights, role: str, x: Tensor) -> Tensor:
 def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
     """Attention output [W, S, D], before the residual is added."""
     windows, length, _ = x_WSD.shape
-    q, k, v = (_clip(linear(w, role, x_WSD), m.clip) for role in ("q_proj", "k_proj", "v_proj"))
+    q, k, v = (linear(w, role, x_WSD) for role in ("q_proj", "k_proj", "v_proj"))
     if m.qk_norm == "full":
         q, k = _qk_norm(m, w, q, k)
+    q, k, v = (_clip(projected, m.clip) for projected in (q, k, v))
     q_WHSC = q.view(windows, length, m.heads, m.head_dim)
     k_WHSC = k.view(windows, length, m.kv_heads, m.head_dim)
     if m.qk_norm == "head":
@@ -57,7 +58,7 @@ def merge_heads(o_WHSC: Tensor) -> Tensor:
 
 
 def causal_mask(length: int, window: int | None, chunk: int | None, device: torch.device) -> Tensor:
-    """Which keys (columns) a query (row) may see: the past, within the window or the block if there is one."""
+    """Which keys (columns) a query (row) may see: the past, within its window or block."""
     query = torch.arange(length, device=device)[:, None]
     key = torch.arange(length, device=device)[None, :]
     seen = key <= query

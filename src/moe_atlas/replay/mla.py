@@ -20,13 +20,13 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
     norm = Norm("rms", m.latent_eps)
     q = linear(w, "q_proj", x_WSD) if m.q_rank is None else _low_rank_q(w, norm, x_WSD)
     q_WHSC = q.view(windows, length, m.heads, m.nope_dim + m.rope_dim).transpose(1, 2)
-    q_plain, q_turned = q_WHSC.split([m.nope_dim, m.rope_dim], dim=-1)
+    q_plain, q_turned = torch.split(q_WHSC, [m.nope_dim, m.rope_dim], dim=-1)
 
     compressed = linear(w, "kv_a_proj_with_mqa", x_WSD)
-    kv_latent, k_turned = compressed.split([m.kv_rank, m.rope_dim], dim=-1)
+    kv_latent, k_turned = torch.split(compressed, [m.kv_rank, m.rope_dim], dim=-1)
     kv = linear(w, "kv_b_proj", normalise(kv_latent, norm, w["kv_a_layernorm"]))
     kv_WHSC = kv.view(windows, length, m.heads, m.nope_dim + m.v_dim).transpose(1, 2)
-    k_plain, v_WHSC = kv_WHSC.split([m.nope_dim, m.v_dim], dim=-1)
+    k_plain, v_WHSC = torch.split(kv_WHSC, [m.nope_dim, m.v_dim], dim=-1)
 
     cos, sin = tables(m.rope, length, x_WSD.dtype, x_WSD.device)
     q_turned = rotate(q_turned, cos, sin, m.rope)

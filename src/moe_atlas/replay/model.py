@@ -1,7 +1,7 @@
 """The forward pass, cut where the audit measures.
 
-Shapes: W windows, S tokens of a window, T tokens (W·S), D width, E experts, K top-k, P evaluated (token, expert) pairs,
-V vocabulary.
+Shapes: W windows, S tokens of a window, T tokens (W·S), D width, E experts, K top-k, P evaluated (token,
+expert) pairs, V vocabulary.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class GateInput:
 class Replay:
     """A model's forward pass as separate steps. Holds no state but the spec and the numeric options.
 
-    Weights arrive as stored; every step casts them to the compute dtype, apart from the router's, which follow the
-    router arithmetic. Results are deterministic functions of their arguments.
+    Weights arrive as stored; every step casts them to the compute dtype, apart from the router's, which
+    follow the router arithmetic. Results are deterministic functions of their arguments.
 
     Args:
         spec: the model.
         dtype: compute dtype of the residual stream and of all matrix products.
         device: where to compute.
-        router_arithmetic: `float32` routes in float32 from the float32 gate coordinate; `native` rounds wherever the
-            reference implementation rounds, which is what is bit-exact against it.
+        router_arithmetic: `float32` routes in float32 from the float32 gate coordinate; `native` rounds
+            wherever the reference implementation rounds, which is what is bit-exact against it.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Replay:
         )
 
     def expert(self, layer: LayerSpec, w_expert: Weights, g_PD: Tensor, weights_P: Tensor) -> Tensor:
-        """Raw output of one routed expert, compute dtype; `weights_P` matters only where it scales the input."""
+        """Raw expert output, compute dtype; `weights_P` matters only where it scales the input."""
         moe = _moe(layer)
         if moe.weight_on_input:
             g_PD = g_PD * weights_P.to(g_PD.dtype)[:, None]
@@ -126,7 +126,7 @@ class Replay:
     def accumulate(
         self, layer: LayerSpec, out_TD: Tensor, tokens_P: Tensor, u_PD: Tensor, weights_P: Tensor
     ) -> None:
-        """Add one expert's weighted output in place, rounded as the family rounds; call in rising expert order."""
+        """Add one expert's weighted output in place, rounded as the family does; in rising expert order."""
         moe = _moe(layer)
         if moe.weight_on_input:
             out_TD.index_add_(0, tokens_P, u_PD)
@@ -189,7 +189,7 @@ class Replay:
                 observe(layer, gate, routing)
             state = self.finish(layer, w, x_WSD, gate, self.routed(reader, layer, gate, routing))
         final = self.place(load_all(reader, self.spec.final_refs))
-        return self.logits(final, state.flatten(0, 1)).unflatten(0, tokens_WS.shape)
+        return self.logits(final, state.flatten(0, 1)).view(*tokens_WS.shape, self.spec.vocab)
 
     def routed(self, reader: ReaderLike, layer: LayerSpec, gate: GateInput, routing: Routing) -> Tensor:
         """Weighted sum of the routed experts, one expert in memory at a time."""

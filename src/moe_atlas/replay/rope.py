@@ -90,7 +90,8 @@ def tables(rope: Rope, length: int, dtype: torch.dtype, device: torch.device) ->
 def rotate(x_WHSR: Tensor, cos_SR: Tensor, sin_SR: Tensor, rope: Rope) -> Tensor:
     """Rotate the first `rope.dim` dimensions of every head; the rest passes through.
 
-    Planes come out as two halves whatever the pairing: q and k are permuted alike, so their products are the same.
+    Planes come out as two halves whatever the pairing: q and k are permuted alike, so their products are the
+    same.
     """
     turned, rest = x_WHSR[..., : rope.dim].to(cos_SR.dtype), x_WHSR[..., rope.dim :]
     if rope.pairing == "pairs":

@@ -1,4 +1,4 @@
-"""The router: dispatch scores, the exact top-k set, margins and combine weights, as pure functions of the spec.
+"""The router: dispatch scores, exact top-k set, margins and combine weights, as pure functions.
 
 Shapes: T tokens, D width, E experts, K top-k, G groups.
 """
@@ -110,7 +110,7 @@ def limit_groups(router: RouterSpec, dispatch_TE: Tensor) -> tuple[Tensor | None
     """Group scores, group margin, and the dispatch scores with the dropped groups at −inf."""
     if router.group_score == "none" or router.kept_groups >= router.groups:
         return None, None, dispatch_TE
-    grouped_TGE = dispatch_TE.unflatten(-1, (router.groups, -1))
+    grouped_TGE = dispatch_TE.view(len(dispatch_TE), router.groups, -1)
     best = grouped_TGE.topk(2 if router.group_score == "top2_sum" else 1, dim=-1).values
     scores_TG = best.sum(-1)
     order_TG = scores_TG.argsort(dim=-1, descending=True, stable=True)

@@ -1,0 +1,46 @@
+"""DeepSeek-V2: latent attention, softmax router that may keep only the groups with the best single expert."""
+
+from __future__ import annotations
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    dense_first,
+    gated_mlp,
+    latent,
+    moe,
+    rms,
+    softmax_router,
+)
+from moe_atlas.families.rope import rope
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `deepseek_v2` configuration."""
+    c.expect("scoring_func", "softmax")
+    c.expect(
+        "norm_topk_prob", False
+    )  # the original code renormalises instead of scaling, transformers does not
+    c.expect("topk_method", "greedy", "group_limited_greedy")
+    grouped = c.text("topk_method", default="greedy") == "group_limited_greedy"
+    groups = c.integer("n_group", default=1), c.integer("topk_group", default=1)
+    router = softmax_router(
+        c,
+        renormalise=False,
+        groups=groups[0] if grouped else 1,
+        kept_groups=groups[1] if grouped else 1,
+        group_score="max" if grouped else "none",
+        scale=c.number("routed_scaling_factor"),
+        matmul="float32",
+        weight_dtype="float32",
+    )
+    rotary = rope(c, c.integer("qk_rope_head_dim"), pairing="pairs", arithmetic="float32", theta=10000.0)
+    attention = latent(c, rotary, bias=c.flag("attention_bias", default=False))
+    dense, width, bias = dense_first(c), c.integer("moe_intermediate_size"), c.flag("mlp_bias", default=False)
+    shared = gated_mlp(c, width * c.integer("n_shared_experts"), bias=bias)
+    routed = moe(c, router, gated_mlp(c, width), shared=shared)
+    plain = gated_mlp(c, c.integer("intermediate_size"), bias=bias)
+    model = decoder(c, rms(c), lambda i: attention, lambda i: plain if dense(i) else routed)
+    return Blueprint(model, STANDARD)

@@ -1,0 +1,50 @@
+"""Qwen1.5/Qwen2-MoE: q/k/v biases, softmax router, one shared expert behind a sigmoid gate."""
+
+from __future__ import annotations
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import MLP, STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    dense_by_step,
+    gated_mlp,
+    grouped_query,
+    moe,
+    rms,
+    sliding_window,
+    softmax_router,
+)
+from moe_atlas.families.rope import rope
+
+NAMES = {
+    **STANDARD,
+    **{f"shared.{m}": f"mlp.shared_expert.{m}" for m in MLP},
+    "shared_gate": "mlp.shared_expert_gate",
+}
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `qwen2_moe` configuration."""
+    dense, window = dense_by_step(c), sliding_window(c)
+    if c.flag("use_sliding_window", default=False) and c.optional("layer_types") is None:
+        last = c.integer("max_window_layers")  # before layer_types existed: every other layer below this one
+        everywhere = window
+        window = lambda i: everywhere(i) if i % 2 == 0 and i < last else None  # noqa: E731
+    head_dim = c.integer("hidden_size") // c.integer("num_attention_heads")
+    rotary, bias = rope(c, head_dim, theta=10000.0), c.flag("qkv_bias", default=True)
+    routed = moe(
+        c,
+        softmax_router(c, renormalise=c.flag("norm_topk_prob")),
+        gated_mlp(c, c.integer("moe_intermediate_size")),
+        shared=gated_mlp(c, c.integer("shared_expert_intermediate_size")),
+        shared_gate=True,
+    )
+    plain = gated_mlp(c, c.integer("intermediate_size"))
+    model = decoder(
+        c,
+        rms(c),
+        lambda i: grouped_query(c, rope=rotary, head_dim=head_dim, window=window(i), qkv_bias=bias),
+        lambda i: plain if dense(i) else routed,
+    )
+    return Blueprint(model, NAMES)
