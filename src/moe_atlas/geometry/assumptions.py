@@ -5,12 +5,23 @@ Legend: T tokens, D model width, H expert width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moe_atlas.families.spec import MoESpec
+from moe_atlas.families.spec import LayerSpec, MoESpec
+from moe_atlas.replay.norm import gain_float32
+
+
+def effective_gain(layer: LayerSpec, weights: Mapping[str, Tensor]) -> Tensor | None:
+    """The gain γ that the gate coordinate is multiplied with, float32 [D]; None without a norm in front."""
+    if not layer.pre_ffn_norm:
+        return None
+    weight_D = weights["pre_ffn_norm"]
+    ones_D = torch.ones(weight_D.shape, dtype=torch.float32, device=weight_D.device)
+    return gain_float32(ones_D, layer.norm, weight_D, None)
 
 
 def gain_anisotropy(gain_D: Tensor | None) -> dict[str, Any] | float:

@@ -173,7 +173,13 @@ class PairFields:
             )[0]
 
     def _record(
-        self, tokens_M: Tensor, slots: Tensor, u0_PD: Tensor, u1_PD: Tensor, omega0_P: Tensor, omega1_P: Tensor
+        self,
+        tokens_M: Tensor,
+        slots: Tensor,
+        u0_PD: Tensor,
+        u1_PD: Tensor,
+        omega0_P: Tensor,
+        omega1_P: Tensor,
     ) -> None:
         v0_PD, v1_PD = self.tangent(u0_PD, tokens_M), self.tangent(u1_PD, tokens_M)
         ratio_P, norm0_P, _, change_P = relative_change(v0_PD, v1_PD)

@@ -10,11 +10,17 @@ from torch import Tensor
 
 from moe_atlas.geometry.evaluation import EMPTY
 from moe_atlas.geometry.fields import NativeFields
-from moe_atlas.geometry.overlap import compatibility, field_norm, overlap, swap_coefficients
+from moe_atlas.geometry.overlap import (
+    compatibility,
+    field_norm,
+    log_gate_probability,
+    overlap,
+    swap_coefficients,
+)
 from moe_atlas.geometry.smooth import smooth_overlap
 from moe_atlas.geometry.tangent import TangentMap, relative_change
 from moe_atlas.geometry.tokens import settle
-from moe_atlas.replay.router import Routing, combine_weights
+from moe_atlas.replay.router import Routing
 
 CHUNK = 256  # tokens whose fields are held in float64 at a time
 
@@ -49,7 +55,8 @@ def _state2(
     tokens = fields.measured_M[part_M]
     v_MPD = tangent(fields.rows_MPD[part_M], part_M)
     kappa_MPP = compatibility(v_MPD)
-    log_probs_ME = fields.routing.log_probs_TE[tokens]
+    assert fields.layer.moe is not None
+    log_probs_ME = log_gate_probability(fields.layer.moe.router, fields.routing.logits_TE[tokens])
     has_competitor_M, has_partner_M = table_MP[:, k] != EMPTY, table_MP[:, k + 1] != EMPTY
     overlap_M = overlap(kappa_MPP, log_probs_ME.gather(1, table_MP[:, :k]))
     values = {
@@ -79,10 +86,9 @@ def _jump(
 ) -> dict[str, Tensor]:
     """The exact one-swap change of the routed sum, Eq. 14's idealisation, and ‖Σω_e v_e‖."""
     k, routing = fields.top_k, fields.routing
-    assert fields.layer.moe is not None
     swapped_MK = torch.cat([table_MP[:, : k - 1], table_MP[:, k : k + 1].clamp_min(0)], dim=1)
     weights_MK = routing.weights_TK[tokens]
-    swapped_weights_MK = combine_weights(fields.layer.moe.router, routing.logits_TE[tokens], swapped_MK)
+    swapped_weights_MK = fields.replay.combine(fields.layer, routing.logits_TE[tokens], swapped_MK)
     coefficients_MP = swap_coefficients(weights_MK, swapped_weights_MK)
     change_M = relative_change(v_MPD[:, k - 1], v_MPD[:, k])[3]
     return {

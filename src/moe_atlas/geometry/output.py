@@ -42,7 +42,8 @@ def window_outputs(
     for part in range(0, len(positions_P), step := max(1, LOGIT_ELEMENTS // vocab)):
         chosen = positions_P[part : part + step]
         log_probs = {
-            name: torch.log_softmax(head(states[name][chosen]).float(), dim=-1) for name, head in heads.items()
+            name: torch.log_softmax(head(states[name][chosen]).float(), dim=-1)
+            for name, head in heads.items()
         }
         for key, value in _chunk_sums(log_probs, targets_P[part : part + step]).items():
             sums[key] = sums.get(key, 0.0) + value
@@ -50,7 +51,9 @@ def window_outputs(
     means = {key: value / count for key, value in sums.items()}
     for name in heads:
         means[f"exact_match_{name}"] = float(sums[f"token_accuracy_{name}"] == len(positions_P))
-    return {key: value if torch.isfinite(torch.tensor(value)) else float("inf") for key, value in means.items()}
+    return {
+        key: value if torch.isfinite(torch.tensor(value)) else float("inf") for key, value in means.items()
+    }
 
 
 def _chunk_sums(log_probs: dict[str, Tensor], targets_P: Tensor) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_atlas.families.spec import RouterSpec
 from moe_atlas.geometry.tangent import KAPPA_EPS
 
 
@@ -17,6 +18,15 @@ def compatibility(v_TPD: Tensor) -> Tensor:
     gram_TPP = v_TPD @ v_TPD.transpose(1, 2)
     norm_TP = gram_TPP.diagonal(dim1=1, dim2=2).sqrt()
     return gram_TPP / (norm_TP[:, :, None] * norm_TP[:, None, :] + KAPPA_EPS)
+
+
+def log_gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
+    """Log gate probability ln ρ of every expert, float64 [T, E], without forming ρ: a confident router would underflow."""
+    logits_TE = logits_TE.double()
+    if router.score == "softmax":
+        return torch.log_softmax(logits_TE, dim=-1)
+    log_TE = torch.nn.functional.logsigmoid(logits_TE)
+    return log_TE - torch.logsumexp(log_TE, dim=-1, keepdim=True)
 
 
 def overlap(kappa_TPP: Tensor, log_probs_TK: Tensor) -> Tensor:

@@ -34,9 +34,7 @@ def coordinate_channels(gate0: GateInput, gate1: GateInput) -> dict[str, Tensor]
     return values
 
 
-def routing_channels(
-    base: Routing, anchored: Routing, tuned: Routing, band: NoiseBand
-) -> dict[str, Tensor]:
+def routing_channels(base: Routing, anchored: Routing, tuned: Routing, band: NoiseBand) -> dict[str, Tensor]:
     """Boundary, transition and smooth boundary drift, and the flips, float64 [T] (flips 0/1).
 
     Args:
@@ -120,7 +118,6 @@ def relabelled(routing: Routing, match_E: Tensor) -> Routing:
     return Routing(
         logits_TE=routing.logits_TE[:, match_E],
         probs_TE=routing.probs_TE[:, match_E],
-        log_probs_TE=routing.log_probs_TE[:, match_E],
         scores_TE=routing.scores_TE[:, match_E],
         topk_TK=inverse_E[routing.topk_TK],
         competitor_T=competitor_T,

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 SKETCH = 4096  # elements sampled from each matrix of an expert
-INIT_DISPERSION = 1.5  # row norms dispersing less than this multiple of what iid entries would: as initialised
+INIT_DISPERSION = (
+    1.5  # row norms dispersing less than this multiple of what iid entries would: as initialised
+)
 
 
 def sketch(tensors: list[Tensor]) -> Tensor:
@@ -147,7 +149,9 @@ def layer_identity(
     if moved:
         pairs = ", ".join(f"{e}→{int(best_E[e])}" for e in moved[:8]) + (" …" if len(moved) > 8 else "")
         kind = "experts-moved-without-router" if _bijection(best_E) else "expert-identity-lost"
-        breaches.append({"layer": layer, "kind": kind, "detail": f"base expert → nearest tuned expert: {pairs}"})
+        breaches.append(
+            {"layer": layer, "kind": kind, "detail": f"base expert → nearest tuned expert: {pairs}"}
+        )
     breaches += [
         {"layer": layer, "kind": "cloned-experts", "detail": _clone_detail(group)} for group in new_clones
     ]

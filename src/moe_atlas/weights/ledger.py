@@ -146,7 +146,15 @@ def compare(name: str, kind: str, layer: int | None, base: Tensor, tuned: Tensor
             for b, t in zip(base.split(CHUNK), flat.split(CHUNK), strict=True)
         )
     return TensorChange(
-        name, kind, layer, identical, base_square, change, (zeros0, zeros1), (nonfinite0, nonfinite1), len(base)
+        name,
+        kind,
+        layer,
+        identical,
+        base_square,
+        change,
+        (zeros0, zeros1),
+        (nonfinite0, nonfinite1),
+        len(base),
     )
 
 

@@ -1,0 +1,56 @@
+"""How an audit is run, as opposed to what is asked (that is the probe file's business). Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+
+class Progress(Protocol):
+    """Who watches: told the phase, and every step passed with the bytes read so far."""
+
+    def phase(self, name: str, steps: int) -> None:
+        """A phase of `steps` steps begins."""
+
+    def step(self, detail: str, bytes_read: int) -> None:
+        """One step of the phase is done."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def phase(self, name: str, steps: int) -> None:
+        """Say nothing."""
+
+    def step(self, detail: str, bytes_read: int) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How to run.
+
+    Attributes:
+        dtype: dtype of the matrix products; `auto` is the base checkpoint's own.
+        router: `float32` reads dispatch scores exactly; `native` rounds where the reference implementation does,
+            which shows the routing a serving stack takes.
+        device: `cpu` or `cuda`.
+        threads: CPU threads of the matrix products; torch's choice when None. Recorded: bits depend on it.
+        memory: bytes the audit may use, or None for no stated limit.
+        noise_floor: also audit the base against itself under another execution order.
+        chart_maps: pairs of experts per layer whose overlap map is measured; 0 for none.
+        baseline: a baseline receipt whose overlap and occupancy are the handoff reference.
+        attempts: receipts of registered attempts at the same objective.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    router: Literal["float32", "native"] = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    memory: int | None = None
+    noise_floor: bool = False
+    chart_maps: int = 0
+    baseline: Path | None = None
+    attempts: tuple[Path, ...] = ()
+    progress: Progress = field(default_factory=Silent)

@@ -1,0 +1,120 @@
+"""What was read at one routed layer: values per token while it streams by, arrays per window afterwards.
+
+Legend: W windows, S tokens per window, M measured tokens per window, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_atlas.geometry.occupancy import cells, window_counts, window_mean_probs
+from moe_atlas.geometry.tokens import window_means
+from moe_atlas.replay.router import Routing
+
+Arrays = dict[str, np.ndarray]
+PERCENTILES = {"p01": 0.01, "p10": 0.10, "p50": 0.50}
+
+
+class LayerReading:
+    """Collects one layer batch by batch.
+
+    Attributes:
+        layer: the model's own layer index; names of window arrays start with ``layers.{layer}.``.
+        facts: the layer's object in the receipt, as far as it is measured and not derived.
+    """
+
+    def __init__(self, layer: int, facts: dict[str, Any]) -> None:
+        self.layer, self.facts = layer, facts
+        self._tokens: dict[str, list[Tensor]] = {}
+        self._windows: dict[str, list[Tensor]] = {}
+        self._topk: dict[str, list[Tensor]] = {}
+
+    def tokens(self, prefix: str, values: dict[str, Tensor], windows: int) -> None:
+        """Record values per token, float64 [W·S], of consecutive windows."""
+        for key, value_T in values.items():
+            self._tokens.setdefault(f"{prefix}.{key}", []).append(value_T.reshape(windows, -1))
+
+    def routing(self, side: str, routing: Routing, windows: int) -> None:
+        """Record occupancy of one checkpoint: counts, mean ρ, top-k sets, ties and undefined margins."""
+        experts = routing.probs_TE.shape[1]
+        counts_WE = window_counts(routing.topk_TK, windows, experts)
+        self._windows.setdefault(f"{side}.counts", []).append(counts_WE)
+        self._windows.setdefault(f"{side}.rho", []).append(window_mean_probs(routing.probs_TE, windows))
+        self._topk.setdefault(side, []).append(routing.topk_TK)
+        facts = self.facts[side]
+        facts["ties"] = facts.get("ties", 0) + int(routing.ties_T.sum())
+        undefined = int((routing.competitor_T < 0).sum())
+        facts["margin_undefined"] = facts.get("margin_undefined", 0) + undefined
+
+    def arrays(self) -> Arrays:
+        """Window arrays by name; also completes the point facts (quantiles, cells)."""
+        values_WS = {key: torch.cat(parts) for key, parts in self._tokens.items()}
+        out: Arrays = {}
+        for key, value_WS in values_WS.items():
+            if ".flips." in key:
+                out[key] = value_WS.sum(1).to(torch.int32).numpy()
+            else:
+                out[key] = window_means(value_WS).numpy()
+        for key, parts in self._windows.items():
+            kind = torch.int32 if key.endswith(".counts") else torch.float64
+            out[key] = torch.cat(parts).to(kind).numpy()
+        for side in self._topk:
+            out |= self._tails(side, values_WS)
+            self._points(side, values_WS)
+        return {f"layers.{self.layer}.{key}": np.ascontiguousarray(value) for key, value in out.items()}
+
+    def _tails(self, side: str, values_WS: dict[str, Tensor]) -> Arrays:
+        """Sums over the tokens in the pooled lowest and highest margin quartile and in the lowest decile."""
+        if f"{side}.overlap" not in values_WS:
+            return {}
+        overlap_WM, jump_WM = values_WS[f"{side}.overlap"], values_WS[f"{side}.jump"]
+        margin_WM = _every(values_WS[f"{side}.set_margin"], overlap_WM.shape[1])
+        defined_WM = torch.isfinite(margin_WM)
+        if not defined_WM.any():
+            return {}
+        cut = {q: pooled_quantile(margin_WM, q) for q in (0.10, 0.25, 0.75)}
+        tails = {
+            "overlap_low": (overlap_WM, defined_WM & (margin_WM <= cut[0.25])),
+            "overlap_high": (overlap_WM, defined_WM & (margin_WM >= cut[0.75])),
+            "jump_low": (jump_WM, defined_WM & (margin_WM <= cut[0.10])),
+        }
+        out: Arrays = {}
+        for key, (value_WM, chosen_WM) in tails.items():
+            chosen_WM = chosen_WM & ~torch.isnan(value_WM)
+            out[f"{side}.{key}.sum"] = torch.where(chosen_WM, value_WM, 0.0).sum(1).numpy()
+            out[f"{side}.{key}.count"] = chosen_WM.sum(1).to(torch.int32).numpy()
+        return out
+
+    def _points(self, side: str, values_WS: dict[str, Tensor]) -> None:
+        facts = self.facts[side]
+        for key in ("set_margin", "group_margin"):
+            margin_WS = values_WS.get(f"{side}.{key}")
+            for name, q in PERCENTILES.items():
+                facts[f"{key}_{name}"] = _quantile_fact(margin_WS, q, key)
+        topk_TK = torch.cat(self._topk[side]).numpy()
+        facts["cells"], facts["cell_entropy"] = cells(topk_TK)
+
+
+def _every(value_WS: Tensor, count: int) -> Tensor:
+    """The measured tokens (0, n, 2n, …) of each window, given how many there are."""
+    length = value_WS.shape[1]
+    stride = next(n for n in range(1, length + 1) if -(-length // n) == count)
+    return value_WS[:, ::stride]
+
+
+def pooled_quantile(value_WS: Tensor, q: float) -> float:
+    """Quantile over all defined, finite tokens of the layer, linear interpolation."""
+    values = value_WS[torch.isfinite(value_WS)].numpy()
+    return float(np.quantile(values, q))
+
+
+def _quantile_fact(margin_WS: Tensor | None, q: float, key: str) -> float | dict[str, Any]:
+    if margin_WS is None:
+        return {"value": None, "reason": "no group is ever dropped"}
+    if not torch.isfinite(margin_WS).any():
+        return {"value": None, "reason": f"{key} is undefined or not finite on every token"}
+    return pooled_quantile(margin_WS, q)

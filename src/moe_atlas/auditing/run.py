@@ -1,0 +1,265 @@
+"""One whole audit or baseline: open, compare from headers, replay, and hand over a finished receipt body.
+
+Nothing is written here; `moe_atlas.receipt` derives, writes and re-reads.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moe_atlas import __version__
+from moe_atlas.auditing.batches import BATCH_TOKENS, partition
+from moe_atlas.auditing.loop import Evidence, Walk, walk
+from moe_atlas.auditing.memory import held_experts, minimum
+from moe_atlas.auditing.options import AuditOptions
+from moe_atlas.auditing.pairing import other_differences, require_comparable
+from moe_atlas.auditing.side import Side, compute_dtype
+from moe_atlas.auditing.unreplayed import compare_unreplayed
+from moe_atlas.auditing.view import Scope
+from moe_atlas.checkpoint.digest import CheckpointDigest
+from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
+from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
+from moe_atlas.families.registry import resolve
+from moe_atlas.families.spec import ModelSpec
+from moe_atlas.probes.registration import ProbeSet, load_registered
+from moe_atlas.receipt.reference import attempt_facts, reference_facts
+from moe_atlas.replay.model import Replay
+
+Receipt = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) -> tuple[Receipt, Arrays]:
+    """Measure a pair (or, with no tuned checkpoint, a baseline) on a registered probe set.
+
+    Returns:
+        The facts of the receipt, from which every interval and the verdict can be derived, and the window arrays.
+
+    Raises:
+        AtlasError: for everything a user can cause; nothing has been written then.
+    """
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    probes = load_registered(probe)
+    checkpoints = [open_checkpoint(path) for path in (base, tuned) if path is not None]
+    specs = [resolve(checkpoint) for checkpoint in checkpoints]
+    if len(specs) == 2:
+        require_comparable(specs[0], specs[1], checkpoints[0].label, checkpoints[1].label)
+    require_measurable(probes, specs[0])
+    with exhaustion_named(), threads(options.threads):
+        audit = prepare(checkpoints, specs, probes, options)
+        evidence = walk(audit, probes.windows)
+        unpaired = compare_unreplayed(audit.sides, evidence.ledger)
+        digests = [side.reader.finish() for side in audit.sides]
+    receipt: Receipt = {
+        "schema": "atlas/receipt/v1",
+        "kind": "audit" if len(specs) == 2 else "baseline",
+        "probe": probe_facts(probes, specs[0]),
+        "checkpoints": {
+            side.name: checkpoint_facts(side, digest)
+            for side, digest in zip(audit.sides, digests, strict=True)
+        },
+        "layers": evidence.layers,
+        "weights": evidence.ledger.facts() | {"unpaired": unpaired},
+        "identity": identity_facts(evidence, specs),
+        "controls": {"parameter_distance": evidence.ledger.parameter_distance() if tuned else None},
+        "noise_floor": None,
+        "reference": reference_facts(options.baseline),
+        "attempts": [attempt_facts(path) for path in options.attempts],
+        "method": method_facts(audit, specs, options),
+        "environment": environment_facts(),
+        "timing": {
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - clock, 3),
+        },
+        "parent": None,
+    }
+    return receipt, window_arrays(probes) | evidence.arrays
+
+
+def prepare(
+    checkpoints: list[Checkpoint], specs: list[ModelSpec], probes: ProbeSet, options: AuditOptions
+) -> Walk:
+    """Everything a walk needs, with the memory limit checked before a tensor is read."""
+    device = pick_device(options.device)
+    dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])
+    config = probes.config
+    tokens = sum(len(window.tokens) for window in probes.windows)
+    everyone = config.evaluation.experts == "all"
+    needed = minimum(specs, tokens, dtype.itemsize, everyone=everyone)
+    names = ("base", "tuned")
+    sides = [
+        Side(name, checkpoint, spec, Replay(spec, dtype=dtype, device=device, router_arithmetic=options.router),
+             Reader(checkpoint))
+        for name, checkpoint, spec in zip(names, checkpoints, specs, strict=False)
+    ]  # fmt: skip
+    smooth = config.policy.rewrite.smooth
+    measured = sum(config.domains[window.domain].role == "base" for window in probes.windows)
+    return Walk(
+        sides=sides,
+        batches=partition(probes.windows, measured),
+        scope=Scope(
+            seed=config.windows.seed,
+            everyone=everyone,
+            stride=config.evaluation.token_stride,
+            quantile=config.evaluation.quantile,
+            adjacency=smooth.adjacency if smooth else None,
+        ),
+        protected=frozenset(config.protected_layers.resolve(specs[0].routed_layers)),
+        progress=options.progress,
+        budget=held_experts(options.memory, needed),
+        chart_maps=options.chart_maps,
+    )
+
+
+def require_measurable(probes: ProbeSet, spec: ModelSpec) -> None:
+    """Refuse a model without routed layers, and token ids it has no embedding for."""
+    if not spec.routed_layers:
+        raise InputRefused(
+            "E_FAMILY", spec.family, "no layer of this model routes: there is nothing to audit"
+        )
+    highest = max(int(window.tokens.max()) for window in probes.windows)
+    if highest >= spec.vocab:
+        raise InputRefused(
+            "E_PROBE_TOKENS",
+            str(probes.config.path),
+            f"token id {highest} is beyond the model's vocabulary of {spec.vocab}",
+            "register the probe with the tokenizer of this model",
+        )
+
+
+def probe_facts(probes: ProbeSet, spec: ModelSpec) -> dict[str, Any]:
+    """What was asked, as registered."""
+    described = probes.config.describe()
+    resolved = probes.config.protected_layers.resolve(spec.routed_layers)
+    return {
+        "name": described["name"],
+        "lock": {
+            "sha256": probes.lock.digest,
+            "registered_at": probes.lock.registered_at,
+            "policy_sha256": probes.lock.policy_sha256,
+            "predecessor": probes.lock.predecessor,
+        },
+        "policy": described["policy"],
+        "domains": described["domains"],
+        "windows": described["windows"],
+        "evaluation": described["evaluation"],
+        "protected_layers": resolved,
+    }
+
+
+def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
+    """What was read, and its digest."""
+    stored = side.checkpoint.tensors.values()
+    return {
+        "path": side.checkpoint.label,
+        "family": side.spec.family,
+        "digest": digest.sha256,
+        "tensors": len(side.checkpoint.tensors),
+        "bytes": sum(tensor.nbytes for tensor in stored),
+        "bytes_read": side.reader.bytes_read,
+        "dtype": sorted({tensor.dtype for tensor in stored}),
+        "skipped": [{"tensor": name, "reason": reason} for name, reason in side.spec.skipped],
+    }
+
+
+def identity_facts(evidence: Evidence, specs: list[ModelSpec]) -> dict[str, Any]:
+    """Whether the checkpoints are the same bytes, and whether expert i is still expert i."""
+    rows = evidence.ledger.rows
+    identical = len(specs) == 2 and specs[0].describe() == specs[1].describe()
+    return {
+        "identical_checkpoints": identical and all(row.identical for row in rows),
+        "breaches": [breach for layer in evidence.identity for breach in layer["breaches"]],
+        "layers": evidence.identity,
+    }
+
+
+def method_facts(audit: Walk, specs: list[ModelSpec], options: AuditOptions) -> dict[str, Any]:
+    """Every choice that can move a number."""
+    side = audit.sides[0]
+    return {
+        "model": specs[0].describe(),
+        "differences": other_differences(specs[0], specs[1]) if len(specs) == 2 else [],
+        "compute_dtype": str(side.replay.dtype).removeprefix("torch."),
+        "router_arithmetic": options.router,
+        "device": str(side.replay.device),
+        "threads": torch.get_num_threads() if options.threads is None else options.threads,
+        "batch_tokens": BATCH_TOKENS,
+        "evaluation_seed": audit.scope.seed,
+        "intervals": "studentised cluster bootstrap over documents; see the reference page",
+    }
+
+
+def environment_facts() -> dict[str, str]:
+    """Versions and machine."""
+    return {
+        "moe_atlas": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
+
+
+def window_arrays(probes: ProbeSet) -> Arrays:
+    """Which window belongs to which domain and document, and how many positions it scores."""
+    windows = probes.windows
+    columns = {
+        "domain": [window.domain for window in windows],
+        "document": [window.document for window in windows],
+        "tokens": [len(window.tokens) for window in windows],
+        "scored": [int(window.scored.sum()) for window in windows],
+    }
+    return {f"windows.{key}": np.array(column, dtype=np.int32) for key, column in columns.items()}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for.
+
+    Raises:
+        UsageError: E_DEVICE when CUDA is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("E_DEVICE", "--device cuda", "no CUDA device is available here", "use --device cpu")
+    return torch.device(name)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Pin the CPU threads of matrix products while the audit runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def exhaustion_named() -> Iterator[None]:
+    """Turn an allocation that failed into one line and exit code 6."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise out_of_memory() from error
+    except RuntimeError as error:
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise out_of_memory() from error
+
+
+def out_of_memory() -> ResourceExhausted:
+    """The error of an audit that ran out of memory."""
+    step = "register fewer or shorter windows, or a token_stride, and try again"
+    return ResourceExhausted("E_MEMORY", "audit", "an allocation failed; nothing was written", step)

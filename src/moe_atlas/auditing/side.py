@@ -1,0 +1,72 @@
+"""One checkpoint of the pair as the audit walks through it: reader, replay, and the state of every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.families.spec import LayerSpec, ModelSpec, TensorRef
+from moe_atlas.families.load import load_all
+from moe_atlas.replay.model import Replay
+
+Weights = dict[str, Tensor]
+
+# Tensors that only ever meet a matrix product in the compute dtype; router and norms keep theirs.
+MULTIPLIED = ("attention", "shared_expert", "dense_mlp", "embedding", "head")
+
+
+@dataclass
+class Side:
+    """A checkpoint under audit.
+
+    Attributes:
+        states: what each batch carries into the next layer, opaque to the audit.
+        resident: tensors of the layer at hand, as stored, by role.
+        weights: the same in the dtypes the replay multiplies in.
+    """
+
+    name: Literal["base", "tuned"]
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    replay: Replay
+    reader: Reader
+    states: list[Tensor] = field(default_factory=list)
+    resident: Weights = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict)
+
+    def enter(self, refs: Sequence[TensorRef]) -> None:
+        """Read the tensors of a layer (or of embedding or head), dropping those of the last one."""
+        self.resident, self.weights = {}, {}
+        self.resident = load_all(self.reader, refs)
+        placed = self.replay.place(self.resident)
+        cast = {ref.role for ref in refs if ref.kind in MULTIPLIED and len(ref.shape) > 1}
+        self.weights = {
+            role: tensor.to(self.replay.dtype) if role in cast else tensor for role, tensor in placed.items()
+        }
+
+    def multiplied(self, stored: Weights) -> Weights:
+        """An expert's tensors where and in the dtype they are multiplied in: cast once, not at every product."""
+        return {role: tensor.to(self.replay.dtype) for role, tensor in self.replay.place(stored).items()}
+
+    def expert(self, layer: LayerSpec, expert: int) -> Weights:
+        """The tensors of one routed expert, as stored, by role."""
+        assert layer.moe is not None
+        return load_all(self.reader, layer.moe.expert_refs(expert))
+
+    def embed(self, batches: Iterable[Tensor]) -> None:
+        """Start every batch from its tokens."""
+        self.states = [self.replay.embed(self.weights, tokens_WS) for tokens_WS in batches]
+
+
+def compute_dtype(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype matrix products run in: as asked, or for `auto` the dtype the checkpoint's head is stored in."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    stored = checkpoint.tensors[spec.embed_refs[0].stored].dtype
+    return torch.bfloat16 if stored == "BF16" else torch.float32

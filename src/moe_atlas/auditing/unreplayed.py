@@ -1,0 +1,24 @@
+"""Tensors that no probe token passes (multi-token prediction, vision): compared byte by byte all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moe_atlas.auditing.side import Side
+from moe_atlas.weights.ledger import WeightsLedger
+
+
+def compare_unreplayed(sides: Sequence[Side], ledger: WeightsLedger) -> list[dict[str, Any]]:
+    """Enter what the specs skip in the ledger as class `other`; list what only one checkpoint has."""
+    names = [{name for name, _ in side.spec.skipped} for side in sides]
+    base = sides[0]
+    for name in sorted(set.intersection(*names)):
+        stored = [side.checkpoint.tensors[name] for side in sides]
+        if len({tensor.shape for tensor in stored}) == 1 and base.checkpoint.tensors[name].nbytes:
+            tensors = [side.reader.read(name) for side in sides]
+            ledger.add(name, "other", None, tensors[0], tensors[1] if len(tensors) == 2 else None)
+    if len(sides) == 1:
+        return []
+    only = [("base", names[0] - names[1]), ("tuned", names[1] - names[0])]
+    return [{"tensor": name, "only_in": side} for side, alone in only for name in sorted(alone)]

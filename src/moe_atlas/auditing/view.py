@@ -1,0 +1,103 @@
+"""One checkpoint's view of one batch at one routed layer: from the residual to its routed experts.
+
+Legend: W windows, S tokens per window, T = W·S tokens, M measured tokens, D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_atlas.auditing.batches import Batch
+from moe_atlas.auditing.side import Side
+from moe_atlas.families.spec import LayerSpec
+from moe_atlas.geometry.evaluation import specificity_partner
+from moe_atlas.geometry.fields import NativeFields
+from moe_atlas.geometry.tangent import TangentMap
+from moe_atlas.replay.model import GateInput
+from moe_atlas.replay.router import Routing
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the probe set registered about the evaluation.
+
+    Attributes:
+        seed: seed of the specificity partner.
+        everyone: evaluate all experts, not only the active ones.
+        stride: every n-th token of a window is measured where expert outputs are needed.
+        quantile: q of the content drift.
+        adjacency: β_adj of the smooth overlap, or None.
+    """
+
+    seed: int
+    everyone: bool
+    stride: int
+    quantile: float
+    adjacency: float | None
+
+    def measured(self, batch: Batch) -> Tensor:
+        """Indices into the batch's tokens of those measured, int64 [M]; none outside base-role windows."""
+        windows, length = batch.tokens_WS.shape
+        if not batch.measured:
+            return torch.empty(0, dtype=torch.int64)
+        grid = torch.arange(windows)[:, None] * length + torch.arange(0, length, self.stride)[None, :]
+        return grid.reshape(-1)
+
+
+@dataclass
+class View:
+    """What one checkpoint makes of one batch in front of its experts."""
+
+    side: Side
+    layer: LayerSpec
+    x_WSD: Tensor
+    gate: GateInput
+    routing: Routing
+    fields: NativeFields
+    tangent: TangentMap
+
+    @property
+    def x_TD(self) -> Tensor:
+        """The residual entering the norm in front of the MoE block, flat over tokens."""
+        return self.x_WSD.reshape(-1, self.x_WSD.shape[-1])
+
+    def finish(self, number: int) -> None:
+        """Leave the layer: the routed sum joins shared experts and residual."""
+        state = self.side.replay.finish(
+            self.layer, self.side.weights, self.x_WSD, self.gate, self.fields.routed_TD
+        )
+        self.side.states[number] = state
+
+
+def look(side: Side, layer: LayerSpec, number: int, batch: Batch, scope: Scope) -> View:
+    """Run the batch up to the experts of `layer` and decide what to evaluate there."""
+    assert layer.moe is not None
+    replay, weights = side.replay, side.weights
+    x_WSD = replay.attention(layer, weights, side.states[number])
+    gate = replay.gate_input(layer, weights, x_WSD.reshape(-1, x_WSD.shape[-1]))
+    routing = replay.route(layer, weights, gate)
+    measured_M = scope.measured(batch)
+    fields = NativeFields(replay, layer, gate, routing, measured_M)
+    length = batch.tokens_WS.shape[1]
+    excluded = torch.cat([routing.topk_TK, routing.competitor_T[:, None]], dim=1)[measured_M]
+    partner_M = specificity_partner(
+        scope.seed,
+        batch.first + np.asarray(measured_M) // length,
+        np.asarray(measured_M) % length,
+        layer.index,
+        excluded,
+        layer.moe.router.experts,
+    )
+    fields.keep(partner_M, everyone=scope.everyone and batch.measured)
+    return View(side, layer, x_WSD, gate, routing, fields, tangent_of(layer, gate, measured_M))
+
+
+def tangent_of(layer: LayerSpec, gate: GateInput, measured_M: Tensor) -> TangentMap:
+    """P_z at the measured tokens' canonical states."""
+    assert layer.moe is not None
+    z_MD = None if gate.z_TD is None else gate.z_TD[measured_M]
+    return TangentMap(z_MD, removes_mean=layer.moe.norm_kind == "layer")
