@@ -1,0 +1,126 @@
+"""What the registry refuses, and that its message would let the reader write the missing spec."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests import tiny
+
+from moe_atlas.errors import Exit, InputRefused
+
+
+def refusal(folder):
+    with pytest.raises(InputRefused) as caught:
+        tiny.open_tiny(folder)
+    assert caught.value.code == "E_FAMILY"
+    assert caught.value.exit_code == Exit.REFUSED
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_unknown_architecture_is_named_with_the_known_ones(edited):
+    message = refusal(edited("qwen3_moe", lambda c, t: c.update(model_type="grok_9")))
+    assert "'grok_9'" in message
+    assert "qwen3_moe" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("logit_softcap", 30.0), ("swiglu_limit", 7.0), ("clip_qkv", 8), ("n_group", 4), ("use_qk_norm", False)],
+)
+def test_a_config_key_that_nothing_reads_is_refused(edited, key, value):
+    message = refusal(edited("qwen3_moe", lambda c, t: c.update({key: value})))
+    assert f"{key} = {value!r}" in message
+    assert "moe_atlas/families" in message
+
+
+def test_a_position_embedding_key_that_nothing_reads_is_refused(edited):
+    message = refusal(edited("qwen3_moe", lambda c, t: c["rope_parameters"].update(temperature=2.0)))
+    assert "temperature = 2.0" in message
+
+
+def test_null_and_training_keys_are_not_refused(edited):
+    tiny.open_tiny(edited("qwen3_moe", lambda c, t: c.update(some_future_key=None, router_aux_loss_coef=0.5)))
+
+
+@pytest.mark.parametrize("key", ["norm_topk_prob", "num_experts_per_tok", "num_local_experts", "hidden_size"])
+def test_a_missing_key_that_decides_routing_is_refused(edited, key):
+    assert key.replace("_local", "") in refusal(edited("qwen3_moe", lambda c, t: c.pop(key)))
+
+
+@pytest.mark.parametrize("key", ["norm_topk_prob", "routed_scaling_factor"])
+def test_missing_sigmoid_routing_keys_are_refused(edited, key):
+    assert key in refusal(edited("deepseek_v3", lambda c, t: c.pop(key)))
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "value"),
+    [
+        ("deepseek_v3", "scoring_func", "softmax"),
+        ("deepseek_v3", "topk_method", "greedy"),
+        ("deepseek_v3", "moe_layer_freq", 2),
+        ("deepseek_v2", "norm_topk_prob", True),
+        ("qwen3_moe", "hidden_act", "mish"),
+        ("qwen3_moe", "norm_topk_prob", 1),
+        ("qwen3_moe", "num_experts_per_tok", "2"),
+    ],
+)
+def test_a_value_the_family_does_not_compute_is_refused(edited, case, key, value):
+    assert f"{key} = {value!r}" in refusal(edited(case, lambda c, t: c.update({key: value})))
+
+
+def test_contradicting_aliases_are_refused(edited):
+    message = refusal(edited("qwen3_moe", lambda c, t: c.update(num_experts=4)))
+    assert "num_experts = 4" in message
+    assert "num_local_experts = 8" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.layers.0.mlp.gate.e_score_correction_bias",
+        "model.layers.0.mlp.experts.8.up_proj.weight",
+        "model.layers.0.mlp.shared_expert.up_proj.weight",
+        "model.extra_norm.weight",
+    ],
+)
+def test_a_tensor_that_nothing_reads_is_refused(edited, name):
+    assert name in refusal(edited("qwen3_moe", lambda c, t: t.update({name: torch.zeros(4)})))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.1.mlp.experts.7.down_proj.weight",
+        "model.layers.0.self_attn.k_norm.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+    ],
+)
+def test_a_missing_tensor_is_refused(edited, name):
+    message = refusal(edited("qwen3_moe", lambda c, t: t.pop(name)))
+    assert name in message
+    assert "missing tensor" in message
+
+
+def test_a_wrong_shape_names_both_shapes(edited):
+    message = refusal(edited("qwen3_moe", lambda c, t: c.update(moe_intermediate_size=13)))
+    assert "[13, 32]" in message
+    assert "[12, 32]" in message
+
+
+def test_prediction_layers_and_vision_towers_are_skipped_with_a_reason(edited):
+    extra = {
+        "model.layers.3.eh_proj.weight": "num_hidden_layers",
+        "mtp.layers.0.input_layernorm.weight": "multi-token",
+        "model.visual.blocks.0.attn.qkv.weight": "text model",
+        "model.layers.0.self_attn.rotary_emb.inv_freq": "derived",
+    }
+    folder = edited("deepseek_v3", lambda c, t: t.update({name: torch.zeros(4) for name in extra}))
+    skipped = dict(tiny.open_tiny(folder)[0].skipped)
+    assert skipped.keys() == extra.keys()
+    for name, reason in extra.items():
+        assert reason in skipped[name]
