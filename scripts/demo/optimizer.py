@@ -15,10 +15,14 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over matrices and stacks of matrices [..., rows, columns]."""
+    """Muon over matrices and stacks of matrices [..., rows, columns].
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    A group's `parts` says how many matrices stand side by side in one tensor; each gets its own update.
+    """
+
+    def __init__(self, groups: Iterable[dict], lr: float, momentum: float, weight_decay: float) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -30,9 +34,11 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, group: dict) -> None:
         average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
         average.lerp_(parameter.grad, 1 - group["momentum"])
-        update = orthogonalised(parameter.grad.lerp(average, group["momentum"]))
+        direction = parameter.grad.lerp(average, group["momentum"])
+        parts = direction.chunk(group["parts"], dim=-1)
+        update = torch.cat([orthogonalised(part) for part in parts], dim=-1)
         # An orthogonal update moves tall matrices by more: keep the change of a row's output alike.
-        scale = max(1.0, parameter.shape[-2] / parameter.shape[-1]) ** 0.5
+        scale = max(1.0, parameter.shape[-2] / parts[0].shape[-1]) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-group["lr"] * scale)
 
@@ -57,9 +63,15 @@ def is_matrix(name: str) -> bool:
 def base_optimizers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
     """The two optimisers of base training, over disjoint parameters."""
     named = list(model.named_parameters())
-    matrices = [parameter for name, parameter in named if is_matrix(name)]
+    matrices = [parameter for name, parameter in named if is_matrix(name) and "gate_up" not in name]
+    paired = [parameter for name, parameter in named if "gate_up" in name]
     others = [parameter for name, parameter in named if not is_matrix(name)]
     return [
-        Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
+        Muon(
+            [{"params": matrices}, {"params": paired, "parts": 2}],
+            lr=muon_lr,
+            momentum=0.95,
+            weight_decay=0.01,
+        ),
         torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
