@@ -34,19 +34,26 @@ def read_bounded(path: Path, limit: int, code: str) -> bytes:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputRefused(code, str(path), "is not a regular file")
+            pieces = _pieces(descriptor, limit + 1)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
-        raise InputRefused(code, str(path), f"cannot be opened ({_reason(error)})") from error
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InputRefused(code, str(path), "is not a regular file")
-        pieces: list[bytes] = []
-        total = 0
-        while piece := file.read(_CHUNK):
-            total += len(piece)
-            if total > limit:
-                raise InputRefused(code, str(path), f"is longer than the limit of {limit} bytes")
-            pieces.append(piece)
+        raise InputRefused(code, str(path), f"cannot be read ({_reason(error)})") from error
+    if sum(map(len, pieces)) > limit:
+        raise InputRefused(code, str(path), f"is longer than the limit of {limit} bytes")
     return b"".join(pieces)
+
+
+def _pieces(descriptor: int, most: int) -> list[bytes]:
+    """What the file holds, up to `most` bytes."""
+    pieces: list[bytes] = []
+    while most > 0 and (piece := os.read(descriptor, min(_CHUNK, most))):
+        pieces.append(piece)
+        most -= len(piece)
+    return pieces
 
 
 def _reason(error: Exception) -> str:
