@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moe_atlas.checkpoint.refuse import shown
 from moe_atlas.probes.lock import Lock
+from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, CHANNELS
 from moe_atlas.probes.registration import register as register_probes
 
 
@@ -54,4 +55,15 @@ def _sentence(lock: Lock) -> str:
     lines.append(f"  lock sha256 {lock.digest}")
     if lock.predecessor:
         lines.append(f"  replaces    {lock.predecessor['sha256']} of {lock.predecessor['registered_at']}")
-    return "\n".join(lines)
+    return "\n".join(lines + _warnings(lock.body["probes"]["policy"]))
+
+
+def _warnings(policy: dict[str, Any]) -> list[str]:
+    """What this registration leaves open; such an audit measures, but cannot pass."""
+    budgets = [policy["rewrite"][key] for key in (*CHANNELS, *ABSOLUTE_BUDGETS, "refinement")]
+    lines = []
+    if not any(budgets):
+        lines.append("  note: no rewrite budget is set, so the atlas can never count as preserved")
+    if policy["damage"]["nll"] is None:
+        lines.append("  note: no damage margin is set, so a base domain can never count as undamaged")
+    return lines
