@@ -3,9 +3,9 @@
 * Means over windows, domains weighted equally: **bootstrap-t**. Each resample is studentised with its own
   cluster standard error, which is what keeps the coverage of skewed values on few documents. All columns at
   once: resample weights times a matrix of sufficient statistics (`domain_means`).
-* Smooth functionals (entropy, load CV, ratios of means, the clipped layer loads of the margins): **bootstrap-t**,
-  the standard error of `linearised` taken anew on each resample (`studentised`). It reflects the
-  small-sample bias of entropies and extrema instead of doubling it, as the percentile interval would.
+* Smooth functionals (entropy, load CV, ratios of means, the layer loads of the margins): **bootstrap-t**, the
+  standard error of `linearised` taken anew on each resample (`studentised`). It reflects the small-sample
+  bias of entropies and extrema instead of doubling it, as the percentile interval would.
 * Step functions (dead and active experts) and minima over layers that never gate: the **basic** interval,
   2 estimate - resamples (`basic`); resampling can only lose experts, and the reflection takes that bias out.
 
@@ -158,7 +158,9 @@ def studentised(functional: Functional, design: Design, windows: int) -> dict[st
         estimate, variance = float(result.value_R[0]), float(whole.variance(result.psi_RC)[0])
         t_B = _studentise(_settled(values[key] - estimate, estimate), variances[key])
         reason = _functional_reason(design, estimate, variance)
-        out[key] = Sample(estimate, float(np.sqrt(variance)), t_B, windows, design.documents, reason)
+        out[key] = Sample(
+            estimate, float(np.sqrt(variance)), t_B, windows, design.documents, reason, values_B=values[key]
+        )
     return out
 
 
@@ -187,4 +189,27 @@ def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Sampl
     shift_B = values_B - estimate
     spread = float(np.sqrt(np.mean(shift_B**2)))
     t_B = shift_B / spread if spread > 0.0 else shift_B
-    return Sample(estimate, spread, t_B, windows, design.documents, reason)
+    return Sample(estimate, spread, t_B, windows, design.documents, reason, values_B=values_B)
+
+
+def resampled_means(values_WQ: F64, design: Design) -> tuple[F64, F64]:
+    """Domain-equal-weighted means on the data, float64 [Q], and on every resample, float64 [B, Q].
+
+    For functionals over several layers. NaN windows are left out; infinite ones make their column NaN.
+    """
+    defined_WQ = np.isfinite(values_WQ)
+    total_CQ = design.sums(np.where(defined_WQ, values_WQ, 0.0))
+    count_CQ = design.sums(defined_WQ.astype(np.float64))
+    estimate_Q = np.zeros(values_WQ.shape[1])
+    values_BQ = np.zeros((design.resamples, values_WQ.shape[1]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for part in design.slices:
+            centre_Q = total_CQ[part].sum(axis=0) / count_CQ[part].sum(axis=0)
+            centred_NQ = total_CQ[part] - centre_Q * count_CQ[part]
+            weights_BN = design.weights_BC[:, part]
+            estimate_Q += centre_Q / len(design.slices)
+            values_BQ += (centre_Q + weights_BN @ centred_NQ / (weights_BN @ count_CQ[part])) / len(
+                design.slices
+            )
+    broken_Q = np.isinf(values_WQ).any(axis=0)
+    return np.where(broken_Q, np.nan, estimate_Q), np.where(broken_Q, np.nan, values_BQ)

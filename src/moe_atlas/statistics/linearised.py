@@ -1,9 +1,9 @@
 """Statistics carried together with their influence: a value and what each document contributes to it.
 
 A `Linearised` holds, for a batch of resamples, the value of a functional and its first-order influence on
-every document. Arithmetic follows the chain rule, so a functional written once (a ratio, an entropy, a
-clipped margin) brings its own standard error, sqrt of sum over domains of n/(n-1) sum w (psi - mean psi)^2: the
-infinitesimal jackknife of a stratified cluster sample, taken anew on each resample.
+every document. Arithmetic follows the chain rule, so a functional written once (a ratio, an entropy, the load
+of a margin) brings its own standard error, sqrt of sum over domains of n/(n-1) sum w (psi - mean psi)^2:
+the infinitesimal jackknife of a stratified cluster sample, taken anew on each resample.
 
 Shape legend: R resamples in the batch (1 for the data itself), C documents, E experts.
 """
@@ -65,13 +65,6 @@ class Linearised:
         """Return e to the power of it."""
         value_R = np.exp(self.value_R)
         return Linearised(value_R, value_R[:, None] * self.psi_RC)
-
-    def clipped_below(self, floor: float = 0.0) -> Linearised:
-        """Return max(it, floor); where the floor holds, no document has influence."""
-        above_R = self.value_R > floor
-        return Linearised(
-            np.where(above_R, self.value_R, floor), np.where(above_R[:, None], self.psi_RC, 0.0)
-        )
 
 
 @dataclass(frozen=True)

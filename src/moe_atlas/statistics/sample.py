@@ -29,6 +29,7 @@ class Sample:
         documents: documents that took part.
         reason: why the number or its interval is undefined; None when both are defined.
         exact: the value follows from byte-identical inputs and has no sampling error.
+        values_B: the functional itself on every resample, where something is built on it.
     """
 
     estimate: float
@@ -38,6 +39,7 @@ class Sample:
     documents: int
     reason: str | None = None
     exact: bool = False
+    values_B: F64 | None = None
 
 
 def undefined(reason: str, windows: int = 0, documents: int = 0) -> Sample:

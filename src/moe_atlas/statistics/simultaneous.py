@@ -21,18 +21,18 @@ def simultaneous_lower(samples: Sequence[Sample], tail: float) -> list[float | N
     layers, so their correlation counts; every layer's bound is estimate - T's upper quantile x its own se.
 
     Args:
-        samples: the quantity in each layer; undefined ones and ones without variance get None and take no
-            part, exact ones keep their value.
+        samples: the quantity in each layer. Undefined ones and ones without a reasoned variance get None and
+            take no part; exact ones, and counts that agree on every resample, keep their value.
         tail: one-sided error of the whole family.
 
     Returns:
         A bound per layer; None where there is none.
     """
     taking_part = [s.t_B for s in samples if _usable(s) and s.t_B is not None]
-    if not taking_part:
-        return [s.estimate if s.exact else None for s in samples]
-    stacked_LB = np.stack([np.where(np.isnan(t_B), np.inf, t_B) for t_B in taking_part])
-    step = upper_quantile(stacked_LB.max(axis=0), tail)
+    step = 0.0
+    if taking_part:
+        stacked_LB = np.stack([np.where(np.isnan(t_B), np.inf, t_B) for t_B in taking_part])
+        step = upper_quantile(stacked_LB.max(axis=0), tail)
     return [_layer_bound(s, step) for s in samples]
 
 

@@ -1,0 +1,48 @@
+"""The bytes of a receipt: strict ASCII JSON in one spelling, and the digest it carries of itself."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from moe_atlas.checkpoint.strict_json import parse_json_object
+
+MAX_RECEIPT_BYTES = 64 << 20
+
+
+def encode_receipt(receipt: Mapping[str, Any]) -> bytes:
+    """Return the canonical bytes: ASCII, keys in the receipt's order, shortest floats, no NaN, one final newline.
+
+    Raises:
+        ValueError: for NaN or an infinity; a number that does not exist is null with a reason.
+    """
+    text = json.dumps(receipt, ensure_ascii=True, allow_nan=False, indent=1)
+    return text.encode("ascii") + b"\n"
+
+
+def receipt_digest(receipt: Mapping[str, Any]) -> str:
+    """Return sha256 of the canonical bytes with ``evidence.receipt_sha256`` blank."""
+    blank = dict(receipt)
+    blank["evidence"] = {**receipt["evidence"], "receipt_sha256": ""}
+    return hashlib.sha256(encode_receipt(blank)).hexdigest()
+
+
+def sealed(receipt: Mapping[str, Any], window_name: str, window_bytes: bytes) -> dict[str, Any]:
+    """Return the receipt with its evidence block: window file, its digest and the receipt's own."""
+    out = copy.deepcopy(dict(receipt))
+    digest = hashlib.sha256(window_bytes).hexdigest()
+    out["evidence"] = {"windows": window_name, "sha256": digest, "receipt_sha256": ""}
+    out["evidence"]["receipt_sha256"] = receipt_digest(out)
+    return out
+
+
+def parse_receipt(raw: bytes, label: str) -> dict[str, Any]:
+    """Return the receipt's object, strictly parsed.
+
+    Raises:
+        InputRefused: for anything that is not one JSON object, repeated keys, NaN or deep nesting.
+    """
+    return parse_json_object(raw, label)

@@ -1,0 +1,96 @@
+"""Reading and writing of the two files of a receipt: bounded, regular files only, atomic."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return a regular file's bytes.
+
+    Raises:
+        UsageError: ``E_NO_FILE`` when there is none.
+        InputRefused: ``E_NOT_REGULAR`` for a folder, pipe or device, ``E_SIZE`` beyond the limit, ``E_READ``
+            when it cannot be read.
+    """
+    label = shown(str(path))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UsageError("E_NO_FILE", label, "there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputRefused("E_READ", label, f"cannot be opened ({_why(error)})") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InputRefused("E_NOT_REGULAR", label, "expected a regular file")
+        if status.st_size > limit:
+            raise InputRefused("E_SIZE", label, f"{status.st_size} bytes, more than the {limit} accepted")
+        try:
+            raw = file.read(limit + 1)
+        except OSError as error:
+            raise InputRefused("E_READ", label, f"cannot be read ({_why(error)})") from None
+    if len(raw) > limit:
+        raise InputRefused("E_SIZE", label, f"more than the {limit} bytes accepted")
+    return raw
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn a failed write into one line: a full disk into exit 6, anything else into exit 2."""
+    try:
+        yield
+    except OSError as error:
+        label = shown(str(path))
+        if error.errno in _DISK_FULL:
+            raise ResourceExhausted(
+                "E_DISK", label, f"the disk is full ({_why(error)})", "free some space"
+            ) from None
+        raise UsageError("E_WRITE", label, f"cannot be written ({_why(error)})") from None
+
+
+def write_temporary(path: Path, data: bytes) -> Path:
+    """Write and fsync a temporary file beside ``path``; the caller renames or removes it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        remove(temporary)
+        raise
+    return temporary
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(*paths: Path) -> None:
+    """Remove files that may be there."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,55 @@
+"""What earlier receipts lend to a new one: the handoff reference of a baseline, and registered attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import UsageError
+from moe_atlas.receipt.verify import intact_receipt
+from moe_atlas.verdict.task import attempt_facts as facts_of_attempt
+
+REFERENCE_KEYS = ("overlap", "min_share", "smooth_overlap", "smooth_tail", "smooth_tail_published")
+
+
+def reference_facts(path: Path | None) -> dict[str, Any] | None:
+    """Return the handoff reference (Eq. 25, 31) that a baseline receipt holds: point values per layer.
+
+    Args:
+        path: a receipt of kind ``baseline``; None takes the audit's own base.
+
+    Raises:
+        AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no baseline.
+    """
+    if path is None:
+        return None
+    receipt = intact_receipt(path)
+    if receipt["kind"] != "baseline":
+        raise UsageError(
+            "E_KIND", str(path), "expected a baseline receipt, found an audit", "see `atlas baseline`"
+        )
+    return {
+        "receipt_sha256": receipt["evidence"]["receipt_sha256"],
+        "digest": receipt["checkpoints"]["base"]["digest"],
+        "layers": [
+            {"layer": layer["layer"]} | {key: _estimate(layer["base"].get(key)) for key in REFERENCE_KEYS}
+            for layer in receipt["layers"]
+        ],
+    }
+
+
+def attempt_facts(path: Path) -> dict[str, Any]:
+    """Return what an attempt's audit receipt contributes to the third predicate.
+
+    Raises:
+        AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no audit.
+    """
+    receipt = intact_receipt(path)
+    if receipt["kind"] != "audit":
+        raise UsageError("E_KIND", str(path), "expected the receipt of an audit, found a baseline")
+    return facts_of_attempt(receipt)
+
+
+def _estimate(interval: Any) -> float | None:
+    return interval.get("estimate") if isinstance(interval, Mapping) else None

@@ -1,0 +1,221 @@
+"""The form of a receipt and of its window data, checked before anything is computed from them.
+
+`receipt.schema.json` (JSON Schema 2020-12, hand-written, also under docs/) is the documented form; the checker
+here implements the part of JSON Schema that it uses and refuses to start on a keyword it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.receipt.window_file import Arrays
+
+Problem = tuple[str, str]
+MAX_CELLS = 1 << 28  # resamples x documents that a verifier is willing to hold
+MAX_PROBLEMS = 1000
+_WINDOW_COLUMNS = ("domain", "document", "tokens", "scored")
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "object": lambda v: isinstance(v, dict),
+    "array": lambda v: isinstance(v, list),
+    "string": lambda v: isinstance(v, str),
+    "boolean": lambda v: isinstance(v, bool),
+    "null": lambda v: v is None,
+    "number": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
+    "integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
+}
+_ANNOTATIONS = {"$schema", "$id", "$defs", "title", "description", "$comment"}
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Return the documented JSON Schema of a receipt."""
+    text = resources.files("moe_atlas.receipt").joinpath("receipt.schema.json").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def schema_problems(receipt: Any) -> list[Problem]:
+    """Return where an object departs from the documented form of a receipt, as (path, problem)."""
+    problems: list[Problem] = []
+    for problem in _check(receipt, schema(), ""):
+        problems.append(problem)
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    return problems
+
+
+def _check(value: Any, rule: Mapping[str, Any], path: str) -> Iterator[Problem]:
+    for keyword, wanted in rule.items():
+        if keyword not in _ANNOTATIONS:
+            yield from _KEYWORDS[keyword](value, wanted, path, rule)
+
+
+def _ref(value: Any, wanted: str, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from _check(value, schema()["$defs"][wanted.removeprefix("#/$defs/")], path)
+
+
+def _type(value: Any, wanted: Any, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    names = [wanted] if isinstance(wanted, str) else wanted
+    if not any(_TYPES[name](value) for name in names):
+        yield path, f"expected {' or '.join(names)}, found {shown(repr(value))}"
+
+
+def _enum(value: Any, wanted: list[Any], path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if not any(type(value) is type(one) and value == one for one in wanted):
+        yield path, f"expected one of {wanted}, found {shown(repr(value))}"
+
+
+def _const(value: Any, wanted: Any, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from _enum(value, [wanted], path, rule)
+
+
+def _required(value: Any, wanted: list[str], path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if isinstance(value, dict):
+        for key in wanted:
+            if key not in value:
+                yield _join(path, key), "missing"
+
+
+def _properties(
+    value: Any, wanted: Mapping[str, Any], path: str, rule: Mapping[str, Any]
+) -> Iterator[Problem]:
+    if isinstance(value, dict):
+        for key, inner in wanted.items():
+            if key in value:
+                yield from _check(value[key], inner, _join(path, key))
+
+
+def _additional(value: Any, wanted: Any, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if not isinstance(value, dict):
+        return
+    for key in value:
+        if key in rule.get("properties", {}):
+            continue
+        if wanted is False:
+            yield _join(path, shown(key)), "unknown key"
+        elif isinstance(wanted, dict):
+            yield from _check(value[key], wanted, _join(path, shown(key)))
+
+
+def _items(value: Any, wanted: Mapping[str, Any], path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _check(item, wanted, f"{path}[{index}]")
+
+
+def _min_items(value: Any, wanted: int, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if isinstance(value, list) and len(value) < wanted:
+        yield path, f"expected at least {wanted} entries, found {len(value)}"
+
+
+def _max_items(value: Any, wanted: int, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if isinstance(value, list) and len(value) > wanted:
+        yield path, f"expected at most {wanted} entries, found {len(value)}"
+
+
+def _pattern(value: Any, wanted: str, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if isinstance(value, str) and not re.search(wanted, value):
+        yield path, f"does not match {wanted}: {shown(repr(value))}"
+
+
+def _minimum(value: Any, wanted: float, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if _TYPES["number"](value) and value < wanted:
+        yield path, f"expected at least {wanted}, found {value}"
+
+
+def _maximum(value: Any, wanted: float, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    if _TYPES["number"](value) and value > wanted:
+        yield path, f"expected at most {wanted}, found {value}"
+
+
+def _any_of(value: Any, wanted: list[Any], path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    trials = [list(_check(value, one, path)) for one in wanted]
+    if all(trials):
+        yield min(trials, key=len)[0]
+
+
+def _if(value: Any, wanted: Mapping[str, Any], path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    holds = not list(_check(value, wanted, path))
+    yield from _check(value, rule.get("then" if holds else "else", {}), path)
+
+
+def _nothing(value: Any, wanted: Any, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
+    return iter(())  # `then` and `else` act through `if`
+
+
+_KEYWORDS: dict[str, Callable[[Any, Any, str, Mapping[str, Any]], Iterator[Problem]]] = {
+    "$ref": _ref,
+    "type": _type,
+    "enum": _enum,
+    "const": _const,
+    "required": _required,
+    "properties": _properties,
+    "additionalProperties": _additional,
+    "items": _items,
+    "minItems": _min_items,
+    "maxItems": _max_items,
+    "pattern": _pattern,
+    "minimum": _minimum,
+    "maximum": _maximum,
+    "anyOf": _any_of,
+    "if": _if,
+    "then": _nothing,
+    "else": _nothing,
+}
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def window_problems(receipt: Mapping[str, Any], windows: Arrays) -> list[Problem]:
+    """Return where the window arrays do not fit the receipt: names, lengths, dtypes and ranges."""
+    columns = [windows.get(f"windows.{name}") for name in _WINDOW_COLUMNS]
+    if any(column is None or column.dtype != np.int32 or column.ndim != 1 for column in columns):
+        return [("windows", f"expected int32 vectors {', '.join(_WINDOW_COLUMNS)}")]
+    domain_W = windows["windows.domain"]
+    domains = receipt["probe"]["domains"]
+    if any(column is not None and len(column) != len(domain_W) for column in columns):
+        return [("windows", "the window columns differ in length")]
+    if not len(domain_W) or domain_W.min() < 0 or domain_W.max() >= len(domains):
+        return [("windows.domain", f"expected numbers of the {len(domains)} domains")]
+    if int(windows["windows.document"].min()) < 0:
+        return [("windows.document", "expected numbers from 0")]
+    documents = len(np.unique(windows["windows.document"]))
+    if documents * receipt["probe"]["policy"]["resamples"] > MAX_CELLS:
+        return [("probe.policy.resamples", "more resamples of documents than a verifier holds")]
+    base = sum(domains[number]["role"] == "base" for number in domain_W.tolist())
+    experts = {f"{layer['layer']}": layer["experts"] for layer in receipt["layers"]}
+    return [
+        (name, problem)
+        for name, array in windows.items()
+        if not name.startswith("windows.")
+        for problem in _array_problems(name, array, len(domain_W), base, experts)
+    ]
+
+
+def _array_problems(
+    name: str, array: Any, windows: int, base: int, experts: Mapping[str, int]
+) -> Iterator[str]:
+    parts = name.split(".")
+    if parts[0] == "output":
+        if array.shape != (windows,) or array.dtype != np.float64:
+            yield f"expected float64 [{windows}], found {array.dtype} {list(array.shape)}"
+        return
+    if parts[0] != "layers" or len(parts) < 3 or parts[1] not in experts:
+        yield "belongs to no layer of the receipt"
+        return
+    wide = parts[-1] in ("counts", "rho")
+    wanted = (base, experts[parts[1]]) if wide else (base,)
+    if array.shape != wanted:
+        yield f"expected shape {list(wanted)}, found {list(array.shape)}"
+    if parts[-1] == "counts" and (array.dtype != np.int32 or (array.size and array.min() < 0)):
+        yield "expected int32 counts from 0"

@@ -1,0 +1,249 @@
+"""Does a receipt still say what its evidence says? Every mismatch is listed, not the first one.
+
+Nothing in a receipt is believed: its digest, the window data's digest, its form, every derived number, every
+predicate, claim and the verdict are computed again from the facts and the window arrays. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.checkpoint.digest import digest_checkpoint
+from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
+from moe_atlas.probes.load import load_probes
+from moe_atlas.probes.lock import lock_path, read_lock
+from moe_atlas.receipt.canonical import MAX_RECEIPT_BYTES, encode_receipt, parse_receipt, receipt_digest
+from moe_atlas.receipt.derive import derive
+from moe_atlas.receipt.files import read_bounded
+from moe_atlas.receipt.schema import schema_problems, window_problems
+from moe_atlas.receipt.window_file import Arrays, decode_windows
+
+RELATIVE = 1e-9  # sums in another order, on another machine
+ABSOLUTE = 1e-12
+MAX_WINDOW_BYTES = 8 << 30
+# What arithmetic on a receipt of the right form, but with absurd contents, can still run into.
+_ABSURD = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One thing that does not agree.
+
+    Attributes:
+        path: where in the receipt, dotted, or which file.
+        problem: what was expected and found.
+    """
+
+    path: str
+    problem: str
+
+
+@dataclass
+class VerifyReport:
+    """What verification found.
+
+    Attributes:
+        mismatches: everything that does not agree; empty for an intact receipt.
+        kind: ``audit`` or ``baseline``; None when unreadable.
+        verdict: the receipt's own verdict, to be trusted only without mismatches; None for a baseline.
+        receipt: the parsed receipt; None when it cannot be parsed.
+        checked: what was compared, in words.
+    """
+
+    mismatches: list[Mismatch] = field(default_factory=list)
+    kind: str | None = None
+    verdict: str | None = None
+    receipt: dict[str, Any] | None = None
+    checked: list[str] = field(default_factory=list)
+
+    def add(self, path: str, problem: str) -> None:
+        """Record a mismatch."""
+        self.mismatches.append(Mismatch(path, problem))
+
+
+def verify(receipt_path: Path, probe: Path | None = None, checkpoint: Path | None = None) -> VerifyReport:
+    """Check a receipt against its window data and, where given, its probe file and tuned checkpoint.
+
+    Args:
+        receipt_path: the receipt; its window data are looked for beside it under the recorded name.
+        probe: a probe file, whose lock, policy and domains must be those of the receipt.
+        checkpoint: the tuned checkpoint (of a baseline: the checkpoint), whose weights are hashed again.
+
+    Raises:
+        UsageError: the receipt does not exist.
+        InputRefused: it is no regular file or beyond the size limit. Anything else that is wrong with it is a
+            mismatch.
+    """
+    report = VerifyReport()
+    raw = read_bounded(receipt_path, MAX_RECEIPT_BYTES)
+    receipt = _parsed(raw, receipt_path, report)
+    if receipt is None:
+        return report
+    windows = _windows(receipt_path, receipt, report)
+    if windows is not None:
+        _rederive(receipt, windows, report)
+    if probe is not None:
+        _check_probe(receipt, probe, report)
+    if checkpoint is not None:
+        _check_checkpoint(receipt, checkpoint, report)
+    return report
+
+
+def intact_receipt(path: Path) -> dict[str, Any]:
+    """Return a receipt that verifies against its window data.
+
+    Raises:
+        AtlasError: as `verify`; ``E_RECEIPT`` (IntegrityError) when anything does not agree.
+    """
+    report = verify(path)
+    if report.mismatches or report.receipt is None:
+        first = report.mismatches[0]
+        problem = (
+            f"does not verify ({len(report.mismatches)} mismatches), first {first.path}: {first.problem}"
+        )
+        raise IntegrityError("E_RECEIPT", shown(str(path)), problem, "see `atlas verify`")
+    return report.receipt
+
+
+def _parsed(raw: bytes, path: Path, report: VerifyReport) -> dict[str, Any] | None:
+    """The receipt's form: strict JSON, the documented schema, canonical bytes, its own digest."""
+    try:
+        receipt = parse_receipt(raw, path.name)
+    except AtlasError as error:
+        report.add("receipt", str(error))
+        return None
+    problems = schema_problems(receipt)
+    for where, problem in problems:
+        report.add(where, problem)
+    if problems:
+        return None
+    report.receipt, report.kind, report.verdict = receipt, receipt["kind"], receipt["verdict"]
+    report.checked.append("form")
+    if encode_receipt(receipt) != raw:
+        report.add("receipt", "not in canonical form: its bytes are not those that were written")
+    if receipt_digest(receipt) != receipt["evidence"]["receipt_sha256"]:
+        report.add("evidence.receipt_sha256", "the receipt was changed after it was written")
+    report.checked.append("receipt digest")
+    return receipt
+
+
+def _windows(path: Path, receipt: Mapping[str, Any], report: VerifyReport) -> Arrays | None:
+    """The window data: there, with the recorded digest, in the one form that is written, of matching shapes."""
+    name = receipt["evidence"]["windows"]
+    beside = path.with_name(name)
+    try:
+        raw = read_bounded(beside, MAX_WINDOW_BYTES)
+    except AtlasError as error:
+        report.add("evidence.windows", str(error))
+        return None
+    if hashlib.sha256(raw).hexdigest() != receipt["evidence"]["sha256"]:
+        report.add("evidence.sha256", "the window data are not those that were recorded")
+    try:
+        windows = decode_windows(raw, name)
+    except AtlasError as error:
+        report.add("evidence.windows", str(error))
+        return None
+    problems = window_problems(receipt, windows)
+    for where, problem in problems:
+        report.add(where, problem)
+    report.checked.append("window data")
+    return None if problems else windows
+
+
+def _rederive(receipt: Mapping[str, Any], windows: Arrays, report: VerifyReport) -> None:
+    try:
+        fresh = derive(receipt, windows)
+    except AtlasError as error:
+        report.add("receipt", f"cannot be derived again: {error}")
+        return
+    except _ABSURD as error:
+        report.add("receipt", f"cannot be derived again: {type(error).__name__}: {shown(str(error))}")
+        return
+    for where, problem in differences(fresh, receipt, ""):
+        report.add(where, problem)
+    report.checked.append("every derived number, the predicates and the verdict")
+
+
+def differences(fresh: Any, stored: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield every place where a stored value is not the freshly derived one, floats to 1e-9 relative."""
+    if isinstance(fresh, Mapping) and isinstance(stored, Mapping):
+        for key in sorted({*fresh, *stored}, key=str):
+            where = f"{path}.{key}" if path else str(key)
+            if key not in stored:
+                yield where, "missing"
+            elif key not in fresh:
+                yield where, "not derived from anything"
+            else:
+                yield from differences(fresh[key], stored[key], where)
+    elif isinstance(fresh, list) and isinstance(stored, list):
+        if len(fresh) != len(stored):
+            yield path, f"expected {len(fresh)} entries, found {len(stored)}"
+        for index, (one, other) in enumerate(zip(fresh, stored, strict=False)):
+            yield from differences(one, other, f"{path}[{index}]")
+    elif not _same(fresh, stored):
+        yield path, f"expected {shown(repr(fresh))}, found {shown(repr(stored))}"
+
+
+def _same(fresh: Any, stored: Any) -> bool:
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (fresh, stored))
+    if not numbers:
+        return type(fresh) is type(stored) and bool(fresh == stored)
+    return math.isclose(fresh, stored, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+
+
+def _check_probe(receipt: Mapping[str, Any], probe: Path, report: VerifyReport) -> None:
+    """The probe file and its lock against the receipt; the probe's sources are not needed.
+
+    Raises:
+        UsageError: the probe file does not exist.
+    """
+    try:
+        described = load_probes(probe).describe()
+        lock = read_lock(lock_path(probe))
+    except InputRefused as error:
+        report.add("probe", str(error))
+        return
+    recorded = receipt["probe"]
+    if recorded["lock"]["sha256"] != lock.digest:
+        report.add("probe.lock.sha256", f"expected {lock.digest}, found {recorded['lock']['sha256']}")
+    for key in ("name", "policy", "domains", "windows", "evaluation"):
+        for where, problem in differences(described[key], recorded.get(key), f"probe.{key}"):
+            report.add(where, f"not as in the probe file: {problem}")
+        for where, problem in differences(lock.body["probes"].get(key), recorded.get(key), f"probe.{key}"):
+            report.add(where, f"not as registered: {problem}")
+    for row, registered in zip(receipt["domains"], lock.body["domains"], strict=False):
+        if row["windows"] != len(registered["windows"]):
+            report.add(
+                f"domains.{shown(row['name'])}.windows", f"{len(registered['windows'])} were registered"
+            )
+    report.checked.append("probe lock and policy")
+
+
+def _check_checkpoint(receipt: Mapping[str, Any], checkpoint: Path, report: VerifyReport) -> None:
+    """Hash the weights again and compare with what the audit consumed."""
+    side = "tuned" if receipt["kind"] == "audit" else "base"
+    recorded = receipt["checkpoints"][side]["digest"]
+    try:
+        found = digest_checkpoint(open_checkpoint(checkpoint)).sha256
+    except (InputRefused, IntegrityError) as error:
+        report.add(f"checkpoints.{side}", str(error))
+        return
+    if found != recorded:
+        report.add(f"checkpoints.{side}.digest", f"expected {recorded}, the checkpoint has {found}")
+    report.checked.append(f"weights of the {side} checkpoint")

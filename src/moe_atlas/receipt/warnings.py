@@ -1,0 +1,73 @@
+"""What a reader should know before trusting a number: conditions that do not change the verdict."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from moe_atlas.receipt.context import Facts
+
+CHANNELS = {
+    "coordinate": "coordinate_drift_z",
+    "boundary": "boundary_drift",
+    "transition": "transition_drift",
+    "content": "content_drift",
+}
+FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures the machine, not the tune
+
+
+def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
+    """Return the receipt's warnings: objects with a stable ``code`` and a one-line ``message``."""
+    return [*_smoothing(receipt), *_floors(receipt), *_set_for(receipt)]
+
+
+def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
+    """An occupancy temperature so low that the smooth tail cannot fall."""
+    smooth = receipt["probe"]["policy"]["rewrite"].get("smooth")
+    experts = max((layer["experts"] for layer in receipt["layers"]), default=0)
+    if not smooth or experts < 2:
+        return []
+    needed = 20.0 * experts * math.log(experts)
+    if smooth["occupancy"] >= needed:
+        return []
+    message = (
+        f"the occupancy temperature {smooth['occupancy']:g} is below 20 E ln E = {needed:.0f}: "
+        "the smooth tail cannot fall far below a balanced share"
+    )
+    return [{"code": "smooth-occupancy", "message": message}]
+
+
+def _floors(receipt: Facts) -> list[dict[str, Any]]:
+    """Budgets within ten times the measured noise floor of a protected layer."""
+    floor: Any = receipt.get("noise_floor")
+    if not isinstance(floor, dict) or not isinstance(floor.get("layers"), list):
+        return []
+    budgets = receipt["probe"]["policy"]["rewrite"]
+    protected = set(receipt["probe"]["protected_layers"])
+    out = []
+    for name, key in CHANNELS.items():
+        values = [row.get(key) for row in floor["layers"] if row.get("layer") in protected]
+        worst = max((value for value in values if isinstance(value, (int, float))), default=0.0)
+        budget = budgets.get(name)
+        if budget is not None and budget < FLOOR_FACTOR * worst:
+            message = f"the budget of {key}, {budget:g}, is below ten times its noise floor {worst:.3g}"
+            out.append({"code": "noise-floor", "message": message})
+    return out
+
+
+def _set_for(receipt: Facts) -> list[dict[str, Any]]:
+    """Budgets that were set for another family, k or evaluation set."""
+    registered = receipt["probe"]["policy"].get("set_for") or {}
+    found = {
+        "family": (receipt.get("checkpoints") or {}).get("base", {}).get("family"),
+        "top_k": next((layer["top_k"] for layer in receipt["layers"]), None),
+        "experts": (receipt["probe"].get("evaluation") or {}).get("experts"),
+    }
+    return [
+        {
+            "code": "budgets-set-for",
+            "message": f"the budgets were set for {key} {registered[key]}, this audit has {value}",
+        }
+        for key, value in found.items()
+        if registered.get(key) is not None and value is not None and registered[key] != value
+    ]

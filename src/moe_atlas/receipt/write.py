@@ -1,0 +1,104 @@
+"""Putting a receipt on disk so that it can be believed: exit 0 comes only after it was read back and re-derived."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.errors import IntegrityError, UsageError
+from moe_atlas.receipt.canonical import encode_receipt, sealed
+from moe_atlas.receipt.derive import derive
+from moe_atlas.receipt.files import fsync_folder, remove, write_errors, write_temporary
+from moe_atlas.receipt.verify import verify
+from moe_atlas.receipt.window_file import encode_windows
+
+SUFFIX = ".windows.safetensors"
+
+
+def window_path(receipt: Path) -> Path:
+    """Return where the window data of a receipt stand: ``receipt.json`` -> ``receipt.windows.safetensors``."""
+    return receipt.with_name(receipt.stem + SUFFIX)
+
+
+def check_writable(path: Path, force: bool = False) -> None:
+    """Refuse early, before hours of work, what `write_receipt` would refuse at the end.
+
+    Raises:
+        UsageError: ``E_EXISTS`` when the receipt is there already and is not to be replaced; ``E_NO_FOLDER``.
+    """
+    label = shown(str(path))
+    if not path.parent.is_dir():
+        raise UsageError("E_NO_FOLDER", label, "its folder does not exist")
+    if path.is_dir() or (os.path.lexists(path) and not force):
+        raise UsageError("E_EXISTS", label, "is there already", "choose another name, or add --force")
+
+
+def write_receipt(
+    facts: Mapping[str, Any], windows: Mapping[str, NDArray[Any]], path: Path, *, force: bool = False
+) -> dict[str, Any]:
+    """Derive the receipt, write it and its window data, read both back and verify them.
+
+    Temporary files are fsynced, renamed and their folder fsynced; then the receipt is re-opened, strictly
+    parsed and re-derived. A failure leaves neither file.
+
+    Args:
+        facts: what the audit measured.
+        windows: the window arrays, float64 or int32.
+        path: the receipt's path; the window data stand beside it.
+        force: replace a receipt that is there.
+
+    Returns:
+        The receipt as it stands on disk.
+
+    Raises:
+        UsageError: the receipt exists, or its folder cannot be written.
+        ResourceExhausted: the disk is full.
+        IntegrityError: ``E_READBACK`` when what is on disk does not re-derive.
+    """
+    check_writable(path, force)
+    data = encode_windows(windows)
+    receipt = sealed(derive(facts, windows), window_path(path).name, data)
+    _install(path, encode_receipt(receipt), data)
+    try:
+        report = verify(path)
+    except BaseException:
+        remove(path, window_path(path))
+        raise
+    if report.mismatches:
+        remove(path, window_path(path))
+        first = report.mismatches[0]
+        problem = f"does not re-derive from disk: {first.path}: {first.problem}"
+        raise IntegrityError("E_READBACK", shown(str(path)), problem, "nothing was kept; run it again")
+    return receipt
+
+
+def _install(path: Path, receipt: bytes, data: bytes) -> None:
+    beside = window_path(path)
+    temporaries: list[Path] = []
+    with write_errors(path):
+        try:
+            temporaries.append(write_temporary(beside, data))
+            temporaries.append(write_temporary(path, receipt))
+            os.replace(temporaries[0], beside)
+            os.replace(temporaries[1], path)
+            fsync_folder(path.parent)
+        except BaseException:
+            remove(*temporaries)
+            if len(temporaries) == 2 and not temporaries[0].exists():
+                remove(path, beside)
+            raise
+
+
+def as_arrays(windows: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return window arrays in the two dtypes that are stored: integers as int32, everything else as float64."""
+    out: dict[str, NDArray[Any]] = {}
+    for name, values in windows.items():
+        array = np.asarray(values)
+        out[name] = array.astype(np.int32 if array.dtype.kind in "iu" else np.float64)
+    return out

@@ -1,0 +1,279 @@
+"""Which claims the receipt licenses (Tables 4, 5 and 11 of the paper), and what each rests on.
+
+Each receipt answers for its own object. A claim of health needs every protected layer (its bound holds in each),
+a claim of harm needs one, by a simultaneous bound. Loss alone never licenses preservation, occupancy alone never
+licenses compatibility, and a rising set margin never licenses health.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from moe_atlas.verdict.atlas import CHANNELS, PRESERVED, REWRITTEN
+from moe_atlas.verdict.gates import is_number
+from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
+
+Receipt = Mapping[str, Any]
+Layers = list[Mapping[str, Any]]
+
+LICENSED = "licensed"
+CONTRADICTED = "contradicted"
+UNLICENSED = "unlicensed"
+BROAD = 0.5  # usage is broad where the effective experts are more than this share of all experts
+OCCUPANCY = ("dead_share_rise", "entropy_drop", "load_cv_rise")
+
+
+def derive_claims(receipt: Receipt) -> list[dict[str, Any]]:
+    """Return every claim with its status, what it rests on and what it does not say."""
+    if receipt["kind"] == "baseline":
+        return _baseline_claims(receipt)
+    layers = protected_layers(receipt)
+    first = [
+        *_objective(receipt),
+        _usage_broad(layers, "tuned"),
+        _usage_narrowing(receipt, layers),
+        *_overlaps(layers),
+        *_boundary_sharpness(layers),
+        *(_moved(name, key, layers) for name, key in MOVED),
+        _preserved(receipt),
+        _matched_success(receipt),
+    ]
+    return [*first, _scalar_without_geometry(first)]
+
+
+MOVED = (
+    ("coordinates_moved", "coordinate_drift_z"),
+    ("boundaries_moved", "boundary_drift"),
+    ("transitions_moved", "transition_drift"),
+    ("content_moved", "content_drift"),
+)
+
+
+def protected_layers(receipt: Receipt) -> Layers:
+    """Return the layer objects that claims about the protected atlas rest on."""
+    return [layer for layer in receipt["layers"] if layer["layer"] in receipt["probe"]["protected_layers"]]
+
+
+def status_of(claims: Iterable[Mapping[str, Any]], name: str) -> str:
+    """Return a claim's status, ``unlicensed`` when the receipt does not make it."""
+    return next((str(claim["status"]) for claim in claims if claim["claim"] == name), UNLICENSED)
+
+
+def _claim(
+    name: str, statement: str, status: str, rests_on: list[str], not_about: str, **numbers: Any
+) -> dict[str, Any]:
+    return {
+        "claim": name,
+        "statement": statement,
+        "status": status,
+        "rests_on": rests_on,
+        "does_not_say": not_about,
+    } | numbers
+
+
+def _decide(licensed: bool, contradicted: bool) -> str:
+    if licensed:
+        return LICENSED
+    return CONTRADICTED if contradicted else UNLICENSED
+
+
+def _every(layers: Layers, test: Callable[[Mapping[str, Any]], bool]) -> bool:
+    return bool(layers) and all(test(layer) for layer in layers)
+
+
+def _pair(layer: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return (layer.get("pair") or {}).get(key) or {}
+
+
+def _above(interval: Mapping[str, Any], bound: str, value: float) -> bool:
+    return is_number(interval.get(bound)) and float(interval[bound]) > value
+
+
+def _below(interval: Mapping[str, Any], bound: str, value: float) -> bool:
+    return is_number(interval.get(bound)) and float(interval[bound]) < value
+
+
+def _objective(receipt: Receipt) -> list[dict[str, Any]]:
+    out = []
+    for role, name, words in (
+        ("task", "objective_improved", "The objective improved"),
+        ("canary", "canary_nll_improved", "Canary NLL improved"),
+    ):
+        rows = [row for row in receipt["domains"] if row["role"] == role]
+        increases = [row.get("nll_increase") or {} for row in rows]
+        better = bool(rows) and all(_below(increase, "high", 0.0) for increase in increases)
+        worse = any(_above(increase, "low", 0.0) for increase in increases)
+        rests = [f"domains.{row['name']}.nll_increase" for row in rows]
+        silent = "atlas preservation, overlap compatibility, or whether the gain came from a narrowed region"
+        out.append(_claim(name, f"{words} on the visited region.", _decide(better, worse), rests, silent))
+    return out
+
+
+def _usage_broad(layers: Layers, side: str) -> dict[str, Any]:
+    """Broad: more than half of the experts are effectively used in every protected layer."""
+
+    def effective(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        return (layer.get(side) or {}).get("effective_experts") or {}
+
+    broad = _every(layers, lambda layer: _above(effective(layer), "low", BROAD * layer["experts"]))
+    narrow = any(_below(effective(layer), "high", BROAD * layer["experts"]) for layer in layers)
+    return _claim(
+        "usage_broad",
+        "The checkpoint uses a broad subset of its experts (more than half effectively, in every protected layer).",
+        _decide(broad, narrow),
+        [f"layers.{layer['layer']}.{side}.effective_experts" for layer in layers],
+        "whether co-active experts are compatible, or whether a resume preserved the atlas",
+    )
+
+
+def _usage_narrowing(receipt: Receipt, layers: Layers) -> dict[str, Any]:
+    budgets = receipt["probe"]["policy"]["rewrite"]
+    limits = {key: budgets[key] if is_number(budgets.get(key)) else 0.0 for key in OCCUPANCY}
+    narrowing = any(
+        _above(_pair(layer, key), "simultaneous_low", limit)
+        for layer in layers
+        for key, limit in limits.items()
+    )
+    stable = _every(
+        layers, lambda layer: all(_below(_pair(layer, key), "high", limit) for key, limit in limits.items())
+    )
+    stable = stable or _every(layers, lambda layer: all(_pair(layer, key).get("exact") for key in OCCUPANCY))
+    return _claim(
+        "usage_narrowing",
+        "Usage of the atlas narrows by more than the registered budgets.",
+        _decide(narrowing, stable),
+        [f"layers.*.pair.{key}" for key in OCCUPANCY],
+        "whether the experts that remain in use are compatible",
+    )
+
+
+def _overlaps(layers: Layers) -> list[dict[str, Any]]:
+    worse = any(_above(_pair(layer, "overlap_drop"), "simultaneous_low", 0.0) for layer in layers)
+    better = _every(layers, lambda layer: _below(_pair(layer, "overlap_drop"), "high", 0.0))
+    rests = ["layers.*.pair.overlap_drop"]
+    silent = "whether the atlas is broadly used: overlap cannot see an occupancy collapse"
+    return [
+        _claim(
+            "overlaps_more_compatible",
+            "Adjacent co-active charts are more compatible in every protected layer.",
+            _decide(better, worse),
+            rests,
+            silent,
+        ),
+        _claim(
+            "overlaps_less_compatible",
+            "Adjacent co-active charts are less compatible in a protected layer.",
+            _decide(worse, better),
+            rests,
+            silent,
+        ),
+    ]
+
+
+def _boundary_sharpness(layers: Layers) -> list[dict[str, Any]]:
+    """State1: disjoint intervals of the mean set margin, in every protected layer."""
+
+    def margins(layer: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        base, tuned = layer.get("base") or {}, layer.get("tuned") or {}
+        return base.get("set_margin") or {}, tuned.get("set_margin") or {}
+
+    def sharper(layer: Mapping[str, Any]) -> bool:
+        base, tuned = margins(layer)
+        return is_number(base.get("high")) and _above(tuned, "low", base["high"])
+
+    def noisier(layer: Mapping[str, Any]) -> bool:
+        base, tuned = margins(layer)
+        return is_number(base.get("low")) and _below(tuned, "high", base["low"])
+
+    status = _decide(_every(layers, sharper), _every(layers, noisier))
+    silent = "global routed health: under an occupancy collapse wider margins do not mean healthier routing"
+    return [
+        _claim(
+            "boundaries_sharper",
+            "Top-k competitions are sharper near the boundary in every protected layer.",
+            status,
+            ["layers.*.base.set_margin", "layers.*.tuned.set_margin"],
+            silent,
+        )
+    ]
+
+
+def _moved(name: str, key: str, layers: Layers) -> dict[str, Any]:
+    """By how much: the worst protected layer. Contradicted only by byte-identical inputs."""
+    found = [(layer["layer"], _pair(layer, key)) for layer in layers]
+    known = [(number, pair) for number, pair in found if is_number(pair.get("estimate"))]
+    moved = any(_above(pair, "simultaneous_low", 0.0) for _, pair in known)
+    still = bool(known) and len(known) == len(found) and all(pair.get("exact") for _, pair in known)
+    worst = max(known, key=lambda item: float(item[1]["estimate"]), default=None)
+    numbers = (
+        {}
+        if worst is None
+        else {"layer": worst[0]} | {k: worst[1].get(k) for k in ("estimate", "low", "high")}
+    )
+    return _claim(
+        name,
+        f"{name.split('_')[0].capitalize()} moved by this much (worst protected layer).",
+        _decide(moved, still),
+        [f"layers.*.pair.{key}"],
+        "whether that motion is acceptable for the declared stage",
+        **numbers,
+    )
+
+
+def _preserved(receipt: Receipt) -> dict[str, Any]:
+    outcome = receipt["predicates"]["protected_atlas_rewrite"]["outcome"]
+    return _claim(
+        "preserved",
+        "The protected atlas was preserved.",
+        _decide(outcome == PRESERVED, outcome == REWRITTEN),
+        ["predicates.protected_atlas_rewrite", *(f"layers.*.pair.{key}" for key in CHANNELS.values())],
+        "anything about what happens after this checkpoint",
+    )
+
+
+def _matched_success(receipt: Receipt) -> dict[str, Any]:
+    outcome = receipt["predicates"]["knowledge_expansive"]["outcome"]
+    licensed = outcome == CHART_PRESERVING
+    contradicted = outcome in ("task-not-reached", "chart-redefining", "misclassified", KNOWLEDGE_EXPANSIVE)
+    return _claim(
+        "preserved_at_matched_task_success",
+        "The task was reached with the protected atlas preserved.",
+        _decide(licensed, contradicted),
+        ["predicates.knowledge_expansive", "predicates.protected_atlas_rewrite"],
+        "success on anything but the registered task domains",
+    )
+
+
+def _scalar_without_geometry(claims: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fourth row of Table 11: loss improves, overlap worsens, occupancy narrows, read jointly."""
+    parts = ("objective_improved", "overlaps_less_compatible", "usage_narrowing")
+    statuses = [status_of(claims, part) for part in parts]
+    licensed = all(status == LICENSED for status in statuses)
+    return _claim(
+        "scalar_improvement_without_geometric_recovery",
+        "The objective improved while the routed object degraded.",
+        _decide(licensed, CONTRADICTED in statuses),
+        [f"claims.{part}" for part in parts],
+        "which intervention repairs it",
+    )
+
+
+def _baseline_claims(receipt: Receipt) -> list[dict[str, Any]]:
+    return [
+        _claim(
+            "state_at_this_point",
+            "This is the state of the atlas at this point.",
+            LICENSED,
+            ["layers.*.base", "domains"],
+            "preservation: untested until the next comparison",
+        ),
+        _usage_broad(protected_layers(receipt), "base"),
+        _claim(
+            "preserved",
+            "The protected atlas was preserved.",
+            UNLICENSED,
+            [],
+            "a baseline is one checkpoint: preservation is untested until the next comparison",
+        ),
+    ]

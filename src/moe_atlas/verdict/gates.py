@@ -1,0 +1,123 @@
+"""One gate: an interval against a budget, in three values and fail-closed.
+
+A gate passes only where ``isfinite(high) and high < budget``; it fails only where a simultaneous lower bound is
+above the budget. Whatever is missing, infinite, without variance or on too few documents is undetermined; what
+the architecture leaves undefined is not applicable and is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DOCUMENT_FLOOR = 30  # below this many documents no interval of ours keeps its coverage on skewed damage
+
+PASS = "pass"
+FAIL = "fail"
+UNDETERMINED = "undetermined"
+NOT_APPLICABLE = "not-applicable"
+NOT_GATED = "not-gated"
+
+_RANK = {FAIL: 0, UNDETERMINED: 1, PASS: 2, NOT_APPLICABLE: 3, NOT_GATED: 4}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One line of evidence.
+
+    Attributes:
+        gate: what was gated: a channel, ``refinement_margin``, ``weights``, ``identity``, ``tail_guard`` ...
+        result: ``pass``, ``fail``, ``undetermined``, ``not-applicable`` or ``not-gated``.
+        where: ``{"layer": 3}`` or ``{"domain": "code"}`` or a tensor class.
+        interval: estimate, low, high and simultaneous_low, as far as there are any.
+        budget: what it was held against.
+        reason: why, in a few words, where the numbers do not say it.
+    """
+
+    gate: str
+    result: str
+    where: Mapping[str, Any]
+    interval: Mapping[str, Any]
+    budget: float | None = None
+    reason: str | None = None
+
+    def evidence(self) -> dict[str, Any]:
+        """Return the line as it stands in the receipt."""
+        keys = ("estimate", "low", "high", "simultaneous_low")
+        numbers = {key: self.interval.get(key) for key in keys}
+        return {"gate": self.gate, **self.where, **numbers, "budget": self.budget, "result": self.result} | {
+            "reason": self.reason
+        }
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number (a bool is none)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def below_budget(
+    gate: str,
+    where: Mapping[str, Any],
+    interval: Mapping[str, Any],
+    budget: Any,
+    floor: str | None,
+    fail_on: str,
+) -> Gate:
+    """Hold an interval against an upper budget.
+
+    Args:
+        gate: name of the gate.
+        where: layer or domain.
+        interval: the receipt's interval; None bounds never pass.
+        budget: the registered budget; None means that nothing is gated.
+        floor: why the sample is too small, None when it is not.
+        fail_on: the bound that must exceed the budget to fail: ``simultaneous_low`` across layers, ``low`` in
+            a domain.
+    """
+
+    def verdict(result: str, reason: str | None = None) -> Gate:
+        return Gate(gate, result, where, interval, budget if is_number(budget) else None, reason)
+
+    if budget is None:
+        return verdict(NOT_GATED, "no budget registered")
+    if not is_number(budget):
+        return verdict(UNDETERMINED, "the budget is not a number")
+    if interval.get("not_applicable") is True:
+        return verdict(NOT_APPLICABLE, interval.get("reason"))
+    if not is_number(interval.get("estimate")):
+        return verdict(UNDETERMINED, interval.get("reason") or "missing")
+    if interval.get("exact") is True and interval["estimate"] == 0.0 and budget >= 0:
+        return verdict(PASS, "byte-identical inputs")
+    if floor is None:
+        floor = too_few(interval.get("documents"))
+    if floor is not None:
+        return verdict(UNDETERMINED, floor)
+    if is_number(interval.get(fail_on)) and interval[fail_on] > budget:
+        return verdict(FAIL)
+    if is_number(interval.get("high")) and interval["high"] < budget:
+        return verdict(PASS)
+    return verdict(UNDETERMINED, interval.get("reason") or "the interval does not clear the budget")
+
+
+def too_few(documents: Any) -> str | None:
+    """Return the reason for which a sample of documents is too small, None when it is large enough."""
+    if is_number(documents) and documents >= DOCUMENT_FLOOR:
+        return None
+    return f"{documents} documents, fewer than {DOCUMENT_FLOOR}"
+
+
+def worst_first(gates: Sequence[Gate]) -> list[dict[str, Any]]:
+    """Return the evidence lines, failures first, within a result by how far they reach past their budget."""
+    return [
+        gate.evidence() for gate in sorted(gates, key=lambda gate: (_RANK[gate.result], -_severity(gate)))
+    ]
+
+
+def _severity(gate: Gate) -> float:
+    values = [gate.interval.get(key) for key in ("simultaneous_low", "high", "estimate")]
+    value = next((float(v) for v in values if v is not None and is_number(v)), 0.0)
+    if gate.gate == "refinement_margin":
+        value = -value
+    return value / gate.budget if gate.budget else value

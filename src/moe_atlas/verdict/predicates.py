@@ -1,0 +1,95 @@
+"""The three predicates and the verdict. Nothing is averaged into one comfort score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_atlas.verdict import task as tasks
+from moe_atlas.verdict.atlas import HARD, PRESERVED, REWRITTEN, atlas_gates, atlas_outcome
+from moe_atlas.verdict.damage import DAMAGED, UNDAMAGED, damage_gates, damage_outcome
+from moe_atlas.verdict.gates import FAIL, Gate, worst_first
+
+Receipt = Mapping[str, Any]
+
+CHART_STAGE = "chart-preserving"
+EXPANSIVE_STAGE = "knowledge-expansive"
+NAMES = ("protected_atlas_rewrite", "base_domain_damage", "knowledge_expansive")
+UNTESTED = "untested"
+
+# What each classification is worth under each declared stage.
+_CLASSIFICATION: dict[str, dict[str, bool | None]] = {
+    CHART_STAGE: {
+        tasks.CHART_PRESERVING: True,
+        tasks.NOT_APPLICABLE: True,
+        tasks.TASK_NOT_REACHED: False,
+        tasks.CHART_REDEFINING: False,
+        tasks.KNOWLEDGE_EXPANSIVE: False,
+        tasks.MISCLASSIFIED: False,
+    },
+    EXPANSIVE_STAGE: {
+        tasks.KNOWLEDGE_EXPANSIVE: True,
+        tasks.TASK_NOT_REACHED: False,
+        tasks.MISCLASSIFIED: False,
+    },
+}
+_OPEN_REASONS = {
+    tasks.CHART_PRESERVING: "the stage declares a rewrite, but the atlas was preserved: declare chart-preserving",
+    tasks.CHART_REDEFINING: "no chart-preserving attempt on this base and registration was given (--attempt)",
+    tasks.NOT_APPLICABLE: "a knowledge-expansive stage cannot be judged without a task domain",
+}
+
+
+def derive_predicates(receipt: Receipt) -> dict[str, Any]:
+    """Return ``predicates`` and ``verdict`` of a receipt whose intervals are in place.
+
+    A baseline tests nothing: its predicates are ``untested`` and its verdict is null.
+    """
+    if receipt["kind"] == "baseline":
+        untested: dict[str, Any] = {"outcome": UNTESTED, "passed": None, "evidence": []}
+        return {"predicates": {name: dict(untested) for name in NAMES}, "verdict": None}
+    stage = receipt["probe"]["policy"]["stage"]
+    atlas = atlas_gates(receipt)
+    outcome = atlas_outcome(atlas)
+    damage = damage_gates(receipt)
+    success = tasks.task_gates(receipt)
+    classification, attempts = tasks.task_outcome(receipt, success, outcome)
+    predicates = {
+        "protected_atlas_rewrite": _object(outcome, _atlas_passed(stage, outcome, atlas), atlas),
+        "base_domain_damage": _object(
+            damage_outcome(damage), {UNDAMAGED: True, DAMAGED: False}.get(damage_outcome(damage)), damage
+        ),
+        "knowledge_expansive": _classified(stage, classification, [*success, *attempts]),
+    }
+    return {"predicates": predicates, "verdict": verdict_of(predicates)}
+
+
+def verdict_of(predicates: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return ``fail`` if any predicate fails, ``pass`` if all three pass, else ``inconclusive``."""
+    passed = [predicates[name]["passed"] for name in NAMES]
+    if any(value is False for value in passed):
+        return "fail"
+    return "pass" if all(value is True for value in passed) else "inconclusive"
+
+
+def _object(outcome: str, passed: bool | None, gates: list[Gate]) -> dict[str, Any]:
+    return {"outcome": outcome, "passed": passed, "evidence": worst_first(gates)}
+
+
+def _atlas_passed(stage: str, outcome: str, gates: list[Gate]) -> bool | None:
+    """A knowledge-expansive stage lets the atlas be rewritten, but excuses no breach of weights or identity."""
+    if any(gate.result == FAIL and gate.gate in HARD for gate in gates):
+        return False
+    if outcome not in (PRESERVED, REWRITTEN):
+        return None
+    if stage == EXPANSIVE_STAGE:
+        return True
+    return outcome == PRESERVED
+
+
+def _classified(stage: str, outcome: str, gates: list[Gate]) -> dict[str, Any]:
+    passed = _CLASSIFICATION.get(stage, {}).get(outcome)
+    out = _object(outcome, passed, gates)
+    if passed is None and outcome in _OPEN_REASONS:
+        out["reason"] = _OPEN_REASONS[outcome]
+    return out
