@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.text import shown
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.text import shown
 from moe_atlas.receipt.window_file import Arrays
 
 Problem = tuple[str, str]

@@ -15,7 +15,7 @@ from typing import Any
 
 from moe_atlas.checkpoint.digest import digest_checkpoint
 from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.text import shown
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import lock_path, read_lock

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.text import shown
 from moe_atlas.errors import IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt, sealed
 from moe_atlas.receipt.derive import derive
