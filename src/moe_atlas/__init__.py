@@ -1,3 +1,20 @@
 """Audit a pair of Mixture-of-Experts checkpoints: is the tuned one still the same routed object?"""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from moe_atlas.version import __version__
+
+if TYPE_CHECKING:
+    from moe_atlas.api import AuditOptions, Receipt, audit, baseline
+
+__all__ = ["AuditOptions", "Receipt", "__version__", "audit", "baseline"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the interface on first use, so that importing a part of the package stays cheap."""
+    if name in __all__:
+        return getattr(import_module("moe_atlas.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moe_atlas.auditing.batches import Batch
 from moe_atlas.auditing.experts import LayerExperts
+from moe_atlas.auditing.noise import score_changes
 from moe_atlas.auditing.options import Progress
 from moe_atlas.auditing.reading import Arrays, LayerReading
 from moe_atlas.auditing.side import Side
@@ -49,6 +50,7 @@ class Walk:
         batches: the partition of the probe windows.
         bands: noise band per layer index.
         budget: bytes of experts that may be held.
+        measures_noise: the sides are one checkpoint under two execution orders.
         chart_maps: sample this many experts per layer for rank and condition of the overlap maps; 0 for none.
     """
 
@@ -60,6 +62,7 @@ class Walk:
     bands: dict[int, pair.NoiseBand] = field(default_factory=dict)
     budget: int = 1 << 29
     chart_maps: int = 0
+    measures_noise: bool = False
     evidence: Evidence = field(default_factory=Evidence)
 
     def states_identical(self, number: int) -> bool:
@@ -185,6 +188,9 @@ def read_pairs(
         content = pair.content_channels(anchored.fields, base.routing, routing, native, audit.scope.quantile)
         reading.tokens(prefix, content, windows)
     reading.tokens("control", pair.controls(base.x_TD, tuned.x_TD), windows)
+    if audit.measures_noise:
+        changes, noise = score_changes(base.routing, tuned.routing), reading.facts.setdefault("noise", {})
+        noise |= {key: max(value, noise.get(key, 0.0)) for key, value in changes.items()}
 
 
 def layer_facts(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, Any]:
@@ -193,6 +199,7 @@ def layer_facts(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, Any]:
     moe = layers[0].moe
     assert moe is not None
     facts |= {"experts": moe.router.experts, "top_k": moe.router.top_k, "assumptions": {}}
+    facts["undefined"] = assumptions.undefined(moe)
     for side, layer in zip(audit.sides, layers, strict=True):
         assert layer.moe is not None
         gain_D = assumptions.effective_gain(layer, side.weights)
@@ -226,6 +233,9 @@ def close_layer(
     """Turn the layer's tokens into window arrays and its experts into an account of their identity."""
     audit.evidence.arrays |= reading.arrays()
     facts = reading.facts
+    for side in audit.sides:
+        ratio_W = audit.evidence.arrays.pop(f"layers.{reading.layer}.{side.name}.radial_to_tangent")
+        facts["assumptions"][side.name]["radial_to_tangent"] = float(ratio_W.mean())
     if len(audit.sides) == 2:
         facts["exact"]["experts"] = experts.identical
         audit.evidence.identity.append(

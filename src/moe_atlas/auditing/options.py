@@ -38,7 +38,8 @@ class AuditOptions:
         device: `cpu` or `cuda`.
         threads: CPU threads of the matrix products; torch's choice when None. Recorded: bits depend on it.
         memory: bytes the audit may use, or None for no stated limit.
-        noise_floor: also audit the base against itself under another execution order.
+        noise_floor: also audit the base against itself: `order` under another execution order, `float32` or
+            `bfloat16` in another compute dtype.
         chart_maps: pairs of experts per layer whose overlap map is measured; 0 for none.
         baseline: a baseline receipt whose overlap and occupancy are the handoff reference.
         attempts: receipts of registered attempts at the same objective.
@@ -49,7 +50,7 @@ class AuditOptions:
     device: str = "cpu"
     threads: int | None = None
     memory: int | None = None
-    noise_floor: bool = False
+    noise_floor: Literal["order", "float32", "bfloat16"] | None = None
     chart_maps: int = 0
     baseline: Path | None = None
     attempts: tuple[Path, ...] = ()

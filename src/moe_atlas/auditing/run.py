@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe_atlas import __version__
+from moe_atlas.version import __version__
 from moe_atlas.auditing.batches import BATCH_TOKENS, partition
 from moe_atlas.auditing.loop import Evidence, Walk, walk
 from moe_atlas.auditing.memory import held_experts, minimum
+from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.auditing.pairing import other_differences, require_comparable
 from moe_atlas.auditing.side import Side, compute_dtype
@@ -57,7 +59,9 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
         require_comparable(specs[0], specs[1], checkpoints[0].label, checkpoints[1].label)
     require_measurable(probes, specs[0])
     with exhaustion_named(), threads(options.threads):
+        floor = measure_floor(checkpoints[0], specs[0], probes, options) if options.noise_floor else None
         audit = prepare(checkpoints, specs, probes, options)
+        audit.bands = bands(floor) if floor else {}
         evidence = walk(audit, probes.windows)
         unpaired = compare_unreplayed(audit.sides, evidence.ledger)
         digests = [side.reader.finish() for side in audit.sides]
@@ -73,7 +77,7 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
         "weights": evidence.ledger.facts() | {"unpaired": unpaired},
         "identity": identity_facts(evidence, specs),
         "controls": {"parameter_distance": evidence.ledger.parameter_distance() if tuned else None},
-        "noise_floor": None,
+        "noise_floor": floor,
         "reference": reference_facts(options.baseline),
         "attempts": [attempt_facts(path) for path in options.attempts],
         "method": method_facts(audit, specs, options),
@@ -120,6 +124,23 @@ def prepare(
         budget=held_experts(options.memory, needed),
         chart_maps=options.chart_maps,
     )
+
+
+def measure_floor(
+    checkpoint: Checkpoint, spec: ModelSpec, probes: ProbeSet, options: AuditOptions
+) -> dict[str, Any]:
+    """Audit the base against itself: in reverse order and other pieces, or in another compute dtype."""
+    assert options.noise_floor is not None
+    walked = prepare([checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0))
+    first, second = walked.sides
+    other = first.replay.dtype if options.noise_floor == "order" else getattr(torch, options.noise_floor)
+    kind = ReorderedReplay if options.noise_floor == "order" else Replay
+    second.replay = kind(
+        spec, dtype=other, device=first.replay.device, router_arithmetic=options.router
+    )
+    walked.measures_noise = True
+    evidence = walk(walked, probes.windows)
+    return floor_facts(options.noise_floor, evidence.layers, evidence.arrays)
 
 
 def require_measurable(probes: ProbeSet, spec: ModelSpec) -> None:

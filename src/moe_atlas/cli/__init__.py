@@ -1,0 +1,78 @@
+"""The command line: parse, call, render, exit code. Nothing here imports torch; a command does when it must."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+import typer
+
+from moe_atlas.errors import AtlasError, Exit
+from moe_atlas.text import shown
+
+COMMANDS = ("audit", "baseline", "register", "init", "inspect")
+
+app = typer.Typer(
+    name="atlas",
+    help="Audit a pair of Mixture-of-Experts checkpoints: is the tuned one still the same routed object?",
+    epilog="Example: atlas audit base.ckpt tuned.ckpt --probe probes.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name in COMMANDS:
+    app.command(_name)(getattr(import_module(f"moe_atlas.cli.{_name}"), _name))
+
+
+def main() -> None:
+    """Run the command line and leave with an exit code that never lies."""
+    code = run(sys.argv[1:])
+    _flush()
+    os._exit(code) if _broken(sys.stdout) else sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; every error a user can cause becomes one line."""
+    try:
+        result: Any = typer.main.get_command(app).main(arguments, prog_name="atlas", standalone_mode=False)
+    except AtlasError as error:
+        complain(str(error))
+        return int(error.exit_code)
+    except click.ClickException as error:
+        complain(f"E_USAGE {error.format_message()}; atlas --help lists what there is")
+        return int(Exit.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        complain("stopped; nothing was written")
+        return 130
+    except BrokenPipeError:  # the reader of our output left before we knew a verdict
+        return int(Exit.EXHAUSTED)
+    return result if isinstance(result, int) else int(Exit.PASS)
+
+
+def complain(message: str) -> None:
+    """Say one line on standard error, inert in a terminal, and survive a closed one."""
+    try:
+        print(f"atlas: {shown(message, 2000)}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+
+
+def _broken(stream: Any) -> bool:
+    """Whether flushing at interpreter exit would fail and replace our exit code by 120."""
+    try:
+        stream.flush()
+    except (OSError, ValueError, AttributeError):
+        return True
+    return False

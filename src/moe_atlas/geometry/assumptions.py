@@ -41,6 +41,38 @@ def radial_to_tangent(x_TD: Tensor, eps: float) -> Tensor:
     return eps / (x_TD.double().square().mean(-1) + eps)
 
 
+NO_TANGENT = (
+    "content_drift",
+    "smooth_content",
+    "smooth_content_published",
+    "overlap",
+    "overlap_specificity",
+    "overlap_boundary_contrast",
+    "smooth_overlap",
+    "jump",
+    "jump_idealised",
+    "jump_relative",
+    "jump_near_boundary",
+    "field_norm",
+)
+
+
+def undefined(moe: MoESpec) -> dict[str, str]:
+    """Quantities that the architecture leaves undefined at this layer, each with its reason."""
+    reasons: dict[str, str] = {}
+    if not moe.pre_norm:
+        reasons["coordinate_drift_z"] = "the router reads the raw residual: there is no canonical state z"
+        reasons |= dict.fromkeys(NO_TANGENT, "no canonical state z, so P_z u is undefined")
+    elif moe.post_norm:
+        reasons |= dict.fromkeys(NO_TANGENT, "a norm follows the experts: P_z u is not the visible update")
+    if moe.router.top_k == 1:
+        one = "one expert per token: no two experts are co-active"
+        reasons |= dict.fromkeys(("overlap", "overlap_specificity", "overlap_boundary_contrast"), one)
+    if moe.router.kept_groups >= moe.router.groups:
+        reasons["group_margin"] = "no group is ever dropped"
+    return reasons
+
+
 def structural(moe: MoESpec, width: int) -> dict[str, Any]:
     """What the architecture alone decides: norm, router and rank assumptions."""
     router = moe.router

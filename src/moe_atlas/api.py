@@ -1,0 +1,121 @@
+"""The Python interface: what the command line does, as functions.
+
+    from moe_atlas import audit
+    receipt = audit("base.ckpt", "tuned.ckpt", "probes.yaml", receipt="receipt.json")
+    receipt.verdict            # "pass", "fail" or "inconclusive"
+    receipt.exit_code          # 0, 1 or 3
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from moe_atlas.auditing.options import AuditOptions
+from moe_atlas.errors import Exit
+from moe_atlas.receipt.verify import intact_receipt
+from moe_atlas.receipt.window_file import decode_windows
+from moe_atlas.receipt.write import as_arrays, check_writable, window_path, write_receipt
+
+Source = str | os.PathLike[str]
+VERDICT_EXIT = {"pass": Exit.PASS, "fail": Exit.FAIL, "inconclusive": Exit.INCONCLUSIVE, None: Exit.PASS}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A receipt that is on disk and re-derives.
+
+    Attributes:
+        path: where it lies; the window data lie beside it.
+        body: its content, as documented in the receipt format.
+    """
+
+    path: Path
+    body: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Source) -> Receipt:
+        """Read a receipt, re-deriving every number from its window data.
+
+        Raises:
+            IntegrityError: E_RECEIPT when anything does not agree.
+        """
+        return cls(Path(path), intact_receipt(Path(path)))
+
+    @property
+    def verdict(self) -> str | None:
+        """`pass`, `fail` or `inconclusive`; None for a baseline, which tests nothing."""
+        verdict: str | None = self.body["verdict"]
+        return verdict
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command that writes this receipt."""
+        return int(VERDICT_EXIT[self.verdict])
+
+    def windows(self) -> dict[str, NDArray[Any]]:
+        """The window arrays by name, float64 or int32."""
+        beside = window_path(self.path)
+        return dict(decode_windows(beside.read_bytes(), beside.name))
+
+    def __repr__(self) -> str:
+        outcomes = ", ".join(f"{name}: {p['outcome']}" for name, p in self.body["predicates"].items())
+        return f"Receipt({str(self.path)!r}, verdict={self.verdict!r}, {outcomes})"
+
+
+def audit(
+    base: Source,
+    tuned: Source,
+    probe: Source,
+    *,
+    receipt: Source = "receipt.json",
+    force: bool = False,
+    options: AuditOptions | None = None,
+) -> Receipt:
+    """Compare two checkpoints on a registered probe set and write a receipt.
+
+    Args:
+        base: base checkpoint: folder, Hugging Face snapshot or `.safetensors` file.
+        tuned: tuned checkpoint.
+        probe: registered probe file.
+        receipt: where the receipt goes.
+        force: replace an existing receipt.
+        options: how to run.
+
+    Raises:
+        AtlasError: for everything a user can cause; no receipt has been written then.
+    """
+    return _run(Path(base), Path(tuned), Path(probe), Path(receipt), force, options or AuditOptions())
+
+
+def baseline(
+    checkpoint: Source,
+    probe: Source,
+    *,
+    receipt: Source = "baseline.json",
+    force: bool = False,
+    options: AuditOptions | None = None,
+) -> Receipt:
+    """Record the state of one checkpoint; it licenses no claim of preservation.
+
+    Arguments and errors are those of `audit`.
+    """
+    return _run(Path(checkpoint), None, Path(probe), Path(receipt), force, options or AuditOptions())
+
+
+def _run(
+    base: Path, tuned: Path | None, probe: Path, receipt: Path, force: bool, options: AuditOptions
+) -> Receipt:
+    from moe_atlas.auditing.run import measure  # imports torch, which reading a receipt must not
+
+    check_writable(receipt, force)
+    facts, arrays = measure(base, tuned, probe, options)
+    body = write_receipt(facts, as_arrays(arrays), receipt, force=force)
+    return Receipt(receipt, body)
+
+
+__all__ = ["AuditOptions", "Receipt", "audit", "baseline"]

@@ -1,0 +1,72 @@
+"""`atlas audit`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_atlas.cli import options as o
+
+
+def audit(
+    base: Annotated[Path, typer.Argument(help="Base checkpoint: folder, HF snapshot or .safetensors file.")],
+    tuned: Annotated[Path, typer.Argument(help="Tuned checkpoint.")],
+    probe: o.Probe,
+    receipt: o.ReceiptPath = Path("receipt.json"),
+    dtype: o.Dtype = "auto",
+    router: o.Router = "float32",
+    device: o.Device = "cpu",
+    threads: o.Threads = None,
+    memory: o.Memory = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Baseline receipt as reference of the handoff margin.")
+    ] = None,
+    attempt: Annotated[
+        list[Path] | None, typer.Option(help="Receipt of another attempt at the objective; repeatable.")
+    ] = None,
+    noise_floor: Annotated[
+        str | None, typer.Option(help="Also audit the base against itself: order, float32 or bfloat16.")
+    ] = None,
+    chart_maps: Annotated[
+        int, typer.Option(min=0, help="Pairs of experts per layer for rank and condition of T (slow).")
+    ] = 0,
+    force: o.Force = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> int:
+    """Compare two checkpoints on a registered probe set and write a receipt.
+
+    Exit codes: 0 pass, 1 fail, 2 usage, 3 inconclusive, 4 input refused, 5 input changed, 6 out of resources.
+
+    Example: atlas audit base.ckpt tuned.ckpt --probe probes.yaml
+    """
+    from moe_atlas.api import audit as run_audit
+    from moe_atlas.auditing.options import AuditOptions
+    from moe_atlas.report.progress import watching
+    from moe_atlas.text import parse_size
+
+    with watching(quiet=quiet or as_json) as watcher:
+        result = run_audit(
+            base,
+            tuned,
+            probe,
+            receipt=receipt,
+            force=force,
+            options=AuditOptions(
+                dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),
+                router=o.one_of("--router", router, ("float32", "native")),
+                device=o.one_of("--device", device, ("cpu", "cuda")),
+                threads=threads,
+                memory=None if memory is None else parse_size(memory),
+                noise_floor=noise_floor
+                and o.one_of("--noise-floor", noise_floor, ("order", "float32", "bfloat16")),
+                chart_maps=chart_maps,
+                baseline=baseline,
+                attempts=tuple(attempt or ()),
+                progress=watcher,
+            ),
+        )
+    o.emit(result.body, receipt, result.exit_code, as_json=as_json, quiet=quiet)
+    return result.exit_code

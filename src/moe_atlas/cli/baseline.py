@@ -1,0 +1,51 @@
+"""`atlas baseline`: record the state of one checkpoint as a new reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_atlas.cli import options as o
+
+
+def baseline(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: folder, HF snapshot or .safetensors file.")],
+    probe: o.Probe,
+    receipt: o.ReceiptPath = Path("baseline.json"),
+    dtype: o.Dtype = "auto",
+    router: o.Router = "float32",
+    device: o.Device = "cpu",
+    threads: o.Threads = None,
+    memory: o.Memory = None,
+    force: o.Force = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> int:
+    """Record the state of the atlas at this point; it licenses no claim of preservation.
+
+    Example: atlas baseline resumed.ckpt --probe probes.yaml
+    """
+    from moe_atlas.api import baseline as run_baseline
+    from moe_atlas.auditing.options import AuditOptions
+    from moe_atlas.report.progress import watching
+    from moe_atlas.text import parse_size
+
+    with watching(quiet=quiet or as_json) as watcher:
+        result = run_baseline(
+            checkpoint,
+            probe,
+            receipt=receipt,
+            force=force,
+            options=AuditOptions(
+                dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),
+                router=o.one_of("--router", router, ("float32", "native")),
+                device=o.one_of("--device", device, ("cpu", "cuda")),
+                threads=threads,
+                memory=None if memory is None else parse_size(memory),
+                progress=watcher,
+            ),
+        )
+    o.emit(result.body, receipt, result.exit_code, as_json=as_json, quiet=quiet)
+    return result.exit_code

@@ -1,0 +1,91 @@
+"""`atlas inspect`: what a checkpoint is, from its headers alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moe_atlas.cli import options as o
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: folder, HF snapshot or .safetensors file.")],
+    as_json: o.AsJson = False,
+) -> None:
+    """Show family, layers, experts, dtypes and sizes, and what would be replayed and skipped.
+
+    Reads headers and config.json only. Example: atlas inspect base.ckpt
+    """
+    found = facts(checkpoint)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        draw(found)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Everything `atlas inspect` says, as JSON values."""
+    from moe_atlas.checkpoint.index import open_checkpoint
+    from moe_atlas.families.registry import resolve
+
+    checkpoint = open_checkpoint(path)
+    spec = resolve(checkpoint)
+    routed = [layer for layer in spec.layers if layer.moe]
+    moe = routed[0].moe if routed else None
+    stored = checkpoint.tensors.values()
+    dtypes = Counter({dtype: 0 for dtype in sorted({t.dtype for t in stored})})
+    for tensor in stored:
+        dtypes[tensor.dtype] += tensor.nbytes
+    skipped = Counter(reason for _, reason in spec.skipped)
+    shared = sum(math.prod(ref.shape) for layer in spec.layers for ref in layer.refs)
+    return {
+        "path": str(path),
+        "family": spec.family,
+        "width": spec.width,
+        "vocabulary": spec.vocab,
+        "layers": len(spec.layers),
+        "routed_layers": spec.routed_layers,
+        "experts": moe.router.experts if moe else None,
+        "experts_per_token": moe.router.top_k if moe else None,
+        "expert_width": moe.expert_width if moe else None,
+        "router": moe.describe()["router"] if moe else None,
+        "tensors": len(checkpoint.tensors),
+        "shards": len(checkpoint.shards),
+        "bytes": sum(tensor.nbytes for tensor in stored),
+        "bytes_by_dtype": dict(dtypes),
+        "shared_parameters": shared,
+        "skipped": dict(skipped),
+    }
+
+
+def draw(found: dict[str, Any]) -> None:
+    """A short table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from moe_atlas.text import shown, size
+
+    table = Table(show_header=False, title=shown(found["path"], 120), title_justify="left")
+    routed = found["routed_layers"]
+    rows = [
+        ("family", found["family"]),
+        ("layers", f"{found['layers']}, of which {len(routed)} routed"),
+        ("width, vocabulary", f"{found['width']}, {found['vocabulary']}"),
+        ("experts", f"{found['experts']}, {found['experts_per_token']} per token, width {found['expert_width']}"),
+        ("stored", f"{found['tensors']} tensors in {found['shards']} files, {size(found['bytes'])}"),
+        *((f"  as {name}", size(count)) for name, count in found["bytes_by_dtype"].items()),
+        ("replayed", "all layers" if not found["skipped"] else "all but what is skipped"),
+        *(("skipped", f"{count} tensors: {reason}") for reason, count in found["skipped"].items()),
+    ]
+    for name, value in rows:
+        table.add_row(name, shown(str(value), 200))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    if found["router"]:
+        router = ", ".join(f"{key} {value}" for key, value in found["router"].items())
+        console.print(f"router: {shown(router, 600)}")

@@ -1,0 +1,75 @@
+"""Progress of a long run on standard error: phase, layer, bytes read, time left. Silent where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from moe_atlas.auditing.options import Progress as Watcher
+from moe_atlas.auditing.options import Silent
+from moe_atlas.text import size
+
+QUIET_SECONDS = 30.0  # a log that is not a terminal gets a line this often, so that a pipeline sees life
+
+
+class Bar:
+    """A Rich progress bar fed by the audit."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def phase(self, name: str, steps: int) -> None:
+        """A new bar for a new phase."""
+        self._task = self._progress.add_task(name, total=steps, detail="")
+
+    def step(self, detail: str, bytes_read: int) -> None:
+        """Move the bar."""
+        assert self._task is not None
+        self._progress.update(self._task, advance=1, detail=f"{detail}, {size(bytes_read)} read")
+
+
+class Log:
+    """One line per phase and every half minute, for logs."""
+
+    def __init__(self) -> None:
+        self._name, self._steps, self._done, self._last = "", 0, 0, time.monotonic()
+
+    def phase(self, name: str, steps: int) -> None:
+        """Name the phase."""
+        self._name, self._steps, self._done = name, steps, 0
+        print(f"atlas: {name}: {steps} steps", file=sys.stderr, flush=True)
+
+    def step(self, detail: str, bytes_read: int) -> None:
+        """Say where it is, now and then."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last >= QUIET_SECONDS:
+            self._last = now
+            line = f"atlas: {self._name}: {self._done}/{self._steps} ({detail}, {size(bytes_read)} read)"
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def watching(*, quiet: bool) -> Iterator[Watcher]:
+    """What the audit reports to: a bar on a terminal, a log elsewhere, nothing when quiet."""
+    if quiet:
+        yield Silent()
+    elif not sys.stderr.isatty():
+        yield Log()
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield Bar(progress)

@@ -1,0 +1,196 @@
+"""A receipt in a terminal: the verdict and why, the evidence, what to do next. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moe_atlas.text import interval, number, shown
+
+STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", None: "bold cyan"}
+RESULTS = {"pass": "green", "fail": "red", "undetermined": "yellow"}
+PREDICATES = {
+    "protected_atlas_rewrite": "protected-atlas rewrite",
+    "base_domain_damage": "base-domain damage",
+    "knowledge_expansive": "knowledge-expansive",
+}
+CHANNELS = {
+    "coordinate_drift_z": "coord. z",
+    "boundary_drift": "boundary",
+    "transition_drift": "transition",
+    "content_drift": "content",
+    "overlap_drop": "overlap ↓",
+    "entropy_drop": "entropy ↓",
+}
+BUDGET_OF = {
+    "coordinate_drift_z": "coordinate",
+    "boundary_drift": "boundary",
+    "transition_drift": "transition",
+    "content_drift": "content",
+    "overlap_drop": "overlap_drop",
+    "entropy_drop": "entropy_drop",
+}
+LAYERS_SHOWN = 12
+REASONS_SHOWN = 4
+
+
+def render(receipt: dict[str, Any], console: Console) -> None:
+    """Print a receipt."""
+    console.print(Group(*sections(receipt)))
+
+
+def sections(receipt: dict[str, Any]) -> Iterator[RenderableType]:
+    """The parts of the terminal report, in reading order."""
+    yield headline(receipt)
+    if receipt["kind"] == "baseline":
+        yield baseline_table(receipt)
+    else:
+        yield from reasons(receipt)
+        yield predicate_table(receipt)
+        yield layer_table(receipt)
+        yield domain_table(receipt)
+    for warning in receipt.get("warnings", []):
+        yield Text(f"warning: {shown(warning['message'], 300)}", style="yellow")
+    for step in receipt.get("next_steps", [])[:3]:
+        yield Text(f"next: {shown(sentence(step), 300)}")
+
+
+def headline(receipt: dict[str, Any]) -> Text:
+    """Verdict, what was compared, and on how much."""
+    checkpoints = receipt["checkpoints"]
+    names = " → ".join(shown(str(checkpoints[side]["path"])) for side in ("base", "tuned") if side in checkpoints)
+    verdict = receipt["verdict"]
+    word = "BASELINE RECORDED" if receipt["kind"] == "baseline" else str(verdict).upper()
+    windows = sum(domain["windows"] for domain in receipt["domains"])
+    documents = sum(domain["documents"] for domain in receipt["domains"])
+    text = Text(f" {word} ", style=f"{STYLES.get(verdict, 'bold')} reverse")
+    probe = shown(str(receipt["probe"]["name"]))
+    return text.append(f"  {names}   probe {probe}: {windows} windows, {documents} documents", style="default")
+
+
+def reasons(receipt: dict[str, Any]) -> Iterator[Text]:
+    """The gates that decided, worst first; for a pass, the one closest to its budget."""
+    wanted = {"fail": "fail", "inconclusive": "undetermined"}.get(receipt["verdict"])
+    lines = [line for predicate in receipt["predicates"].values() for line in predicate["evidence"]]
+    chosen = [line for line in lines if line["result"] == wanted]
+    for line in chosen[:REASONS_SHOWN]:
+        yield Text(f"  {line['result']}: {gate_sentence(line)}", style=RESULTS.get(line["result"], ""))
+    if len(chosen) > REASONS_SHOWN:
+        yield Text(f"  … and {len(chosen) - REASONS_SHOWN} more gates")
+    for name, predicate in receipt["predicates"].items():
+        if predicate["passed"] is not True and predicate.get("reason"):
+            yield Text(f"  {PREDICATES[name]}: {shown(predicate['reason'], 200)}")
+
+
+def gate_sentence(line: dict[str, Any]) -> str:
+    """One gate in words: where, what, the interval, the budget."""
+    place = next(
+        (f"{key} {shown(str(line[key]))}" for key in ("layer", "domain", "class", "attempt") if line.get(key) is not None),
+        "",
+    )
+    parts = [part for part in (place, str(line["gate"])) if part]
+    if line["estimate"] is not None:
+        parts.append(interval(line))
+    if line["budget"] is not None:
+        parts.append(f"budget {number(line['budget'])}")
+    if line.get("reason"):
+        parts.append(f"({shown(str(line['reason']), 160)})")
+    return " ".join(parts)
+
+
+def predicate_table(receipt: dict[str, Any]) -> Table:
+    """The three predicates with the line of evidence that matters most."""
+    table = Table(title="Predicates", title_justify="left", expand=False)
+    for column in ("predicate", "outcome", "worst evidence"):
+        table.add_column(column, overflow="fold")
+    for name, predicate in receipt["predicates"].items():
+        passed = {True: "green", False: "red", None: "yellow"}[predicate["passed"]]
+        gated = [line for line in predicate["evidence"] if line["result"] != "not-gated"]
+        worst = gate_sentence(gated[0]) if gated else "–"
+        table.add_row(PREDICATES[name], Text(predicate["outcome"], style=passed), Text(worst))
+    return table
+
+
+def layer_table(receipt: dict[str, Any]) -> Table:
+    """Every channel of the worst layers, protected ones marked; budgets in the last row."""
+    budgets = receipt["probe"]["policy"]["rewrite"]
+    layers = sorted(receipt["layers"], key=lambda layer: -_worst(layer, budgets))
+    title = "Layers, worst first (* protected; against the budget, upper bound)"
+    table = Table(title=title, title_justify="left", expand=False)
+    for column in ("layer", *CHANNELS.values(), "dead", "margin"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for layer in layers[:LAYERS_SHOWN]:
+        cells = [_channel(layer, key, budgets) for key in CHANNELS]
+        mark = "*" if layer["protected"] else " "
+        table.add_row(f"{layer['layer']}{mark}", *cells, _change(layer, "dead_experts"), _change(layer, "set_margin"))
+    table.add_section()
+    table.add_row("budget", *(number(budgets.get(BUDGET_OF[key])) for key in CHANNELS), "", "", style="dim")
+    if len(layers) > LAYERS_SHOWN:
+        table.caption = f"{len(layers) - LAYERS_SHOWN} more layers in the receipt"
+    return table
+
+
+def _channel(layer: dict[str, Any], key: str, budgets: dict[str, Any]) -> Text:
+    value = (layer.get("pair") or {}).get(key) or {}
+    budget = budgets.get(BUDGET_OF[key])
+    over = budget is not None and value.get("high") is not None and value["high"] >= budget
+    return Text(number(value.get("estimate")), style="red" if over and layer["protected"] else "")
+
+
+def _change(layer: dict[str, Any], key: str) -> str:
+    values = [_estimate(layer[side].get(key)) for side in ("base", "tuned")]
+    return f"{number(values[0])}→{number(values[1])}"
+
+
+def _estimate(value: Any) -> Any:
+    return value.get("estimate") if isinstance(value, dict) else value
+
+
+def _worst(layer: dict[str, Any], budgets: dict[str, Any]) -> float:
+    ratios = [0.0]
+    for key, name in BUDGET_OF.items():
+        value = (layer.get("pair") or {}).get(key) or {}
+        if budgets.get(name) and value.get("high") is not None:
+            ratios.append(value["high"] / budgets[name])
+    return max(ratios) + (1000.0 if layer["protected"] else 0.0)
+
+
+def domain_table(receipt: dict[str, Any]) -> Table:
+    """NLL of every domain before and after, and the paired increase."""
+    table = Table(title="Domains (NLL, nats per token)", title_justify="left", expand=False)
+    for column in ("domain", "role", "documents", "base", "tuned", "increase", "KL", "top-1 agreement"):
+        table.add_column(column, justify="left" if column in ("domain", "role") else "right", no_wrap=True)
+    for domain in receipt["domains"]:
+        table.add_row(
+            Text(shown(str(domain["name"]))),
+            domain["role"],
+            str(domain["documents"]),
+            number(_estimate(domain["nll_base"]), 4),
+            number(_estimate(domain["nll_tuned"]), 4),
+            interval(domain["nll_increase"]),
+            number(_estimate(domain["kl"])),
+            number(_estimate(domain["top1_agreement"])),
+        )
+    return table
+
+
+def baseline_table(receipt: dict[str, Any]) -> Table:
+    """The state of a baseline: occupancy, overlap and margin of every routed layer."""
+    keys = ("overlap", "set_margin", "load_entropy", "load_cv", "dead_experts")
+    table = Table(title="State of the atlas (* protected)", title_justify="left", expand=False)
+    for column in ("layer", *keys):
+        table.add_column(column.replace("_", " "), justify="right")
+    for layer in receipt["layers"]:
+        mark = "*" if layer["protected"] else " "
+        cells = [interval(layer["base"].get(key)) for key in keys]
+        table.add_row(f"{layer['layer']}{mark}", *cells)
+    return table
+
+
+def sentence(step: dict[str, str]) -> str:
+    """A next step in words."""
+    return f"{step['pattern']}: {step['first']}"

@@ -1,0 +1,61 @@
+"""How names from files are shown to people, and how numbers and sizes are spelled."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from moe_atlas.errors import UsageError
+
+_NAME_CHARACTERS = 96
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
+
+def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:
+    """Text from a file or a path so that it can neither break the line nor steer a terminal.
+
+    Characters that do not print (controls, bidi and other format characters, lone surrogates) become backslash
+    escapes; anything longer than the limit is cut in the middle.
+    """
+    if len(text) > limit:
+        half = limit // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number in a few significant digits, a dash where there is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return "–"
+    return "0" if value == 0 else f"{value:.{digits}g}"
+
+
+def interval(value: Any) -> str:
+    """An interval as ``estimate [low, high]``."""
+    if not isinstance(value, dict) or value.get("estimate") is None:
+        return "–"
+    if value.get("low") is None or value.get("high") is None:
+        return number(value["estimate"])
+    return f"{number(value['estimate'])} [{number(value['low'])}, {number(value['high'])}]"
+
+
+def size(count: float) -> str:
+    """A number of bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``1500M``, ``2GiB`` or ``4096``.
+
+    Raises:
+        UsageError: E_SIZE.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise UsageError("E_SIZE", shown(text), "is not a size", "write it like 1500M or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
