@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_atlas.text import shown
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
+from moe_atlas.text import shown
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_atlas.text import shown
 from moe_atlas.receipt.window_file import Arrays
+from moe_atlas.text import shown
 
 Problem = tuple[str, str]
 MAX_CELLS = 1 << 28  # resamples x documents that a verifier is willing to hold

@@ -15,7 +15,6 @@ from typing import Any
 
 from moe_atlas.checkpoint.digest import digest_checkpoint
 from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.text import shown
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import lock_path, read_lock
@@ -24,6 +23,7 @@ from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.files import read_bounded
 from moe_atlas.receipt.schema import schema_problems, window_problems
 from moe_atlas.receipt.window_file import Arrays, decode_windows
+from moe_atlas.text import shown
 
 RELATIVE = 1e-9  # sums in another order, on another machine
 ABSOLUTE = 1e-12

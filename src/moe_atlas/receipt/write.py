@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.text import shown
 from moe_atlas.errors import IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt, sealed
 from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.files import fsync_folder, remove, write_errors, write_temporary
 from moe_atlas.receipt.verify import verify
 from moe_atlas.receipt.window_file import encode_windows
+from moe_atlas.text import shown
 
 SUFFIX = ".windows.safetensors"
 
