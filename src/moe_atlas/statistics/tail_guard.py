@@ -19,10 +19,10 @@ def log_choose(n: int, k: int) -> float:
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
     """Return P(X <= k) for X binomial(n, p), summed term by term in log space."""
+    if k < 0 or (p >= 1.0 and k < n):
+        return 0.0
     if k >= n or p <= 0.0:
         return 1.0
-    if k < 0 or p >= 1.0:
-        return 0.0
     log_p, log_q = math.log(p), math.log1p(-p)
     return math.fsum(math.exp(log_choose(n, i) + i * log_p + (n - i) * log_q) for i in range(k + 1))
 
