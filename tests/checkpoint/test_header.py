@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from moe_atlas.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, parse_header, read_header
+from moe_atlas.checkpoint.header import DTYPE_BITS, MAX_HEADER_BYTES, StoredTensor, parse_header, read_header
 from moe_atlas.errors import InputRefused
 
 FILE = "model-00001-of-00002.safetensors"
@@ -77,6 +78,37 @@ def test_header_limit_can_be_raised_and_lowered(tmp_path: Path) -> None:
     assert len(read(tmp_path, content, length)) == 1
     with pytest.raises(InputRefused, match=r"E_HDR_SIZE .* raise the limit"):
         read(tmp_path, content, length - 1)
+
+
+def test_the_shortest_file_there_is(tmp_path: Path) -> None:
+    assert read(tmp_path, safetensors_bytes(b"{}")) == []
+    assert MAX_HEADER_BYTES == 16 * 1024 * 1024
+
+
+def test_a_file_cut_while_its_header_is_read(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": entry()})[:-3])
+    with path.open("rb") as file, pytest.raises(InputRefused) as caught:
+        read_header(file.fileno(), 1000, FILE)
+    assert_one_line(caught.value, "E_HDR_TRUNC", 4, FILE, "ends inside")
+
+
+def test_a_system_that_reads_less_than_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pread = os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda descriptor, length, offset: pread(descriptor, min(length, 9), offset)
+    )
+    assert [tensor.name for tensor in read(tmp_path, safetensors_bytes({"a": entry()}, b"\0" * 4))] == ["a"]
+
+
+def test_knows_every_dtype_and_its_width() -> None:
+    """The library names its dtypes when it meets another."""
+    with pytest.raises(SafetensorError) as caught:
+        deserialize(safetensors_bytes({"a": entry("?")}, b"\0" * 4))
+    assert set(re.findall(r"`([A-Z]\w*)`", str(caught.value))) == DTYPE_BITS.keys()
+    for dtype, bits in DTYPE_BITS.items():
+        header = {"a": entry(dtype, (8,), (0, bits))}  # eight elements take as many bytes as one has bits
+        assert_same_as_safetensors(header, b"\0" * bits, parse(header, bits))
 
 
 VALID = b'"dtype":"F32","shape":[1],"data_offsets":[0,4]'
@@ -146,6 +178,7 @@ REFUSED: list[tuple[str, Any, str, str]] = [
     ("two negative extents", {"a": entry(shape=(-1, -1))}, "E_SHAPE", "-1"),
     ("product wraps to four bytes", {"a": entry(shape=(2**32, 2**32 + 1))}, "E_SHAPE", "too large"),
     ("empty, unaddressable", {"a": entry(shape=(0, 2**32, 2**32), offsets=(0, 0))}, "E_SHAPE", "too large"),
+    ("empty, one too many", {"a": entry("U8", (0, 2**60), (0, 0))}, "E_SHAPE", "too large"),
     ("extent of 66 bits", {"a": entry(shape=(0, 2**66), offsets=(0, 0))}, "E_SHAPE", "67-bit"),
     ("half a byte", {"a": entry("F4", (3,), (0, 1))}, "E_SHAPE", "whole bytes"),
     ("unknown dtype", {"a": entry("F31")}, "E_DTYPE", "'F31'"),
@@ -186,6 +219,8 @@ def test_refuses(header: Any, code: str, mention: str) -> None:
         ({"n" * 512: entry()}, 4),
         ({"modèle.层.0 -0": entry()}, 4),
         ({"../../etc/passwd": entry()}, 4),  # a name is never a path
+        ({"no-break\u00a0space, private use \ue000": entry()}, 4),
+        ({"a": entry("U8", (0, 2**59), (0, 0))}, 0),
         ({"a": entry("F4", (2, 4), (0, 4))}, 4),
         ({"a": entry("F6_E2M3", (4,), (0, 3)), "b": entry("U8", (1,), (3, 4))}, 4),
         ({"z": entry(shape=(0, 7), offsets=(4, 4)), "a": entry(), "e": entry(shape=(0,), offsets=(0, 0))}, 4),
