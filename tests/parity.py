@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tests import tiny
 from torch import Tensor
 
 from moe_atlas.families.spec import LayerSpec, ModelSpec
 from moe_atlas.replay.model import GateInput, Replay
 from moe_atlas.replay.router import Routing
+from tests import tiny
 
 
 @dataclass

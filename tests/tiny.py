@@ -24,6 +24,8 @@ from moe_atlas.families.spec import ModelSpec
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
+ABSENT = object()
+"""Marks a key of `BASE` that a case leaves out."""
 BASE: dict[str, Any] = {
     "vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -50,6 +52,23 @@ DEEPSEEK2 = DEEPSEEK | {
     "topk_method": "group_limited_greedy",
     "norm_topk_prob": False,
     "first_k_dense_replace": 1,
+}
+
+SIGMOID = {
+    "moe_intermediate_size": 12, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 1, "topk_group": 1,
+    "norm_topk_prob": True, "routed_scaling_factor": 1.7, "n_shared_experts": 2, "first_k_dense_replace": 1,
+    "num_hidden_layers": 3, "head_dim": 12,
+}  # fmt: skip
+MIXED = {"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+ROUTED = {key: value for key, value in QWEN.items() if key != "norm_topk_prob"}
+SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+WHOLE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+}
+BY_TYPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 1.0},
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -95,6 +114,172 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "deepseek_v2-yarn": ("deepseek_v2", DEEPSEEK2 | {"rope_parameters": YARN, "attention_bias": True}),
+    "gpt_oss": (
+        "gpt_oss",
+        {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "sliding_window": 6, "head_dim": 8},
+    ),
+    "glm4_moe": ("glm4_moe", SIGMOID | {"use_qk_norm": True, "attention_bias": True}),
+    "glm4_moe-air": ("glm4_moe", SIGMOID | {"use_qk_norm": False, "n_group": 4, "topk_group": 2}),
+    "solar_open": ("solar_open", SIGMOID | {"attention_bias": True, "first_k_dense_replace": 0}),
+    "dots1": (
+        "dots1", SIGMOID | {"sliding_window": 5, "layer_types": SLIDING, "n_group": 2, "topk_group": 1}
+    ),
+    "minimax_m2": (
+        "minimax_m2",
+        {
+            "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "head_dim": 12,
+            "rotary_dim": 6,
+        },
+    ),
+    "granitemoe": (
+        "granitemoe",
+        {
+            "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 1.5, "attention_bias": True,
+        },
+    ),
+    "granitemoeshared": (
+        "granitemoeshared",
+        {
+            "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 1.5,
+            "shared_intermediate_size": 10, "tie_word_embeddings": True,
+        },
+    ),
+    "llama4_text": (
+        "llama4_text",
+        {
+            "num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size": 12, "intermediate_size_mlp": 20,
+            "num_hidden_layers": 5, "head_dim": 8, "attention_chunk_size": 7, "floor_scale": 5, "attn_scale": 0.3,
+            "interleave_moe_layer_step": 2, "no_rope_layer_interval": 3,
+        },
+    ),
+    "llama4_text-scaled": (
+        "llama4_text",
+        {
+            "num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size": 12, "intermediate_size_mlp": 20,
+            "head_dim": 16, "use_qk_norm": False, "attn_temperature_tuning": False, "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16, "rope_theta": 500.0,
+            },
+        },
+    ),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        {
+            "moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 12, "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1, "num_hidden_layers": 3, "use_bias": False, "tie_word_embeddings": True,
+        },
+    ),
+    "ernie4_5_moe-biased": (
+        "ernie4_5_moe",
+        {
+            "moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 12, "moe_num_shared_experts": 0,
+            "moe_layer_start_index": 0, "moe_layer_end_index": 2, "moe_layer_interval": 2, "num_hidden_layers": 4,
+            "use_bias": True,
+        },
+    ),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        {
+            "num_experts": 8, "moe_topk": 3, "intermediate_size": 12, "head_dim": 12, "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "dynamic", "alpha": 100.0, "rope_theta": 10000.0, "factor": 1.0},
+        },
+    ),
+    "phimoe": (
+        "phimoe",
+        {
+            "num_local_experts": 8, "intermediate_size": 12, "attention_bias": True, "lm_head_bias": True,
+            "router_jitter_noise": 0.15, "sliding_window": 9,
+        },
+    ),
+    "phimoe-longrope": (
+        "phimoe",
+        {
+            "num_local_experts": 8, "intermediate_size": 12,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1000.0, "short_factor": [1.0, 1.1, 1.3, 1.6],
+                "long_factor": [1.0, 2.0, 3.0, 4.0], "short_mscale": 1.2, "long_mscale": 1.4, "factor": 4.0,
+                "original_max_position_embeddings": 48,
+            },
+        },
+    ),
+    "flex_olmo": ("flex_olmo", OLMOE | {"num_experts": 7, "norm_topk_prob": True}),
+    "afmoe": (
+        "afmoe",
+        {
+            "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "num_shared_experts": 2,
+            "route_scale": 1.6, "num_hidden_layers": 5, "sliding_window": 6, "mup_enabled": True, "head_dim": 12,
+        },
+    ),
+    "exaone_moe": (
+        "exaone_moe",
+        {
+            "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "num_shared_experts": 2,
+            "n_group": 4, "topk_group": 2, "num_hidden_layers": 5, "sliding_window": 6, "head_dim": 12,
+        },
+    ),
+    "hy_v3": (
+        "hy_v3",
+        MIXED | {
+            "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "num_shared_experts": 2,
+            "head_dim": 12,
+        },
+    ),
+    "glm4_moe_lite": ("glm4_moe_lite", DEEPSEEK | MIXED | {"first_k_dense_replace": ABSENT}),
+    "axk1": ("axk1", DEEPSEEK | MIXED | {"first_k_dense_replace": ABSENT}),
+    "laguna": (
+        "laguna",
+        ROUTED | MIXED | {
+            "shared_expert_intermediate_size": 10, "layer_types": SLIDING, "sliding_window": 6, "head_dim": 8,
+            "rope_parameters": BY_TYPE, "num_attention_heads_per_layer": [4, 6, 2], "moe_routed_scaling_factor": 1.4,
+        },
+    ),
+    "laguna-elementwise": (
+        "laguna",
+        ROUTED | MIXED | {
+            "shared_expert_intermediate_size": 10, "layer_types": SLIDING, "sliding_window": 6, "head_dim": 8,
+            "rope_parameters": BY_TYPE, "gating": "per-element", "attention_bias": True,
+        },
+    ),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        SIGMOID | MIXED | {
+            "layer_types": SLIDING, "sliding_window": 6, "head_dim": 12, "v_head_dim": 6, "rope_parameters": BY_TYPE,
+            "first_k_dense_replace": ABSENT, "n_shared_experts": ABSENT,
+        },
+    ),
+    "mellum": (
+        "mellum",
+        QWEN | MIXED | {"layer_types": SLIDING, "sliding_window": 6, "head_dim": 8, "rope_parameters": WHOLE},
+    ),
+    "cohere2_moe": (
+        "cohere2_moe",
+        {
+            "num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "head_dim": 8, "sliding_window": 6,
+            "num_hidden_layers": 4, "first_k_dense_replace": 1, "prefix_dense_intermediate_size": 20,
+            "num_shared_experts": 2, "logit_scale": 0.5, "tie_word_embeddings": True,
+        },
+    ),
+    "cohere2_moe-sigmoid": (
+        "cohere2_moe",
+        {
+            "num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "head_dim": 8, "sliding_window": 6,
+            "num_hidden_layers": 4, "expert_selection_fn": "sigmoid", "num_shared_experts": 1,
+            "shared_expert_combination_strategy": "sum", "rms_norm_eps": 1e-5, "attention_bias": True,
+        },
+    ),
+    "dbrx": (
+        "dbrx",
+        {
+            "intermediate_size": ABSENT, "hidden_size": ABSENT, "num_attention_heads": ABSENT,
+            "num_key_value_heads": ABSENT, "num_hidden_layers": ABSENT, "max_position_embeddings": ABSENT,
+            "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.8, "rope_theta": 5000.0},
+            "ffn_config": {"ffn_hidden_size": 12, "moe_num_experts": 8, "moe_top_k": 3, "hidden_size": 32},
+        },
+    ),
 }  # fmt: skip
 
 SLOW: frozenset[str] = frozenset()
@@ -112,7 +297,6 @@ class Oracle:
     logits: Tensor
     sets: dict[int, Tensor] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
-    router_logits: dict[int, Tensor] = field(default_factory=dict)
 
 
 def tokens(windows: int = 2, length: int = 24, vocab: int = 48, seed: int = 0) -> Tensor:
@@ -142,8 +326,8 @@ def save(
 ) -> Path:
     """Write one case as a checkpoint and return its folder."""
     model_type, options = CASES[case]
-    config = AutoConfig.for_model(model_type, **(BASE | options | changes))
-    model = AutoModelForCausalLM.from_config(config).eval()
+    merged = {key: value for key, value in (BASE | options | changes).items() if value is not ABSENT}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **merged)).eval()
     randomise(model, seed)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
@@ -174,20 +358,23 @@ def _recorder(result: Oracle, name: str) -> Any:
     layer = re.search(r"\.(?:layers|blocks)\.(\d+)\.", name + ".")
 
     def record(module: nn.Module, args: Any, out: Any) -> None:
-        if layer and isinstance(out, tuple) and len(out) == 3 and _is_choice(out):
-            index = int(layer[1])
-            result.router_logits[index] = out[0].float()
-            result.weights[index], result.sets[index] = out[1].float(), out[2]
+        found = _choice(out) or _choice((None, *args[:0:-1]))
+        if layer and found:
+            result.weights[int(layer[1])], result.sets[int(layer[1])] = found[0].float(), found[1]
 
     return record
 
 
-def _is_choice(out: tuple[Any, ...]) -> bool:
-    return (
-        all(isinstance(o, Tensor) for o in out)
-        and out[2].dtype == torch.int64
-        and out[1].shape == out[2].shape
-    )
+def _choice(out: Any) -> tuple[Tensor, Tensor] | None:
+    """Weights and ids of a decision: a router's output, or (None, weights, ids) from an expert module's input."""
+    if not isinstance(out, tuple) or not all(isinstance(item, Tensor) for item in out[1:]):
+        return None
+    if len(out) == 3 and out[2].dtype == torch.int64 and out[1].shape == out[2].shape:
+        return out[1], out[2]
+    if len(out) == 2 and isinstance(out[0], Tensor) and out[0].ndim == 2 and out[0].shape == out[1].shape:
+        top = out[1].topk(1).indices  # a top-1 router that scatters its score
+        return out[0].gather(-1, top), top
+    return None
 
 
 def open_tiny(folder: Path) -> tuple[ModelSpec, Reader]:

@@ -7,10 +7,10 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests import tiny
 
 from moe_atlas.families.load import load, load_all
 from moe_atlas.replay.model import Replay
+from tests import tiny
 
 
 def logits(folder):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests import tiny
 
 from moe_atlas.errors import Exit, InputRefused
+from tests import tiny
 
 
 def refusal(folder):

@@ -16,6 +16,7 @@ from moe_atlas.families import tensors
 from moe_atlas.families.names import BARE, MLP, kind_of, stored_suffix
 from moe_atlas.families.parts import Blueprint
 from moe_atlas.families.spec import ExpertLayout, LayerSpec, ModelSpec, MoESpec, TensorRef
+from moe_atlas.families.tensors import Need
 
 PREFIXES = (
     "model.",
@@ -66,16 +67,44 @@ class _Binder:
     def layer(self, layer: LayerSpec) -> LayerSpec:
         prefix = self.blueprint.layer_prefix.format(i=layer.index)
         needs = tensors.layer(layer, self.blueprint.model.width)
-        refs = tuple(self.ref(role, shape, prefix) for role, shape in needs)
+        refs = tuple(self._refs(list(needs), prefix))
         moe = self._experts(layer.moe, prefix) if layer.moe else None
         return replace(layer, refs=refs, moe=moe)
+
+    def _refs(self, needs: list[Need], prefix: str) -> Iterator[TensorRef]:
+        shapes = dict(needs)
+        inside = {role: stack for stack, roles in self.blueprint.stacks.items() for role in roles}
+        for role, shape in needs:
+            if role in inside:
+                yield self._stacked(role, inside[role], shapes, prefix)
+            else:
+                yield self.ref(role, shape, prefix)
+
+    def _stacked(
+        self, role: str, stack: str, shapes: Mapping[str, tuple[int, ...]], prefix: str
+    ) -> TensorRef:
+        """A tensor stored as some of the rows of a larger one."""
+        together = [(other, shapes[other]) for other in self.blueprint.stacks[stack]]
+        start = sum(shape[0] for other, shape in together[: [r for r, _ in together].index(role)])
+        total = sum(shape[0] for _, shape in together)
+        shape = shapes[role]
+        stored = self._stored_name(prefix + stack + stored_suffix(role))
+        name = prefix + self.blueprint.names[role] + stored_suffix(role)
+        ref = TensorRef(name, kind_of(role), shape, role, stored, rows=(start, start + shape[0], 1))
+        self._check(ref, (total, *shape[1:]))
+        return ref
 
     def ref(self, role: str, shape: tuple[int, ...], prefix: str) -> TensorRef:
         base = role if role in BARE else role.removesuffix(".bias")
         canonical = prefix + self.blueprint.names[base] + stored_suffix(role)
         stored = self._stored_name(canonical)
-        self._check(TensorRef(canonical, kind_of(role), shape, role, stored), shape)
-        return TensorRef(canonical, kind_of(role), shape, role, stored)
+        ref = TensorRef(canonical, kind_of(role), shape, role, stored)
+        found = self.stored.get(stored)
+        if found is not None and tuple(found.shape) == (1, *shape):
+            self.used.add(stored)  # some families store a vector as a matrix of one row
+            return replace(ref, index=0)
+        self._check(ref, shape)
+        return ref
 
     def _head(self, spec: ModelSpec) -> Iterator[TensorRef]:
         for role, shape in tensors.linear("head", spec.vocab, spec.width, bias=spec.head_bias):
@@ -104,11 +133,14 @@ class _Binder:
 
     def _layout(self, moe: MoESpec, prefix: str, canonical: Mapping[str, str]) -> ExpertLayout:
         first = "gate_up_proj" if moe.gated else "up_proj"
-        names = {m: self.blueprint.names.get(f"experts.{m}") for m in (first, "down_proj")}
+        together = MLP if self.blueprint.fused == "stacked" else (first, "down_proj")
+        names = {m: self.blueprint.names.get(f"experts.{m}") for m in together}
         fused = {m: self._stored_name(prefix + name) for m, name in names.items() if name is not None}
         found = {m: name if name in self.stored else f"{name}.weight" for m, name in fused.items()}
         if len(found) < 2 or not any(name in self.stored for name in found.values()):
             return ExpertLayout("split", canonical, {m: self._stored_name(n) for m, n in canonical.items()})
+        if self.blueprint.fused == "stacked":
+            return ExpertLayout("stacked", canonical, {m: found[m] for m in canonical})
         stored = {"down_proj": found["down_proj"], "down_proj.bias": f"{fused['down_proj']}_bias"}
         for matrix in canonical:
             if matrix != "down_proj":
@@ -120,7 +152,7 @@ class _Binder:
         shape = tuple(self.stored[first].shape) if first in self.stored else ()
         upright, turned = (moe.w1_rows, moe.width), (moe.width, moe.w1_rows)
         if upright == turned or shape[1:] not in (upright, turned):
-            return self.blueprint.fused
+            return "fused_transposed" if self.blueprint.fused == "fused_transposed" else "fused"
         return "fused" if shape[1:] == upright else "fused_transposed"
 
     def _fused_shapes(self, moe: MoESpec) -> dict[str, tuple[int, ...]]:
@@ -134,6 +166,8 @@ class _Binder:
             moe.width,
             moe.expert_width,
         )
+        if layout.kind == "stacked":
+            return dict.fromkeys(layout.stored.values(), (count * height, width))
         turned = layout.kind == "fused_transposed"
         shapes: dict[str, tuple[int, ...]] = {}
         for role, name in layout.stored.items():

@@ -24,24 +24,16 @@ def _ref(moe: MoESpec, expert: int, need: Need) -> TensorRef:
     if layout.kind == "split":
         stored = layout.stored[matrix].format(e=expert) + stored_suffix(role)
         return TensorRef(name, "routed_expert", shape, role, stored)
-    if layout.kind == "stacked_rows":
-        height = moe.experts.width
-        rows = (expert * height, (expert + 1) * height, 1)
-        return TensorRef(
-            name,
-            "routed_expert",
-            shape,
-            role,
-            layout.stored[matrix],
-            None,
-            rows,
-            transpose=matrix == "down_proj",
-        )
+    if layout.kind == "stacked":
+        span = (expert * moe.experts.width, (expert + 1) * moe.experts.width)
+        turned = matrix == "down_proj"
+        stored = layout.stored[matrix]
+        return TensorRef(name, "routed_expert", shape, role, stored, span=span, transpose=turned)
     bias = role.endswith(".bias")
     stored = layout.stored[f"{matrix}.bias" if bias else matrix]
     rows_of = None if matrix == "down_proj" or not moe.gated else _rows(moe, matrix)
     turned = layout.kind == "fused_transposed" and not bias
-    return TensorRef(name, "routed_expert", shape, role, stored, expert, rows_of, turned)
+    return TensorRef(name, "routed_expert", shape, role, stored, index=expert, rows=rows_of, transpose=turned)
 
 
 def _rows(moe: MoESpec, matrix: str) -> tuple[int, int, int]:

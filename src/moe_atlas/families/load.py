@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from moe_atlas.families.spec import TensorRef
@@ -19,19 +20,26 @@ class ReaderLike(Protocol):
 
 def load(reader: ReaderLike, ref: TensorRef) -> Tensor:
     """One logical tensor, contiguous, in the stored dtype, with the shape `ref.shape`."""
-    return _cut(reader.read(ref.stored, ref.index), ref)
+    return _cut(_entry(reader, ref), ref)
 
 
 def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]:
     """Logical tensors by role; a stored entry that several of them share is read once."""
-    entries: dict[tuple[str, int | None], Tensor] = {}
+    entries: dict[tuple[object, ...], Tensor] = {}
     loaded: dict[str, Tensor] = {}
     for ref in refs:
-        key = (ref.stored, ref.index)
+        key = (ref.stored, ref.index, ref.span)
         if key not in entries:
-            entries[key] = reader.read(*key)
+            entries[key] = _entry(reader, ref)
         loaded[ref.role] = _cut(entries[key], ref)
     return loaded
+
+
+def _entry(reader: ReaderLike, ref: TensorRef) -> Tensor:
+    """What is read for a reference, before it is transposed and cut."""
+    if ref.span is None:
+        return reader.read(ref.stored, ref.index)
+    return torch.stack([reader.read(ref.stored, row) for row in range(*ref.span)])
 
 
 def _cut(stored: Tensor, ref: TensorRef) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from moe_atlas.families.config import Config
@@ -21,6 +21,9 @@ from moe_atlas.families.spec import (
     RouterSpec,
 )
 
+WIDTH = ("hidden_size", "d_model")
+HEADS = ("num_attention_heads", "n_heads")
+LAYERS = ("num_hidden_layers", "n_layers")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TOP_K = ("num_experts_per_tok", "moe_k", "moe_topk", "num_experts_per_token", "top_k_experts")
 ACTIVATIONS: Mapping[str, Any] = {
@@ -43,8 +46,10 @@ class Blueprint:
     layer_prefix: str = "model.layers.{i}."
     interleaved_rows: bool = False
     """Fused gate and up rows of the experts alternate."""
-    fused: Literal["fused", "fused_transposed"] = "fused"
-    """Orientation of a fused expert tensor where its shape alone does not tell."""
+    fused: Literal["fused", "fused_transposed", "stacked"] = "fused"
+    """Orientation of a fused expert tensor where its shape alone does not tell; `stacked`: all experts' rows."""
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Stored tensors whose rows are several roles one after the other."""
 
 
 def activation(c: Config, *names: str) -> Any:
@@ -78,7 +83,7 @@ def grouped_query(
     **options: Any,
 ) -> GroupedQuery:
     """Grouped-query attention from the common keys; `options` are fields of `GroupedQuery`."""
-    heads = c.integer("num_attention_heads")
+    heads = c.integer(*HEADS)
     size = head_dim if head_dim is not None else default_head_dim(c)
     return GroupedQuery(
         heads=heads,
@@ -93,7 +98,7 @@ def grouped_query(
 
 def default_head_dim(c: Config) -> int:
     """`head_dim`, or width over heads where the config leaves it out."""
-    return c.integer("head_dim", default=c.integer("hidden_size") // c.integer("num_attention_heads"))
+    return c.integer("head_dim", default=c.integer(*WIDTH) // c.integer(*HEADS))
 
 
 def latent(c: Config, rope: Rope, *, bias: bool, **options: Any) -> Latent:
@@ -103,7 +108,7 @@ def latent(c: Config, rope: Rope, *, bias: bool, **options: Any) -> Latent:
         "head_dim", "qk_head_dim", "num_key_value_heads"
     )  # implied by the ranks; one shared key part per token
     return Latent(
-        heads=c.integer("num_attention_heads"),
+        heads=c.integer(*HEADS),
         q_rank=c.optional("q_lora_rank"),
         kv_rank=c.integer("kv_lora_rank"),
         nope_dim=nope,
@@ -132,8 +137,6 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 def softmax_router(c: Config, *, renormalise: bool, **fields: Any) -> RouterSpec:
     """Softmax over all experts in float32, matrix product and combine weight in the activation dtype."""
     defaults: dict[str, Any] = {
-        "experts": c.integer(*EXPERTS),
-        "top_k": c.integer(*TOP_K),
         "score": "softmax",
         "dispatch": "logits",
         "linear_bias": False,
@@ -152,6 +155,10 @@ def softmax_router(c: Config, *, renormalise: bool, **fields: Any) -> RouterSpec
         "weight_dtype": "native",
         "jitter": 0.0,
     }
+    if "experts" not in fields:
+        defaults["experts"] = c.integer(*EXPERTS)
+    if "top_k" not in fields:
+        defaults["top_k"] = c.integer(*TOP_K)
     return RouterSpec(**{**defaults, **fields})
 
 
@@ -174,6 +181,8 @@ def grouped_sigmoid_router(c: Config, **fields: Any) -> RouterSpec:
     c.expect("scoring_func", "sigmoid")
     c.expect("topk_method", "noaux_tc")
     groups = c.integer("n_group", default=1)
+    if "scale" not in fields:
+        fields["scale"] = c.number("routed_scaling_factor")
     limits: dict[str, Any] = {
         "groups": groups,
         "kept_groups": c.integer("topk_group", default=1),
@@ -182,7 +191,6 @@ def grouped_sigmoid_router(c: Config, **fields: Any) -> RouterSpec:
     return sigmoid_router(
         c,
         renormalise=c.flag("norm_topk_prob"),
-        scale=c.number("routed_scaling_factor"),
         **{**limits, **fields},
     )
 
@@ -192,7 +200,7 @@ def moe(c: Config, router: RouterSpec, experts: FeedForward, **fields: Any) -> M
     return MoESpec(
         router=router,
         experts=experts,
-        width=c.integer("hidden_size"),
+        width=c.integer(*WIDTH),
         pre_norm=True,
         norm_kind="rms",
         norm_eps=0.0,
@@ -202,11 +210,13 @@ def moe(c: Config, router: RouterSpec, experts: FeedForward, **fields: Any) -> M
 
 
 def layer(
-    index: int, norm: Norm, mixer: Mixer | None, block: MoESpec | FeedForward | None, **fields: Any
+    index: int, norm: Norm, mixer: Mixer | None, feed_forward: MoESpec | FeedForward | None, **fields: Any
 ) -> LayerSpec:
     """One decoder layer around a mixture-of-experts, a dense block or neither."""
-    bare = LayerSpec(index, mixer, norm, dense=block if isinstance(block, FeedForward) else None, **fields)
-    if not isinstance(block, MoESpec):
+    bare = LayerSpec(
+        index, mixer, norm, dense=feed_forward if isinstance(feed_forward, FeedForward) else None, **fields
+    )
+    if not isinstance(feed_forward, MoESpec):
         return bare
     around: dict[str, Any] = {
         "pre_norm": bare.pre_ffn_norm,
@@ -214,26 +224,31 @@ def layer(
         "norm_eps": norm.eps,
         "post_norm": bare.post_ffn_norm,
     }
-    return replace(bare, moe=replace(block, **around))
+    return replace(bare, moe=replace(feed_forward, **around))
 
 
 def decoder(
     c: Config,
     norm: Norm,
     mixer: Callable[[int], Mixer | None],
-    block: Callable[[int], MoESpec | FeedForward | None],
+    feed_forward: Callable[[int], MoESpec | FeedForward | None],
     *,
     tied: bool | None = None,
     model: Mapping[str, Any] | None = None,
+    at: Callable[[int], Mapping[str, Any]] = lambda index: {},
     **fields: Any,
 ) -> ModelSpec:
-    """A decoder whose layers differ only in mixer and block; `model` holds fields of `ModelSpec`."""
+    """A decoder whose layers differ only in mixer and block; `model` holds fields of `ModelSpec`.
+
+    `fields` go to every layer, `at` gives further fields of single ones.
+    """
     return ModelSpec(
         family="",
-        width=c.integer("hidden_size"),
+        width=c.integer(*WIDTH),
         vocab=c.integer("vocab_size"),
         layers=tuple(
-            layer(i, norm, mixer(i), block(i), **fields) for i in range(c.integer("num_hidden_layers"))
+            layer(i, norm, mixer(i), feed_forward(i), **{**fields, **at(i)})
+            for i in range(c.integer(*LAYERS))
         ),
         final_norm=norm,
         tied=c.flag("tie_word_embeddings", default=False) if tied is None else tied,
@@ -250,6 +265,19 @@ def dense_first(c: Config) -> Callable[[int], bool]:
             f"moe_layer_freq = {step}", "the reference implementation ignores this key unless it is 1"
         )
     return lambda index: index < first
+
+
+def dense_by_type(c: Config, first_dense: int = 1) -> Callable[[int], bool]:
+    """Layer rule of configs with `mlp_layer_types`; without the list the first layers are dense."""
+    kinds = c.optional("mlp_layer_types")
+    first = c.integer("first_k_dense_replace", default=first_dense)
+    return lambda index: index < first if kinds is None else kinds[index] == "dense"
+
+
+def layer_kinds(c: Config, default: Callable[[int], str]) -> list[str]:
+    """`layer_types`, or what the family implies without them."""
+    given = c.optional("layer_types")
+    return [default(i) for i in range(c.integer(*LAYERS))] if given is None else list(given)
 
 
 def dense_by_step(c: Config) -> Callable[[int], bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moe_atlas.families.config import Config
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
@@ -17,6 +19,11 @@ from moe_atlas.families.parts import (
     softmax_router,
 )
 from moe_atlas.families.rope import rope
+
+
+def build_vision(c: Config) -> Blueprint:
+    """Read the text part of a `qwen3_vl_moe` configuration: experts fused and transposed on disk."""
+    return replace(build(c), fused="fused_transposed")
 
 
 def build(c: Config) -> Blueprint:

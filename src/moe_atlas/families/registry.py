@@ -6,20 +6,68 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.families import deepseek_v2, deepseek_v3, mixtral, olmoe, qwen2_moe, qwen3_moe
+from moe_atlas.families import (
+    afmoe,
+    cohere2_moe,
+    dbrx,
+    deepseek_v2,
+    deepseek_v3,
+    dots1,
+    ernie4_5_moe,
+    exaone_moe,
+    flex_olmo,
+    glm4_moe,
+    gpt_oss,
+    granitemoe,
+    hunyuan_v1_moe,
+    hy_v3,
+    laguna,
+    llama4,
+    mellum,
+    mimo_v2_flash,
+    minimax_m2,
+    mixtral,
+    olmoe,
+    phimoe,
+    qwen2_moe,
+    qwen3_moe,
+)
 from moe_atlas.families.bind import Stored, bind
 from moe_atlas.families.config import Config
 from moe_atlas.families.parts import Blueprint
 from moe_atlas.families.spec import ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
+    "afmoe": afmoe.build,
+    "axk1": deepseek_v3.build_axk1,
+    "cohere2_moe": cohere2_moe.build,
+    "dbrx": dbrx.build,
     "deepseek_v2": deepseek_v2.build,
     "deepseek_v3": deepseek_v3.build,
+    "dots1": dots1.build,
+    "ernie4_5_moe": ernie4_5_moe.build,
+    "exaone_moe": exaone_moe.build,
+    "flex_olmo": flex_olmo.build,
+    "glm4_moe": glm4_moe.build,
+    "glm4_moe_lite": deepseek_v3.build_typed,
+    "gpt_oss": gpt_oss.build,
+    "granitemoe": granitemoe.build,
+    "granitemoeshared": granitemoe.build,
+    "hunyuan_v1_moe": hunyuan_v1_moe.build,
+    "hy_v3": hy_v3.build,
     "kimi_k2": deepseek_v3.build,
+    "laguna": laguna.build,
+    "llama4_text": llama4.build,
+    "mellum": mellum.build,
+    "mimo_v2_flash": mimo_v2_flash.build,
+    "minimax_m2": minimax_m2.build,
     "mixtral": mixtral.build,
     "olmoe": olmoe.build,
+    "phimoe": phimoe.build,
     "qwen2_moe": qwen2_moe.build,
     "qwen3_moe": qwen3_moe.build,
+    "qwen3_vl_moe_text": qwen3_moe.build_vision,
+    "solar_open": glm4_moe.build_solar,
 }
 """`model_type` to the function that reads its configuration."""
 

@@ -6,6 +6,7 @@ nested by the type of the layer.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from moe_atlas.families.config import Config
@@ -67,7 +68,17 @@ def _number(section: Config, c: Config, name: str, default: float | None) -> flo
 def scaling(c: Config, s: Config, head_dim: int) -> tuple[Any, dict[str, Any]]:
     """Kind and complete parameters of the frequency scaling in section `s`."""
     kind = s.text("rope_type", "type", default="default")
-    readers = {"default": _default, "linear": _linear, "yarn": _yarn, "llama3": _llama3, "mrope": _default}
+    if kind == "dynamic" and s.optional("alpha"):  # the other keys of this form are left over from yarn
+        s.inert("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        return "ntk_alpha", {"alpha": s.number("alpha")}
+    readers = {
+        "default": _default,
+        "longrope": _longrope,
+        "linear": _linear,
+        "yarn": _yarn,
+        "llama3": _llama3,
+        "mrope": _default,
+    }
     if kind not in readers:
         raise s.refuse(f"rope_type = {kind!r}", f"scaling not implemented; known: {', '.join(readers)}")
     s.inert("mrope_section", "mrope_interleaved")  # all three position axes agree on text
@@ -112,6 +123,16 @@ def _yarn(c: Config, s: Config) -> dict[str, Any]:
         "attention_factor": float(magnitude),
         "mscale_all_dim": float(all_dim or 0.0),
     }
+
+
+def _longrope(c: Config, s: Config) -> dict[str, Any]:
+    """Short factors and their magnitude: what the reference applies at every length."""
+    original = original_length(c, s)
+    factor = s.optional("factor") or c.integer("max_position_embeddings") / original
+    implied = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    s.inert("long_factor", "long_mscale")
+    magnitude = s.optional("short_mscale") or s.optional("attention_factor") or implied
+    return {"factors": s.get("short_factor"), "attention_factor": float(magnitude)}
 
 
 def _llama3(c: Config, s: Config) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class TensorRef:
     """Key under which the replay finds it, unique within a layer: `q_proj`, `router`, `gate_proj`, …"""
     stored: str
     index: int | None = None
+    span: tuple[int, int] | None = None
+    """Entries of the stored leading dimension that are read at all, before transposing."""
     rows: tuple[int, int, int] | None = None
     transpose: bool = False
 
@@ -92,10 +94,12 @@ class GroupedQuery(Mixer):
     """Clamp of the projected q, k and v."""
     sinks: bool = False
     softmax: Precision = "float32"
-    output_gate: Literal["sigmoid", "softplus_head", "sigmoid_from_q"] | None = None
+    output_gate: Literal["sigmoid", "sigmoid_from_q", "softplus", "softplus_head"] | None = None
+    """Factor on the attention output from its own projection of the input: per element or per head;
+    `sigmoid_from_q`: the second half of each head of the q projection."""
     value_scale: float = 1.0
     temperature: tuple[float, float] | None = None
-    """(floor, scale) of the query factor log1p(floor((t + 1) / floor_scale))·scale + 1."""
+    """(floor, scale) of the query factor log1p(floor((t + 1) / floor))·scale + 1 at position t."""
 
 
 @dataclass(frozen=True)
@@ -162,15 +166,19 @@ class FeedForward:
     bias: bool = False
     limit: float | None = None
     """Clamp of `clamped_swiglu`."""
+    alpha: float | None = None
+    """Slope of the sigmoid of `clamped_swiglu`."""
+    separate_bias: bool = False
+    """The product is rounded to the activation dtype before the bias is added."""
 
 
 @dataclass(frozen=True)
 class ExpertLayout:
     """Where the routed experts of one layer are stored; filled in by `moe_atlas.families.bind`."""
 
-    kind: Literal["split", "fused", "fused_transposed", "stacked_rows"]
+    kind: Literal["split", "fused", "fused_transposed", "stacked"]
     """`split`: one tensor per expert and matrix; `fused`: [E, 2H, D] and [E, D, H]; `fused_transposed`: [E,
-    D, 2H] and [E, H, D]; `stacked_rows`: [E·H, D] for each matrix."""
+    D, 2H] and [E, H, D]; `stacked`: [E·H, D] for each matrix."""
     canonical: Mapping[str, str]
     """Role to canonical name with `{e}`."""
     stored: Mapping[str, str]
@@ -199,6 +207,8 @@ class MoESpec:
     shared_gate: bool = False
     shared_scale: float = 1.0
     routed_scale: float = 1.0
+    output_scale: float = 1.0
+    """Factor on the sum of routed and shared output."""
     layout: ExpertLayout | None = None
 
     @property

@@ -35,7 +35,9 @@ def grouped_query(m: GroupedQuery, width: int) -> Iterator[Need]:
     yield from linear("k_proj", k_rows, width, bias=m.qkv_bias)
     yield from linear("v_proj", m.kv_heads * m.v_dim, width, bias=m.qkv_bias)
     yield from linear("o_proj", width, m.heads * m.v_dim, bias=m.out_bias)
-    if m.qk_norm_spec is not None:
+    if m.output_gate in ("sigmoid", "softplus", "softplus_head"):
+        yield "output_gate", (m.heads * (1 if m.output_gate == "softplus_head" else m.v_dim), width)
+    if m.qk_norm_spec is not None and m.qk_norm != "l2_after_rope":
         full = m.qk_norm == "full"
         yield from norm("q_norm", q_rows if full else m.head_dim, m.qk_norm_spec)
         yield from norm("k_norm", k_rows if full else m.head_dim, m.qk_norm_spec)

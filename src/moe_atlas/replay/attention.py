@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_atlas.families.spec import GroupedQuery, Norm
-from moe_atlas.replay.norm import normalise
+from moe_atlas.families.spec import GroupedQuery, Norm, Precision
+from moe_atlas.replay.norm import normalise, standardise
 from moe_atlas.replay.rope import rotate, tables
 
 Weights = Mapping[str, Tensor]
@@ -31,6 +31,9 @@ def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
     if m.qk_norm == "full":
         q, k = _qk_norm(m, w, q, k)
     q, k, v = (_clip(projected, m.clip) for projected in (q, k, v))
+    gate = None
+    if m.output_gate == "sigmoid_from_q":
+        q, gate = (half.flatten(2) for half in q.view(windows, length, m.heads, -1).chunk(2, dim=-1))
     q_WHSC = q.view(windows, length, m.heads, m.head_dim)
     k_WHSC = k.view(windows, length, m.kv_heads, m.head_dim)
     if m.qk_norm == "head":
@@ -40,16 +43,45 @@ def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
     if m.rope is not None:
         cos, sin = tables(m.rope, length, x_WSD.dtype, x_WSD.device)
         q_WHSC, k_WHSC = rotate(q_WHSC, cos, sin, m.rope), rotate(k_WHSC, cos, sin, m.rope)
+    if m.qk_norm == "head_after_rope":
+        q_WHSC, k_WHSC = _qk_norm(m, w, q_WHSC, k_WHSC)
+    elif m.qk_norm == "l2_after_rope" and m.qk_norm_spec is not None:
+        q_WHSC, k_WHSC = (standardise(x, m.qk_norm_spec).to(x.dtype) for x in (q_WHSC, k_WHSC))
+    if m.temperature is not None:
+        q_WHSC = (q_WHSC * position_factor(*m.temperature, length, x_WSD.device)).to(q_WHSC.dtype)
+    if m.value_scale != 1.0:
+        v_WHSC = v_WHSC * m.value_scale
     mask_SS = causal_mask(length, m.window, m.chunk, x_WSD.device)
-    o_WHSC = attend(q_WHSC, _repeat(k_WHSC, m), _repeat(v_WHSC, m), mask_SS, m.scale)
-    return linear(w, "o_proj", merge_heads(o_WHSC))
+    probs = probabilities(q_WHSC, _repeat(k_WHSC, m), mask_SS, m.scale, m.softmax, w.get("sinks"))
+    o_WSD = merge_heads(torch.matmul(probs, _repeat(v_WHSC, m)))
+    return linear(w, "o_proj", _gated(m, w, x_WSD, o_WSD, gate))
 
 
-def attend(q_WHSC: Tensor, k_WHSC: Tensor, v_WHSC: Tensor, mask_SS: Tensor, scale: float) -> Tensor:
-    """Masked softmax attention; probabilities in float32, products in the dtype of the arguments."""
+def probabilities(
+    q_WHSC: Tensor,
+    k_WHSC: Tensor,
+    mask_SS: Tensor,
+    scale: float,
+    softmax: Precision = "float32",
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """Attention probabilities [W, H, S, S] in the dtype of q; a sink takes its share and is dropped."""
     scores = torch.matmul(q_WHSC, k_WHSC.transpose(2, 3)) * scale
     scores = scores.masked_fill(~mask_SS, float("-inf"))
-    return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q_WHSC.dtype), v_WHSC)
+    if sinks_H is not None:
+        sink = sinks_H.to(scores.dtype).view(1, -1, 1, 1).expand(len(scores), -1, scores.shape[2], 1)
+        scores = torch.cat((scores, sink), dim=-1)
+    if softmax == "native":
+        probs = torch.softmax(scores - scores.amax(-1, keepdim=True), dim=-1)
+    else:
+        probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q_WHSC.dtype)
+    return probs if sinks_H is None else probs[..., :-1]
+
+
+def position_factor(floor: float, scale: float, length: int, device: torch.device) -> Tensor:
+    """Query factor that grows with the position, float32 [S, 1]."""
+    position_S = torch.arange(length, dtype=torch.float32, device=device)
+    return (torch.log1p(torch.floor((position_S + 1.0) / floor)) * scale + 1.0)[:, None]
 
 
 def merge_heads(o_WHSC: Tensor) -> Tensor:
@@ -67,6 +99,20 @@ def causal_mask(length: int, window: int | None, chunk: int | None, device: torc
     if chunk is not None:
         seen &= key // chunk == query // chunk
     return seen
+
+
+def _gated(m: GroupedQuery, w: Weights, x_WSD: Tensor, o_WSD: Tensor, from_q: Tensor | None) -> Tensor:
+    """The attention output times its gate."""
+    if m.output_gate is None:
+        return o_WSD
+    if m.output_gate == "sigmoid_from_q":
+        assert from_q is not None, "the gate is the second half of the q projection"
+        return o_WSD * torch.sigmoid(from_q)
+    gate = linear(w, "output_gate", x_WSD)
+    if m.output_gate == "sigmoid":
+        return o_WSD * torch.sigmoid(gate)
+    gate = F.softplus(gate.float()).to(o_WSD.dtype)
+    return o_WSD * (gate.repeat_interleave(m.v_dim, dim=-1) if m.output_gate == "softplus_head" else gate)
 
 
 def _clip(x: Tensor, limit: float | None) -> Tensor:

@@ -33,19 +33,25 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 def feed_forward(f: FeedForward, w: Weights, x_PD: Tensor, prefix: str = "") -> Tensor:
     """Output [P, D] of one perceptron, in the dtype of `x_PD`."""
-    up_PH = linear(w, f"{prefix}up_proj", x_PD)
+    product = separate_linear if f.separate_bias else linear
+    up_PH = product(w, f"{prefix}up_proj", x_PD)
     if f.gated:
-        gate_PH = linear(w, f"{prefix}gate_proj", x_PD)
+        gate_PH = product(w, f"{prefix}gate_proj", x_PD)
         hidden_PH = gate(f, gate_PH, up_PH)
     else:
         hidden_PH = ACTIVATIONS[f.activation](up_PH)
-    return linear(w, f"{prefix}down_proj", hidden_PH)
+    return product(w, f"{prefix}down_proj", hidden_PH)
+
+
+def separate_linear(w: Weights, role: str, x: Tensor) -> Tensor:
+    """Matrix product, rounded, then the bias."""
+    return F.linear(x, w[role].to(x.dtype)) + w[f"{role}.bias"].to(x.dtype)
 
 
 def gate(f: FeedForward, gate_PH: Tensor, up_PH: Tensor) -> Tensor:
     """Gated activation."""
     if f.activation == "clamped_swiglu":
-        assert f.limit is not None, "clamped_swiglu is defined by its limit"
+        assert f.limit is not None and f.alpha is not None, "clamped_swiglu is defined by both"  # noqa: PT018
         bounded = gate_PH.clamp(max=f.limit)
-        return (up_PH.clamp(-f.limit, f.limit) + 1) * (bounded * torch.sigmoid(bounded * 1.702))
+        return (up_PH.clamp(-f.limit, f.limit) + 1) * (bounded * torch.sigmoid(bounded * f.alpha))
     return ACTIVATIONS[f.activation](gate_PH) * up_PH

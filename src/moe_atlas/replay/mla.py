@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.families.spec import Latent, Norm
-from moe_atlas.replay.attention import Weights, attend, causal_mask, linear, merge_heads
+from moe_atlas.replay.attention import Weights, causal_mask, linear, merge_heads, probabilities
 from moe_atlas.replay.norm import normalise
 from moe_atlas.replay.rope import rotate, tables
 
@@ -34,7 +34,8 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
     q_WHSC = torch.cat((q_plain, q_turned), dim=-1)
     k_WHSC = torch.cat((k_plain, k_turned), dim=-1)
     mask_SS = causal_mask(length, None, None, x_WSD.device)
-    return linear(w, "o_proj", merge_heads(attend(q_WHSC, k_WHSC, v_WHSC, mask_SS, m.scale)))
+    probs = probabilities(q_WHSC, k_WHSC, mask_SS, m.scale)
+    return linear(w, "o_proj", merge_heads(torch.matmul(probs, v_WHSC)))
 
 
 def _low_rank_q(w: Weights, norm: Norm, x_WSD: Tensor) -> Tensor:

@@ -145,6 +145,7 @@ class Replay:
             if moe.shared_gate:
                 shared_TD = torch.sigmoid(linear(w, "shared_gate", gate.g_TD)) * shared_TD
             y_TD = y_TD + _scaled(shared_TD, moe.shared_scale)
+        y_TD = _scaled(y_TD, moe.output_scale)
         return self._residual(layer, w, x_WSD, y_TD.view_as(x_WSD))
 
     def dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
@@ -213,7 +214,9 @@ class Replay:
 
     def _mixer_branch(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
         x = state_WSD
-        if layer.pre_mixer_norm:
+        if layer.block == "parallel":  # one norm in front of both branches
+            x = normalise(x, layer.norm, *_norm_weights(layer, w, "pre_ffn_norm"))
+        elif layer.pre_mixer_norm:
             x = normalise(x, layer.norm, *_norm_weights(layer, w, "pre_mixer_norm"))
         y = MIXERS[type(layer.mixer)](layer.mixer, w, x)
         return (

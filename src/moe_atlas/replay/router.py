@@ -146,20 +146,22 @@ def combine_weights(
         ids_TK: the set, in falling dispatch score where the rule depends on the order.
         dtype: activation dtype, to round where the family rounds; float32 rounds nowhere.
     """
+    work = dtype if router.probabilities == "native" else torch.float32
     chosen_TK = logits_TE.gather(-1, ids_TK)
     if router.combine == "scores":
         weights_TK = router_scores(router, logits_TE, dtype).gather(-1, ids_TK)
     elif router.combine == "sparsemixer":
-        weights_TK = sparsemixer(logits_TE, ids_TK, router.jitter)
+        weights_TK = sparsemixer(logits_TE.to(work), ids_TK, router.jitter)
     else:
-        x_TK = chosen_TK.to(dtype) if router.probabilities == "native" else chosen_TK
+        x_TK = chosen_TK.to(work)
         weights_TK = (
             torch.softmax(x_TK, -1) if router.combine == "softmax_of_chosen" else x_TK.sigmoid()
         ).float()
+    weights_TK = weights_TK.to(work)
     if router.renormalise:
         total = weights_TK.sum(-1, keepdim=True) + router.epsilon
         weights_TK = weights_TK / total.clamp_min(router.floor)
-    weights_TK = weights_TK * router.scale
+    weights_TK = (weights_TK * router.scale).float()
     return weights_TK.to(dtype).float() if router.weight_dtype == "native" else weights_TK
 
 

@@ -1,0 +1,84 @@
+"""Cohere 2 MoE: attention and experts side by side behind one norm, weights over the chosen logits alone."""
+
+from __future__ import annotations
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    default_head_dim,
+    dense_by_type,
+    gated_mlp,
+    grouped_query,
+    layer_kinds,
+    moe,
+    softmax_router,
+)
+from moe_atlas.families.rope import rope
+from moe_atlas.families.spec import FeedForward, GroupedQuery, MoESpec, Norm
+
+NAMES = STANDARD | {"pre_ffn_norm": "input_layernorm"}
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `cohere2_moe` configuration."""
+    eps, layer_eps = c.optional("rms_norm_eps"), c.number("layer_norm_eps", default=1e-5)
+    norm = Norm("layer", layer_eps) if eps is None else Norm("rms", eps)
+    dense, window, bias = (
+        dense_by_type(c, 0),
+        c.optional("sliding_window"),
+        c.flag("attention_bias", default=False),
+    )
+    if c.optional("layer_types") is None:
+        raise c.refuse("layer_types", "the key is missing, and the family has no safe default for it")
+    c.inert("sliding_window_pattern")  # layer_types says the same
+    kinds = layer_kinds(c, lambda i: "full_attention")
+    rotary = rope(c, default_head_dim(c), pairing="pairs", arithmetic="mixed", theta=10000.0)
+    forced = c.integer("prefix_dense_sliding_window_pattern", default=1) == 1
+
+    def attention(i: int) -> GroupedQuery:
+        slides = kinds[i] == "sliding_attention" and window is not None
+        turns = slides or (dense(i) and forced)
+        return grouped_query(
+            c, rope=rotary if turns else None, window=window if slides else None, qkv_bias=bias, out_bias=bias
+        )
+
+    routed, plain = _moe(c), _dense(c)
+    model = decoder(
+        c,
+        norm,
+        attention,
+        lambda i: plain if dense(i) else routed,
+        tied=c.flag("tie_word_embeddings", default=True),
+        pre_mixer_norm=False,
+        block="parallel",
+        model={"logit_scale": c.number("logit_scale", default=0.0625)},
+    )
+    return Blueprint(model, NAMES)
+
+
+def _dense(c: Config) -> FeedForward:
+    return gated_mlp(c, c.get("prefix_dense_intermediate_size", default=c.integer("intermediate_size")))
+
+
+def _moe(c: Config) -> MoESpec:
+    width, shared = c.integer("intermediate_size"), c.integer("num_shared_experts", default=0)
+    c.expect("expert_selection_fn", "softmax", "sigmoid")
+    c.expect("shared_expert_combination_strategy", "sum", "average")
+    soft = c.text("expert_selection_fn", default="softmax") == "softmax"
+    average = c.text("shared_expert_combination_strategy", default="average") == "average"
+    router = softmax_router(
+        c,
+        renormalise=c.flag("norm_topk_prob") and not soft,
+        score="softmax" if soft else "sigmoid",
+        combine="softmax_of_chosen" if soft else "sigmoid_of_chosen",
+        probabilities="float32" if soft else "native",
+    )
+    return moe(
+        c,
+        router,
+        gated_mlp(c, width),
+        shared=gated_mlp(c, width * shared) if shared else None,
+        output_scale=0.5 if shared and average else 1.0,
+    )

@@ -1,0 +1,60 @@
+"""gpt-oss: attention sinks, alternating windows, biased router, clamped experts with interleaved rows."""
+
+from __future__ import annotations
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    default_head_dim,
+    grouped_query,
+    layer_kinds,
+    moe,
+    rms,
+    softmax_router,
+)
+from moe_atlas.families.rope import rope
+from moe_atlas.families.spec import FeedForward
+
+NAMES = STANDARD | {"router": "mlp.router"}
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `gpt_oss` configuration."""
+    c.expect("hidden_act", "silu")
+    c.inert("experts_per_token")  # the original key beside num_experts_per_tok
+    kinds = layer_kinds(c, lambda i: "full_attention" if i % 2 else "sliding_attention")
+    window, bias = c.optional("sliding_window"), c.flag("attention_bias", default=True)
+    rotary = rope(c, default_head_dim(c), theta=150000.0)
+    experts = FeedForward(
+        c.integer("intermediate_size"),
+        "clamped_swiglu",
+        bias=True,
+        limit=c.number("swiglu_limit", default=7.0),
+        alpha=c.number("swiglu_alpha", default=1.702),
+        separate_bias=True,
+    )
+    router = softmax_router(
+        c,
+        renormalise=False,
+        linear_bias=True,
+        combine="softmax_of_chosen",
+        probabilities="native",
+    )
+    routed = moe(c, router, experts)
+    model = decoder(
+        c,
+        rms(c, "rms32", default=1e-5),
+        lambda i: grouped_query(
+            c,
+            rope=rotary,
+            window=window if kinds[i] == "sliding_attention" else None,
+            qkv_bias=bias,
+            out_bias=bias,
+            sinks=True,
+            softmax="native",
+        ),
+        lambda i: routed,
+    )
+    return Blueprint(model, NAMES, interleaved_rows=True, fused="fused_transposed")

@@ -1,0 +1,74 @@
+"""Hunyuan-A13B: q/k norms after the rotation, softmax router in float32, one shared perceptron."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import MLP, STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    default_head_dim,
+    gated_mlp,
+    grouped_query,
+    moe,
+    rms,
+    softmax_router,
+)
+from moe_atlas.families.rope import rope
+from moe_atlas.families.spec import MoESpec
+
+NAMES = {
+    **STANDARD,
+    "q_norm": "self_attn.query_layernorm",
+    "k_norm": "self_attn.key_layernorm",
+    "router": "mlp.gate.wg",
+    **{f"shared.{m}": f"mlp.shared_mlp.{m}" for m in MLP},
+}
+PRESENT = {
+    "use_qk_norm": True,
+    "use_cla": False,
+    "use_mixed_mlp_moe": True,
+    "norm_type": "rms",
+    "use_mla": False,
+}
+UNUSED = (
+    "eod_token_id sep_token_id im_start_id im_end_id im_newline_id text_start_id text_end_id pad_id mask_init_id "
+    "add_classification_head class_num pool_type org_vocab_size cla_share_factor moe_layer_num_skipped "
+    "moe_drop_tokens moe_random_routing_dropped_token attention_head_dim"
+)
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `hunyuan_v1_moe` configuration; top-k and widths may be lists, one entry a layer."""
+    for key, value in PRESENT.items():
+        c.expect(key, value)
+    c.inert(*UNUSED.split(), "num_shared_expert")
+    norm, bias = rms(c, default=1e-5), c.flag("attention_bias", default=False)
+    attention = grouped_query(
+        c,
+        rope=rope(c, default_head_dim(c), theta=10000.0),
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm="head_after_rope",
+        qk_norm_spec=norm,
+    )
+    model = decoder(c, norm, lambda i: attention, lambda i: _moe(c, i))
+    return Blueprint(model, NAMES)
+
+
+def _moe(c: Config, index: int) -> MoESpec:
+    width = _at(c.get("moe_intermediate_size", default=c.get("intermediate_size")), index)
+    router = softmax_router(
+        c,
+        renormalise=True,
+        top_k=_at(c.get("moe_topk", "num_experts_per_tok"), index),
+        matmul="float32",
+        weight_dtype="float32",
+    )
+    return moe(c, router, gated_mlp(c, width), shared=gated_mlp(c, c.integer("intermediate_size")))
+
+
+def _at(value: Any, index: int) -> Any:
+    return value[index] if isinstance(value, list) else value

@@ -1,0 +1,49 @@
+"""Hunyuan 3: per-head q/k norms and an ungrouped sigmoid router with a scale of its own."""
+
+from __future__ import annotations
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import MLP, STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    default_head_dim,
+    dense_by_type,
+    gated_mlp,
+    grouped_query,
+    moe,
+    rms,
+    sigmoid_router,
+)
+from moe_atlas.families.rope import rope
+
+NAMES = {
+    **STANDARD,
+    "router": "mlp.router.gate",
+    "selection_bias": "mlp.expert_bias",
+    **{f"shared.{m}": f"mlp.shared_mlp.{m}" for m in MLP},
+}
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `hy_v3` configuration."""
+    c.inert("enable_moe_fp32_combine")  # adding two bfloat16 in float32 and rounding is the bfloat16 sum
+    norm, bias, width = (
+        rms(c, default=1e-5),
+        c.flag("attention_bias", default=False),
+        c.integer("moe_intermediate_size"),
+    )
+    mlp_bias, dense = c.flag("mlp_bias", default=False), dense_by_type(c)
+    attention = grouped_query(
+        c,
+        rope=rope(c, default_head_dim(c), theta=11158840.0),
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm="head",
+        qk_norm_spec=norm,
+    )
+    router = sigmoid_router(c, renormalise=True, scale=c.number("router_scaling_factor"))
+    shared = gated_mlp(c, width * c.integer("num_shared_experts"), bias=mlp_bias)
+    routed = moe(c, router, gated_mlp(c, width), shared=shared)
+    plain = gated_mlp(c, c.integer("intermediate_size"), bias=mlp_bias)
+    return Blueprint(decoder(c, norm, lambda i: attention, lambda i: plain if dense(i) else routed), NAMES)

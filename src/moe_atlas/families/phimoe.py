@@ -1,0 +1,52 @@
+"""Phi-3.5-MoE: LayerNorm throughout, biases, and sparsemixer routing, whose two weights need not sum to 1."""
+
+from __future__ import annotations
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import MIXTRAL_EXPERTS, STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    default_head_dim,
+    gated_mlp,
+    grouped_query,
+    moe,
+    sliding_window,
+    softmax_router,
+)
+from moe_atlas.families.rope import rope
+from moe_atlas.families.spec import Norm
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `phimoe` configuration."""
+    c.inert(
+        "input_jitter_noise"
+    )  # training only; router_jitter_noise is sparsemixer's band at evaluation too
+    norm = Norm("layer", c.number("rms_norm_eps", default=1e-5), bias=True)
+    bias = c.flag("attention_bias", default=False)
+    attention = grouped_query(
+        c,
+        rope=rope(c, default_head_dim(c), theta=1e6),
+        window=sliding_window(c)(0),
+        qkv_bias=bias,
+        out_bias=bias,
+    )
+    router = softmax_router(
+        c,
+        renormalise=False,
+        combine="sparsemixer",
+        probabilities="native",
+        jitter=c.number("router_jitter_noise"),
+    )
+    if router.top_k != 2:
+        raise c.refuse(f"num_experts_per_tok = {router.top_k}", "sparsemixer is defined for two experts")
+    routed = moe(c, router, gated_mlp(c, c.integer("intermediate_size")))
+    model = decoder(
+        c,
+        norm,
+        lambda i: attention,
+        lambda i: routed,
+        model={"head_bias": c.flag("lm_head_bias", default=False)},
+    )
+    return Blueprint(model, STANDARD | MIXTRAL_EXPERTS)
