@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from moe_atlas.checkpoint.refuse import shown
+from moe_atlas.durable import write_atomic
 from moe_atlas.errors import ResourceExhausted, UsageError
-from moe_atlas.probes.files import write_atomic
 from moe_atlas.probes.template import TEMPLATE
+from moe_atlas.text import shown
 
 
 def init(

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_atlas.checkpoint.refuse import shown
 from moe_atlas.probes.lock import Lock
 from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, CHANNELS
 from moe_atlas.probes.registration import register as register_probes
+from moe_atlas.text import shown
 
 
 def register(

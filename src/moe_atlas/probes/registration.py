@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from moe_atlas.durable import write_atomic
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
-from moe_atlas.probes.files import sha256_hex, write_atomic
+from moe_atlas.probes.files import sha256_hex
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import Lock, content, differences, lock_path, read_lock, seal, without_history
 from moe_atlas.probes.schema import Domain, ProbeConfig

@@ -1,0 +1,128 @@
+"""`atlas history`: the gates of a run over time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from moe_atlas.ledger.chain import Entry
+    from moe_atlas.ledger.history import History
+    from moe_atlas.verdict.escalation import Reading
+
+Run = Annotated[str, typer.Argument(help="Name of the run.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+Receipts = Annotated[
+    list[Path] | None,
+    typer.Option("--receipts", help="Receipts, or folders of them, that the ledger must account for."),
+]
+STYLES = {"GREEN": "green", "YELLOW": "yellow", "RED": "bold red", None: "cyan"}
+
+
+def history(
+    run: Run,
+    runs: Runs = DEFAULT_RUNS,
+    receipts: Receipts = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> int:
+    """Show a run's baselines and gates with the state of the escalation rule.
+
+    Exits with 0 when the ledger is intact, whatever it says, and 5 when it is not; atlas gate answers for the
+    run.
+
+    Example: atlas history sft-640
+    """
+    from moe_atlas.ledger.history import read_history
+
+    found = read_history(Ledger(run, runs), receipts or ())
+    if as_json:
+        typer.echo(json.dumps(found.describe(), indent=2))
+    else:
+        _draw(found)
+    return 0
+
+
+def _draw(found: History) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from moe_atlas.text import shown
+
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    console.print(_table(found))
+    if found.snapshot.torn:
+        console.print(
+            f"an append of {len(found.snapshot.torn)} bytes was cut short and never acknowledged",
+            style="yellow",
+        )
+    last = found.last
+    if last is None:
+        console.print("no baseline and no audit yet")
+        return
+    head = Text(f"{last.colour or 'WAITING'}: {last.state}", style=STYLES[last.colour])
+    console.print(head)
+    for name, text in (("do", last.action), ("means", last.meaning), ("object", last.pattern)):
+        console.print(f"{name + ':':<8}{shown(text, 300)}")
+    console.print(f"{'try:':<8}{shown(last.intervention, 300)}")
+    if last.margin_trap:
+        console.print("margin trap: set margins rise while occupancy is degraded; that is no sign of health")
+    count = found.witnesses
+    console.print(
+        f"ledger: {len(found.snapshot.entries)} entries, {count} receipts agree, head {found.snapshot.head.hash[:16]}…"
+    )
+
+
+def _table(found: History) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"run {found.snapshot.run}", title_justify="left", box=None, pad_edge=False)
+    for name in ("#", "time", "what", "step", "verdict", "gate"):
+        table.add_column(name)
+    for name in ("C2", "dead", "CV", "min H", "State1", "NLL", "PPL/100"):
+        table.add_column(name, justify="right")
+    table.add_column("note")
+    for entry in found.snapshot.entries:
+        reading = found.readings.get(entry.seq)
+        row = _event(entry) if reading is None else _gate(entry, reading)
+        table.add_row(*row, style=STYLES[reading.colour] if reading and reading.colour else None)
+    return table
+
+
+def _event(entry: Entry) -> list[str]:
+    """A registration or a repair: no gate, but part of the story."""
+    from moe_atlas.text import shown
+
+    note = ""
+    if entry.kind == "registration":
+        predecessor = entry.body.get("predecessor") or {}
+        note = f"lock {str(entry.body.get('lock_sha256'))[:12]}"
+        note += f", replaces {str(predecessor.get('sha256'))[:12]}" if predecessor else ""
+    elif entry.kind == "repair":
+        note = f"{entry.body.get('torn_bytes')} torn bytes set aside"
+    return [str(entry.seq), entry.time[:19], entry.kind, *[""] * 10, shown(note)]
+
+
+def _gate(entry: Entry, reading: Reading) -> list[str]:
+    from moe_atlas.text import number, shown
+
+    gate = reading.gate
+    colour = f"{reading.colour or '–'} {reading.state}"
+    figures = (gate.overlap, gate.dead_experts, gate.load_cv, gate.min_entropy, gate.set_margin, gate.nll)
+    notes = [
+        *(["rebound"] if reading.rebound else []),
+        *(["margin trap"] if reading.margin_trap else []),
+        *([reading.decline_trend] if reading.decline_trend else []),
+        *([f"after {entry.body['reason']}"] if entry.body.get("reason") else []),
+    ]
+    decline = "–" if reading.decline is None else f"{reading.decline:+.1%}"
+    step = "–" if gate.step is None else str(gate.step)
+    start = [str(entry.seq), entry.time[:19], entry.kind, step, gate.verdict or "–", colour]
+    return [*start, *(number(value) for value in figures), decline, shown(", ".join(notes), 200)]

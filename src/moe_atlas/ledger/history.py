@@ -1,0 +1,100 @@
+"""A run's history: its entries, checked, and what the escalation rule reads in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import Exit, IntegrityError
+from moe_atlas.ledger.chain import Entry
+from moe_atlas.ledger.receipts import find_witnesses, require_consistent
+from moe_atlas.ledger.records import gate_records
+from moe_atlas.ledger.store import Ledger, Snapshot
+from moe_atlas.text import shown
+from moe_atlas.verdict.escalation import EMPTY, Reading, escalate, exit_code
+
+
+@dataclass(frozen=True)
+class History:
+    """A checked ledger and its readings.
+
+    Attributes:
+        snapshot: the ledger as it stood.
+        readings: one for each baseline, resume or audit, by the entry's number.
+        witnesses: how many receipts bore the ledger out.
+    """
+
+    snapshot: Snapshot
+    readings: dict[int, Reading]
+    witnesses: int
+
+    @property
+    def last(self) -> Reading | None:
+        """The latest reading."""
+        return next(reversed(self.readings.values()), None)
+
+    @property
+    def exit_code(self) -> Exit:
+        """What a pipeline should do now."""
+        return exit_code(list(self.readings.values()))
+
+    def describe(self) -> dict[str, Any]:
+        """The history as JSON."""
+        last = self.last
+        return {
+            "run": self.snapshot.run,
+            "head": self.snapshot.head.describe(),
+            "torn_bytes": len(self.snapshot.torn),
+            "receipts_checked": self.witnesses,
+            "state": last.state if last else EMPTY,
+            "colour": last.colour if last else None,
+            "action": last.action if last else "record a baseline or an audit of this run",
+            "intervention": last.intervention if last else None,
+            "exit_code": int(self.exit_code),
+            "entries": [self._entry(entry) for entry in self.snapshot.entries],
+        }
+
+    def _entry(self, entry: Entry) -> dict[str, Any]:
+        reading = self.readings.get(entry.seq)
+        facts: dict[str, Any] = {
+            "seq": entry.seq,
+            "time": entry.time,
+            "kind": entry.kind,
+            "body": dict(entry.body),
+        }
+        return facts | {"reading": None if reading is None else asdict(reading)}
+
+
+def read_history(ledger: Ledger, receipts: Iterable[Path] = ()) -> History:
+    """Read a run's ledger, hold it against the receipts that can be found, and apply the escalation rule.
+
+    Args:
+        ledger: the run's ledger.
+        receipts: further receipts, or folders of them.
+
+    Raises:
+        UsageError: E_RUN when there is no such run.
+        IntegrityError: E_LEDGER (a line is not what was written), E_LEDGER_CUT (receipts know entries that
+            are gone).
+    """
+    snapshot = ledger.read()
+    witnesses = find_witnesses(snapshot.entries, ledger.run, receipts)
+    require_consistent(snapshot.entries, witnesses, shown(str(ledger.path)))
+    gates = [entry for entry in snapshot.entries if entry.kind in ("baseline", "resume", "audit")]
+    readings = escalate(gate_records(snapshot.entries))
+    by_entry = {entry.seq: reading for entry, reading in zip(gates, readings, strict=True)}
+    return History(snapshot, by_entry, len(witnesses))
+
+
+def require_settled(history: History, where: str) -> None:
+    """Refuse to gate on a ledger whose last append was cut short.
+
+    Raises:
+        IntegrityError: E_LEDGER_TORN.
+    """
+    if history.snapshot.torn:
+        problem = f"its last append was cut short ({len(history.snapshot.torn)} bytes) and never acknowledged"
+        hint = "run the interrupted audit or baseline again; its append sets the torn bytes aside"
+        raise IntegrityError("E_LEDGER_TORN", where, problem, hint)

@@ -1,0 +1,121 @@
+"""The receipts and the ledger, each as a witness of the other.
+
+A chain cannot show that its tail was cut. But a receipt carries the head it was written after, and the entry
+that records the receipt comes later: a receipt whose head or whose own digest the ledger does not know means
+that lines are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import IntegrityError
+from moe_atlas.ledger.chain import GENESIS, Entry
+from moe_atlas.text import shown
+
+MAX_RECEIPT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A receipt of this run.
+
+    Attributes:
+        path: where it lies.
+        sha256: digest of the file's bytes.
+        head: the ledger's head that it was written after.
+    """
+
+    path: Path
+    sha256: str
+    head: Mapping[str, Any]
+
+
+def ledger_head(receipt: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The head a receipt carries under ``parent.ledger``, None when it was written outside any run."""
+    parent = receipt.get("parent")
+    head = parent.get("ledger") if isinstance(parent, Mapping) else None
+    return head if isinstance(head, Mapping) else None
+
+
+def find_witnesses(entries: Sequence[Entry], run: str, more: Iterable[Path] = ()) -> list[Witness]:
+    """The receipts of `run` in the folders where recorded ones lie, and in `more` (files or folders).
+
+    Files that are no receipts of this run are passed over: they say nothing about its ledger.
+    """
+    folders = {Path(str(entry.body["receipt"])).parent for entry in entries if "receipt" in entry.body}
+    candidates = {path.resolve() for place in (*folders, *more) for path in _files(place)}
+    return [witness for path in sorted(candidates) if (witness := _witness(path, run)) is not None]
+
+
+def _files(place: Path) -> Iterator[Path]:
+    if place.is_dir():
+        yield from place.glob("*.json")
+    elif place.is_file():
+        yield place
+
+
+def _witness(path: Path, run: str) -> Witness | None:
+    try:
+        if path.stat().st_size > MAX_RECEIPT_BYTES:
+            return None
+        raw = path.read_bytes()
+        receipt = json.loads(raw)
+    except (OSError, ValueError, RecursionError):
+        return None
+    head = ledger_head(receipt) if isinstance(receipt, dict) else None
+    if head is None or head.get("run") != run:
+        return None
+    return Witness(path, hashlib.sha256(raw).hexdigest(), head)
+
+
+def check_witnesses(entries: Sequence[Entry], witnesses: Iterable[Witness]) -> list[str]:
+    """Every way in which receipts contradict the ledger; empty when none does."""
+    hashes = [GENESIS, *(entry.hash for entry in entries)]
+    recorded = {str(entry.body.get("receipt_sha256")): entry.seq for entry in entries}
+    problems: list[str] = []
+    for witness in witnesses:
+        name, seq = shown(str(witness.path)), witness.head.get("seq")
+        known = (
+            isinstance(seq, int) and -1 <= seq < len(entries) and hashes[seq + 1] == witness.head.get("hash")
+        )
+        if not known:
+            problems.append(f"{name} was written after entry {seq}, which the ledger does not have")
+        elif witness.sha256 not in recorded:
+            problems.append(
+                f"{name} is not recorded: its entry was cut off, or it was changed, or never recorded"
+            )
+        elif isinstance(seq, int) and recorded[witness.sha256] <= seq:
+            problems.append(f"{name} is recorded before the entry it was written after")
+    return problems
+
+
+def check_recorded(entries: Sequence[Entry]) -> list[str]:
+    """Recorded receipts that lie where they lay, but are not what they were; a missing file says nothing."""
+    problems = []
+    for entry in entries:
+        path = Path(str(entry.body.get("receipt", "")))
+        if "receipt" not in entry.body or not path.is_file():
+            continue
+        if hashlib.sha256(path.read_bytes()).hexdigest() != entry.body.get("receipt_sha256"):
+            replaced = any(later.body.get("receipt") == str(path) for later in entries[entry.seq + 1 :])
+            if not replaced:
+                problems.append(f"{shown(str(path))} is not the receipt that entry {entry.seq} recorded")
+    return problems
+
+
+def require_consistent(entries: Sequence[Entry], witnesses: Iterable[Witness], where: str) -> None:
+    """Refuse a ledger that its receipts contradict.
+
+    Raises:
+        IntegrityError: E_LEDGER_CUT with every contradiction.
+    """
+    problems = [*check_recorded(entries), *check_witnesses(entries, witnesses)]
+    if problems:
+        hint = "restore the ledger from a copy, or move receipts that do not belong to this run elsewhere"
+        raise IntegrityError("E_LEDGER_CUT", where, "; ".join(dict.fromkeys(problems)), hint)

@@ -1,0 +1,226 @@
+"""From receipts to ledger entries, and from entries to the records the escalation rule reads.
+
+An entry keeps every figure that a history needs, so a run can be read when its receipts have been archived.
+What a receipt licenses is taken from its claims and its gated bounds, never computed a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.ledger.chain import Entry
+from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, OCCUPANCY, status_of
+from moe_atlas.verdict.escalation import GateRecord
+from moe_atlas.verdict.gates import FAIL, is_number
+
+Receipt = Mapping[str, Any]
+
+PATHOLOGY = {"dead_share_rise": "dead_share", "entropy_drop": "entropy", "load_cv_rise": "load_cv"}
+_GATES = ("baseline", "resume", "audit")
+
+
+def receipt_body(
+    receipt: Receipt, path: Path, sha256: str, step: int | None = None, reason: str | None = None
+) -> dict[str, Any]:
+    """What a ledger keeps of a receipt.
+
+    Args:
+        receipt: the receipt, verified.
+        path: where it lies.
+        sha256: digest of the file's bytes.
+        step: training step of the checkpoint.
+        reason: why a baseline was taken anew, such as ``node failure``.
+    """
+    side = "base" if receipt["kind"] == "baseline" else "tuned"
+    probe = receipt["probe"]
+    body: dict[str, Any] = {
+        "receipt": str(path),
+        "receipt_sha256": sha256,
+        "step": step,
+        "reason": reason,
+        "verdict": receipt["verdict"],
+        "checkpoint": (receipt["checkpoints"].get(side) or {}).get("digest"),
+        "lock_sha256": (probe.get("lock") or {}).get("sha256"),
+        "policy_sha256": policy_sha256(probe),
+        "budgets": _budgets(probe),
+        "health": _health(receipt, side),
+        "nll": _nll(receipt, side),
+    }
+    return body | (_comparison(receipt) if side == "tuned" else {})
+
+
+def registration_body(lock: Any) -> dict[str, Any]:
+    """What a ledger keeps of a registration: a `moe_atlas.probes.Lock`."""
+    return {
+        "lock": str(lock.path),
+        "lock_sha256": lock.digest,
+        "lock_policy_sha256": lock.policy_sha256,
+        "registered_at": lock.registered_at,
+        "predecessor": lock.predecessor,
+    }
+
+
+def policy_sha256(probe: Receipt) -> str:
+    """Digest of what turned measurements into the verdict, as the receipt carries it."""
+    keys = ("policy", "protected_layers", "evaluation", "domains")
+    text = json.dumps({key: probe.get(key) for key in keys}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _budgets(probe: Receipt) -> dict[str, float | None]:
+    rewrite = (probe.get("policy") or {}).get("rewrite") or {}
+    return {key: _number(rewrite.get(key)) for key in ("overlap_drop", *OCCUPANCY)}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def _protected(receipt: Receipt) -> list[Receipt]:
+    wanted = set(receipt["probe"].get("protected_layers") or ())
+    return [layer for layer in receipt["layers"] if layer["layer"] in wanted]
+
+
+def _health(receipt: Receipt, side: str) -> dict[str, float | None]:
+    """Dashboard figures of one checkpoint over the protected layers: estimates, never gated on here."""
+    layers = _protected(receipt)
+    aggregates = ((receipt.get("aggregates") or {}).get("protected") or {}).get(side) or {}
+    return {
+        "overlap": _mean((layer.get(side) or {}).get("overlap") for layer in layers),
+        "set_margin": _mean((layer.get(side) or {}).get("set_margin") for layer in layers),
+        "dead_experts": _estimate((aggregates.get("dead_experts") or {}).get("mean")),
+        "load_cv": _estimate(aggregates.get("mean_load_cv")),
+        "min_entropy": _estimate(aggregates.get("min_entropy")),
+        "experts": sum(layer["experts"] for layer in layers) / len(layers) if layers else None,
+    }
+
+
+def _estimate(interval: Any) -> float | None:
+    return _number(interval.get("estimate") if isinstance(interval, Mapping) else interval)
+
+
+def _mean(intervals: Iterable[Any]) -> float | None:
+    """The mean of the estimates; None unless every layer has one: a partial mean would jump between gates."""
+    values = [_estimate(interval) for interval in intervals]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _nll(receipt: Receipt, side: str) -> float | None:
+    """State3 of the task domains, or of the base domains where there is no task; domains weigh equally."""
+    for role in ("task", "base"):
+        rows = [row for row in receipt["domains"] if row["role"] == role]
+        if rows:
+            return _mean(row.get(f"nll_{side}") for row in rows)
+    return None
+
+
+def _comparison(receipt: Receipt) -> dict[str, Any]:
+    """What an audit licenses about its pair."""
+    claims = receipt["claims"]
+    objective = [status_of(claims, name) for name in ("objective_improved", "canary_nll_improved")]
+    return {
+        "objective_improved": _licence(next((s for s in objective if s in (LICENSED, CONTRADICTED)), "")),
+        "overlap_worse": _licence(status_of(claims, "overlaps_less_compatible")),
+        "pathology": _pathology(receipt),
+        "occupancy_narrowing": _licence(status_of(claims, "usage_narrowing")),
+        "margin_sharper": _licence(status_of(claims, "boundaries_sharper")),
+        "outcomes": {name: predicate["outcome"] for name, predicate in receipt["predicates"].items()},
+        "failed": sorted(
+            {
+                str(line["gate"])
+                for predicate in receipt["predicates"].values()
+                for line in predicate["evidence"]
+                if line["result"] == FAIL
+            }
+        ),
+        "reference": _health(receipt, "base"),
+    }
+
+
+def _licence(status: str) -> bool | None:
+    return {LICENSED: True, CONTRADICTED: False}.get(status)
+
+
+def _pathology(receipt: Receipt) -> list[str]:
+    """The occupancy measures whose simultaneous lower bound is beyond budget in a protected layer."""
+    budgets = _budgets(receipt["probe"])
+    found = []
+    for key, name in PATHOLOGY.items():
+        pairs = [((layer.get("pair") or {}).get(key) or {}) for layer in _protected(receipt)]
+        lows = [low for pair in pairs if (low := _number(pair.get("simultaneous_low"))) is not None]
+        if any(low > (budgets[key] or 0.0) for low in lows):
+            found.append(name)
+    return found
+
+
+def gate_records(entries: Sequence[Entry]) -> list[GateRecord]:
+    """The gates of a run, in order; registrations and repairs are not gates."""
+    gates = [entry for entry in entries if entry.kind in _GATES]
+    first = next((_reference(entry) for entry in gates), None)
+    return [_gate_record(entry, first) for entry in gates]
+
+
+def _reference(entry: Entry) -> Mapping[str, Any]:
+    """The run's first reference: its first baseline, or the base of its first audit."""
+    reference: Mapping[str, Any] = entry.body.get("reference") or entry.body.get("health") or {}
+    return reference
+
+
+def _gate_record(entry: Entry, first: Mapping[str, Any] | None) -> GateRecord:
+    body, health = entry.body, entry.body.get("health") or {}
+    audit = entry.kind == "audit"
+    narrowing, sharper = body.get("occupancy_narrowing"), body.get("margin_sharper")
+    return GateRecord(
+        kind=entry.kind,
+        step=body.get("step"),
+        verdict=body.get("verdict") if audit else None,
+        overlap=health.get("overlap"),
+        set_margin=health.get("set_margin"),
+        dead_experts=health.get("dead_experts"),
+        load_cv=health.get("load_cv"),
+        min_entropy=health.get("min_entropy"),
+        nll=body.get("nll"),
+        objective_improved=body.get("objective_improved"),
+        overlap_worse=body.get("overlap_worse"),
+        pathology=tuple(body.get("pathology") or ()),
+        occupancy_healthy=None if narrowing is None else not narrowing,
+        margin_worse=None if sharper is None else not sharper,
+        failed=tuple(body.get("failed") or ()),
+        clean=None if audit else is_clean(health, first or {}, body.get("budgets") or {}),
+        policy=body.get("policy_sha256"),
+    )
+
+
+def is_clean(health: Mapping[str, Any], first: Mapping[str, Any], budgets: Mapping[str, Any]) -> bool | None:
+    """Whether a new baseline stands where the run's first reference stood, by the registered budgets.
+
+    Overlap and at least one occupancy measure must be budgeted; None where they are not, or a figure is
+    missing: an open episode is then carried over, because a baseline taken of a degraded checkpoint must not
+        clear it.
+    """
+    rises = {
+        "overlap_drop": _difference(first, health, "overlap"),
+        "entropy_drop": _difference(first, health, "min_entropy"),
+        "load_cv_rise": _difference(health, first, "load_cv"),
+        "dead_share_rise": _share(_difference(health, first, "dead_experts"), health.get("experts")),
+    }
+    limits = {key: limit for key in rises if (limit := _number(budgets.get(key))) is not None}
+    known = {key: value for key in limits if (value := rises[key]) is not None}
+    if "overlap_drop" not in limits or len(limits) < 2 or len(known) < len(limits):
+        return None
+    return all(value < limits[key] for key, value in known.items())
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> float | None:
+    left, right = _number(one.get(key)), _number(other.get(key))
+    return None if left is None or right is None else left - right
+
+
+def _share(count: float | None, experts: Any) -> float | None:
+    total = _number(experts)
+    return None if count is None or not total else count / total
