@@ -57,7 +57,6 @@ def test_a_resample_that_cannot_be_studentised_counts_against_the_bound() -> Non
     assert simultaneous_lower([first, made[1]], 0.05) == [None, None]
 
 
-@pytest.mark.slow
 def test_a_family_without_damage_is_rarely_flagged() -> None:
     from moe_atlas.statistics.bootstrap import domain_means
     from moe_atlas.statistics.design import make_design

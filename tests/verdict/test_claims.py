@@ -1,0 +1,190 @@
+"""Which claims a receipt licenses, row by row of Tables 4, 5 and 11."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moe_atlas.verdict.claims import derive_claims, status_of
+from moe_atlas.verdict.next_steps import derive_next_steps
+from moe_atlas.verdict.predicates import derive_predicates
+from tests.verdict.receipts import gated, interval, receipt, rewritten, set_path
+
+
+def finished(made: dict[str, Any]) -> dict[str, Any]:
+    made |= derive_predicates(made)
+    made["claims"] = derive_claims(made)
+    made["next_steps"] = derive_next_steps(made)
+    return made
+
+
+def statuses(made: dict[str, Any]) -> dict[str, str]:
+    return {claim["claim"]: claim["status"] for claim in finished(made)["claims"]}
+
+
+def improved() -> dict[str, Any]:
+    return set_path(receipt(), "domains.3.nll_increase", interval(-0.5, -0.4))
+
+
+def narrowed(made: dict[str, Any]) -> dict[str, Any]:
+    return set_path(made, "layers.1.pair.entropy_drop", gated(0.5, 0.6))
+
+
+def incompatible(made: dict[str, Any]) -> dict[str, Any]:
+    return set_path(made, "layers.2.pair.overlap_drop", gated(0.2, 0.3))
+
+
+def compatible(made: dict[str, Any]) -> dict[str, Any]:
+    for layer in made["layers"]:
+        layer["pair"]["overlap_drop"] = gated(-0.3, -0.2)
+    return made
+
+
+SCALAR = "scalar_improvement_without_geometric_recovery"
+TABLE_11 = [
+    (compatible(improved()), "contradicted", "preserved"),
+    (narrowed(compatible(improved())), "contradicted", "rewritten"),
+    (incompatible(improved()), "contradicted", "rewritten"),
+    (narrowed(incompatible(improved())), "licensed", "rewritten"),
+    (narrowed(incompatible(receipt())), "unlicensed", "rewritten"),
+]
+
+
+@pytest.mark.parametrize(("made", "scalar", "atlas"), TABLE_11)
+def test_the_rows_of_table_11(made: dict[str, Any], scalar: str, atlas: str) -> None:
+    found = statuses(made)
+    assert found[SCALAR] == scalar
+    assert found["preserved"] == {"preserved": "licensed", "rewritten": "contradicted"}[atlas]
+
+
+def test_loss_licenses_only_the_objective() -> None:
+    found = statuses(set_path(improved(), "layers.1.pair.content_drift", gated(0.05, 0.2)))
+    assert found["objective_improved"] == "licensed"
+    assert found["preserved"] == "unlicensed"
+    assert found["preserved_at_matched_task_success"] == "unlicensed"
+
+
+@pytest.mark.parametrize(
+    ("increase", "status"),
+    [
+        (interval(-0.2, -0.1), "licensed"),
+        (interval(-0.2, 0.0), "unlicensed"),
+        (interval(0.1, 0.2), "contradicted"),
+        (interval(None, None), "unlicensed"),
+        (None, "unlicensed"),
+    ],
+)
+def test_the_objective_claim(increase: Any, status: str) -> None:
+    assert statuses(set_path(receipt(), "domains.3.nll_increase", increase))["objective_improved"] == status
+    assert statuses(set_path(receipt(), "domains.2.nll_increase", increase))["canary_nll_improved"] == status
+
+
+def test_claims_of_harm_need_one_layer_and_a_simultaneous_bound() -> None:
+    found = statuses(incompatible(receipt()))
+    assert found["overlaps_less_compatible"] == "licensed"
+    assert found["overlaps_more_compatible"] == "contradicted"
+    pointwise = set_path(
+        receipt(), "layers.2.pair.overlap_drop", gated(0.2, 0.3) | {"simultaneous_low": -0.1}
+    )
+    pointwise["layers"][1]["pair"]["overlap_drop"] = gated(-0.1, 0.1)
+    assert statuses(pointwise)["overlaps_less_compatible"] == "unlicensed"
+
+
+def test_claims_of_health_need_every_protected_layer() -> None:
+    made = compatible(receipt())
+    assert statuses(made)["overlaps_more_compatible"] == "licensed"
+    made["layers"][2]["pair"]["overlap_drop"] = gated(-0.1, 0.1)
+    assert statuses(made)["overlaps_more_compatible"] == "unlicensed"
+
+
+def test_usage_narrowing_is_read_against_the_budgets() -> None:
+    assert statuses(receipt())["usage_narrowing"] == "contradicted"
+    assert statuses(narrowed(receipt()))["usage_narrowing"] == "licensed"
+    wide = set_path(receipt(), "layers.1.pair.dead_share_rise", gated(-0.5, 0.5))
+    assert statuses(wide)["usage_narrowing"] == "unlicensed"
+
+
+@pytest.mark.parametrize(
+    ("effective", "status"),
+    [
+        (interval(4.1, 5.0), "licensed"),
+        (interval(3.0, 5.0), "unlicensed"),
+        (interval(2.0, 3.9), "contradicted"),
+    ],
+)
+def test_broad_usage_is_half_of_the_experts(effective: Any, status: str) -> None:
+    assert (
+        statuses(set_path(receipt(), "layers.1.tuned.effective_experts", effective))["usage_broad"] == status
+    )
+
+
+def test_sharper_boundaries_license_nothing_else() -> None:
+    made = receipt()
+    for layer in made["layers"]:
+        layer["tuned"]["set_margin"] = interval(1.0, 2.0)
+    before, after = statuses(receipt()), statuses(made)
+    assert after.pop("boundaries_sharper") == "licensed"
+    assert before.pop("boundaries_sharper") == "unlicensed"
+    assert after == before
+
+
+def test_motion_is_claimed_with_its_size() -> None:
+    made = set_path(receipt(), "layers.2.pair.content_drift", gated(0.06, 0.08))
+    claim = next(claim for claim in finished(made)["claims"] if claim["claim"] == "content_moved")
+    assert claim["status"] == "licensed"
+    assert (claim["layer"], claim["low"], claim["high"]) == (2, 0.06, 0.08)
+
+
+def test_motion_is_contradicted_only_by_bytes() -> None:
+    made = receipt()
+    for layer in made["layers"]:
+        layer["pair"]["content_drift"] = interval(0.0, 0.0, exact=True, simultaneous_low=0.0)
+    assert statuses(made)["content_moved"] == "contradicted"
+    made["layers"][1]["pair"]["content_drift"] = gated(None, None)
+    assert statuses(made)["content_moved"] == "unlicensed"
+
+
+def test_matched_success_needs_a_task() -> None:
+    made = receipt()
+    made["domains"] = made["domains"][:3]
+    made["probe"]["policy"]["task"] = "none"
+    found = statuses(made)
+    assert found["preserved"] == "licensed"
+    assert found["preserved_at_matched_task_success"] == "unlicensed"
+    assert statuses(receipt())["preserved_at_matched_task_success"] == "licensed"
+    assert statuses(rewritten(receipt()))["preserved_at_matched_task_success"] == "contradicted"
+
+
+def test_a_baseline_licenses_only_the_state() -> None:
+    made = finished(receipt() | {"kind": "baseline"})
+    found = {claim["claim"]: claim["status"] for claim in made["claims"]}
+    assert found["state_at_this_point"] == "licensed"
+    assert found["preserved"] == "unlicensed"
+    assert "untested until the next comparison" in made["claims"][-1]["does_not_say"]
+    assert status_of(made["claims"], "content_moved") == "unlicensed"
+    assert made["next_steps"][0]["first"].startswith("do nothing except")
+
+
+STEPS = [
+    (receipt(), None),
+    (narrowed(incompatible(receipt())), "overlap worsens and occupancy degrades"),
+    (incompatible(receipt()), "overlap worsens with healthy occupancy"),
+    (narrowed(set_path(receipt(), "layers.1.pair.overlap_drop", gated(-0.1, 0.1))), "occupancy narrows"),
+    (set_path(receipt(), "weights.classes.router.nonfinite.tuned", 2), "non-finite weights"),
+    (set_path(receipt(), "domains.0.nll_increase", interval(0.4, 0.5)), "a base domain is damaged"),
+    (set_path(receipt(), "domains.3.success.value", interval(2.4, 2.5)), "the task target was missed"),
+    (set_path(receipt(), "domains.0.nll_increase", interval(-0.4, 0.5)), "undetermined: nll_increase"),
+]
+
+
+@pytest.mark.parametrize(("made", "pattern"), STEPS)
+def test_the_first_intervention(made: dict[str, Any], pattern: str | None) -> None:
+    for layer in made["layers"]:
+        if layer["pair"]["overlap_drop"] == gated(0.01, 0.05):
+            layer["pair"]["overlap_drop"] = gated(-0.01, 0.05)
+    steps = finished(made)["next_steps"]
+    if pattern is None:
+        assert steps == []
+    else:
+        assert steps[0]["pattern"] == pattern

@@ -1,0 +1,462 @@
+"""The verdict by truth table, and every way in which something missing could have passed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+
+from moe_atlas.verdict.predicates import NAMES, derive_predicates, verdict_of
+from tests.verdict.receipts import (
+    BUDGETS,
+    CHANNELS,
+    attempt,
+    gated,
+    interval,
+    receipt,
+    rewritten,
+    row,
+    set_path,
+)
+
+
+def judged(made: dict[str, Any]) -> tuple[str, dict[str, tuple[str, bool | None]]]:
+    found = derive_predicates(made)
+    return found["verdict"], {
+        name: (value["outcome"], value["passed"]) for name, value in found["predicates"].items()
+    }
+
+
+ATLAS, DAMAGE, TASK = NAMES
+
+
+def test_a_clean_pair_passes() -> None:
+    verdict, outcomes = judged(receipt())
+    assert verdict == "pass"
+    assert outcomes == {
+        ATLAS: ("preserved", True),
+        DAMAGE: ("undamaged", True),
+        TASK: ("chart-preserving", True),
+    }
+
+
+@pytest.mark.parametrize("values", list(itertools.product([True, False, None], repeat=3)))
+def test_verdict_truth_table(values: tuple[bool | None, ...]) -> None:
+    found = verdict_of({name: {"passed": value} for name, value in zip(NAMES, values, strict=True)})
+    expected = "fail" if False in values else "inconclusive" if None in values else "pass"
+    assert found == expected
+
+
+def test_a_baseline_tests_nothing() -> None:
+    made = receipt() | {"kind": "baseline"}
+    assert judged(made) == (None, dict.fromkeys(NAMES, ("untested", None)))
+
+
+# --- one gated channel at a time -------------------------------------------------------------------------------
+
+BOUNDS = [
+    (gated(0.01, 0.0999), "pass"),
+    (gated(0.01, 0.1), "undetermined"),  # the budget itself is not below the budget
+    (gated(0.05, 0.2), "undetermined"),
+    (gated(0.2, 0.3), "fail"),
+    (gated(0.2, 0.3) | {"simultaneous_low": 0.1}, "undetermined"),  # not above the budget
+    (gated(0.2, 0.3) | {"simultaneous_low": 0.05}, "undetermined"),  # pointwise low alone never fails
+    (gated(0.2, 0.3) | {"simultaneous_low": None}, "undetermined"),
+    (
+        gated(0.05, 0.05) | {"low": None, "high": None, "reason": "no variance between documents"},
+        "undetermined",
+    ),
+    (gated(0.01, 0.05) | {"estimate": None, "low": None, "high": None}, "undetermined"),
+    (gated(0.01, 0.05) | {"high": None}, "undetermined"),
+    (gated(0.01, 0.05) | {"high": math.nan}, "undetermined"),
+    (gated(0.01, 0.05) | {"high": -math.inf}, "undetermined"),
+    (gated(0.01, 0.05) | {"high": True}, "undetermined"),
+    (gated(0.01, 0.05) | {"estimate": math.nan}, "undetermined"),
+    (gated(0.01, 0.05) | {"documents": 29}, "undetermined"),
+    (gated(0.2, 0.3) | {"documents": 29}, "undetermined"),
+    (gated(0.01, 0.05) | {"documents": 30}, "pass"),
+    (gated(0.01, 0.05) | {"documents": None}, "undetermined"),
+    ({"estimate": 0.0, "low": 0.0, "high": 0.0, "documents": 3, "exact": True}, "pass"),
+    ({"estimate": 0.5, "low": 0.0, "high": 0.0, "documents": 3, "exact": True}, "undetermined"),
+    (gated(None, None) | {"not_applicable": True, "reason": "one expert per token"}, "not-applicable"),
+    ({}, "undetermined"),
+    (None, "undetermined"),
+]
+OUTCOME = {
+    "pass": "preserved",
+    "not-applicable": "preserved",
+    "fail": "rewritten",
+    "undetermined": "undetermined",
+}
+
+
+@pytest.mark.parametrize(("channel", "budget"), list(zip(CHANNELS, BUDGETS, strict=True)))
+@pytest.mark.parametrize(("bound", "result"), BOUNDS)
+def test_every_channel_in_three_values(channel: str, budget: str, bound: Any, result: str) -> None:
+    made = set_path(receipt(), f"layers.1.pair.{channel}", bound)
+    found = derive_predicates(made)["predicates"][ATLAS]
+    line = next(line for line in found["evidence"] if line["gate"] == budget and line["layer"] == 1)
+    assert line["result"] == result
+    assert found["outcome"] == OUTCOME[result]
+    assert line["reason"] or result in ("pass", "fail")
+
+
+def test_channels_of_unprotected_layers_are_not_gated() -> None:
+    made = set_path(receipt(), "layers.0.pair.content_drift", gated(0.8, 0.9))
+    assert judged(made)[0] == "pass"
+
+
+def test_a_missing_channel_is_undetermined() -> None:
+    assert judged(set_path(receipt(), "layers.1.pair.content_drift", ...))[1][ATLAS] == ("undetermined", None)
+
+
+def test_a_protected_layer_that_was_not_measured_is_undetermined() -> None:
+    made = set_path(receipt(), "probe.protected_layers", [1, 2, 9])
+    assert judged(made)[1][ATLAS] == ("undetermined", None)
+
+
+def test_nothing_protected_is_never_a_pass() -> None:
+    assert judged(set_path(receipt(), "probe.protected_layers", []))[1][ATLAS] == ("undetermined", None)
+
+
+def test_a_budget_left_open_is_named_and_does_not_block() -> None:
+    made = set_path(receipt(), "probe.policy.rewrite.load_cv_rise", None)
+    found = derive_predicates(made)["predicates"][ATLAS]
+    assert found["outcome"] == "preserved"
+    assert [line["result"] for line in found["evidence"] if line["gate"] == "load_cv_rise"] == [
+        "not-gated"
+    ] * 2
+
+
+def test_every_budget_left_open_is_never_a_pass() -> None:
+    made = receipt()
+    made["probe"]["policy"]["rewrite"] = dict.fromkeys((*BUDGETS, "refinement"))
+    assert judged(made)[1][ATLAS] == ("undetermined", None)
+
+
+@pytest.mark.parametrize("budget", ["0.1", True, math.nan, math.inf, [0.1]])
+def test_a_budget_that_is_no_number_never_passes(budget: Any) -> None:
+    made = set_path(receipt(), "probe.policy.rewrite.content", budget)
+    assert judged(made)[1][ATLAS] == ("undetermined", None)
+
+
+def test_everything_not_applicable_is_never_a_pass() -> None:
+    made = receipt()
+    for layer in made["layers"]:
+        layer["pair"] = {key: gated(None, None) | {"not_applicable": True} for key in CHANNELS}
+    assert judged(made)[1][ATLAS] == ("undetermined", None)
+
+
+MARGINS = [
+    (interval(0.001, 0.2), "preserved"),
+    (interval(0.0, 0.2), "undetermined"),
+    (interval(-0.1, 0.2), "undetermined"),
+    (interval(-0.1, 0.0), "undetermined"),
+    (interval(-0.2, -0.1), "rewritten"),
+    (interval(0.001, 0.2) | {"documents": 29}, "undetermined"),
+    (interval(None, None) | {"not_applicable": True}, "preserved"),
+    (interval(None, None), "undetermined"),
+    (interval(0.25, 0.25) | {"exact": True, "documents": 2}, "preserved"),
+    (interval(-0.25, -0.25) | {"exact": True, "documents": 100}, "rewritten"),
+    (interval(0.1, 0.2) | {"low": math.inf}, "undetermined"),
+    (None, "undetermined"),
+]
+
+
+@pytest.mark.parametrize(("margin", "outcome"), MARGINS)
+def test_the_refinement_margin_must_be_positive(margin: Any, outcome: str) -> None:
+    assert judged(set_path(receipt(), "margins.refinement_margin", margin))[1][ATLAS][0] == outcome
+
+
+def test_a_rising_set_margin_is_no_evidence() -> None:
+    made = set_path(receipt(), "layers.1.tuned.set_margin", interval(5.0, 6.0))
+    assert derive_predicates(made) == derive_predicates(receipt())
+
+
+# --- weights and identity --------------------------------------------------------------------------------------
+
+RULES = [
+    ("must_not_change", "router", 0, "preserved"),
+    ("must_not_change", "router", 1, "rewritten"),
+    ("must_change", "router", 1, "preserved"),
+    ("must_change", "router", 0, "rewritten"),
+    ("must_not_change", "router", None, "undetermined"),
+    ("must_change", "router", math.nan, "undetermined"),
+    ("must_change", "selection_bias", 0, "preserved"),  # the checkpoints have none: not applicable
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "changed", "outcome"), RULES)
+@pytest.mark.parametrize("stage", ["chart-preserving", "knowledge-expansive"])
+def test_weight_rules(rule: str, name: str, changed: Any, outcome: str, stage: str) -> None:
+    made = receipt(stage)
+    made["probe"]["policy"]["weights"][rule] = [name]
+    made["weights"]["classes"]["router"]["changed"] = changed
+    found = judged(made)[1][ATLAS]
+    assert found == (outcome, {"preserved": True, "rewritten": False, "undetermined": None}[outcome])
+
+
+@pytest.mark.parametrize("weights", [None, {}, {"classes": None}, {"classes": {}}])
+def test_no_ledger_is_undetermined(weights: Any) -> None:
+    assert judged(receipt() | {"weights": weights})[1][ATLAS] == ("undetermined", None)
+
+
+@pytest.mark.parametrize("stage", ["chart-preserving", "knowledge-expansive"])
+def test_non_finite_weights_fail_under_any_stage(stage: str) -> None:
+    made = set_path(receipt(stage), "weights.classes.routed_expert.nonfinite.tuned", 1)
+    verdict, outcomes = judged(made)
+    assert verdict == "fail"
+    assert outcomes[ATLAS] == ("rewritten", False)
+
+
+def test_uncounted_non_finite_weights_never_pass() -> None:
+    made = set_path(receipt(), "weights.classes.router.nonfinite", {})
+    assert judged(made)[1][ATLAS] == ("undetermined", None)
+
+
+@pytest.mark.parametrize("stage", ["chart-preserving", "knowledge-expansive"])
+def test_an_identity_breach_fails_under_any_stage(stage: str) -> None:
+    breach = {"layer": 2, "kind": "cloned-experts", "detail": "experts 3 and 4"}
+    made = set_path(receipt(stage), "identity.breaches", [breach])
+    found = derive_predicates(made)
+    assert found["verdict"] == "fail"
+    assert found["predicates"][ATLAS]["evidence"][0]["reason"] == "cloned-experts: experts 3 and 4"
+
+
+@pytest.mark.parametrize("identity", [None, {}, {"breaches": None}])
+def test_unexamined_identity_is_undetermined(identity: Any) -> None:
+    assert judged(receipt() | {"identity": identity})[1][ATLAS] == ("undetermined", None)
+
+
+# --- base-domain damage ----------------------------------------------------------------------------------------
+
+INCREASES = [
+    (interval(-0.01, 0.0199), "undamaged"),
+    (interval(-0.01, 0.02), "undetermined"),
+    (interval(0.01, 0.03), "undetermined"),
+    (interval(0.02, 0.03), "undetermined"),
+    (interval(0.021, 0.03), "damaged"),
+    (interval(0.0, 0.0) | {"low": None, "high": None}, "undetermined"),
+    (interval(None, None), "undetermined"),
+    (interval(-0.01, 0.0199) | {"high": math.nan}, "undetermined"),
+    (interval(-0.01, 0.01) | {"documents": 29}, "undetermined"),
+    (interval(0.0, 0.0) | {"exact": True, "documents": 3}, "undamaged"),
+    (None, "undetermined"),
+]
+
+
+@pytest.mark.parametrize(("increase", "outcome"), INCREASES)
+def test_damage_in_three_values(increase: Any, outcome: str) -> None:
+    made = set_path(receipt(), "domains.1.nll_increase", increase)
+    passed = {"undamaged": True, "damaged": False, "undetermined": None}[outcome]
+    assert judged(made)[1][DAMAGE] == (outcome, passed)
+
+
+@pytest.mark.parametrize("documents", [0, 1, 29])
+@pytest.mark.parametrize("increase", [interval(-0.01, 0.01), interval(0.5, 0.6)])
+def test_under_thirty_documents_everything_is_undetermined(documents: int, increase: Any) -> None:
+    made = set_path(receipt(), "domains.0.documents", documents)
+    made["domains"][0]["nll_increase"] = increase
+    _, outcomes = judged(made)
+    assert outcomes[ATLAS] == ("undetermined", None)
+    assert outcomes[DAMAGE] == ("undetermined", None)
+
+
+GUARDS = [
+    ({"count": 0, "documents": 100, "share": 0.0, "share_high": 0.0499}, "undamaged"),
+    ({"count": 1, "documents": 100, "share": 0.01, "share_high": 0.05}, "undetermined"),
+    ({"count": 30, "documents": 100, "share": 0.3, "share_high": 0.4}, "undetermined"),
+    ({"count": 0, "documents": 29, "share": 0.0, "share_high": 0.01}, "undetermined"),
+    ({"count": 0, "documents": 100, "share": 0.0, "share_high": None}, "undetermined"),
+    ({}, "undetermined"),
+    (None, "undetermined"),
+]
+
+
+@pytest.mark.parametrize(("guard", "outcome"), GUARDS)
+def test_the_tail_guard_blocks_a_pass(guard: Any, outcome: str) -> None:
+    assert judged(set_path(receipt(), "domains.0.damaged_documents", guard))[1][DAMAGE][0] == outcome
+
+
+@pytest.mark.parametrize("limit", ["nll", "document_nll", "document_share"])
+@pytest.mark.parametrize("value", [None, ..., "0.02", math.nan])
+def test_an_open_damage_limit_never_passes(limit: str, value: Any) -> None:
+    made = set_path(receipt(), f"probe.policy.damage.{limit}", value)
+    assert judged(made)[1][DAMAGE] == ("undetermined", None)
+
+
+@pytest.mark.parametrize("index", [0, 2, 3])
+def test_non_finite_output_in_any_domain_is_damage(index: int) -> None:
+    made = set_path(receipt(), f"domains.{index}.non_finite_windows", 1)
+    assert judged(made)[1][DAMAGE] == ("damaged", False)
+
+
+def test_uncounted_non_finite_output_never_passes() -> None:
+    assert judged(set_path(receipt(), "domains.3.non_finite_windows", ...))[1][DAMAGE] == (
+        "undetermined",
+        None,
+    )
+
+
+CANARIES = [
+    ({"nll_increase": 0.5, "limit": 0.5, "undefined": 0, "over": 0}, "undamaged"),
+    ({"nll_increase": 0.6, "limit": 0.5, "undefined": 0, "over": 1}, "damaged"),
+    ({"nll_increase": 0.1, "limit": 0.5, "undefined": 1, "over": 0}, "undetermined"),
+    ({"nll_increase": None, "limit": 0.5, "undefined": 0, "over": 0}, "undetermined"),
+    ({"nll_increase": 0.1, "limit": None, "undefined": 0, "over": 0}, "undetermined"),
+    (None, "undetermined"),
+]
+
+
+@pytest.mark.parametrize(("worst", "outcome"), CANARIES)
+def test_canary_windows_have_their_own_limit(worst: Any, outcome: str) -> None:
+    assert judged(set_path(receipt(), "domains.2.worst_window", worst))[1][DAMAGE][0] == outcome
+
+
+def test_no_base_domain_is_never_undamaged() -> None:
+    made = receipt()
+    made["domains"] = made["domains"][2:]
+    _, outcomes = judged(made)
+    assert outcomes[DAMAGE] == ("undetermined", None)
+    assert outcomes[ATLAS] == ("undetermined", None)
+
+
+# --- task success and classification ---------------------------------------------------------------------------
+
+SUCCESS = [
+    ({"at_most": 1.9}, interval(1.6, 1.89), True),
+    ({"at_most": 1.9}, interval(1.6, 1.9), None),
+    ({"at_most": 1.9}, interval(1.8, 2.0), None),
+    ({"at_most": 1.9}, interval(1.95, 2.0), False),
+    ({"at_least": 0.5}, interval(0.51, 0.7), True),
+    ({"at_least": 0.5}, interval(0.5, 0.7), None),
+    ({"at_least": 0.5}, interval(0.3, 0.49), False),
+    ({"at_least": 0.5}, interval(0.51, 0.7) | {"documents": 29}, None),
+    ({"at_least": 0.5}, interval(None, None), None),
+    ({"at_most": 0.0}, interval(0.0, 0.0) | {"exact": True, "documents": 2}, True),
+    ({"at_most": -0.1}, interval(0.0, 0.0) | {"exact": True, "documents": 2}, False),
+    ({}, interval(0.0, 0.1), None),
+    ({"at_most": None}, interval(0.0, 0.1), None),
+]
+
+
+@pytest.mark.parametrize(("limit", "value", "reached"), SUCCESS)
+def test_task_success_in_three_values(limit: dict, value: dict, reached: bool | None) -> None:
+    made = receipt()
+    made["domains"][3]["success"] = {"metric": "nll", "relative_to_base": False, "value": value} | limit
+    expected = {
+        True: ("chart-preserving", True),
+        False: ("task-not-reached", False),
+        None: ("undetermined", None),
+    }
+    assert judged(made)[1][TASK] == expected[reached]
+
+
+def test_one_missed_task_of_two_is_missed() -> None:
+    made = receipt()
+    second = row("other", "task")
+    second["success"]["value"] = interval(2.5, 2.6)
+    made["domains"].append(second)
+    assert judged(made)[1][TASK] == ("task-not-reached", False)
+
+
+def test_a_missed_task_earns_no_credit_for_the_atlas() -> None:
+    made = set_path(receipt(), "domains.3.success.value", interval(2.5, 2.6))
+    assert judged(made)[0] == "fail"
+
+
+def test_a_task_domain_without_rule_is_undetermined() -> None:
+    assert judged(set_path(receipt(), "domains.3.success", ...))[1][TASK] == ("undetermined", None)
+
+
+def test_no_task_must_be_said() -> None:
+    made = receipt()
+    made["domains"] = made["domains"][:3]
+    assert judged(made)[1][TASK] == ("undetermined", None)
+    made["probe"]["policy"]["task"] = "none"
+    assert judged(made) == (
+        "pass",
+        {ATLAS: ("preserved", True), DAMAGE: ("undamaged", True), TASK: ("not-applicable", True)},
+    )
+
+
+ATTEMPTS = [
+    ([], "chart-redefining"),
+    ([attempt()], "knowledge-expansive"),
+    ([attempt(), attempt(task_reached=True)], "misclassified"),
+    ([attempt(), attempt(task_reached=None)], "undetermined"),
+    ([attempt(protected_atlas_rewrite="rewritten", task_reached=True)], "chart-redefining"),
+    ([attempt(protected_atlas_rewrite="undetermined", task_reached=True)], "undetermined"),
+    ([attempt(protected_atlas_rewrite="undetermined")], "chart-redefining"),
+    ([attempt(base_digest="00" * 32)], "chart-redefining"),
+    ([attempt(lock_digest="00" * 32)], "chart-redefining"),
+    ([attempt(base_digest=None)], "chart-redefining"),
+    ([attempt(lock_digest="00" * 32, task_reached=True)], "chart-redefining"),
+]
+BY_STAGE = {
+    "chart-preserving": {"undetermined": None},
+    "knowledge-expansive": {
+        "chart-redefining": None,
+        "knowledge-expansive": True,
+        "misclassified": False,
+        "undetermined": None,
+    },
+}
+
+
+@pytest.mark.parametrize(("attempts", "outcome"), ATTEMPTS)
+@pytest.mark.parametrize("stage", list(BY_STAGE))
+def test_attempts_decide_whether_a_rewrite_was_needed(attempts: list, outcome: str, stage: str) -> None:
+    made = rewritten(receipt(stage)) | {"attempts": attempts}
+    verdict, outcomes = judged(made)
+    assert outcomes[TASK] == (outcome, BY_STAGE[stage].get(outcome, False))
+    assert outcomes[ATLAS] == ("rewritten", stage == "knowledge-expansive")
+    if stage == "chart-preserving":
+        assert verdict == "fail"
+    else:
+        assert verdict == {True: "pass", False: "fail", None: "inconclusive"}[outcomes[TASK][1]]
+
+
+def test_missing_digests_match_no_attempt() -> None:
+    made = rewritten(receipt("knowledge-expansive")) | {
+        "attempts": [attempt(base_digest=None, lock_digest=None)]
+    }
+    made["checkpoints"], made["probe"]["lock"] = {}, {}
+    assert judged(made)[1][TASK] == ("chart-redefining", None)
+
+
+def test_a_preserved_atlas_does_not_pass_as_expansive() -> None:
+    found = derive_predicates(receipt("knowledge-expansive"))
+    assert found["verdict"] == "inconclusive"
+    assert found["predicates"][TASK]["passed"] is None
+    assert "declare chart-preserving" in found["predicates"][TASK]["reason"]
+
+
+def test_an_expansive_stage_still_forbids_damage() -> None:
+    made = rewritten(receipt("knowledge-expansive")) | {"attempts": [attempt()]}
+    assert judged(made)[0] == "pass"
+    assert judged(set_path(made, "domains.0.nll_increase", interval(0.5, 0.6)))[0] == "fail"
+
+
+def test_an_unknown_stage_never_passes() -> None:
+    assert judged(receipt("anything-goes"))[0] != "pass"
+
+
+def test_an_undetermined_atlas_leaves_the_classification_open() -> None:
+    made = set_path(receipt(), "layers.1.pair.content_drift", gated(0.05, 0.2))
+    assert judged(made) == (
+        "inconclusive",
+        {ATLAS: ("undetermined", None), DAMAGE: ("undamaged", True), TASK: ("undetermined", None)},
+    )
+
+
+def test_evidence_is_ordered_worst_first() -> None:
+    made = rewritten(receipt())
+    made["layers"][2]["pair"]["content_drift"] = gated(0.7, 0.9)
+    made["layers"][1]["pair"]["overlap_drop"] = gated(0.05, 0.2)
+    results = [line["result"] for line in derive_predicates(made)["predicates"][ATLAS]["evidence"]]
+    gates = [line["gate"] for line in derive_predicates(made)["predicates"][ATLAS]["evidence"]]
+    assert gates[:3] == ["content", "boundary", "overlap_drop"]
+    assert results[:4] == ["fail", "fail", "undetermined", "pass"]
