@@ -17,7 +17,10 @@ def init(
     path: Annotated[Path, typer.Argument(help="The probe file to write.")] = Path("probes.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write a commented probe file to edit and register."""
+    """Write a commented probe file to edit and register.
+
+    Example: atlas init
+    """
     if path.exists() and not force:
         raise UsageError(
             "E_EXISTS", shown(str(path)), "is there already", "choose another name, or add --force"

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_atlas.ledger.recording import registration_body
+from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 from moe_atlas.probes.lock import Lock
 from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, CHANNELS
 from moe_atlas.probes.registration import register as register_probes
@@ -19,10 +21,18 @@ def register(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a lock that differs; the new one names it.")
     ] = False,
+    run: Annotated[str | None, typer.Option(help="Record the registration in this run's ledger.")] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")] = DEFAULT_RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Bind windows, tokenizer, policy and stage in a lock beside the probe file."""
+    """Bind windows, tokenizer, policy and stage in a lock beside the probe file.
+
+    Example: atlas register probes.yaml
+    """
+    ledger = None if run is None else Ledger(run, runs)
     lock = register_probes(probes, force)
+    if ledger is not None:
+        ledger.append("registration", registration_body(lock))
     typer.echo(json.dumps(_facts(lock)) if as_json else _sentence(lock))
 
 

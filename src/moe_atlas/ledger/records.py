@@ -38,7 +38,7 @@ def receipt_body(
     side = "base" if receipt["kind"] == "baseline" else "tuned"
     probe = receipt["probe"]
     body: dict[str, Any] = {
-        "receipt": str(path),
+        "receipt": str(path.resolve()),
         "receipt_sha256": sha256,
         "step": step,
         "reason": reason,
@@ -51,17 +51,6 @@ def receipt_body(
         "nll": _nll(receipt, side),
     }
     return body | (_comparison(receipt) if side == "tuned" else {})
-
-
-def registration_body(lock: Any) -> dict[str, Any]:
-    """What a ledger keeps of a registration: a `moe_atlas.probes.Lock`."""
-    return {
-        "lock": str(lock.path),
-        "lock_sha256": lock.digest,
-        "lock_policy_sha256": lock.policy_sha256,
-        "registered_at": lock.registered_at,
-        "predecessor": lock.predecessor,
-    }
 
 
 def policy_sha256(probe: Receipt) -> str:

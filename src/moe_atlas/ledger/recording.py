@@ -1,0 +1,55 @@
+"""Recording receipts and registrations: only what is whole on the disk becomes part of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import UsageError
+from moe_atlas.ledger.chain import Entry
+from moe_atlas.ledger.receipts import ledger_head
+from moe_atlas.ledger.records import receipt_body
+from moe_atlas.ledger.store import Ledger
+from moe_atlas.probes.lock import Lock
+from moe_atlas.receipt.verify import intact_receipt
+from moe_atlas.text import shown
+
+
+def record_receipt(ledger: Ledger, path: Path, step: int | None = None, reason: str | None = None) -> Entry:
+    """Record an audit or a baseline in its run, once its receipt is on the disk and re-derives.
+
+    The receipt must carry, as ``parent.ledger``, the head that `Ledger.head` gave before the measurement;
+    that is what makes it a witness of the ledger's tail. A baseline with a reason is a resume.
+
+    Args:
+        ledger: the run's ledger.
+        path: the receipt.
+        step: training step of the checkpoint.
+        reason: why a baseline was taken anew.
+
+    Raises:
+        IntegrityError: E_RECEIPT when the receipt does not re-derive: a partial run never becomes a
+            reference.
+        UsageError: E_RUN when the receipt was not written for this run.
+        ResourceExhausted: E_LEDGER_WRITE when the entry cannot be brought to the disk.
+    """
+    receipt = intact_receipt(path)
+    head = ledger_head(receipt)
+    if head is None or head.get("run") != ledger.run:
+        problem = f"was not written for run {shown(ledger.run)}"
+        raise UsageError("E_RUN", shown(str(path)), problem, f"audit again with --run {shown(ledger.run)}")
+    kind = "audit" if receipt["kind"] == "audit" else ("resume" if reason else "baseline")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return ledger.append(kind, receipt_body(receipt, path, sha256, step, reason))
+
+
+def registration_body(lock: Lock) -> dict[str, Any]:
+    """What a ledger keeps of a registration; the predecessor shows what was replaced."""
+    return {
+        "lock": str(lock.path.resolve()),
+        "lock_sha256": lock.digest,
+        "lock_policy_sha256": lock.policy_sha256,
+        "registered_at": lock.registered_at,
+        "predecessor": lock.predecessor,
+    }
