@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from moe_atlas.cli.gate import gate as gate_command
+from moe_atlas.cli.history import history as history_command
+from moe_atlas.cli.register import register as register_command
+from moe_atlas.errors import IntegrityError, UsageError
+from moe_atlas.ledger import Ledger
+from moe_atlas.ledger.history import read_history
+from moe_atlas.ledger.recording import record_receipt
+from moe_atlas.ledger.records import gate_records, is_clean, receipt_body
+from moe_atlas.receipt.write import write_receipt
+from tests.ledger.runs import gate, made_facts, write
+from tests.receipt import synthetic
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger("sft", tmp_path / "runs")
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    app.command("gate")(gate_command)
+    app.command("history")(history_command)
+    app.command("register")(register_command)
+    return app
+
+
+def run(app: typer.Typer, *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments), standalone_mode=False, catch_exceptions=False)
+    return result.return_value, result.output
+
+
+def test_what_an_entry_keeps_of_an_audit(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    receipt = write(ledger, path)
+    entry = record_receipt(ledger, path, step=500)
+    body = entry.body
+    assert entry.kind == "audit"
+    assert body["receipt"] == str(path)
+    assert body["receipt_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (body["step"], body["verdict"]) == (500, receipt["verdict"])
+    assert body["checkpoint"] == receipt["checkpoints"]["tuned"]["digest"]
+    assert body["lock_sha256"] == receipt["probe"]["lock"]["sha256"]
+    assert body["budgets"] == {
+        "overlap_drop": 0.05,
+        "dead_share_rise": 0.1,
+        "entropy_drop": 0.2,
+        "load_cv_rise": 0.5,
+    }
+    protected = next(layer for layer in receipt["layers"] if layer["protected"])
+    sides = {"health": "tuned", "reference": "base"}
+    for key, side in sides.items():
+        aggregate = receipt["aggregates"]["protected"][side]
+        assert body[key] == {
+            "overlap": protected[side]["overlap"]["estimate"],
+            "set_margin": protected[side]["set_margin"]["estimate"],
+            "dead_experts": aggregate["dead_experts"]["mean"]["estimate"],
+            "load_cv": aggregate["mean_load_cv"]["estimate"],
+            "min_entropy": aggregate["min_entropy"]["estimate"],
+            "experts": 8,
+        }
+    task = next(row for row in receipt["domains"] if row["role"] == "task")
+    assert body["nll"] == task["nll_tuned"]["estimate"]
+    assert body["outcomes"] == {name: p["outcome"] for name, p in receipt["predicates"].items()}
+
+
+def test_a_baseline_licenses_nothing_and_a_reason_makes_it_a_resume(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    write(ledger, path, "baseline")
+    first = record_receipt(ledger, path, step=0)
+    write(ledger, path, "baseline")
+    second = record_receipt(ledger, path, step=100, reason="node failure")
+    assert [first.kind, second.kind] == ["baseline", "resume"]
+    assert second.body["reason"] == "node failure"
+    assert "overlap_worse" not in first.body
+    records = gate_records([first, second])
+    assert [record.verdict for record in records] == [None, None]
+    assert records[1].clean is True
+
+
+def test_only_a_receipt_that_rederives_is_recorded(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    write(ledger, path, "baseline")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(IntegrityError):
+        record_receipt(ledger, path)
+    write(ledger, path, "baseline")
+    path.with_name("b.windows.safetensors").unlink()
+    with pytest.raises(IntegrityError):
+        record_receipt(ledger, path)
+    assert not ledger.exists
+
+
+def test_a_receipt_of_no_run_or_another_run_is_not_recorded(ledger: Ledger, tmp_path: Path) -> None:
+    facts = made_facts()
+    path = tmp_path / "a.json"
+    write_receipt(facts, synthetic.windows(facts), path)
+    with pytest.raises(UsageError, match="was not written for run"):
+        record_receipt(ledger, path)
+    write(Ledger("other", tmp_path), path)
+    with pytest.raises(UsageError, match="was not written for run"):
+        record_receipt(ledger, path)
+
+
+def test_pathology_and_failures_come_from_the_gated_bounds(ledger: Ledger, tmp_path: Path) -> None:
+    calm = gate(ledger, tmp_path / "a.json", 1).body
+    assert calm["pathology"] == []
+    strict = gate(
+        ledger,
+        tmp_path / "b.json",
+        2,
+        scale=30.0,
+        coordinate=1e-6,
+        boundary=1e-6,
+        transition=1e-6,
+        content=1e-6,
+    ).body
+    assert strict["verdict"] == "fail"
+    assert {"coordinate", "boundary", "transition", "content"} <= set(strict["failed"])
+    facts = made_facts()
+    receipt = {
+        **facts,
+        "verdict": "fail",
+        "claims": [{"claim": "usage_narrowing", "status": "licensed"}],
+        "predicates": {},
+        "aggregates": {},
+        "domains": [],
+        "layers": [
+            {
+                "layer": 2,
+                "experts": 8,
+                "pair": {
+                    "dead_share_rise": {"simultaneous_low": 0.2},
+                    "entropy_drop": {"simultaneous_low": 0.2},
+                    "load_cv_rise": {"simultaneous_low": 0.51},
+                },
+            },
+            {"layer": 1, "experts": 8, "pair": {"entropy_drop": {"simultaneous_low": 9.0}}},
+        ],
+    }
+    body = receipt_body(receipt, tmp_path / "x", "0" * 64)
+    assert body["pathology"] == [
+        "dead_share",
+        "load_cv",
+    ]  # entropy: at the budget, and layer 1 is not protected
+    assert body["occupancy_narrowing"] is True
+    assert body["health"]["overlap"] is None
+
+
+def test_the_policy_digest_follows_the_policy(ledger: Ledger, tmp_path: Path) -> None:
+    first = gate(ledger, tmp_path / "a.json", 1).body["policy_sha256"]
+    assert gate(ledger, tmp_path / "b.json", 2, seed=5).body["policy_sha256"] == first
+    assert gate(ledger, tmp_path / "c.json", 3, boundary=0.3).body["policy_sha256"] != first
+
+
+HEALTHY = {"overlap": 0.08, "dead_experts": 40.0, "load_cv": 1.4, "min_entropy": 3.0, "experts": 640.0}
+BUDGETS = {"overlap_drop": 0.02, "dead_share_rise": 0.02, "entropy_drop": 0.1, "load_cv_rise": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("change", "budgets", "clean"),
+    [
+        ({}, BUDGETS, True),
+        ({"overlap": 0.07, "dead_experts": 50.0, "load_cv": 1.6, "min_entropy": 2.95}, BUDGETS, True),
+        ({"overlap": 0.9, "dead_experts": 0.0, "load_cv": 0.1, "min_entropy": 6.0}, BUDGETS, True),
+        ({"overlap": 0.05}, BUDGETS, False),
+        ({"dead_experts": 60.0}, BUDGETS, False),
+        ({"load_cv": 1.7}, BUDGETS, False),
+        ({"min_entropy": 2.8}, BUDGETS, False),
+        ({"overlap": None}, BUDGETS, None),
+        ({"min_entropy": None}, BUDGETS, None),
+        ({"experts": None}, BUDGETS, None),
+        ({}, {}, None),
+        ({}, {"overlap_drop": 0.02}, None),
+        ({}, {"load_cv_rise": 0.02}, None),
+        ({"min_entropy": None}, {"overlap_drop": 0.02, "load_cv_rise": 0.2}, True),
+    ],
+)
+def test_a_clean_baseline(
+    change: dict[str, float | None], budgets: dict[str, float], clean: bool | None
+) -> None:
+    assert is_clean({**HEALTHY, **change}, HEALTHY, budgets) is clean
+
+
+def test_history_of_a_run(ledger: Ledger, tmp_path: Path, app: typer.Typer) -> None:
+    write(ledger, tmp_path / "b.json", "baseline")
+    record_receipt(ledger, tmp_path / "b.json", step=0)
+    gate(ledger, tmp_path / "g1.json", 100, boundary=1e-6)
+    found = read_history(ledger)
+    assert found.witnesses == 2
+    assert [(r.colour, r.state) for r in found.readings.values()] == [
+        (None, "waiting"),
+        ("YELLOW", "first-bad"),
+    ]
+    arguments = ("sft", "--runs", str(tmp_path / "runs"))
+    code, output = run(app, "history", *arguments)
+    assert code == 0
+    assert "first-bad" in output
+    assert "revoke every preservation claim" in output
+    code, output = run(app, "history", *arguments, "--json")
+    facts = json.loads(output)
+    assert (facts["state"], facts["colour"], facts["exit_code"]) == ("first-bad", "YELLOW", 3)
+    assert [entry["kind"] for entry in facts["entries"]] == ["baseline", "audit"]
+    assert facts["head"] == ledger.head().describe()
+    assert run(app, "gate", *arguments)[0] == 3
+    code, output = run(app, "gate", *arguments, "--json")
+    assert json.loads(output)["exit_code"] == code == 3
+    assert run(app, "gate", *arguments, "--quiet") == (3, "")
+
+
+def test_gate_codes(ledger: Ledger, tmp_path: Path, app: typer.Typer) -> None:
+    arguments = ("sft", "--runs", str(tmp_path / "runs"))
+    with pytest.raises(UsageError):
+        run(app, "gate", *arguments)
+    loose = {"coordinate": 2.0, "boundary": 1.0, "transition": 0.69, "content": 1.0, "overlap_drop": 2.0}
+    loose |= {"dead_share_rise": 1.0, "entropy_drop": 9.0, "load_cv_rise": 9.0, "refinement": None}
+    entry = gate(ledger, tmp_path / "g0.json", 0, **loose)
+    assert entry.body["verdict"] == "pass"
+    assert run(app, "gate", *arguments)[0] == 0
+    for n in range(1, 5):
+        assert gate(ledger, tmp_path / f"g{n}.json", n, boundary=1e-6).body["verdict"] == "fail"
+        assert run(app, "gate", *arguments)[0] == (1 if n == 4 else 3)
+
+
+def test_a_cut_tail_is_noticed_through_the_receipts(ledger: Ledger, tmp_path: Path, app: typer.Typer) -> None:
+    receipts = tmp_path / "receipts"
+    receipts.mkdir()
+    for n in range(3):
+        gate(ledger, receipts / f"g{n}.json", n)
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    for kept in (1, 2):
+        ledger.path.write_bytes(b"".join(lines[:kept]))
+        with pytest.raises(IntegrityError) as caught:
+            read_history(ledger)
+        assert caught.value.code == "E_LEDGER_CUT"
+        assert f"g{kept}.json" in caught.value.problem
+    ledger.path.write_bytes(b"")
+    assert read_history(ledger).last is None  # nothing names the folder; it must be given
+    with pytest.raises(IntegrityError):
+        run(app, "gate", "sft", "--runs", str(tmp_path / "runs"), "--receipts", str(receipts))
+    ledger.path.write_bytes(b"".join(lines))
+    assert read_history(ledger, [receipts]).witnesses == 3
+
+
+def test_a_rewritten_ledger_is_noticed_through_the_receipts(ledger: Ledger, tmp_path: Path) -> None:
+    entries = [gate(ledger, tmp_path / f"g{n}.json", n) for n in range(3)]
+    ledger.path.unlink()
+    for entry in entries:
+        ledger.append(entry.kind, {**entry.body, "verdict": "pass"})
+    with pytest.raises(IntegrityError) as caught:
+        read_history(ledger)
+    assert caught.value.code == "E_LEDGER_CUT"
+
+
+def test_a_receipt_changed_after_it_was_recorded(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    gate(ledger, path, 0)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b'"timing"', b'"timinh"', 1))
+    with pytest.raises(IntegrityError, match="is not the receipt"):
+        read_history(ledger)
+    path.unlink()
+    assert read_history(ledger).witnesses == 0  # archived: says nothing
+
+
+def test_a_receipt_replaced_by_a_later_recorded_one_is_fine(ledger: Ledger, tmp_path: Path) -> None:
+    gate(ledger, tmp_path / "g.json", 0)
+    gate(ledger, tmp_path / "g.json", 1, seed=3)
+    assert read_history(ledger).witnesses == 1
+
+
+def test_a_receipt_written_but_never_recorded_blocks_the_gate(ledger: Ledger, tmp_path: Path) -> None:
+    gate(ledger, tmp_path / "g0.json", 0)
+    write(ledger, tmp_path / "g1.json", seed=2)
+    with pytest.raises(IntegrityError, match="never recorded"):
+        read_history(ledger)
+    record_receipt(ledger, tmp_path / "g1.json", step=1)
+    assert read_history(ledger).witnesses == 2
+
+
+def test_other_files_beside_the_receipts_are_passed_over(ledger: Ledger, tmp_path: Path) -> None:
+    gate(ledger, tmp_path / "g0.json", 0)
+    (tmp_path / "x.json").write_bytes(b"\xff")
+    (tmp_path / "y.json").write_text('{"parent": {"ledger": {"run": "other", "seq": 99}}}')
+    (tmp_path / "z.json").write_text("[1]")
+    (tmp_path / "d.json").mkdir()
+    assert read_history(ledger).witnesses == 1
+
+
+def test_a_torn_tail_is_shown_and_blocks_the_gate(ledger: Ledger, tmp_path: Path, app: typer.Typer) -> None:
+    gate(ledger, tmp_path / "g.json", 0)
+    with ledger.path.open("ab") as file:
+        file.write(b'{"body"')
+    arguments = ("sft", "--runs", str(tmp_path / "runs"))
+    assert "cut short" in run(app, "history", *arguments)[1]
+    with pytest.raises(IntegrityError) as caught:
+        run(app, "gate", *arguments)
+    assert caught.value.code == "E_LEDGER_TORN"
+    gate(ledger, tmp_path / "g1.json", 1)
+    assert run(app, "gate", *arguments)[0] in (0, 3)
+    assert "7 torn bytes set aside" in run(app, "history", *arguments)[1]
+
+
+PROBES = """\
+schema: atlas/probes/v1
+name: gate
+tokenizer: bytes
+windows: {tokens: 4}
+protected_layers: all
+domains: [{name: prose, role: base, source: a.txt}]
+policy:
+  task: none
+  rewrite: {coordinate: 0.1, boundary: null, transition: null, content: null}
+  damage: {nll: 0.1, document_nll: 0.5, document_share: 0.05}
+"""
+
+
+def test_a_widened_threshold_is_visible_in_the_history(
+    ledger: Ledger, tmp_path: Path, app: typer.Typer
+) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    probes = tmp_path / "probes.yaml"
+    probes.write_text(PROBES)
+    arguments = ("--run", "sft", "--runs", str(tmp_path / "runs"))
+    run(app, "register", str(probes), *arguments)
+    first = ledger.read().entries[0].body
+    probes.write_text(PROBES.replace("coordinate: 0.1", "coordinate: 0.9"))
+    run(app, "register", str(probes), "--force", *arguments)
+    entry = ledger.read().entries[1]
+    assert entry.kind == "registration"
+    assert entry.body["predecessor"]["sha256"] == first["lock_sha256"]
+    output = run(app, "history", "sft", "--runs", str(tmp_path / "runs"))[1]
+    assert output.count(first["lock_sha256"][:12]) == 2  # once as the lock, once as the one replaced
+    assert entry.body["lock_sha256"][:12] in output
+    assert run(app, "gate", "sft", "--runs", str(tmp_path / "runs"))[0] == 3
+
+
+def test_history_and_gate_never_import_torch() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, moe_atlas.ledger.history, moe_atlas.ledger.recording, moe_atlas.cli.gate, moe_atlas.cli.register;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
