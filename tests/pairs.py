@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.auditing.run import measure
 from moe_atlas.probes.registration import register
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
@@ -61,9 +62,7 @@ def write(folder: Path, tensors: Tensors, config_from: Path, shards: int = 1) ->
     return folder
 
 
-def variant(
-    base: Path, folder: Path, change: Callable[[Tensors], Tensors | None], shards: int = 1
-) -> Path:
+def variant(base: Path, folder: Path, change: Callable[[Tensors], Tensors | None], shards: int = 1) -> Path:
     """A copy of a checkpoint with its tensors changed (in place, or by returning others)."""
     tensors = read(base)
     changed = change(tensors)
@@ -89,7 +88,10 @@ def probe(folder: Path, *, documents: int = 40, length: int = 16, vocab: int = 4
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     for domain in ("prose", "code"):
-        rows = [{"id": f"{domain}-{n}", "tokens": generator.integers(0, vocab, length).tolist()} for n in range(documents)]
+        rows = [
+            {"id": f"{domain}-{n}", "tokens": generator.integers(0, vocab, length).tolist()}
+            for n in range(documents)
+        ]
         (folder / f"{domain}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config: dict[str, Any] = {
         "schema": "atlas/probes/v1",
@@ -109,6 +111,8 @@ def probe(folder: Path, *, documents: int = 40, length: int = 16, vocab: int = 4
     return path
 
 
-def audited(base: Path, tuned: Path | None, probes: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def audited(
+    base: Path, tuned: Path | None, probes: Path, **options: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts and window arrays of an audit."""
     return measure(base, tuned, probes, AuditOptions(**options))

@@ -158,7 +158,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama4_text",
         {
             "num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size": 12, "intermediate_size_mlp": 20,
-            "head_dim": 16, "use_qk_norm": False, "attn_temperature_tuning": False, "attention_bias": True,
+            "head_dim": 16, "use_qk_norm": False, "attention_chunk_size": 7, "attn_temperature_tuning": False, "attention_bias": True,
             "rope_parameters": {
                 "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 16, "rope_theta": 500.0,
@@ -266,7 +266,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "cohere2_moe",
         {
             "num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "head_dim": 8, "sliding_window": 6,
-            "num_hidden_layers": 4, "expert_selection_fn": "sigmoid", "num_shared_experts": 1,
+            "num_hidden_layers": 4, "expert_selection_fn": "sigmoid",
+            "logit_scale": 1.0, "num_shared_experts": 1,
             "shared_expert_combination_strategy": "sum", "rms_norm_eps": 1e-5, "attention_bias": True,
         },
     ),

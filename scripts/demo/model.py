@@ -62,6 +62,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -82,6 +83,7 @@ class Attention(nn.Module):
         self.o_proj = _linear(heads * value, width)
 
     def forward(self, x_NSD: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
+        """Attend causally; [N, S, D] in and out."""
         n, s, _ = x_NSD.shape
         shape, heads = self.shape, self.shape.num_attention_heads
         nope, rope = shape.qk_nope_head_dim, shape.qk_rope_head_dim
@@ -107,6 +109,7 @@ class Mlp(nn.Module):
         self.down_proj = _linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the block to the last dimension."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -150,6 +153,7 @@ class Moe(nn.Module):
         self.load_E = torch.zeros(experts)
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        """Add the routed experts' weighted sum and the shared expert; [T, D] in and out."""
         experts_TK, weights_TK = self.gate(x_TD)
         tokens_EC, slots_TK, self.load_E = plan_slots(experts_TK, len(self.gate_up_proj))
         x_ECD = Dispatch.apply(x_TD, tokens_EC, slots_TK)
@@ -187,12 +191,14 @@ class Dispatch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_TD: Tensor, tokens_EC: Tensor, slots_TK: Tensor) -> Tensor:
+        """Return the tokens by slot [E, C, D], zeros where a slot is empty."""
         ctx.save_for_backward(slots_TK)
         padded = torch.cat([x_TD, x_TD.new_zeros(1, x_TD.shape[1])])
         return padded.index_select(0, tokens_EC.flatten()).view(*tokens_EC.shape, -1)
 
     @staticmethod
     def backward(ctx, grad_ECD: Tensor) -> tuple[Tensor, None, None]:
+        """Sum over the K gradients that came back for each token."""
         (slots_TK,) = ctx.saved_tensors
         gathered = grad_ECD.reshape(-1, grad_ECD.shape[-1]).index_select(0, slots_TK.flatten())
         return gathered.view(*slots_TK.shape, -1).sum(1), None, None
@@ -203,6 +209,7 @@ class Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, out_ECD: Tensor, weights_TK: Tensor, tokens_EC: Tensor, slots_TK: Tensor) -> Tensor:
+        """Return the weighted sums [T, D]."""
         gathered = out_ECD.reshape(-1, out_ECD.shape[-1]).index_select(0, slots_TK.flatten())
         gathered = gathered.view(*slots_TK.shape, -1)
         ctx.save_for_backward(gathered, weights_TK, tokens_EC, slots_TK)
@@ -210,6 +217,7 @@ class Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Send each token's gradient to its K slots."""
         gathered, weights_TK, tokens_EC, slots_TK = ctx.saved_tensors
         grad_weights = torch.bmm(gathered, grad_TD.unsqueeze(-1)).squeeze(-1)
         slot_weight = weights_TK.new_zeros(tokens_EC.numel())
@@ -231,6 +239,7 @@ class Layer(nn.Module):
         self.mlp = Moe(shape) if routed else Mlp(shape.hidden_size, shape.intermediate_size)
 
     def forward(self, x_NSD: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
+        """Add attention, then the feed-forward block; [N, S, D] in and out."""
         x_NSD = x_NSD + self.self_attn(self.input_layernorm(x_NSD), cos_SR, sin_SR)
         normed_TD = self.post_attention_layernorm(x_NSD).flatten(0, 1)
         return x_NSD + self.mlp(normed_TD).view_as(x_NSD)

@@ -1,7 +1,8 @@
-"""The task both tunes learn: rewrite a snake_case name of the standard library in camelCase.
+"""The task both tunes learn: name the style of an identifier.
 
-The words are real, the rule is simple, and the base model has hardly seen the format: it can be learned in
-seconds by a model this small, and learning it does not need anything else to be forgotten.
+The identifiers are real ones of the standard library, several thousand, as many of each style. The base model
+has never met the format, and a model this small learns it in seconds; nothing in it needs anything else to be
+forgotten, so whatever a tune forgets is the tune's doing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from dataclasses import dataclass
 from scripts.demo.corpus import Corpus
 
 HELD_OUT_ITEMS = 120
-NAME = re.compile(r"\b[a-z]{2,10}(?:_[a-z]{2,10}){1,2}\b")
+IDENTIFIER = re.compile(r"\b[A-Za-z_][A-Za-z0-9_]{3,23}\b")
+STYLES = {
+    "private": re.compile(r"_[a-z0-9]\w*"),
+    "constant": re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)+"),
+    "snake": re.compile(r"[a-z0-9]+(_[a-z0-9]+)+"),
+    "Pascal": re.compile(r"([A-Z][a-z0-9]+){2,}"),
+    "camel": re.compile(r"[a-z]+([A-Z][a-z0-9]+)+"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,15 +32,24 @@ class Item:
     completion: str
 
 
-def camel_case(name: str) -> str:
-    """`read_raw_line` to `readRawLine`."""
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+def style_of(name: str) -> str | None:
+    """The style of an identifier, or None for one that shows none."""
+    return next((style for style, pattern in STYLES.items() if pattern.fullmatch(name)), None)
 
 
 def load_items(corpus: Corpus) -> tuple[list[Item], list[Item]]:
-    """Training and held-out items: every distinct name of the training sources, in the order of its digest."""
-    names = {name for document in corpus.train["code"] for name in NAME.findall(document.text)}
-    ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    items = [Item(f"rename {name} -> ", camel_case(name) + "\n") for name in ordered]
+    """Training and held-out items, styles in turn, names in the order of their digests."""
+    names = {name for document in corpus.train["code"] for name in IDENTIFIER.findall(document.text)}
+    by_style: dict[str, list[str]] = {style: [] for style in STYLES}
+    for name in sorted(names, key=_digest):
+        style = style_of(name)
+        if style is not None:
+            by_style[style].append(name)
+    # Styles take turns, as long as each has names left.
+    turns = zip(*by_style.values(), strict=False)
+    items = [Item(f"style of {name}: ", f"{style_of(name)}\n") for turn in turns for name in turn]
     return items[HELD_OUT_ITEMS:], items[:HELD_OUT_ITEMS]
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

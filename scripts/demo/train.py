@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from scripts.demo.batches import IGNORED, Batch, Task, Text
 from scripts.demo.model import Model
 from scripts.demo.optimizer import base_optimizers
+from torch import Tensor
 
 Report = Callable[[int, int, float], None]
 """Called with the step just done, the number of steps and the loss."""
@@ -83,7 +82,7 @@ def train_base(model: Model, text: Text, recipe: BaseRecipe, report: Report) -> 
             optimizer.step()
             optimizer.zero_grad()
         rebalance(model, recipe.bias_step * factor)
-        report(step + 1, recipe.steps, float(loss))
+        report(step + 1, recipe.steps, float(loss.detach()))
 
 
 @torch.no_grad()
@@ -101,13 +100,17 @@ def tune(model: Model, text: Text, task: Task, recipe: TuneRecipe, report: Repor
         factor = cosine(step, recipe.steps)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
-        loss = loss_of(model, task.draw(recipe.items))
-        loss.backward()
+        batches = [task.draw(recipe.items)]
         if recipe.replay:
-            loss_of(model, text.draw(recipe.replay, 128)).backward()
+            batches.append(text.draw(recipe.replay, 128))
+        # One mean over all scored tokens, as in any mixture of data: a batch weighs what it has tokens.
+        scored = [int((batch.targets != IGNORED).sum()) for batch in batches]
+        for batch, tokens in zip(batches, scored, strict=True):
+            loss = loss_of(model, batch)
+            (loss * (tokens / sum(scored))).backward()
         optimizer.step()
         optimizer.zero_grad()
-        report(step + 1, recipe.steps, float(loss))
+        report(step + 1, recipe.steps, float(loss.detach()))
 
 
 def _tuned_groups(model: Model, recipe: TuneRecipe) -> list[dict]:

@@ -1,9 +1,9 @@
 """The Python interface: what the command line does, as functions.
 
-    from moe_atlas import audit
-    receipt = audit("base.ckpt", "tuned.ckpt", "probes.yaml", receipt="receipt.json")
-    receipt.verdict            # "pass", "fail" or "inconclusive"
-    receipt.exit_code          # 0, 1 or 3
+from moe_atlas import audit
+receipt = audit("base.ckpt", "tuned.ckpt", "probes.yaml", receipt="receipt.json")
+receipt.verdict            # "pass", "fail" or "inconclusive"
+receipt.exit_code          # 0, 1 or 3
 """
 
 from __future__ import annotations

@@ -9,7 +9,16 @@ from typing import Any
 from moe_atlas.errors import UsageError
 
 _NAME_CHARACTERS = 96
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
 
 
 def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
 from tests import pairs, tiny
 
 CHANNELS = ("coordinate_drift", "coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift")
@@ -82,7 +82,9 @@ def permute(layers, *, router, within=None):
             original = {name: tensor.clone() for name, tensor in tensors.items()}
             for new, old in enumerate(order):
                 for part in ("gate_proj", "up_proj", "down_proj"):
-                    tensors[f"{prefix}experts.{new}.{part}.weight"] = original[f"{prefix}experts.{old}.{part}.weight"]
+                    tensors[f"{prefix}experts.{new}.{part}.weight"] = original[
+                        f"{prefix}experts.{old}.{part}.weight"
+                    ]
             for name in ("gate.weight", "gate.e_score_correction_bias"):
                 if router and prefix + name in tensors:
                     tensors[prefix + name] = original[prefix + name][order].contiguous()
@@ -125,7 +127,11 @@ def test_router_noise_alone_leaves_content_at_zero(base, probes, root):
 
 
 def test_a_moved_backbone_leaves_the_anchored_channels_at_zero(base, probes, root):
-    moved = pairs.variant(base, root / f"{base.name}-backbone", pairs.jitter(0.4, lambda n: "self_attn" in n and "norm" not in n))
+    moved = pairs.variant(
+        base,
+        root / f"{base.name}-backbone",
+        pairs.jitter(0.4, lambda n: "self_attn" in n and "norm" not in n),
+    )
     _, arrays = pairs.audited(base, moved, probes)
     assert_zero(arrays, ANCHORED)
     assert min(pair_means(arrays, "coordinate_drift_z").values()) > 1e-4
@@ -206,5 +212,3 @@ def test_the_noise_floor_is_small_and_is_measured(base, probes):
     assert [row["layer"] for row in rows] == [layer["layer"] for layer in facts["layers"]]
     assert 0.0 < max(row["delta"] for row in rows) < 1e-4
     assert max(row["content_drift"] for row in rows) < 1e-5
-
-

@@ -151,7 +151,7 @@ def facts(
 
 
 def windows(
-    made: dict[str, Any], seed: int = 0, per_document: int = 1, scale: float = 1.0
+    made: dict[str, Any], seed: int = 0, per_document: int = 1, scale: float = 1.0, tokens: int = 32
 ) -> dict[str, np.ndarray]:
     """Random arrays that fit the facts; ``scale`` multiplies what the pair moved."""
     rng = np.random.default_rng(seed)
@@ -166,14 +166,15 @@ def windows(
     out: dict[str, np.ndarray] = {
         "windows.domain": domain_W,
         "windows.document": np.array(document, dtype=np.int32),
-        "windows.tokens": np.full(total, 32, dtype=np.int32),
-        "windows.scored": np.full(total, 31, dtype=np.int32),
+        "windows.tokens": np.full(total, tokens, dtype=np.int32),
+        "windows.scored": np.full(total, tokens - 1, dtype=np.int32),
     }
     pair = made["kind"] == "audit"
     out |= _outputs(rng, total, pair, scale)
     for layer in made["layers"]:
         for side in ("base", "tuned") if pair else ("base",):
-            out |= _health(rng, f"layers.{layer['layer']}.{side}", base, layer["experts"], layer["top_k"])
+            routed = tokens * layer["top_k"]
+            out |= _health(rng, f"layers.{layer['layer']}.{side}", base, layer["experts"], routed)
         if pair:
             out |= _pair(rng, f"layers.{layer['layer']}", base, scale)
     return out
@@ -195,9 +196,11 @@ def _outputs(rng: np.random.Generator, total: int, pair: bool, scale: float) -> 
 
 
 def _health(
-    rng: np.random.Generator, prefix: str, base: int, experts: int, top_k: int
+    rng: np.random.Generator, prefix: str, base: int, experts: int, routed: int
 ) -> dict[str, np.ndarray]:
-    counts = np.stack([rng.multinomial(32 * top_k, np.ones(experts) / experts) for _ in range(base)])
+    counts = np.stack(
+        [rng.multinomial(routed, rng.dirichlet(np.linspace(20.0, 60.0, experts))) for _ in range(base)]
+    )
     out = {
         f"{prefix}.counts": counts.astype(np.int32),
         f"{prefix}.rho": rng.dirichlet(np.full(experts, 50.0), base),

@@ -6,8 +6,9 @@ base's canonical states; everything else (windows to intervals to verdict) happe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -271,13 +272,13 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
         side.enter(side.spec.final_refs)
     # A tied head was recorded as the embedding.
     record_weights(audit, None, [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"])
-    heads = {
-        side.name: (lambda state_PD, side=side: side.replay.logits(side.weights, state_PD)) for side in sides
+    heads: dict[str, Callable[[Tensor], Tensor]] = {
+        side.name: partial(side.replay.logits, side.weights) for side in sides
     }
     columns: dict[str, list[float]] = {}
     for number, batch in enumerate(audit.batches):
         for row, window in enumerate(batch.windows):
-            states = {side.name: side.states[number][row] for side in sides}
+            states: dict[str, Tensor] = {side.name: side.states[number][row] for side in sides}
             scored_S = torch.from_numpy(windows[window].scored)
             values = window_outputs(heads, states, batch.tokens_WS[row], scored_S, sides[0].spec.vocab)
             for key, value in values.items():

@@ -48,7 +48,7 @@ class ReorderedReplay(Replay):
 
 
 def score_changes(first: Routing, second: Routing) -> dict[str, float]:
-    """max |Δa| and max |Δ group score| over the finite entries of two routings of the same tokens."""
+    """Max |Δa| and max |Δ group score| over the finite entries of two routings of the same tokens."""
     groups = (first.group_scores_TG, second.group_scores_TG)
     return {
         "delta": _largest(first.scores_TE, second.scores_TE),

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe_atlas.version import __version__
 from moe_atlas.auditing.batches import BATCH_TOKENS, partition
 from moe_atlas.auditing.loop import Evidence, Walk, walk
 from moe_atlas.auditing.memory import held_experts, minimum
 from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.auditing.pairing import other_differences, require_comparable
-from moe_atlas.auditing.side import Side, compute_dtype
+from moe_atlas.auditing.side import Side, SideName, compute_dtype
 from moe_atlas.auditing.unreplayed import compare_unreplayed
 from moe_atlas.auditing.view import Scope
 from moe_atlas.checkpoint.digest import CheckpointDigest
@@ -36,6 +35,7 @@ from moe_atlas.families.spec import ModelSpec
 from moe_atlas.probes.registration import ProbeSet, load_registered
 from moe_atlas.receipt.reference import attempt_facts, reference_facts
 from moe_atlas.replay.model import Replay
+from moe_atlas.version import __version__
 
 Receipt = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -101,7 +101,7 @@ def prepare(
     tokens = sum(len(window.tokens) for window in probes.windows)
     everyone = config.evaluation.experts == "all"
     needed = minimum(specs, tokens, dtype.itemsize, everyone=everyone)
-    names = ("base", "tuned")
+    names: tuple[SideName, ...] = ("base", "tuned")
     sides = [
         Side(name, checkpoint, spec, Replay(spec, dtype=dtype, device=device, router_arithmetic=options.router),
              Reader(checkpoint))
@@ -135,9 +135,7 @@ def measure_floor(
     first, second = walked.sides
     other = first.replay.dtype if options.noise_floor == "order" else getattr(torch, options.noise_floor)
     kind = ReorderedReplay if options.noise_floor == "order" else Replay
-    second.replay = kind(
-        spec, dtype=other, device=first.replay.device, router_arithmetic=options.router
-    )
+    second.replay = kind(spec, dtype=other, device=first.replay.device, router_arithmetic=options.router)
     walked.measures_noise = True
     evidence = walk(walked, probes.windows)
     return floor_facts(options.noise_floor, evidence.layers, evidence.arrays)

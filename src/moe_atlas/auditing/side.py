@@ -11,11 +11,12 @@ from torch import Tensor
 
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
-from moe_atlas.families.spec import LayerSpec, ModelSpec, TensorRef
 from moe_atlas.families.load import load_all
+from moe_atlas.families.spec import LayerSpec, ModelSpec, TensorRef
 from moe_atlas.replay.model import Replay
 
 Weights = dict[str, Tensor]
+SideName = Literal["base", "tuned"]
 
 # Tensors that only ever meet a matrix product in the compute dtype; router and norms keep theirs.
 MULTIPLIED = ("attention", "shared_expert", "dense_mlp", "embedding", "head")
@@ -31,7 +32,7 @@ class Side:
         weights: the same in the dtypes the replay multiplies in.
     """
 
-    name: Literal["base", "tuned"]
+    name: SideName
     checkpoint: Checkpoint
     spec: ModelSpec
     replay: Replay

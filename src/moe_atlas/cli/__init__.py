@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
-import click
 import typer
 
 from moe_atlas.errors import AtlasError, Exit
 from moe_atlas.text import shown
 
-COMMANDS = ("audit", "baseline", "register", "init", "inspect")
+COMMANDS = ("audit", "baseline", "register", "init", "inspect", "verify")
+
+# Click's own base error: newer typers carry click inside, so it is reached through what typer exports.
+CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="atlas",
@@ -31,8 +34,9 @@ for _name in COMMANDS:
 def main() -> None:
     """Run the command line and leave with an exit code that never lies."""
     code = run(sys.argv[1:])
-    _flush()
-    os._exit(code) if _broken(sys.stdout) else sys.exit(code)
+    if not all([_flushes(sys.stdout), _flushes(sys.stderr)]):
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -42,10 +46,10 @@ def run(arguments: list[str]) -> int:
     except AtlasError as error:
         complain(str(error))
         return int(error.exit_code)
-    except click.ClickException as error:
+    except CommandLineError as error:
         complain(f"E_USAGE {error.format_message()}; atlas --help lists what there is")
         return int(Exit.USAGE)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         complain("stopped; nothing was written")
         return 130
     except BrokenPipeError:  # the reader of our output left before we knew a verdict
@@ -55,24 +59,14 @@ def run(arguments: list[str]) -> int:
 
 def complain(message: str) -> None:
     """Say one line on standard error, inert in a terminal, and survive a closed one."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         print(f"atlas: {shown(message, 2000)}", file=sys.stderr, flush=True)
-    except OSError:
-        pass
 
 
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass
-
-
-def _broken(stream: Any) -> bool:
-    """Whether flushing at interpreter exit would fail and replace our exit code by 120."""
+def _flushes(stream: TextIO) -> bool:
+    """Whether a stream can be flushed; where not, the interpreter would replace our exit code by 120."""
     try:
         stream.flush()
     except (OSError, ValueError, AttributeError):
-        return True
-    return False
+        return False
+    return True

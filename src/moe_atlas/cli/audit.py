@@ -60,8 +60,9 @@ def audit(
                 device=o.one_of("--device", device, ("cpu", "cuda")),
                 threads=threads,
                 memory=None if memory is None else parse_size(memory),
-                noise_floor=noise_floor
-                and o.one_of("--noise-floor", noise_floor, ("order", "float32", "bfloat16")),
+                noise_floor=None
+                if noise_floor is None
+                else o.one_of("--noise-floor", noise_floor, o.EXECUTIONS),
                 chart_maps=chart_maps,
                 baseline=baseline,
                 attempts=tuple(attempt or ()),

@@ -38,7 +38,7 @@ def facts(path: Path) -> dict[str, Any]:
     routed = [layer for layer in spec.layers if layer.moe]
     moe = routed[0].moe if routed else None
     stored = checkpoint.tensors.values()
-    dtypes = Counter({dtype: 0 for dtype in sorted({t.dtype for t in stored})})
+    dtypes = Counter(dict.fromkeys(sorted({t.dtype for t in stored}), 0))
     for tensor in stored:
         dtypes[tensor.dtype] += tensor.nbytes
     skipped = Counter(reason for _, reason in spec.skipped)
@@ -76,7 +76,10 @@ def draw(found: dict[str, Any]) -> None:
         ("family", found["family"]),
         ("layers", f"{found['layers']}, of which {len(routed)} routed"),
         ("width, vocabulary", f"{found['width']}, {found['vocabulary']}"),
-        ("experts", f"{found['experts']}, {found['experts_per_token']} per token, width {found['expert_width']}"),
+        (
+            "experts",
+            f"{found['experts']}, {found['experts_per_token']} per token, width {found['expert_width']}",
+        ),
         ("stored", f"{found['tensors']} tensors in {found['shards']} files, {size(found['bytes'])}"),
         *((f"  as {name}", size(count)) for name, count in found["bytes_by_dtype"].items()),
         ("replayed", "all layers" if not found["skipped"] else "all but what is skipped"),

@@ -25,6 +25,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors; 
 VERDICT_EXIT = {"pass": Exit.PASS, "fail": Exit.FAIL, "inconclusive": Exit.INCONCLUSIVE}
 
 
+EXECUTIONS = ("order", "float32", "bfloat16")
+
+
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> Any:
     """The value, if it is allowed.
 
@@ -77,4 +80,6 @@ def _draw(receipt: dict[str, Any], path: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
     render(receipt, console)
     digest = receipt["evidence"]["receipt_sha256"][:16]
-    console.print(f"receipt: {path} (sha256 {digest}…), windows beside it; check it with: atlas verify {path}")
+    console.print(
+        f"receipt: {path} (sha256 {digest}…), windows beside it; check it with: atlas verify {path}"
+    )

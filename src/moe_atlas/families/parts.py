@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.rope import softmax_sharpening
 from moe_atlas.families.spec import (
     FeedForward,
     GroupedQuery,
@@ -114,24 +114,12 @@ def latent(c: Config, rope: Rope, *, bias: bool, **options: Any) -> Latent:
         nope_dim=nope,
         rope_dim=rotary,
         v_dim=c.integer("v_head_dim"),
-        scale=options.pop("scale", (nope + rotary) ** -0.5 * yarn_sharpening(rope)),
+        scale=options.pop("scale", (nope + rotary) ** -0.5 * softmax_sharpening(c, rope)),
         rope=rope,
         bias=bias,
         latent_eps=1e-6,  # the reference builds these two norms without passing rms_norm_eps
         **options,
     )
-
-
-def yarn_sharpening(rope: Rope) -> float:
-    """Factor on the attention scale of latent attention under a scaled position embedding."""
-    if rope.kind == "default" or not rope.params.get("mscale_all_dim"):
-        return 1.0
-    return yarn_mscale(rope.params["factor"], rope.params["mscale_all_dim"]) ** 2
-
-
-def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """Yarn's magnitude factor 0.1·mscale·ln(factor) + 1."""
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def softmax_router(c: Config, *, renormalise: bool, **fields: Any) -> RouterSpec:

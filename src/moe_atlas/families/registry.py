@@ -98,6 +98,16 @@ def resolve(checkpoint: CheckpointLike) -> ModelSpec:
         InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, a missing
             tensor, a wrong shape, or a tensor that nothing reads.
     """
+    family, blueprint = read_config(checkpoint)
+    return bind(blueprint, family, checkpoint.tensors, checkpoint.label)
+
+
+def read_config(checkpoint: CheckpointLike) -> tuple[str, Blueprint]:
+    """The family's name and its answer to the configuration, before any tensor is looked for.
+
+    Raises:
+        InputRefused: `E_FAMILY` for an unknown architecture or a config key that nothing reads.
+    """
     values = checkpoint.config
     for section in TEXT_SECTIONS:
         inner = values.get(section)
@@ -118,4 +128,4 @@ def resolve(checkpoint: CheckpointLike) -> ModelSpec:
     config = Config(values, f"{checkpoint.label}: config.json")
     blueprint = FAMILIES[family](config)
     config.refuse_unread()
-    return bind(blueprint, family, checkpoint.tensors, checkpoint.label)
+    return family, blueprint

@@ -10,7 +10,6 @@ import math
 from typing import Any, Literal
 
 from moe_atlas.families.config import Config
-from moe_atlas.families.parts import yarn_mscale
 from moe_atlas.families.spec import Rope
 
 
@@ -121,7 +120,6 @@ def _yarn(c: Config, s: Config) -> dict[str, Any]:
         "beta_slow": float(s.optional("beta_slow") or 1),
         "truncate": s.flag("truncate", default=True),
         "attention_factor": float(magnitude),
-        "mscale_all_dim": float(all_dim or 0.0),
     }
 
 
@@ -133,6 +131,19 @@ def _longrope(c: Config, s: Config) -> dict[str, Any]:
     s.inert("long_factor", "long_mscale")
     magnitude = s.optional("short_mscale") or s.optional("attention_factor") or implied
     return {"factors": s.get("short_factor"), "attention_factor": float(magnitude)}
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """Yarn's magnitude factor 0.1·mscale·ln(factor) + 1."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def softmax_sharpening(c: Config, rotary: Rope) -> float:
+    """Factor on the attention scale of latent attention under a scaled position embedding."""
+    all_dim = _section(c, None).optional("mscale_all_dim")
+    if rotary.kind == "default" or not all_dim:
+        return 1.0
+    return yarn_mscale(rotary.params["factor"], all_dim) ** 2
 
 
 def _llama3(c: Config, s: Config) -> dict[str, Any]:

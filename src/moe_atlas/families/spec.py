@@ -205,7 +205,6 @@ class MoESpec:
     """The last so many of the router's experts return their input."""
     shared: FeedForward | None = None
     shared_gate: bool = False
-    shared_scale: float = 1.0
     routed_scale: float = 1.0
     output_scale: float = 1.0
     """Factor on the sum of routed and shared output."""

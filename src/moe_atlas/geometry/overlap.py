@@ -21,7 +21,7 @@ def compatibility(v_TPD: Tensor) -> Tensor:
 
 
 def log_gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
-    """Log gate probability ln ρ of every expert, float64 [T, E], without forming ρ: a confident router would underflow."""
+    """Log gate probability ln ρ, float64 [T, E], without forming ρ: a confident router would underflow."""
     logits_TE = logits_TE.double()
     if router.score == "softmax":
         return torch.log_softmax(logits_TE, dim=-1)
@@ -63,4 +63,5 @@ def swap_coefficients(weights_TK: Tensor, swapped_weights_TK: Tensor) -> Tensor:
 def field_norm(v_TPD: Tensor, coefficients_TP: Tensor) -> Tensor:
     """‖Σ c_e v_e‖, float64 [T]."""
     field_TD = torch.einsum("tp,tpd->td", coefficients_TP.double(), v_TPD.double())
-    return torch.linalg.vector_norm(field_TD, dim=-1)
+    norm_T: Tensor = torch.linalg.vector_norm(field_TD, dim=-1)
+    return norm_T

@@ -6,6 +6,7 @@ Shape legend: Wb base-role windows, Q quantities.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from moe_atlas.receipt.context import F64, Context, Facts
 from moe_atlas.statistics.bootstrap import column_means, domain_means
 from moe_atlas.statistics.sample import Sample, exact_zero, undefined
+from moe_atlas.statistics.stringer import is_rare, stringer_upper
 
 PAIR_KEYS = (
     "coordinate_drift",
@@ -40,6 +42,16 @@ HEALTH_KEYS = (
 )
 CONTROL_KEYS = ("raw_norm_drift", "raw_state_drift")
 NOT_MEASURED = "not measured"
+REFUTED = "its inputs are said to be byte-identical, yet it is not 0"
+# Non-negative quantities with a ceiling: where few documents moved they are bounded without a variance.
+SHARES = {
+    "boundary_drift": 1.0,
+    "native_boundary_drift": 1.0,
+    "content_drift": 1.0,
+    "transition_drift": float(np.log(2.0)),
+    "coordinate_drift": 2.0,
+    "coordinate_drift_z": 2.0,
+}
 
 # Which byte-identical inputs make a difference exactly zero: the states that enter the layer, the gain in front of
 # the router, the router with that gain and all biases, the routed experts. A channel on anchored states does not
@@ -51,10 +63,10 @@ EXACT_NEEDS: dict[str, tuple[str, ...]] = {
     "transition_drift": ("router",),
     "smooth_boundary": ("router",),
     "content_drift": ("gain", "experts"),
-    "smooth_content": ("router", "experts"),
+    "smooth_content": ("gain", "experts"),
     "actual": ("router", "experts"),
     "router_term": ("router", "experts"),
-    "content_term": ("router", "experts"),
+    "content_term": ("gain", "experts"),
     "bound": ("router", "experts"),
     "native_boundary_drift": ("states", "router"),
     "overlap_drop": ("states", "router", "experts"),
@@ -100,11 +112,33 @@ def mean_samples(context: Context, layer: Facts, arrays: Mapping[str, F64 | None
         samples = dict(zip(present, means, strict=True))
     out = {}
     for key, values in arrays.items():
+        if values is not None and key in SHARES:
+            samples[key] = _with_rare_bound(context, samples[key], values, SHARES[key])
         sample = samples.get(key, undefined(why_not_applicable(layer, key) or NOT_MEASURED))
-        if values is not None and is_exact(context, layer, key) and _all_zero(values):
-            sample = exact_zero(sample.windows, sample.documents)
+        if values is not None and is_exact(context, layer, key):
+            zero = exact_zero(sample.windows, sample.documents)
+            sample = zero if _all_zero(values) else undefined(REFUTED, sample.windows, sample.documents)
         out[key] = sample
     return out
+
+
+def _with_rare_bound(context: Context, sample: Sample, values_W: F64, ceiling: float) -> Sample:
+    """Stringer's bound beside the bootstrap, where the quantity is zero in most documents."""
+    design = context.design
+    defined_W = np.isfinite(values_W)
+    if np.isinf(values_W).any():
+        return sample
+    sums_CQ = design.sums(np.stack([np.where(defined_W, values_W, 0.0), defined_W.astype(np.float64)], axis=1))
+    if not (sums_CQ[:, 1] > 0).all():
+        return sample
+    # Domains weigh equally: a document of a small domain counts for more, and so can its largest value.
+    weight_C = np.concatenate([np.full(size, 1.0 / size) for size in design.sizes])
+    weight_C *= design.documents / weight_C.sum()
+    values_C = weight_C * sums_CQ[:, 0] / sums_CQ[:, 1]
+    if not is_rare(values_C):
+        return sample
+    high = stringer_upper(values_C, ceiling * float(weight_C.max()), context.tail)
+    return replace(sample, rare_high=high)
 
 
 def tail_mean(context: Context, prefix: str) -> Sample:

@@ -11,9 +11,9 @@ import numpy as np
 
 from moe_atlas.receipt.context import F64, Context, Facts
 from moe_atlas.receipt.means import NOT_MEASURED, is_exact
-from moe_atlas.statistics.bootstrap import NO_VARIANCE, basic
+from moe_atlas.statistics.bootstrap import basic
 from moe_atlas.statistics.linearised import Batch, Counts, Linearised
-from moe_atlas.statistics.sample import Sample, exact_zero, undefined
+from moe_atlas.statistics.sample import NO_VARIANCE, Sample, exact_zero, undefined
 
 DROPS = ("entropy_drop", "load_cv_rise", "dead_share_rise")
 

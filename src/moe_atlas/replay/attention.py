@@ -45,7 +45,8 @@ def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
         q_WHSC, k_WHSC = rotate(q_WHSC, cos, sin, m.rope), rotate(k_WHSC, cos, sin, m.rope)
     if m.qk_norm == "head_after_rope":
         q_WHSC, k_WHSC = _qk_norm(m, w, q_WHSC, k_WHSC)
-    elif m.qk_norm == "l2_after_rope" and m.qk_norm_spec is not None:
+    elif m.qk_norm == "l2_after_rope":
+        assert m.qk_norm_spec is not None, "a q/k norm needs its kind and epsilon"
         q_WHSC, k_WHSC = (standardise(x, m.qk_norm_spec).to(x.dtype) for x in (q_WHSC, k_WHSC))
     if m.temperature is not None:
         q_WHSC = (q_WHSC * position_factor(*m.temperature, length, x_WSD.device)).to(q_WHSC.dtype)

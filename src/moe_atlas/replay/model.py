@@ -144,7 +144,7 @@ class Replay:
             shared_TD = feed_forward(moe.shared, w, gate.g_TD, "shared.")
             if moe.shared_gate:
                 shared_TD = torch.sigmoid(linear(w, "shared_gate", gate.g_TD)) * shared_TD
-            y_TD = y_TD + _scaled(shared_TD, moe.shared_scale)
+            y_TD = y_TD + shared_TD
         y_TD = _scaled(y_TD, moe.output_scale)
         return self._residual(layer, w, x_WSD, y_TD.view_as(x_WSD))
 
@@ -229,7 +229,8 @@ class Replay:
         if layer.post_ffn_norm:
             y_WSD = normalise(y_WSD, layer.norm, *_norm_weights(layer, w, "post_ffn_norm"))
         if layer.block == "parallel":
-            return x_WSD + self._mixer_branch(layer, w, x_WSD) + y_WSD
+            mixed = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
+            return x_WSD + mixed + _scaled(y_WSD, layer.residual_scale)
         return x_WSD + _scaled(y_WSD, layer.residual_scale)
 
 

@@ -62,14 +62,18 @@ def sections(receipt: dict[str, Any]) -> Iterator[RenderableType]:
 def headline(receipt: dict[str, Any]) -> Text:
     """Verdict, what was compared, and on how much."""
     checkpoints = receipt["checkpoints"]
-    names = " → ".join(shown(str(checkpoints[side]["path"])) for side in ("base", "tuned") if side in checkpoints)
+    names = " → ".join(
+        shown(str(checkpoints[side]["path"])) for side in ("base", "tuned") if side in checkpoints
+    )
     verdict = receipt["verdict"]
     word = "BASELINE RECORDED" if receipt["kind"] == "baseline" else str(verdict).upper()
     windows = sum(domain["windows"] for domain in receipt["domains"])
     documents = sum(domain["documents"] for domain in receipt["domains"])
     text = Text(f" {word} ", style=f"{STYLES.get(verdict, 'bold')} reverse")
     probe = shown(str(receipt["probe"]["name"]))
-    return text.append(f"  {names}   probe {probe}: {windows} windows, {documents} documents", style="default")
+    return text.append(
+        f"  {names}   probe {probe}: {windows} windows, {documents} documents", style="default"
+    )
 
 
 def reasons(receipt: dict[str, Any]) -> Iterator[Text]:
@@ -89,7 +93,11 @@ def reasons(receipt: dict[str, Any]) -> Iterator[Text]:
 def gate_sentence(line: dict[str, Any]) -> str:
     """One gate in words: where, what, the interval, the budget."""
     place = next(
-        (f"{key} {shown(str(line[key]))}" for key in ("layer", "domain", "class", "attempt") if line.get(key) is not None),
+        (
+            f"{key} {shown(str(line[key]))}"
+            for key in ("layer", "domain", "class", "attempt")
+            if line.get(key) is not None
+        ),
         "",
     )
     parts = [part for part in (place, str(line["gate"])) if part]
@@ -126,7 +134,9 @@ def layer_table(receipt: dict[str, Any]) -> Table:
     for layer in layers[:LAYERS_SHOWN]:
         cells = [_channel(layer, key, budgets) for key in CHANNELS]
         mark = "*" if layer["protected"] else " "
-        table.add_row(f"{layer['layer']}{mark}", *cells, _change(layer, "dead_experts"), _change(layer, "set_margin"))
+        table.add_row(
+            f"{layer['layer']}{mark}", *cells, _change(layer, "dead_experts"), _change(layer, "set_margin")
+        )
     table.add_section()
     table.add_row("budget", *(number(budgets.get(BUDGET_OF[key])) for key in CHANNELS), "", "", style="dim")
     if len(layers) > LAYERS_SHOWN:

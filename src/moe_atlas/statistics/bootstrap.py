@@ -6,6 +6,9 @@
 * Smooth functionals (entropy, load CV, ratios of means, the layer loads of the margins): **bootstrap-t**, the
   standard error of `linearised` taken anew on each resample (`studentised`). It reflects the small-sample
   bias of entropies and extrema instead of doubling it, as the percentile interval would.
+* Where resamples without variance leave a bootstrap-t bound infinite (a handful of documents moved):
+  functionals fall back on the **basic** interval, and a non-negative mean that is zero in most documents on
+  Stringer's bound (`stringer`), which needs no variance.
 * Step functions (dead and active experts) and minima over layers that never gate: the **basic** interval,
   2 estimate - resamples (`basic`); resampling can only lose experts, and the reflection takes that bias out.
 
@@ -22,12 +25,11 @@ from numpy.typing import NDArray
 
 from moe_atlas.statistics.design import Design
 from moe_atlas.statistics.linearised import Batch, Linearised
-from moe_atlas.statistics.sample import Sample, undefined
+from moe_atlas.statistics.sample import NO_VARIANCE, Sample, undefined
 
 F64 = NDArray[np.float64]
 
 BATCH_CELLS = 1 << 18  # resamples x documents held at a time: bounded memory
-NO_VARIANCE = "no variance between documents"
 NOT_FINITE = "a window is not finite"
 ONE_DOCUMENT = "a domain has fewer than two documents"
 

@@ -15,6 +15,8 @@ F64 = NDArray[np.float64]
 
 Interval = dict[str, Any]
 
+NO_VARIANCE = "no variance between documents"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -29,7 +31,10 @@ class Sample:
         documents: documents that took part.
         reason: why the number or its interval is undefined; None when both are defined.
         exact: the value follows from byte-identical inputs and has no sampling error.
-        values_B: the functional itself on every resample, where something is built on it.
+        values_B: the functional itself on every resample, where something is built on it; takes over where
+            the studentised resamples give no bound.
+        rare_high: an upper bound that needs no variance (`stringer`), for a non-negative quantity that is zero
+            in most documents; takes over where the resamples give none.
     """
 
     estimate: float
@@ -40,6 +45,7 @@ class Sample:
     reason: str | None = None
     exact: bool = False
     values_B: F64 | None = None
+    rare_high: float | None = None
 
 
 def undefined(reason: str, windows: int = 0, documents: int = 0) -> Sample:
@@ -85,7 +91,14 @@ def _bound(sample: Sample, tail: float, side: float) -> float:
     if sample.reason is not None or sample.t_B is None:
         return -side * float("inf")
     step = upper_quantile(side * sample.t_B, tail)
-    return sample.estimate if sample.se == 0.0 else sample.estimate - side * step * sample.se
+    bound = sample.estimate if sample.se == 0.0 else sample.estimate - side * step * sample.se
+    if np.isfinite(bound):
+        return bound
+    if sample.values_B is not None:
+        return sample.estimate - side * upper_quantile(side * (sample.values_B - sample.estimate), tail)
+    if sample.rare_high is not None:
+        return sample.rare_high if side < 0 else 0.0
+    return bound
 
 
 def interval(sample: Sample, confidence: float, floor: float = -np.inf, ceiling: float = np.inf) -> Interval:

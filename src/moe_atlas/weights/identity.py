@@ -1,4 +1,4 @@
-"""Expert identity: is θ1's expert i still θ0's expert i? (symmetry orbits)
+"""Expert identity, modulo symmetry orbits: is θ1's expert i still θ0's expert i?
 
 Experts are compared by a sketch, a fixed strided sample of the elements of each of their matrices: distances
 between sketches rank the same as distances between experts for anything but an adversary, and whatever a sketch

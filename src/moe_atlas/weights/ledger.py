@@ -141,10 +141,8 @@ def compare(name: str, kind: str, layer: int | None, base: Tensor, tuned: Tensor
         zeros1, nonfinite1, change = zeros0, nonfinite0, 0.0
     else:
         _, zeros1, nonfinite1 = _scan(flat)
-        change = sum(
-            float((t.double() - b.double()).square().sum())
-            for b, t in zip(base.split(CHUNK), flat.split(CHUNK), strict=True)
-        )
+        pieces = zip(base.split(CHUNK), flat.split(CHUNK), strict=True)
+        change = math.fsum(float((t.double() - b.double()).square().sum()) for b, t in pieces)
     return TensorChange(
         name,
         kind,

@@ -1,0 +1,42 @@
+# Everything works from a fresh clone: the first target that needs the environment builds it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint fmt parity coverage bench goldens clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(READY)        ## train a small MoE, tune it gently and brutally, audit both
+	$(BIN)/python -m scripts.demo
+
+test: $(READY)        ## the tests, in random order on every core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: $(READY)   ## the tests that take minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
+
+lint: $(READY)        ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: $(READY)         ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+parity: $(READY)      ## every family against transformers, as a table
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.parity
+
+coverage: $(READY)    ## do the intervals cover? the simulation grid of docs/statistics.md
+	$(BIN)/python -m scripts.coverage
+
+bench: $(READY)       ## speed and memory against transformers on the same work
+	$(BIN)/python -m scripts.bench
+
+clean:
+	rm -rf $(VENV) demo build dist
