@@ -158,7 +158,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama4_text",
         {
             "num_local_experts": 6, "num_experts_per_tok": 1, "intermediate_size": 12, "intermediate_size_mlp": 20,
-            "head_dim": 16, "use_qk_norm": False, "attention_chunk_size": 7, "attn_temperature_tuning": False, "attention_bias": True,
+            "head_dim": 16, "use_qk_norm": False, "attention_chunk_size": 7,
+            "attn_temperature_tuning": False, "attention_bias": True,
             "rope_parameters": {
                 "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 16, "rope_theta": 500.0,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from scripts.demo.model import Model, Shape
 from torch import Tensor
+
+from scripts.demo.model import Model, Shape
 
 SHARDS = 4
 BIAS = "e_score_correction_bias"

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from scripts.demo.batches import IGNORED, Batch, Task, Text
 from scripts.demo.model import Model
 from scripts.demo.optimizer import base_optimizers
-from torch import Tensor
 
 Report = Callable[[int, int, float], None]
 """Called with the step just done, the number of steps and the loss."""

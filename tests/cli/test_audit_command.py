@@ -146,7 +146,9 @@ def test_a_nan_in_the_base_is_refused_and_in_the_tuned_checkpoint_fails(audit, p
     assert audit("base", "poisoned")[0] == 1
 
 
-@pytest.mark.parametrize(("rule", "tuned", "expected"), [("must_change", "base", 1), ("must_not_change", "light", 1)])
+@pytest.mark.parametrize(
+    ("rule", "tuned", "expected"), [("must_change", "base", 1), ("must_not_change", "light", 1)]
+)
 def test_weight_rules_catch_a_tune_that_did_not_land_or_moved_too_much(audit, place, rule, tuned, expected):
     policy = pairs.POLICY | {"weights": {"must_change": [], "must_not_change": []} | {rule: ["attention"]}}
     pairs.probe(place / rule, policy=policy)
@@ -161,7 +163,9 @@ def test_token_ids_beyond_the_vocabulary_are_refused(audit, place):
     assert must_be_one_line(code, err, "E_PROBE_TOKENS", "48") == 4
 
 
-@pytest.mark.parametrize("extra", [["--memory", "10MiB"], ["--memory", "lots"], ["--dtype", "int8"], ["--threads", "0"]])
+@pytest.mark.parametrize(
+    "extra", [["--memory", "10MiB"], ["--memory", "lots"], ["--dtype", "int8"], ["--threads", "0"]]
+)
 def test_options_that_cannot_be_met(audit, extra, tmp_path):
     code, _, err = audit("base", "light", *extra)
     assert code == (6 if extra[1] == "10MiB" else 2)

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from tests.statistics import plain
 
 from moe_atlas.statistics import sample as samples
 from moe_atlas.statistics.bootstrap import basic, domain_means, resampled_means, studentised
 from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.linearised import Batch, Counts
 from moe_atlas.statistics.sample import interval, lower_bound, upper_bound
+from tests.statistics import plain
 
 CONFIDENCE = 0.9
 

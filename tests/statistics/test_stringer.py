@@ -19,7 +19,9 @@ def clopper_pearson(count, documents):
 def test_values_at_the_ceiling_give_clopper_pearson(count, documents):
     values = np.zeros(documents)
     values[:count] = 2.0
-    assert stringer_upper(values, 2.0, TAIL) == pytest.approx(2.0 * clopper_pearson(count, documents), rel=1e-9)
+    assert stringer_upper(values, 2.0, TAIL) == pytest.approx(
+        2.0 * clopper_pearson(count, documents), rel=1e-9
+    )
 
 
 def test_small_values_cost_little_beyond_the_bound_of_no_document_at_all():

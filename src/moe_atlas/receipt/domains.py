@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from moe_atlas.receipt.context import F64, Context, Facts
 from moe_atlas.receipt.means import NOT_MEASURED
-from moe_atlas.statistics.bootstrap import NO_VARIANCE, domain_means
+from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.design import Design
-from moe_atlas.statistics.sample import Interval, Sample, exact_zero, undefined
+from moe_atlas.statistics.sample import NO_VARIANCE, Interval, Sample, exact_zero, undefined
 from moe_atlas.statistics.tail_guard import clopper_pearson_lower, clopper_pearson_upper
 
 METRICS = ("nll", "token_accuracy", "exact_match")

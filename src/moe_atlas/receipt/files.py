@@ -30,10 +30,11 @@ def read_bounded(path: Path, limit: int) -> bytes:
         raise UsageError("E_NO_FILE", label, "there is no such file") from None
     except (OSError, ValueError) as error:
         raise InputRefused("E_READ", label, f"cannot be opened ({_why(error)})") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)  # before fdopen, which refuses a folder in its own words
+        raise InputRefused("E_NOT_REGULAR", label, "expected a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise InputRefused("E_NOT_REGULAR", label, "expected a regular file")
         if status.st_size > limit:
             raise InputRefused("E_SIZE", label, f"{status.st_size} bytes, more than the {limit} accepted")
         try:

@@ -18,8 +18,7 @@ from moe_atlas.receipt.layers import LayerResult
 from moe_atlas.receipt.loads import HANDOFF, REFINEMENT
 from moe_atlas.receipt.means import NOT_MEASURED, is_exact, why_not_applicable
 from moe_atlas.receipt.smooth import smooth_margins
-from moe_atlas.statistics.bootstrap import NO_VARIANCE
-from moe_atlas.statistics.sample import Interval, Sample, exact_zero, finite, upper_bound
+from moe_atlas.statistics.sample import NO_VARIANCE, Interval, Sample, exact_zero, finite, upper_bound
 from moe_atlas.statistics.simultaneous import simultaneous_lower
 
 

@@ -128,7 +128,9 @@ def _with_rare_bound(context: Context, sample: Sample, values_W: F64, ceiling: f
     defined_W = np.isfinite(values_W)
     if np.isinf(values_W).any():
         return sample
-    sums_CQ = design.sums(np.stack([np.where(defined_W, values_W, 0.0), defined_W.astype(np.float64)], axis=1))
+    sums_CQ = design.sums(
+        np.stack([np.where(defined_W, values_W, 0.0), defined_W.astype(np.float64)], axis=1)
+    )
     if not (sums_CQ[:, 1] > 0).all():
         return sample
     # Domains weigh equally: a document of a small domain counts for more, and so can its largest value.

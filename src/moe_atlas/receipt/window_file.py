@@ -40,7 +40,7 @@ def encode_windows(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     parts: list[bytes] = []
     offset = 0
     # Eight-byte items first: every array then starts on its own alignment without gaps.
-    for name in sorted(arrays, key=lambda name: (arrays[name].dtype != np.float64, name)):
+    for name in sorted(arrays, key=lambda name: (arrays[name].dtype.itemsize != 8, name)):
         array = arrays[name]
         dtype = array.dtype.newbyteorder("<")
         if dtype not in _NAMES or array.ndim not in (1, 2) or not _NAME.match(name):
