@@ -202,9 +202,12 @@ def differences(fresh: Any, stored: Any, path: str) -> Iterator[tuple[str, str]]
 
 def _same(fresh: Any, stored: Any) -> bool:
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (fresh, stored))
-    if not numbers:
+    if not numbers or isinstance(fresh, int):  # counts are exact, whatever their size
         return type(fresh) is type(stored) and bool(fresh == stored)
-    return math.isclose(fresh, stored, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    try:
+        return math.isclose(fresh, stored, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def _check_probe(receipt: Mapping[str, Any], probe: Path, report: VerifyReport) -> None:
