@@ -1,0 +1,63 @@
+"""Running a command in a process of its own: wall time, peak memory, and what it printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process.
+
+    Attributes:
+        seconds: from start to end, imports included.
+        peak: largest resident set in bytes (`ru_maxrss`).
+        output: what it printed.
+    """
+
+    seconds: float
+    peak: int
+    output: str
+
+
+def python(arguments: Sequence[str], codes: Sequence[int] = (0,)) -> Run:
+    """Run this interpreter on `arguments`.
+
+    Raises:
+        RuntimeError: when it ends in another exit code than `codes`.
+    """
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=out, stderr=err, env=environment, cwd=ROOT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if process.returncode not in codes:
+            raise RuntimeError(f"{arguments}: exit code {process.returncode}: {err.read().decode()[-2000:]}")
+        return Run(seconds, usage.ru_maxrss * 1024, out.read().decode())
+
+
+def audit(
+    base: Path, tuned: Path, probe: Path, work: Path, options: Sequence[str] = ()
+) -> tuple[Run, Mapping[str, Any]]:
+    """One `atlas audit` as a user runs it, and its receipt; a verdict of any kind is a success."""
+    receipt = work / "receipt.json"
+    arguments = ["-m", "moe_atlas", "audit", str(base), str(tuned), "--probe", str(probe)]
+    run = python([*arguments, "--receipt", str(receipt), "--force", "--quiet", *options], codes=(0, 1, 3))
+    return run, json.loads(receipt.read_text())
