@@ -41,9 +41,10 @@ DEEPSEEK = {
     "qk_nope_head_dim": 6, "v_head_dim": 10, "num_hidden_layers": 3,
 }  # fmt: skip
 YARN = {
-    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0,
-    "mscale": 0.9, "mscale_all_dim": 0.7, "beta_fast": 8.0, "beta_slow": 1.0,
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10.0,
+    "mscale": 0.9, "mscale_all_dim": 0.7, "beta_fast": 1.0, "beta_slow": 0.32,
 }  # fmt: skip
+"""The ramp's ends lie so that half as much again of any parameter moves one of them over a whole plane."""
 
 QWEN2 = QWEN | {"norm_topk_prob": False, "shared_expert_intermediate_size": 20}
 MIXTRAL = {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 14}
@@ -116,7 +117,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2-yarn": ("deepseek_v2", DEEPSEEK2 | {"rope_parameters": YARN, "attention_bias": True}),
     "gpt_oss": (
         "gpt_oss",
-        {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "sliding_window": 6, "head_dim": 8},
+        {
+            "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "sliding_window": 6, "head_dim": 8,
+            "swiglu_limit": 1.0, "swiglu_alpha": 1.3,
+        },
     ),
     "glm4_moe": ("glm4_moe", SIGMOID | {"use_qk_norm": True, "attention_bias": True}),
     "glm4_moe-air": ("glm4_moe", SIGMOID | {"use_qk_norm": False, "n_group": 4, "topk_group": 2}),

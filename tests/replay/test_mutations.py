@@ -102,6 +102,11 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
         ("qk_norm_spec.kind=rms32", "qk_norm_spec.kind=rms1p", "qk_norm_spec.bias"),
         "the three kinds differ in their gain, and this norm has none",
     ),
+    (
+        lambda o: isinstance(o, GroupedQuery) and o.qk_norm == "head" and o.rope is None,
+        ("qk_norm=head_after_rope",),
+        "without a rotation there is no before and after",
+    ),
     (lambda o: isinstance(o, ModelSpec) and o.tied, ("head_bias",), "a tied head has no bias of its own"),
     (
         lambda o: isinstance(o, LayerSpec) and o.block == "parallel",

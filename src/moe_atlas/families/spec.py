@@ -118,7 +118,9 @@ class Latent(Mixer):
     bias: bool
     latent_eps: float
     q_multiplier: float = 1.0
+    """Factor on q, before it is rotated."""
     kv_multiplier: float = 1.0
+    """Factor on the normalised latent of k and v; the shared key part goes without."""
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,15 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
     windows, length, _ = x_WSD.shape
     norm = Norm("rms", m.latent_eps)
     q = linear(w, "q_proj", x_WSD) if m.q_rank is None else _low_rank_q(w, norm, x_WSD)
-    q_WHSC = q.view(windows, length, m.heads, m.nope_dim + m.rope_dim).transpose(1, 2)
+    q_WHSC = (
+        _scaled(q, m.q_multiplier).view(windows, length, m.heads, m.nope_dim + m.rope_dim).transpose(1, 2)
+    )
     q_plain, q_turned = torch.split(q_WHSC, [m.nope_dim, m.rope_dim], dim=-1)
 
     compressed = linear(w, "kv_a_proj_with_mqa", x_WSD)
     kv_latent, k_turned = torch.split(compressed, [m.kv_rank, m.rope_dim], dim=-1)
-    kv = linear(w, "kv_b_proj", normalise(kv_latent, norm, w["kv_a_layernorm"]))
+    kv_latent = _scaled(normalise(kv_latent, norm, w["kv_a_layernorm"]), m.kv_multiplier)
+    kv = linear(w, "kv_b_proj", kv_latent)
     kv_WHSC = kv.view(windows, length, m.heads, m.nope_dim + m.v_dim).transpose(1, 2)
     k_plain, v_WHSC = torch.split(kv_WHSC, [m.nope_dim, m.v_dim], dim=-1)
 
@@ -40,3 +43,7 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
 
 def _low_rank_q(w: Weights, norm: Norm, x_WSD: Tensor) -> Tensor:
     return linear(w, "q_b_proj", normalise(linear(w, "q_a_proj", x_WSD), norm, w["q_a_layernorm"]))
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x * factor
