@@ -118,8 +118,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": (
         "gpt_oss",
         {
-            "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "sliding_window": 6, "head_dim": 8,
-            "swiglu_limit": 1.0, "swiglu_alpha": 1.3,
+            "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "sliding_window": 6,
+            "head_dim": 8, "swiglu_limit": 1.0, "swiglu_alpha": 1.3,
         },
     ),
     "glm4_moe": ("glm4_moe", SIGMOID | {"use_qk_norm": True, "attention_bias": True}),
