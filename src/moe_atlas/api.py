@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.errors import Exit
+from moe_atlas.ledger.recording import Recording
+from moe_atlas.receipt.lineage import against_previous, previous_facts
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.receipt.window_file import decode_windows
 from moe_atlas.receipt.write import as_arrays, check_writable, window_path, write_receipt
@@ -74,6 +76,7 @@ def audit(
     *,
     receipt: Source = "receipt.json",
     force: bool = False,
+    recording: Recording | None = None,
     options: AuditOptions | None = None,
 ) -> Receipt:
     """Compare two checkpoints on a registered probe set and write a receipt.
@@ -84,12 +87,14 @@ def audit(
         probe: registered probe file.
         receipt: where the receipt goes.
         force: replace an existing receipt.
+        recording: the run whose ledger takes the result.
         options: how to run.
 
     Raises:
         AtlasError: for everything a user can cause; no receipt has been written then.
     """
-    return _run(Path(base), Path(tuned), Path(probe), Path(receipt), force, options or AuditOptions())
+    place = _Place(Path(receipt), force, recording or Recording())
+    return _run(Path(base), Path(tuned), Path(probe), place, options or AuditOptions())
 
 
 def baseline(
@@ -98,24 +103,48 @@ def baseline(
     *,
     receipt: Source = "baseline.json",
     force: bool = False,
+    previous: Source | None = None,
+    recording: Recording | None = None,
     options: AuditOptions | None = None,
 ) -> Receipt:
     """Record the state of one checkpoint; it licenses no claim of preservation.
 
-    Arguments and errors are those of `audit`.
+    Arguments and errors are those of `audit`, and `previous`: an earlier receipt of the run, whose checkpoint's bytes
+    this one's are held against, class by class.
     """
-    return _run(Path(checkpoint), None, Path(probe), Path(receipt), force, options or AuditOptions())
+    place = _Place(
+        Path(receipt), force, recording or Recording(), None if previous is None else Path(previous)
+    )
+    return _run(Path(checkpoint), None, Path(probe), place, options or AuditOptions())
 
 
-def _run(
-    base: Path, tuned: Path | None, probe: Path, receipt: Path, force: bool, options: AuditOptions
-) -> Receipt:
+@dataclass(frozen=True)
+class _Place:
+    """Where a result goes and what it follows."""
+
+    receipt: Path
+    force: bool
+    recording: Recording
+    previous: Path | None = None
+
+
+def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions) -> Receipt:
     from moe_atlas.auditing.run import measure  # imports torch, which reading a receipt must not
 
-    check_writable(receipt, force)
+    check_writable(place.receipt, place.force)
+    head = place.recording.head()
+    previous = None if place.previous is None else previous_facts(place.previous)
     facts, arrays = measure(base, tuned, probe, options)
-    body = write_receipt(facts, as_arrays(arrays), receipt, force=force)
-    return Receipt(receipt, body)
+    parent: dict[str, Any] = {} if head is None else {"ledger": head}
+    if previous is not None:
+        parent["receipt"] = against_previous(previous, facts["checkpoints"]["base"])
+    if place.recording.reason is not None:
+        parent["reason"] = place.recording.reason
+    body = write_receipt(
+        facts | {"parent": parent or None}, as_arrays(arrays), place.receipt, force=place.force
+    )
+    place.recording.record(place.receipt)
+    return Receipt(place.receipt, body)
 
 
-__all__ = ["AuditOptions", "Receipt", "audit", "baseline"]
+__all__ = ["AuditOptions", "Receipt", "Recording", "audit", "baseline"]

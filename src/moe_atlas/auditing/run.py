@@ -36,6 +36,7 @@ from moe_atlas.probes.registration import ProbeSet, load_registered
 from moe_atlas.receipt.reference import attempt_facts, reference_facts
 from moe_atlas.replay.model import Replay
 from moe_atlas.version import __version__
+from moe_atlas.weights.class_digests import class_digests
 
 Receipt = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -184,6 +185,7 @@ def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
         "path": side.checkpoint.label,
         "family": side.spec.family,
         "digest": digest.sha256,
+        "classes": class_digests(side.spec, side.checkpoint, digest),
         "tensors": len(side.checkpoint.tensors),
         "bytes": sum(tensor.nbytes for tensor in stored),
         "bytes_read": side.reader.bytes_read,

@@ -69,6 +69,45 @@ def digest_checkpoint(checkpoint: Checkpoint) -> CheckpointDigest:
     return combine(checkpoint, hashes)
 
 
+def digest_with_files(checkpoint: Checkpoint) -> tuple[CheckpointDigest, dict[str, str]]:
+    """Read every file of a checkpoint once; digest its tensors, and each file as ``sha256sum`` does.
+
+    Returns:
+        The digest of the checkpoint, and the sha256 of each of its files (shards, index, config) by plain name.
+
+    Raises:
+        IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
+    """
+    hashes = {name: TensorHash() for name in checkpoint.tensors}
+    tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: (tensor.file, tensor.begin))
+    stored = {file: list(group) for file, group in groupby(tensors, key=lambda tensor: tensor.file)}
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    files = {}
+    for file in sorted(checkpoint.files):
+        with OpenShard(checkpoint, file) as shard:
+            files[file] = _digest_file(shard, stored.get(file, []), hashes, buffer)
+    require_unchanged(checkpoint)
+    return combine(checkpoint, hashes), files
+
+
+def _digest_file(
+    shard: OpenShard, tensors: list[StoredTensor], hashes: Mapping[str, TensorHash], buffer: memoryview
+) -> str:
+    """Hash a whole file and, from the same bytes, its tensors, which cover it from the header's end to its own."""
+    whole = hashlib.sha256()
+    first = tensors[0].begin if tensors else shard.size
+    spans: list[tuple[int, int, TensorHash | None]] = [(0, first, None)]
+    spans += [(tensor.begin, tensor.begin + tensor.nbytes, hashes[tensor.name]) for tensor in tensors]
+    for begin, end, running in spans:
+        for position in range(begin, end, PIECE_BYTES):
+            piece = buffer[: min(PIECE_BYTES, end - position)]
+            shard.fill(piece, position)
+            whole.update(piece)
+            if running is not None:
+                running.consume(piece, position - begin)
+    return whole.hexdigest()
+
+
 def complete_hashes(checkpoint: Checkpoint, hashes: Mapping[str, TensorHash]) -> int:
     """Read what the running hashes have not seen, in file order and bounded pieces; return the bytes read."""
     total = 0
@@ -102,9 +141,14 @@ def combine(checkpoint: Checkpoint, hashes: Mapping[str, TensorHash]) -> Checkpo
         tensor = checkpoint.tensors[name]
         assert hashes[name].position == tensor.nbytes, f"{name} is not fully hashed"
         digests[name] = hashes[name].hexdigest()
-        shape = ",".join(map(str, tensor.shape))
-        manifest.update(f"{name}\t{tensor.dtype}\t[{shape}]\t{digests[name]}\n".encode())
+        manifest.update(manifest_line(tensor, digests[name]))
     return CheckpointDigest(manifest.hexdigest(), MappingProxyType(digests))
+
+
+def manifest_line(tensor: StoredTensor, sha256: str) -> bytes:
+    """Return the line that stands for one tensor in a digest over several."""
+    shape = ",".join(map(str, tensor.shape))
+    return f"{tensor.name}\t{tensor.dtype}\t[{shape}]\t{sha256}\n".encode()
 
 
 def require_unchanged(checkpoint: Checkpoint) -> None:
@@ -124,6 +168,7 @@ class OpenShard:
         self._label = str(checkpoint.root / file)
         self._opening = open_regular(checkpoint.root, file)
         self._first: FileStat = checkpoint.files[file]
+        self.size = self._first.size
 
     def __enter__(self) -> OpenShard:
         try:
@@ -143,12 +188,16 @@ class OpenShard:
 
     def read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
         """Fill the buffer with the tensor's bytes from `start` on, or raise ``E_CHANGED``."""
+        self.fill(buffer, tensor.begin + start, tensor.name)
+
+    def fill(self, buffer: memoryview, offset: int, name: str | None = None) -> None:
+        """Fill the buffer with the file's bytes from `offset` on, or raise ``E_CHANGED``."""
         filled = 0
         while filled < len(buffer):
-            count = self._pread(buffer[filled:], tensor.begin + start + filled)
+            count = self._pread(buffer[filled:], offset + filled)
             if count == 0:
-                where = place(self._label, tensor.name)
-                raise IntegrityError("E_CHANGED", where, "the file became shorter while it was being read")
+                problem = "the file became shorter while it was being read"
+                raise IntegrityError("E_CHANGED", place(self._label, name), problem)
             filled += count
 
     def _pread(self, buffer: memoryview, offset: int) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_atlas.cli import options as o
+from moe_atlas.ledger.store import DEFAULT_RUNS
 
 
 def audit(
@@ -32,6 +33,9 @@ def audit(
     chart_maps: Annotated[
         int, typer.Option(min=0, help="Pairs of experts per layer for rank and condition of T (slow).")
     ] = 0,
+    run: o.Run = None,
+    runs: o.Runs = DEFAULT_RUNS,
+    step: o.Step = None,
     force: o.Force = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -44,6 +48,7 @@ def audit(
     """
     from moe_atlas.api import audit as run_audit
     from moe_atlas.auditing.options import AuditOptions
+    from moe_atlas.ledger.recording import Recording
     from moe_atlas.report.progress import watching
     from moe_atlas.text import parse_size
 
@@ -54,6 +59,7 @@ def audit(
             probe,
             receipt=receipt,
             force=force,
+            recording=Recording(run, runs, step),
             options=AuditOptions(
                 dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),
                 router=o.one_of("--router", router, ("float32", "native")),

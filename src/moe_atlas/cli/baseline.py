@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_atlas.cli import options as o
+from moe_atlas.ledger.store import DEFAULT_RUNS
 
 
 def baseline(
@@ -19,16 +20,26 @@ def baseline(
     device: o.Device = "cpu",
     threads: o.Threads = None,
     memory: o.Memory = None,
+    previous: Annotated[
+        Path | None, typer.Option(help="Earlier receipt of the run: are these still the same tensors?")
+    ] = None,
+    run: o.Run = None,
+    runs: o.Runs = DEFAULT_RUNS,
+    step: o.Step = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Why a baseline is taken anew, such as 'node failure'.")
+    ] = None,
     force: o.Force = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> int:
     """Record the state of the atlas at this point; it licenses no claim of preservation.
 
-    Example: atlas baseline resumed.ckpt --probe probes.yaml
+    Example: atlas baseline resumed.ckpt --probe probes.yaml --run sft-640 --reason "node failure"
     """
     from moe_atlas.api import baseline as run_baseline
     from moe_atlas.auditing.options import AuditOptions
+    from moe_atlas.ledger.recording import Recording
     from moe_atlas.report.progress import watching
     from moe_atlas.text import parse_size
 
@@ -38,6 +49,8 @@ def baseline(
             probe,
             receipt=receipt,
             force=force,
+            previous=previous,
+            recording=Recording(run, runs, step, reason),
             options=AuditOptions(
                 dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),
                 router=o.one_of("--router", router, ("float32", "native")),

@@ -22,6 +22,10 @@ Memory = Annotated[str | None, typer.Option(help="Most memory to use, such as 2G
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors; the exit code tells.")]
 
+Run = Annotated[str | None, typer.Option("--run", help="Record the result in this run's ledger.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+Step = Annotated[int | None, typer.Option(min=0, help="Training step of the checkpoint, for the history.")]
+
 VERDICT_EXIT = {"pass": Exit.PASS, "fail": Exit.FAIL, "inconclusive": Exit.INCONCLUSIVE}
 
 

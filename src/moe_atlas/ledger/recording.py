@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,52 @@ from moe_atlas.errors import UsageError
 from moe_atlas.ledger.chain import Entry
 from moe_atlas.ledger.receipts import ledger_head
 from moe_atlas.ledger.records import receipt_body
-from moe_atlas.ledger.store import Ledger
+from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 from moe_atlas.probes.lock import Lock
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.text import shown
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Which run a result belongs to.
+
+    Attributes:
+        run: name of the run whose ledger takes the result; None records nothing.
+        runs: the folder that holds the runs.
+        step: training step of the checkpoint.
+        reason: why a baseline was taken anew, such as ``node failure``; it makes the baseline a resume.
+
+    Raises:
+        UsageError: E_RUN for a name that could be anything but one folder, or a step or reason without a run.
+    """
+
+    run: str | None = None
+    runs: Path = DEFAULT_RUNS
+    step: int | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.run is not None:
+            Ledger(self.run, self.runs)
+        elif self.step is not None or self.reason is not None:
+            raise UsageError("E_RUN", "--step and --reason", "belong to a run", "name it with --run")
+
+    def head(self) -> dict[str, Any] | None:
+        """The ledger's head before the measurement, which the receipt carries; the whole chain is checked.
+
+        Raises:
+            IntegrityError: E_LEDGER when a line is not what was written.
+        """
+        return None if self.run is None else Ledger(self.run, self.runs).head().describe()
+
+    def record(self, path: Path) -> Entry | None:
+        """Record a receipt, as `record_receipt`; None without a run."""
+        return (
+            None
+            if self.run is None
+            else record_receipt(Ledger(self.run, self.runs), path, self.step, self.reason)
+        )
 
 
 def record_receipt(ledger: Ledger, path: Path, step: int | None = None, reason: str | None = None) -> Entry:

@@ -48,6 +48,7 @@ def sections(receipt: dict[str, Any]) -> Iterator[RenderableType]:
     yield headline(receipt)
     if receipt["kind"] == "baseline":
         yield baseline_table(receipt)
+        yield from lineage(receipt)
     else:
         yield from reasons(receipt)
         yield predicate_table(receipt)
@@ -74,6 +75,21 @@ def headline(receipt: dict[str, Any]) -> Text:
     return text.append(
         f"  {names}   probe {probe}: {windows} windows, {documents} documents", style="default"
     )
+
+
+def lineage(receipt: dict[str, Any]) -> Iterator[Text]:
+    """Whether a resumed checkpoint is, byte for byte, the one that an earlier receipt saw."""
+    earlier = (receipt.get("parent") or {}).get("receipt")
+    if earlier is None:
+        return
+    if earlier["same_tensors"]:
+        yield Text("resumed: the same tensors, byte for byte, as in the earlier receipt", style="green")
+        return
+    for row in earlier["classes"] or []:
+        word = "the same bytes" if row["same"] else f"CHANGED in {len(row['changed_layers'])} layers"
+        yield Text(f"resumed: {row['class']}: {word}", style="green" if row["same"] else "yellow")
+    if earlier["classes"] is None:
+        yield Text(f"resumed: not the same tensors; {earlier['reason']}", style="yellow")
 
 
 def reasons(receipt: dict[str, Any]) -> Iterator[Text]:
