@@ -636,3 +636,11 @@ def test_warnings() -> None:
     facts["noise_floor"] = {"layers": [{"layer": n, "transition_drift": 0.01} for n in (1, 2, 4)]}
     codes = [warning["code"] for warning in derive(facts, windows)["warnings"]]
     assert codes == ["smooth-occupancy", "noise-floor", "budgets-set-for", "budgets-set-for"]
+
+
+@pytest.mark.parametrize(("document_nll", "warns"), [(0.4, False), (0.41, True), (None, False)])
+def test_a_tail_guard_that_cannot_see_the_margin_is_named(document_nll: float | None, warns: bool) -> None:
+    facts, windows = audit()
+    facts["probe"]["policy"]["damage"] = {"nll": 0.04, "document_nll": document_nll, "document_share": 0.1}
+    codes = [warning["code"] for warning in derive(facts, windows)["warnings"]]
+    assert ("loose-tail-guard" in codes) is warns

@@ -18,7 +18,7 @@ FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures 
 
 def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
     """Return the receipt's warnings: objects with a stable ``code`` and a one-line ``message``."""
-    return [*_smoothing(receipt), *_floors(receipt), *_set_for(receipt)]
+    return [*_smoothing(receipt), *_floors(receipt), *_tail_guard(receipt), *_set_for(receipt)]
 
 
 def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
@@ -53,6 +53,19 @@ def _floors(receipt: Facts) -> list[dict[str, Any]]:
             message = f"the budget of {key}, {budget:g}, is below ten times its noise floor {worst:.3g}"
             out.append({"code": "noise-floor", "message": message})
     return out
+
+
+def _tail_guard(receipt: Facts) -> list[dict[str, Any]]:
+    """A per-document limit so high that damage in the tolerated share of documents reaches the margin unseen."""
+    limits = receipt["probe"]["policy"]["damage"]
+    margin, document, share = (limits.get(key) for key in ("nll", "document_nll", "document_share"))
+    if margin is None or document is None or share is None or document * share <= margin:
+        return []
+    message = (
+        f"document_nll {document:g} is above nll / document_share = {margin / share:.3g}: the tail guard does not "
+        "see a mean increase of the margin that the tolerated share of documents carries alone"
+    )
+    return [{"code": "loose-tail-guard", "message": message}]
 
 
 def _set_for(receipt: Facts) -> list[dict[str, Any]]:
