@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 from moe_atlas.cli import run
+from moe_atlas.receipt.window_file import decode_windows
+from moe_atlas.receipt.write import write_receipt
 from tests import pairs, tiny
 
 
@@ -134,3 +139,68 @@ def test_reading_commands_never_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def governed(place, tmp_path):
+    """A probe set registered under a central policy, and the central file."""
+    folder = tmp_path / "governed"
+    shutil.copytree(place / "probe", folder)
+    (folder / "probes.lock.json").unlink()
+    probes = folder / "probes.yaml"
+    config = yaml.safe_load(probes.read_text())
+    central = folder / "central.yaml"
+    policy = config.pop("policy")
+    central.write_text(yaml.safe_dump({"schema": "atlas/policy/v1", "name": "release", "policy": policy}))
+    probes.write_text(yaml.safe_dump(config))
+    assert run(["register", str(probes), "--policy-from", str(central)]) == 0
+    return probes, central
+
+
+def test_an_audit_under_a_central_policy(place, tmp_path, governed, capsys):
+    probes, central = governed
+    receipt = tmp_path / "r.json"
+    audit = ["audit", str(place / "base"), str(place / "light"), "--probe", str(probes), "--quiet"]
+    audit += ["--receipt", str(receipt)]
+    assert run([*audit, "--policy-from", str(central)]) == 0
+    lock = json.loads(receipt.read_text())["probe"]["lock"]
+    assert lock["policy_from"] == {
+        "name": "release",
+        "sha256": hashlib.sha256(central.read_bytes()).hexdigest(),
+    }
+    assert lock["sha256"] == hashlib.sha256(probes.with_suffix(".lock.json").read_bytes()).hexdigest()
+    assert lock["registered_at"]
+    verify = ["verify", str(receipt), "--probe", str(probes)]
+    assert run([*verify, "--policy-from", str(central)]) == 0
+    assert run(verify) == 5  # without the policy the probe file says less than was registered
+    capsys.readouterr()
+    widened = {"policy": yaml.safe_load(central.read_text().replace("0.08", "0.8"))["policy"]}
+    probes.write_text(probes.read_text() + yaml.safe_dump(widened))
+    assert run([*audit, "--force", "--policy-from", str(central)]) == 4
+    assert "atlas: E_POLICY probes.yaml" in capsys.readouterr().err
+    central.write_text(central.read_text().replace("0.08", "0.8"))
+    assert run([*verify, "--policy-from", str(central)]) == 5
+    assert "policy_from" in capsys.readouterr().out
+
+
+def test_verify_lists_what_the_probe_file_and_its_lock_do_not_bear_out(place, tmp_path, capsys):
+    receipt, probes = tmp_path / "r.json", place / "probe/probes.yaml"
+    audit = ["audit", str(place / "base"), str(place / "light"), "--quiet", "--receipt", str(receipt)]
+    assert run([*audit, "--probe", str(probes)]) == 0
+    assert run(["verify", str(receipt), "--probe", str(probes)]) == 0
+    body = json.loads(receipt.read_text())
+    facts = {key: value for key, value in body.items() if key != "evidence"}
+    arrays = decode_windows(receipt.with_name("r.windows.safetensors").read_bytes(), "windows")
+    capsys.readouterr()
+    edits = {
+        "probe.protected_layers": ("protected_layers", [0]),
+        "probe.policy.confidence": ("policy", body["probe"]["policy"] | {"confidence": 0.6}),
+        "probe.lock.registered_at": ("lock", body["probe"]["lock"] | {"registered_at": "2020-01-01"}),
+        "probe.lock.predecessor": ("lock", body["probe"]["lock"] | {"predecessor": {"sha256": "0" * 64}}),
+        "probe.lock.policy_from": ("lock", body["probe"]["lock"] | {"policy_from": {"name": "x"}}),
+    }
+    for where, (key, value) in edits.items():
+        write_receipt(facts | {"probe": facts["probe"] | {key: value}}, arrays, receipt, force=True)
+        assert run(["verify", str(receipt), "--integrity-only"]) == 0
+        assert run(["verify", str(receipt), "--probe", str(probes)]) == 5
+        assert where in capsys.readouterr().out

@@ -42,6 +42,7 @@ class AuditOptions:
             `bfloat16` in another compute dtype.
         chart_maps: pairs of experts per layer whose overlap map is measured; 0 for none.
         baseline: a baseline receipt whose overlap and occupancy are the handoff reference.
+        policy_from: the central policy file under which the probe set was registered.
         attempts: receipts of registered attempts at the same objective.
     """
 
@@ -53,5 +54,6 @@ class AuditOptions:
     noise_floor: Literal["order", "float32", "bfloat16"] | None = None
     chart_maps: int = 0
     baseline: Path | None = None
+    policy_from: Path | None = None
     attempts: tuple[Path, ...] = ()
     progress: Progress = field(default_factory=Silent)

@@ -53,7 +53,7 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
     """
     started = datetime.now(UTC)
     clock = time.monotonic()
-    probes = load_registered(probe)
+    probes = load_registered(probe, options.policy_from)
     checkpoints = [open_checkpoint(path) for path in (base, tuned) if path is not None]
     specs = [resolve(checkpoint) for checkpoint in checkpoints]
     if len(specs) == 2:
@@ -164,12 +164,7 @@ def probe_facts(probes: ProbeSet, spec: ModelSpec) -> dict[str, Any]:
     resolved = probes.config.protected_layers.resolve(spec.routed_layers)
     return {
         "name": described["name"],
-        "lock": {
-            "sha256": probes.lock.digest,
-            "registered_at": probes.lock.registered_at,
-            "policy_sha256": probes.lock.policy_sha256,
-            "predecessor": probes.lock.predecessor,
-        },
+        "lock": probes.lock.facts(),
         "policy": described["policy"],
         "domains": described["domains"],
         "windows": described["windows"],

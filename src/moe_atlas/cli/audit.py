@@ -15,6 +15,7 @@ def audit(
     base: Annotated[Path, typer.Argument(help="Base checkpoint: folder, HF snapshot or .safetensors file.")],
     tuned: Annotated[Path, typer.Argument(help="Tuned checkpoint.")],
     probe: o.Probe,
+    policy_from: o.PolicyFrom = None,
     receipt: o.ReceiptPath = Path("receipt.json"),
     dtype: o.Dtype = "auto",
     router: o.Router = "float32",
@@ -72,6 +73,7 @@ def audit(
                 chart_maps=chart_maps,
                 baseline=baseline,
                 attempts=tuple(attempt or ()),
+                policy_from=policy_from,
                 progress=watcher,
             ),
         )

@@ -14,6 +14,7 @@ from moe_atlas.ledger.store import DEFAULT_RUNS
 def baseline(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: folder, HF snapshot or .safetensors file.")],
     probe: o.Probe,
+    policy_from: o.PolicyFrom = None,
     receipt: o.ReceiptPath = Path("baseline.json"),
     dtype: o.Dtype = "auto",
     router: o.Router = "float32",
@@ -57,6 +58,7 @@ def baseline(
                 device=o.one_of("--device", device, ("cpu", "cuda")),
                 threads=threads,
                 memory=None if memory is None else parse_size(memory),
+                policy_from=policy_from,
                 progress=watcher,
             ),
         )

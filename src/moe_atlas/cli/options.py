@@ -12,6 +12,9 @@ import typer
 from moe_atlas.errors import Exit
 
 Probe = Annotated[Path, typer.Option("--probe", help="Registered probe file.", show_default=False)]
+PolicyFrom = Annotated[
+    Path | None, typer.Option("--policy-from", help="Central policy file that governs the probe file.")
+]
 ReceiptPath = Annotated[Path, typer.Option("--receipt", help="Where the receipt goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing receipt.")]
 Dtype = Annotated[str, typer.Option(help="Matrix products in: auto (the checkpoint's), float32, bfloat16.")]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_atlas.cli import options as o
 from moe_atlas.ledger.recording import registration_body
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 from moe_atlas.probes.lock import Lock
@@ -18,6 +19,7 @@ from moe_atlas.text import shown
 
 def register(
     probes: Annotated[Path, typer.Argument(help="The probe file.")],
+    policy_from: o.PolicyFrom = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a lock that differs; the new one names it.")
     ] = False,
@@ -30,7 +32,7 @@ def register(
     Example: atlas register probes.yaml
     """
     ledger = None if run is None else Ledger(run, runs)
-    lock = register_probes(probes, force)
+    lock = register_probes(probes, force, policy_from=policy_from)
     if ledger is not None:
         ledger.append("registration", registration_body(lock))
     typer.echo(json.dumps(_facts(lock)) if as_json else _sentence(lock))
@@ -50,6 +52,7 @@ def _facts(lock: Lock) -> dict[str, object]:
         "lock": str(lock.path),
         "lock_sha256": lock.digest,
         "policy_sha256": lock.policy_sha256,
+        "policy_from": lock.policy_from,
         "stage": lock.body["stage"],
         "registered_at": lock.registered_at,
         "predecessor": lock.predecessor,
@@ -63,6 +66,8 @@ def _sentence(lock: Lock) -> str:
         f"  {shown(d['name'])} ({d['role']}): {len(d['windows'])} windows" for d in lock.body["domains"]
     ]
     lines.append(f"  lock sha256 {lock.digest}")
+    if lock.policy_from:
+        lines.append(f"  policy of   {shown(lock.policy_from['name'])}, sha256 {lock.policy_from['sha256']}")
     if lock.predecessor:
         lines.append(f"  replaces    {lock.predecessor['sha256']} of {lock.predecessor['registered_at']}")
     return "\n".join(lines + _warnings(lock.body["probes"]["policy"]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_atlas.cli import options as o
 from moe_atlas.errors import Exit
 from moe_atlas.text import shown
 
@@ -22,6 +23,7 @@ def verify(
     probe: Annotated[
         Path | None, typer.Option(help="Probe file whose registration the receipt must carry.")
     ] = None,
+    policy_from: o.PolicyFrom = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Tuned checkpoint (of a baseline: the checkpoint) to hash again.")
     ] = None,
@@ -39,7 +41,7 @@ def verify(
     """
     from moe_atlas.receipt.verify import verify as check
 
-    report = check(receipt, probe, checkpoint)
+    report = check(receipt, probe, checkpoint, policy_from)
     code = exit_code(report, integrity_only=integrity_only)
     typer.echo(json.dumps(_object(report, code)) if as_json else _text(receipt, report))
     return int(code)

@@ -93,6 +93,7 @@ def registration_body(lock: Lock) -> dict[str, Any]:
         "lock": str(lock.path.resolve()),
         "lock_sha256": lock.digest,
         "lock_policy_sha256": lock.policy_sha256,
+        "policy_from": lock.policy_from,
         "registered_at": lock.registered_at,
         "predecessor": lock.predecessor,
     }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from moe_atlas.errors import UsageError
+from moe_atlas.errors import InputRefused, UsageError
+from moe_atlas.probes.central import CentralPolicy, load_central
 from moe_atlas.probes.fields import Fields, Span
 from moe_atlas.probes.files import read_bounded, shown
 from moe_atlas.probes.layers import read_layers
@@ -51,22 +54,38 @@ _BUDGET_SPANS = {
 _EMPTY = Mapping({}, {}, 0)
 
 
-def load_probes(path: Path) -> ProbeConfig:
+class _Described(Protocol):
+    """A part of a probe file that can give itself back."""
+
+    def describe(self) -> Any:
+        """The part in the file's own spelling, defaults filled in."""
+
+
+_Part = TypeVar("_Part", bound=_Described)
+
+
+def load_probes(path: Path, policy_from: Path | None = None) -> ProbeConfig:
     """Read a probe file; its sources are not opened.
 
+    Args:
+        path: the probe file.
+        policy_from: a central policy file that governs it.
+
     Raises:
-        UsageError: E_PROBE_MISSING when there is no such file.
-        InputRefused: E_PROBE_FILE (not a regular file, too long), E_PROBE_YAML, E_PROBE_KEY, E_PROBE_VALUE.
+        UsageError: E_PROBE_MISSING, E_POLICY_MISSING when there is no such file.
+        InputRefused: E_PROBE_FILE (not a regular file, too long), E_PROBE_YAML, E_PROBE_KEY, E_PROBE_VALUE;
+            E_POLICY when the probe file contradicts the central policy.
     """
     path = Path(path)
     if not path.exists():
         raise UsageError(
             "E_PROBE_MISSING", str(path), "there is no such probe file", "write one with: atlas init"
         )
-    return read_probes(read_bounded(path, MAX_BYTES, "E_PROBE_FILE"), path)
+    central = None if policy_from is None else load_central(Path(policy_from))
+    return read_probes(read_bounded(path, MAX_BYTES, "E_PROBE_FILE"), path, central)
 
 
-def read_probes(text: bytes, path: Path) -> ProbeConfig:
+def read_probes(text: bytes, path: Path, central: CentralPolicy | None = None) -> ProbeConfig:
     """Read a probe file's text; `path` names it and anchors its sources.
 
     Raises:
@@ -83,11 +102,33 @@ def read_probes(text: bytes, path: Path) -> ProbeConfig:
         name=fields.text("name"),
         tokenizer=None if fields.is_null("tokenizer") else fields.text("tokenizer"),
         windows=_windows(fields.get("windows"), file),
-        evaluation=_evaluation(_block(fields, "evaluation"), file),
-        protected_layers=read_layers(fields.get("protected_layers"), file),
+        evaluation=_governed(fields, "evaluation", central, _evaluation, _EMPTY),
+        protected_layers=_governed(fields, "protected_layers", central, read_layers),
         domains=domains,
-        policy=_policy(fields.get("policy"), file, domains),
+        policy=_governed(fields, "policy", central, lambda node, at: _policy(node, at, domains)),
+        central=central,
     )
+
+
+def _governed(
+    fields: Fields,
+    key: str,
+    central: CentralPolicy | None,
+    read: Callable[[Node, str], _Part],
+    default: Node | None = None,
+) -> _Part:
+    """A part of the probe file, or the central policy's where that has one; the file may then only repeat it."""
+    own = default if default is not None and fields.is_null(key) else None
+    if central is None or key not in central.entries:
+        return read(own or fields.get(key), fields.file)
+    ruling = read(central.entries[key], central.file)
+    if fields.has(key) and read(own or fields.get(key), fields.file).describe() != ruling.describe():
+        where = f"{fields.file}:{fields.line_of(key)}"
+        problem = f"{key} is not that of the central policy {shown(central.name)} ({central.file})"
+        raise InputRefused(
+            "E_POLICY", where, problem, f"leave {key} out of the probe file, or repeat it as it is there"
+        )
+    return ruling
 
 
 def _block(fields: Fields, key: str) -> Node:

@@ -24,6 +24,7 @@ _KEYS = {
     *("schema", "name", "stage", "set_for", "probes", "policy_sha256", "tokenizer", "domains"),
     *("registered_at", "predecessor", "lock_sha256"),
 }
+_OPTIONAL = {"policy_from"}
 _HISTORY = ("registered_at", "predecessor", "lock_sha256")
 
 
@@ -52,10 +53,26 @@ class Lock:
         return str(self.body["policy_sha256"])
 
     @property
+    def policy_from(self) -> dict[str, Any] | None:
+        """The central policy file it was registered under (``name``, ``sha256``), if any."""
+        value: dict[str, Any] | None = self.body.get("policy_from")
+        return value
+
+    @property
     def predecessor(self) -> dict[str, Any] | None:
         """The lock that this one replaced (``sha256``, ``registered_at``, ``policy_sha256``), if any."""
         value: dict[str, Any] | None = self.body["predecessor"]
         return value
+
+    def facts(self) -> dict[str, Any]:
+        """What a receipt says of it."""
+        return {
+            "sha256": self.digest,
+            "registered_at": self.registered_at,
+            "policy_sha256": self.policy_sha256,
+            "policy_from": self.policy_from,
+            "predecessor": self.predecessor,
+        }
 
 
 def lock_path(probe_file: Path) -> Path:
@@ -95,7 +112,8 @@ def content(config: ProbeConfig, sample: Sample) -> dict[str, Any]:
         }
         for index, (domain, source) in enumerate(zip(config.domains, sample.sources, strict=True))
     ]
-    return {
+    governed = {} if config.central is None else {"policy_from": config.central.describe()}
+    return governed | {
         "schema": SCHEMA,
         "name": config.name,
         "stage": config.policy.stage,
@@ -151,7 +169,7 @@ def parse_lock(raw: bytes, where: str) -> dict[str, Any]:
         found = body.get("schema") if isinstance(body, dict) else type(body).__name__
         raise InputRefused("E_PROBE_LOCK", where, f"must have schema {SCHEMA}, found {shown(str(found))}")
     try:
-        intact = set(body) == _KEYS and seal(body) == raw
+        intact = set(body) - _OPTIONAL == _KEYS and seal(body) == raw
     except ValueError:  # a NaN cannot be spelled
         intact = False
     if not intact:

@@ -51,7 +51,9 @@ class ProbeSet:
         return max(int(window.tokens.max()) for window in self.windows)
 
 
-def register(path: Path, force: bool = False, now: datetime | None = None) -> Lock:
+def register(
+    path: Path, force: bool = False, now: datetime | None = None, policy_from: Path | None = None
+) -> Lock:
     """Cut the windows of a probe file and write its lock beside it.
 
     Registering what is registered already changes nothing. A lock that differs is only replaced with `force`;
@@ -61,6 +63,7 @@ def register(path: Path, force: bool = False, now: datetime | None = None) -> Lo
         path: the probe file.
         force: replace a differing lock.
         now: registration time, for tests; the clock's by default.
+        policy_from: a central policy file, which the lock then names with its digest.
 
     Raises:
         UsageError: E_PROBE_MISSING (no such file), E_PROBE_REGISTERED (a differing lock exists and `force` is
@@ -69,7 +72,7 @@ def register(path: Path, force: bool = False, now: datetime | None = None) -> Lo
             damaged.
         ResourceExhausted: E_WRITE when the lock cannot be written.
     """
-    config = load_probes(path)
+    config = load_probes(path, policy_from)
     body = content(config, build_windows(config))
     target = lock_path(config.path)
     predecessor = None
@@ -113,8 +116,10 @@ def _predecessor(target: Path, old: Lock | None) -> dict[str, Any]:
     return {"sha256": old.digest, "registered_at": old.registered_at, "policy_sha256": old.policy_sha256}
 
 
-def load_registered(path: Path) -> ProbeSet:
+def load_registered(path: Path, policy_from: Path | None = None) -> ProbeSet:
     """Read a probe file and its windows, and check both against the lock.
+
+    With a central policy file, the lock must have been registered under the very same bytes.
 
     Raises:
         UsageError: E_PROBE_MISSING (no such file), E_PROBE_UNREGISTERED (no lock; names the command that
@@ -122,7 +127,7 @@ def load_registered(path: Path) -> ProbeSet:
         InputRefused: E_PROBE_LOCK when the lock is damaged or anything differs from it, with what differs;
             and every refusal of `load_probes` and `build_windows`.
     """
-    config = load_probes(path)
+    config = load_probes(path, policy_from)
     target = lock_path(config.path)
     if not target.exists():
         hint = f"register it before the run: atlas register {path}"

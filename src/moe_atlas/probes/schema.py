@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_atlas.probes.central import CentralPolicy
 from moe_atlas.probes.layers import LayerExpression
 from moe_atlas.probes.policy import Policy
 
@@ -134,6 +135,7 @@ class ProbeConfig:
         protected_layers: the layers that the rewrite predicate guards.
         domains: in the file's order.
         policy: budgets, limits and stage.
+        central: the central policy file that governs this one, if any.
     """
 
     path: Path
@@ -144,6 +146,7 @@ class ProbeConfig:
     protected_layers: LayerExpression
     domains: tuple[Domain, ...]
     policy: Policy
+    central: CentralPolicy | None = None
 
     def describe(self) -> dict[str, Any]:
         """The file as JSON, defaults filled in: what the lock registers."""

@@ -77,16 +77,22 @@ class VerifyReport:
         self.mismatches.append(Mismatch(path, problem))
 
 
-def verify(receipt_path: Path, probe: Path | None = None, checkpoint: Path | None = None) -> VerifyReport:
+def verify(
+    receipt_path: Path,
+    probe: Path | None = None,
+    checkpoint: Path | None = None,
+    policy_from: Path | None = None,
+) -> VerifyReport:
     """Check a receipt against its window data and, where given, its probe file and tuned checkpoint.
 
     Args:
         receipt_path: the receipt; its window data are looked for beside it under the recorded name.
         probe: a probe file, whose lock, policy and domains must be those of the receipt.
         checkpoint: the tuned checkpoint (of a baseline: the checkpoint), whose weights are hashed again.
+        policy_from: the central policy file under which the probe file was registered.
 
     Raises:
-        UsageError: the receipt does not exist.
+        UsageError: the receipt, or a file named beside it, does not exist.
         InputRefused: it is no regular file or beyond the size limit. Anything else that is wrong with it is a
             mismatch.
     """
@@ -99,7 +105,7 @@ def verify(receipt_path: Path, probe: Path | None = None, checkpoint: Path | Non
     if windows is not None:
         _rederive(receipt, windows, report)
     if probe is not None:
-        _check_probe(receipt, probe, report)
+        _check_probe(receipt, probe, policy_from, report)
     if checkpoint is not None:
         _check_checkpoint(receipt, checkpoint, report)
     return report
@@ -210,26 +216,33 @@ def _same(fresh: Any, stored: Any) -> bool:
         return False
 
 
-def _check_probe(receipt: Mapping[str, Any], probe: Path, report: VerifyReport) -> None:
+def _check_probe(
+    receipt: Mapping[str, Any], probe: Path, policy_from: Path | None, report: VerifyReport
+) -> None:
     """The probe file and its lock against the receipt; the probe's sources are not needed.
 
     Raises:
         UsageError: the probe file does not exist.
     """
     try:
-        described = load_probes(probe).describe()
+        config = load_probes(probe, policy_from)
         lock = read_lock(lock_path(probe))
+        routed = [layer["layer"] for layer in receipt["layers"]]
+        described = config.describe() | {"protected_layers": config.protected_layers.resolve(routed)}
     except InputRefused as error:
         report.add("probe", str(error))
         return
     recorded = receipt["probe"]
-    if recorded["lock"]["sha256"] != lock.digest:
-        report.add("probe.lock.sha256", f"expected {lock.digest}, found {recorded['lock']['sha256']}")
-    for key in ("name", "policy", "domains", "windows", "evaluation"):
+    central = None if config.central is None else config.central.describe()
+    for where, problem in differences(lock.facts(), recorded["lock"], "probe.lock"):
+        report.add(where, problem)
+    for where, problem in differences(central, lock.policy_from, "probe.lock.policy_from"):
+        report.add(where, f"not registered under this central policy: {problem}")
+    for key in ("name", "policy", "domains", "windows", "evaluation", "protected_layers"):
         for where, problem in differences(described[key], recorded.get(key), f"probe.{key}"):
             report.add(where, f"not as in the probe file: {problem}")
-        for where, problem in differences(lock.body["probes"].get(key), recorded.get(key), f"probe.{key}"):
-            report.add(where, f"not as registered: {problem}")
+    for where, problem in differences(lock.body["probes"], config.describe(), "probe"):
+        report.add(where, f"the probe file is not what was registered: {problem}")
     for row, registered in zip(receipt["domains"], lock.body["domains"], strict=False):
         if row["windows"] != len(registered["windows"]):
             report.add(

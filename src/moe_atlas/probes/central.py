@@ -1,0 +1,57 @@
+"""A policy that a project's own probe file cannot widen (schema ``atlas/policy/v1``).
+
+Whoever owns the gate keeps one file; a probe file registered under it takes policy, and where the file says so
+protected layers and evaluation, from there. The lock and every receipt name the file and its digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import UsageError
+from moe_atlas.probes.fields import Fields
+from moe_atlas.probes.files import read_bounded, sha256_hex
+from moe_atlas.probes.strict_yaml import MAX_BYTES, Node, parse
+
+SCHEMA = "atlas/policy/v1"
+GOVERNED = ("policy", "protected_layers", "evaluation")
+
+
+@dataclass(frozen=True)
+class CentralPolicy:
+    """A central policy file.
+
+    Attributes:
+        file: its name, for messages.
+        name: what it calls itself.
+        sha256: digest of its bytes.
+        entries: the keys it governs, not yet read: what they mean may depend on the probe file's domains.
+    """
+
+    file: str
+    name: str
+    sha256: str
+    entries: dict[str, Node]
+
+    def describe(self) -> dict[str, Any]:
+        """What locks and receipts say of it."""
+        return {"name": self.name, "sha256": self.sha256}
+
+
+def load_central(path: Path) -> CentralPolicy:
+    """Read a central policy file.
+
+    Raises:
+        UsageError: E_POLICY_MISSING when there is no such file.
+        InputRefused: E_PROBE_FILE (not a regular file, too long), E_PROBE_YAML, E_PROBE_KEY, E_PROBE_VALUE.
+    """
+    if not path.exists():
+        raise UsageError("E_POLICY_MISSING", str(path), "there is no such policy file")
+    text = read_bounded(path, MAX_BYTES, "E_PROBE_FILE")
+    fields = Fields(parse(text, path.name), "", path.name, ("schema", "name", *GOVERNED))
+    fields.text("schema", (SCHEMA,))
+    fields.get("policy")
+    entries = {key: fields.get(key) for key in GOVERNED if fields.has(key)}
+    return CentralPolicy(path.name, fields.text("name"), sha256_hex(text), entries)

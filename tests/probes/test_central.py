@@ -1,0 +1,150 @@
+"""A central policy: what it governs, a probe file can repeat or leave out, but never widen."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from moe_atlas.errors import InputRefused, UsageError
+from moe_atlas.probes import load_probes, load_registered, register
+
+SOURCE = "".join(f'{{"tokens": [{n}, 1, 2, 3]}}\n' for n in range(5))
+HEAD = """\
+schema: atlas/probes/v1
+name: gate
+windows: {tokens: 4}
+domains: [{name: prose, role: base, source: a.jsonl}]
+"""
+POLICY = """\
+policy:
+  task: none
+  rewrite: {coordinate: 0.1, boundary: 0.2, transition: null, content: null}
+  damage: {nll: 0.1, document_nll: 0.5, document_share: 0.05}
+"""
+CENTRAL = "schema: atlas/policy/v1\nname: release-gate\n" + POLICY
+LAYERS = "protected_layers: all\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.jsonl").write_text(SOURCE)
+    (tmp_path / "central.yaml").write_text(CENTRAL)
+    (tmp_path / "probes.yaml").write_text(HEAD + LAYERS)
+    return tmp_path
+
+
+def files(folder: Path) -> tuple[Path, Path]:
+    return folder / "probes.yaml", folder / "central.yaml"
+
+
+def test_the_policy_comes_from_the_central_file_and_the_lock_names_it(folder: Path) -> None:
+    probes, central = files(folder)
+    lock = register(probes, policy_from=central)
+    assert lock.policy_from == {
+        "name": "release-gate",
+        "sha256": hashlib.sha256(central.read_bytes()).hexdigest(),
+    }
+    assert lock.body["probes"]["policy"]["rewrite"]["coordinate"] == 0.1
+    loaded = load_registered(probes, central)
+    assert loaded.config.policy.rewrite.boundary == 0.2
+    assert loaded.lock.facts()["policy_from"] == lock.policy_from
+
+
+def test_a_probe_file_may_repeat_the_central_policy_in_another_layout(folder: Path) -> None:
+    probes, central = files(folder)
+    first = register(probes, policy_from=central)
+    probes.write_text(
+        HEAD + LAYERS + POLICY.replace("0.10", "1e-1").replace("null", "~") + "  stage: chart-preserving\n"
+    )
+    assert load_registered(probes, central).lock.digest == first.digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("coordinate: 0.1", "coordinate: 0.9"),
+        ("coordinate: 0.1", "coordinate: 0.01"),
+        ("nll: 0.1", "nll: 0.2"),
+    ],
+)
+def test_a_probe_file_cannot_contradict_it(folder: Path, old: str, new: str) -> None:
+    probes, central = files(folder)
+    probes.write_text(HEAD + LAYERS + POLICY.replace(old, new))
+    for use in (load_probes, load_registered):
+        with pytest.raises(InputRefused) as caught:
+            use(probes, central)
+        assert caught.value.code == "E_POLICY"
+        assert caught.value.where == "probes.yaml:6"
+        assert "release-gate" in caught.value.problem
+
+
+@pytest.mark.parametrize("text", ["protected_layers: [3]\n", "protected_layers: mid-band\n"])
+def test_protected_layers_and_evaluation_are_governed_where_the_central_file_says_so(
+    folder: Path, text: str
+) -> None:
+    probes, central = files(folder)
+    central.write_text(CENTRAL + LAYERS + "evaluation: {token_stride: 2}\n")
+    probes.write_text(HEAD)
+    config = load_probes(probes, central)
+    assert (config.protected_layers.describe(), config.evaluation.token_stride) == ("all", 2)
+    probes.write_text(HEAD + text)
+    with pytest.raises(InputRefused, match="E_POLICY"):
+        load_probes(probes, central)
+    probes.write_text(
+        HEAD + "evaluation: null\n"
+    )  # the defaults, written out: not what the central file says
+    with pytest.raises(InputRefused, match="E_POLICY"):
+        load_probes(probes, central)
+
+
+def test_locks_with_and_without_a_central_policy_do_not_stand_for_each_other(folder: Path) -> None:
+    probes, central = files(folder)
+    register(probes, policy_from=central)
+    probes.write_text(HEAD + LAYERS + POLICY)
+    with pytest.raises(InputRefused, match="policy_from"):
+        load_registered(probes)
+    own = register(probes, force=True)
+    assert own.policy_from is None
+    with pytest.raises(InputRefused, match="policy_from"):
+        load_registered(probes, central)
+
+
+def test_any_change_of_the_central_file_asks_for_a_new_registration(folder: Path) -> None:
+    probes, central = files(folder)
+    first = register(probes, policy_from=central)
+    central.write_text(CENTRAL + "# reviewed\n")
+    with pytest.raises(InputRefused, match="policy_from"):
+        load_registered(probes, central)
+    second = register(probes, force=True, policy_from=central)
+    assert second.predecessor is not None
+    assert second.predecessor["sha256"] == first.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "E_PROBE_YAML"),
+        ("[]", "E_PROBE_VALUE"),
+        (CENTRAL.replace("atlas/policy/v1", "atlas/probes/v1"), "E_PROBE_VALUE"),
+        (CENTRAL.replace("name: release-gate\n", ""), "E_PROBE_KEY"),
+        ("schema: atlas/policy/v1\nname: x\n", "E_PROBE_KEY"),
+        (CENTRAL + "windows: {tokens: 4}\n", "E_PROBE_KEY"),
+        (CENTRAL + "name: again\n", "E_PROBE_YAML"),
+        (CENTRAL.replace("0.1,", "&a 0.1,"), "E_PROBE_YAML"),
+        (CENTRAL.replace("0.1,", ".nan,"), "E_PROBE_"),
+        (CENTRAL.replace("task: none", "task: some"), "E_PROBE_VALUE"),
+    ],
+)
+def test_a_central_file_is_read_as_strictly_as_a_probe_file(folder: Path, text: str, code: str) -> None:
+    probes, central = files(folder)
+    central.write_text(text)
+    with pytest.raises(InputRefused, match=code) as caught:
+        load_probes(probes, central)
+    assert str(caught.value.where).startswith("central.yaml")
+
+
+def test_no_central_file_is_usage(folder: Path) -> None:
+    with pytest.raises(UsageError, match="E_POLICY_MISSING"):
+        load_probes(folder / "probes.yaml", folder / "nowhere.yaml")
