@@ -1,0 +1,138 @@
+"""An in-toto Statement v1 that says what an audit found about a tuned checkpoint.
+
+in-toto matches a statement to any artifact with one of its subjects' digests, so the base checkpoint must not be a
+subject, and a subject per shard would not notice swapped or renamed shards. There is one subject: the manifest of
+the tuned checkpoint's files in the format of ``sha256sum``, which stock tools check. The base is a dependency.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.checkpoint.digest import digest_with_files
+from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.errors import InputRefused, IntegrityError, UsageError
+from moe_atlas.receipt.canonical import encode_receipt
+from moe_atlas.receipt.verify import intact_receipt
+from moe_atlas.text import shown
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "urn:moe-atlas:attestation:audit:v1"
+MANIFEST_NAME = "SHA256SUMS"
+TENSORS = "moeAtlasTensors"
+"""Name of the digest algorithm that is not over a file: sha256 over the sorted lines of a checkpoint's tensors."""
+
+_TESTS = {True: "passedTests", False: "failedTests", None: "undeterminedTests"}
+
+
+@dataclass(frozen=True)
+class Attestation:
+    """A statement and the manifest it is about.
+
+    Attributes:
+        statement: the Statement's canonical bytes: ASCII JSON, one final newline.
+        manifest: the SHA256SUMS file's bytes.
+        verdict: the receipt's verdict.
+    """
+
+    statement: bytes
+    manifest: bytes
+    verdict: str
+
+
+def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
+    """Verify a receipt and the weights it is about, and make the statement.
+
+    Args:
+        receipt_path: the receipt of an audit; its window data stand beside it.
+        checkpoint_path: the tuned checkpoint; every file is read once.
+
+    Raises:
+        IntegrityError: ``E_RECEIPT`` when the receipt does not re-derive, ``E_DIGEST`` when the checkpoint is not
+            the audited one, ``E_CHANGED`` when a file changes meanwhile.
+        UsageError: ``E_KIND`` for a baseline, which compares nothing.
+        InputRefused: what is wrong with the checkpoint, or a file name that ``sha256sum`` would have to escape.
+    """
+    receipt = intact_receipt(receipt_path)
+    if receipt["kind"] != "audit":
+        raise UsageError(
+            "E_KIND", shown(str(receipt_path)), "is a baseline, which compares nothing", "attest an audit"
+        )
+    digest, files = digest_with_files(open_checkpoint(checkpoint_path))
+    audited = receipt["checkpoints"]["tuned"]["digest"]
+    if digest.sha256 != audited:
+        problem = f"is not the audited checkpoint: expected tensors {audited}, found {digest.sha256}"
+        raise IntegrityError("E_DIGEST", shown(str(checkpoint_path)), problem, "give the tuned checkpoint")
+    manifest = sha256sums(files)
+    statement = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": MANIFEST_NAME, "digest": {"sha256": hashlib.sha256(manifest).hexdigest()}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": predicate(receipt, receipt_path),
+    }
+    return Attestation(encode(statement), manifest, receipt["verdict"])
+
+
+def sha256sums(files: Mapping[str, str]) -> bytes:
+    """Return the manifest that ``sha256sum -c`` reads, sorted by name.
+
+    Raises:
+        InputRefused: ``E_NAME`` for a name with a backslash or a character that does not print.
+    """
+    for name in files:
+        if "\\" in name or not name.isprintable():
+            raise InputRefused(
+                "E_NAME", shown(name), "this file name cannot stand in a manifest", "rename it"
+            )
+    return "".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()
+
+
+def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the statement's predicate.
+
+    The field names are those of in-toto's test-result. ``result`` is PASSED for a pass and FAILED for everything
+    else: an inconclusive audit opens no gate, and is never the WARNED that a policy may let through. What was
+    undetermined stands in ``verdict`` and ``undeterminedTests``.
+    """
+    tests: dict[str, list[str]] = {key: [] for key in _TESTS.values()}
+    for name, found in receipt["predicates"].items():
+        tests[_TESTS[found["passed"]]].append(name)
+    tuned = receipt["checkpoints"]["tuned"]
+    return {
+        "result": "PASSED" if receipt["verdict"] == "pass" else "FAILED",
+        "verdict": receipt["verdict"],
+        "configuration": _configuration(receipt["probe"]["lock"]),
+        **tests,
+        "outcomes": {name: found["outcome"] for name, found in receipt["predicates"].items()},
+        "stage": receipt["probe"]["policy"]["stage"],
+        "tuned": {"name": "tuned checkpoint", "digest": {TENSORS: tuned["digest"]}},
+        "resolvedDependencies": [
+            {"name": "base checkpoint", "digest": {TENSORS: receipt["checkpoints"]["base"]["digest"]}}
+        ],
+        "evidence": [
+            {"name": path.name, "digest": {"sha256": hashlib.sha256(encode_receipt(receipt)).hexdigest()}},
+            {"name": receipt["evidence"]["windows"], "digest": {"sha256": receipt["evidence"]["sha256"]}},
+        ],
+    }
+
+
+def _configuration(lock: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the audit was registered to ask: the lock, and the central policy it was registered under."""
+    annotations = {"registeredAt": lock.get("registered_at"), "policySha256": lock.get("policy_sha256")}
+    found: list[dict[str, Any]] = [
+        {"name": "probes.lock.json", "digest": {"sha256": lock["sha256"]}, "annotations": annotations}
+    ]
+    central = lock.get("policy_from")
+    if central is not None:
+        found.append({"name": central["name"], "digest": {"sha256": central["sha256"]}})
+    return found
+
+
+def encode(value: Mapping[str, Any]) -> bytes:
+    """Return ASCII JSON with a final newline; equal values give equal bytes."""
+    return json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"

@@ -1,0 +1,75 @@
+"""`atlas attest`: an audit's receipt as an in-toto Statement over the tuned checkpoint. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_atlas.cli import options as o
+from moe_atlas.durable import write_atomic
+from moe_atlas.errors import ResourceExhausted, UsageError
+from moe_atlas.text import shown
+
+
+def attest(
+    receipt: Annotated[Path, typer.Argument(help="The receipt of an audit.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="The tuned checkpoint; every byte is read.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the statement goes.")] = Path(
+        "statement.json"
+    ),
+    key: Annotated[
+        Path | None, typer.Option("--sign", help="PEM private key; adds a DSSE envelope beside it.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> int:
+    """Wrap a verified receipt as an in-toto Statement, beside a SHA256SUMS of the tuned checkpoint's files.
+
+    Exits with the verdict's own code: 0 pass, 1 fail, 3 inconclusive; 5 when receipt or checkpoint do not agree.
+
+    Example: atlas attest receipt.json --checkpoint tuned.ckpt -o statement.json
+    """
+    from moe_atlas.attestation.dsse import sign
+    from moe_atlas.attestation.statement import MANIFEST_NAME, encode
+    from moe_atlas.attestation.statement import attest as make
+
+    envelope = output.with_name(output.stem + ".dsse.json")
+    targets = [output.with_name(MANIFEST_NAME), output, *([] if key is None else [envelope])]
+    _require_free(targets, force)
+    made = make(receipt, checkpoint)
+    contents = [made.manifest, made.statement]
+    contents += [] if key is None else [encode(sign(made.statement, key))]
+    _write(targets, contents)
+    names = ", ".join(shown(str(path)) for path in targets)
+    typer.echo(f"wrote {names}; verdict {made.verdict}")
+    typer.echo(
+        f"check the files: (cd {shown(str(checkpoint))} && sha256sum -c {shown(str(targets[0].resolve()))})"
+    )
+    return int(o.VERDICT_EXIT[made.verdict])
+
+
+def _require_free(targets: list[Path], force: bool) -> None:
+    for path in targets:
+        if not path.parent.is_dir():
+            raise UsageError("E_NO_FOLDER", shown(str(path)), "its folder does not exist")
+        if path.is_dir() or (os.path.lexists(path) and not force):
+            hint = "choose another name, or add --force"
+            raise UsageError("E_EXISTS", shown(str(path)), "is there already", hint)
+
+
+def _write(targets: list[Path], contents: list[bytes]) -> None:
+    """All files or none: a statement without its manifest would attest nothing."""
+    written: list[Path] = []
+    try:
+        for path, data in zip(targets, contents, strict=True):
+            write_atomic(path, data)
+            written.append(path)
+    except OSError as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        problem = f"cannot be written ({error.strerror}); nothing was kept"
+        raise ResourceExhausted("E_WRITE", shown(str(targets[len(written)])), problem) from error
