@@ -640,7 +640,7 @@ def test_warnings() -> None:
 
 @pytest.mark.parametrize(("document_nll", "warns"), [(0.4, False), (0.41, True), (None, False)])
 def test_a_tail_guard_that_cannot_see_the_margin_is_named(document_nll: float | None, warns: bool) -> None:
-    facts, windows = audit()
+    facts, windows = synthetic.audit()
     facts["probe"]["policy"]["damage"] = {"nll": 0.04, "document_nll": document_nll, "document_share": 0.1}
     codes = [warning["code"] for warning in derive(facts, windows)["warnings"]]
     assert ("loose-tail-guard" in codes) is warns
