@@ -105,7 +105,7 @@ def dense_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
 def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     """Read the routed object of one layer, batch by batch, one expert of each checkpoint at a time."""
     experts = LayerExperts(audit.sides, layers, audit.evidence.ledger, audit.budget)
-    reading = LayerReading(layers[0].index, layer_facts(audit, layers))
+    reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)
     matches = correspondences(experts)
     for number, batch in enumerate(audit.batches):
         views = [
@@ -168,8 +168,7 @@ def read_health(audit: Walk, reading: LayerReading, views: Sequence[View], windo
         reading.routing(name, view.routing, windows)
         reading.tokens(name, health.state1(view.routing), windows)
         reading.tokens(name, health.state2(view.fields, view.tangent, audit.scope.adjacency), windows)
-        assert view.layer.moe is not None
-        ratio_T = assumptions.radial_to_tangent(view.x_TD, view.layer.moe.norm_eps)
+        ratio_T = assumptions.radial_to_tangent(view.x_TD, view.layer)
         reading.tokens(name, {"radial_to_tangent": ratio_T}, windows)
 
 
@@ -235,10 +234,15 @@ def close_layer(
     audit.evidence.arrays |= reading.arrays()
     facts = reading.facts
     for side in audit.sides:
-        ratio_W = audit.evidence.arrays.pop(f"layers.{reading.layer}.{side.name}.radial_to_tangent")
-        facts["assumptions"][side.name]["radial_to_tangent"] = float(ratio_W.mean())
+        name = f"layers.{reading.layer}.{side.name}.radial_to_tangent"
+        facts["assumptions"][side.name]["radial_to_tangent"] = assumptions.radial_mean(
+            audit.evidence.arrays.pop(name, None)
+        )
     if len(audit.sides) == 2:
-        facts["exact"]["experts"] = experts.identical
+        moe = layers[0].moe
+        assert moe is not None
+        # An expert weighted on its input moves with the router.
+        facts["exact"]["experts"] = experts.identical and (facts["exact"]["router"] or not moe.weight_on_input)
         audit.evidence.identity.append(
             layer_identity(
                 layers[0].index,

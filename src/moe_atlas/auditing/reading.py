@@ -25,17 +25,21 @@ class LayerReading:
     Attributes:
         layer: the model's own layer index; names of window arrays start with ``layers.{layer}.``.
         facts: the layer's object in the receipt, as far as it is measured and not derived.
+        stride: every n-th token of a window is measured where expert outputs are needed.
     """
 
-    def __init__(self, layer: int, facts: dict[str, Any]) -> None:
-        self.layer, self.facts = layer, facts
+    def __init__(self, layer: int, facts: dict[str, Any], stride: int) -> None:
+        self.layer, self.facts, self.stride = layer, facts, stride
         self._tokens: dict[str, list[Tensor]] = {}
         self._windows: dict[str, list[Tensor]] = {}
         self._topk: dict[str, list[Tensor]] = {}
 
     def tokens(self, prefix: str, values: dict[str, Tensor], windows: int) -> None:
-        """Record values per token, float64 [W·S], of consecutive windows."""
+        """Record values per token, float64 [W·S], of consecutive windows; what is undefined here is dropped."""
+        undefined = self.facts.get("undefined", ())
         for key, value_T in values.items():
+            if key.split(".")[0] in undefined:
+                continue
             self._tokens.setdefault(f"{prefix}.{key}", []).append(value_T.reshape(windows, -1))
 
     def routing(self, side: str, routing: Routing, windows: int) -> None:
@@ -69,21 +73,21 @@ class LayerReading:
 
     def _tails(self, side: str, values_WS: dict[str, Tensor]) -> Arrays:
         """Sums over the tokens in the pooled lowest and highest margin quartile and in the lowest decile."""
-        if f"{side}.overlap" not in values_WS:
-            return {}
-        overlap_WM, jump_WM = values_WS[f"{side}.overlap"], values_WS[f"{side}.jump"]
-        margin_WM = _every(values_WS[f"{side}.set_margin"], overlap_WM.shape[1])
+        margin_WM = values_WS[f"{side}.set_margin"][:, :: self.stride]
         defined_WM = torch.isfinite(margin_WM)
         if not defined_WM.any():
             return {}
         cut = {q: pooled_quantile(margin_WM, q) for q in (0.10, 0.25, 0.75)}
         tails = {
-            "overlap_low": (overlap_WM, defined_WM & (margin_WM <= cut[0.25])),
-            "overlap_high": (overlap_WM, defined_WM & (margin_WM >= cut[0.75])),
-            "jump_low": (jump_WM, defined_WM & (margin_WM <= cut[0.10])),
+            "overlap_low": ("overlap", defined_WM & (margin_WM <= cut[0.25])),
+            "overlap_high": ("overlap", defined_WM & (margin_WM >= cut[0.75])),
+            "jump_low": ("jump", defined_WM & (margin_WM <= cut[0.10])),
         }
         out: Arrays = {}
-        for key, (value_WM, chosen_WM) in tails.items():
+        for key, (quantity, chosen_WM) in tails.items():
+            if f"{side}.{quantity}" not in values_WS:
+                continue
+            value_WM = values_WS[f"{side}.{quantity}"]
             chosen_WM = chosen_WM & ~torch.isnan(value_WM)
             out[f"{side}.{key}.sum"] = torch.where(chosen_WM, value_WM, 0.0).sum(1).numpy()
             out[f"{side}.{key}.count"] = chosen_WM.sum(1).to(torch.int32).numpy()
@@ -97,13 +101,6 @@ class LayerReading:
                 facts[f"{key}_{name}"] = _quantile_fact(margin_WS, q, key)
         topk_TK = torch.cat(self._topk[side]).numpy()
         facts["cells"], facts["cell_entropy"] = cells(topk_TK)
-
-
-def _every(value_WS: Tensor, count: int) -> Tensor:
-    """The measured tokens (0, n, 2n, …) of each window, given how many there are."""
-    length = value_WS.shape[1]
-    stride = next(n for n in range(1, length + 1) if -(-length // n) == count)
-    return value_WS[:, ::stride]
 
 
 def pooled_quantile(value_WS: Tensor, q: float) -> float:

@@ -39,7 +39,7 @@ def build(c: Config) -> Blueprint:
     layers, step = c.integer("num_hidden_layers"), c.integer("interleave_moe_layer_step", default=1)
     sparse = c.optional("moe_layers")
     sparse = list(range(step - 1, layers, step)) if sparse is None else sparse
-    router = softmax_router(c, renormalise=False, combine="sigmoid_of_chosen")
+    router = softmax_router(c, renormalise=False, score="sigmoid", combine="sigmoid_of_chosen")
     expert = gated_mlp(c, c.integer("intermediate_size"))
     routed = moe(c, router, expert, shared=expert, weight_on_input=True)
     plain = gated_mlp(c, c.integer("intermediate_size_mlp"))

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moe_atlas.families.spec import LayerSpec, MoESpec
+from moe_atlas.geometry.tokens import settle
 from moe_atlas.replay.norm import gain_float32
 
 
@@ -36,9 +38,21 @@ def gain_anisotropy(gain_D: Tensor | None) -> dict[str, Any] | float:
     return float(size_D.max() / size_D.min())
 
 
-def radial_to_tangent(x_TD: Tensor, eps: float) -> Tensor:
-    """ε / r_ε² of each token (Eq. 9), float64 [T]."""
-    return eps / (x_TD.double().square().mean(-1) + eps)
+def radial_to_tangent(x_TD: Tensor, layer: LayerSpec) -> Tensor:
+    """ε / r_ε² of each token (Eq. 9), float64 [T]; a LayerNorm's r_ε is that of the centred state."""
+    x_TD = x_TD.double()
+    if layer.norm.kind == "layer":
+        x_TD = x_TD - x_TD.mean(-1, keepdim=True)
+    return settle(layer.norm.eps / (x_TD.square().mean(-1) + layer.norm.eps))
+
+
+def radial_mean(ratio_W: np.ndarray | None) -> dict[str, Any] | float:
+    """Mean of ε / r_ε² over all windows, or null with its reason."""
+    if ratio_W is None:
+        return {"value": None, "reason": "no norm in front of the router"}
+    if not np.isfinite(ratio_W).all():
+        return {"value": None, "reason": "a residual state is not finite"}
+    return float(ratio_W.mean())
 
 
 NO_TANGENT = (
@@ -54,6 +68,7 @@ NO_TANGENT = (
     "jump_relative",
     "jump_near_boundary",
     "field_norm",
+    "perturbation_budget",
 )
 
 
@@ -61,7 +76,8 @@ def undefined(moe: MoESpec) -> dict[str, str]:
     """Quantities that the architecture leaves undefined at this layer, each with its reason."""
     reasons: dict[str, str] = {}
     if not moe.pre_norm:
-        reasons["coordinate_drift_z"] = "the router reads the raw residual: there is no canonical state z"
+        raw = "the router reads the raw residual: there is no canonical state z"
+        reasons |= dict.fromkeys(("coordinate_drift_z", "radial_to_tangent"), raw)
         reasons |= dict.fromkeys(NO_TANGENT, "no canonical state z, so P_z u is undefined")
     elif moe.post_norm:
         reasons |= dict.fromkeys(NO_TANGENT, "a norm follows the experts: P_z u is not the visible update")
@@ -83,6 +99,8 @@ def structural(moe: MoESpec, width: int) -> dict[str, Any]:
         "rms_norm": moe.pre_norm and moe.norm_kind.startswith("rms"),
         "bias_free_router": not biased,
         "ray_invariant_selection": not biased and not grouped_sums and moe.pre_norm,
+        # Then an expert's output moves with its gate weight, and so does the content drift.
+        "experts_weighted_on_input": moe.weight_on_input,
         "rank_possible": moe.w1_rows >= width,
         "w1_rows": moe.w1_rows,
     }

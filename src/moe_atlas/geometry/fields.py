@@ -38,7 +38,7 @@ class NativeFields:
         self.routed_TD = torch.zeros_like(gate.g_TD)
         self.table_MP = torch.empty(0, 0, dtype=torch.int64)
         self._kept: list[RowGroup] = []
-        self._input_weights_MP = torch.empty(0, 0)
+        self._weights_TE = expert_weights(replay, layer, routing)
         assert layer.moe is not None
         self.experts = layer.moe.router.experts
         self.top_k = layer.moe.router.top_k
@@ -59,27 +59,24 @@ class NativeFields:
             groups.append(slice(k + 2, table_MP.shape[1]))
         self.table_MP = table_MP
         self._kept = [RowGroup(table_MP, slots, self.experts) for slots in groups]
-        self._input_weights_MP = slot_weights(self.routing, m, table_MP)
         width = self.gate.g_TD.shape[1]
         self.rows_MPD = self.gate.g_TD.new_zeros(*table_MP.shape, width)
 
     def add(self, expert: int, weights: Weights) -> None:
         """Evaluate `expert` on every token that needs it."""
-        tokens, slots = self._unmeasured.rows(expert)
+        tokens, _ = self._unmeasured.rows(expert)
         if len(tokens):
             tokens = self._rest_T[tokens]
-            omega_P = self.routing.weights_TK[tokens, slots]
-            self._accumulate(tokens, self._expert(weights, tokens, omega_P), omega_P)
+            self._accumulate(expert, tokens, self.evaluate(expert, weights, tokens))
         for number, group in enumerate(self._kept):
             tokens_M, slots = group.rows(expert)
             if not len(tokens_M):
                 continue
             tokens = self.measured_M[tokens_M]
-            omega_P = self._input_weights_MP[tokens_M, slots]
-            u_PD = self._expert(weights, tokens, omega_P)
+            u_PD = self.evaluate(expert, weights, tokens)
             self.rows_MPD[tokens_M, slots] = u_PD
             if number == 0:
-                self._accumulate(tokens, u_PD, omega_P)
+                self._accumulate(expert, tokens, u_PD)
 
     def rows(self, expert: int, tokens_P: Tensor, weights: Weights) -> Tensor:
         """u_e of `expert` on measured tokens: kept rows where there are any, evaluated where not; [P, D]."""
@@ -88,22 +85,44 @@ class NativeFields:
         u_PD = self.rows_MPD[tokens_P, match_PP.int().argmax(1)]
         missing = (~found_P).nonzero().squeeze(1)
         if len(missing):
-            tokens = self.measured_M[tokens_P[missing]]
-            omega_P = torch.zeros(len(tokens), device=u_PD.device)
-            u_PD[missing] = self._expert(weights, tokens, omega_P)
+            u_PD[missing] = self.evaluate(expert, weights, self.measured_M[tokens_P[missing]])
         return u_PD
 
-    def _expert(self, weights: Weights, tokens_P: Tensor, omega_P: Tensor) -> Tensor:
+    def evaluate(self, expert: int, weights: Weights, tokens_P: Tensor) -> Tensor:
+        """u_e of `expert` at this checkpoint's own states of any tokens of the batch, compute dtype [P, D]."""
+        omega_P = self._weights_TE[tokens_P, expert]
         return self.replay.expert(self.layer, weights, self.gate.g_TD[tokens_P], omega_P)
 
-    def _accumulate(self, tokens_P: Tensor, u_PD: Tensor, omega_P: Tensor) -> None:
+    def _accumulate(self, expert: int, tokens_P: Tensor, u_PD: Tensor) -> None:
+        omega_P = self._weights_TE[tokens_P, expert]
         self.replay.accumulate(self.layer, self.routed_TD, tokens_P, u_PD, omega_P)
 
 
-def slot_weights(routing: Routing, measured_M: Tensor, table_MP: Tensor) -> Tensor:
-    """ω of each slot's expert, 0 where it is not routed, float32 [M, P]."""
-    full_TE = torch.zeros_like(routing.probs_TE).scatter_(1, routing.topk_TK, routing.weights_TK)
-    weights_MP = full_TE[measured_M].gather(1, table_MP.clamp_min(0))
+def expert_weights(replay: Replay, layer: LayerSpec, routing: Routing) -> Tensor:
+    """Gate weight that each expert is evaluated with, float32 [T, E]: ω on the routed set, 0 elsewhere.
+
+    Where experts are weighted on their input, an expert that is not routed is evaluated with the weight that it
+    would have if it were; at weight 0 it would say nothing.
+    """
+    assert layer.moe is not None
+    weights_TE = torch.zeros_like(routing.probs_TE)
+    if layer.moe.weight_on_input:
+        everyone_TE = torch.arange(weights_TE.shape[1], device=weights_TE.device).expand_as(weights_TE)
+        weights_TE = replay.combine(layer, routing.logits_TE, everyone_TE)
+    return weights_TE.scatter(1, routing.topk_TK, routing.weights_TK)
+
+
+def output_weights(layer: LayerSpec, weights_TK: Tensor) -> Tensor:
+    """What multiplies the expert outputs in the routed sum: ω, or 1 where the input was weighted already."""
+    assert layer.moe is not None
+    return torch.ones_like(weights_TK) if layer.moe.weight_on_input else weights_TK
+
+
+def slot_weights(layer: LayerSpec, routing: Routing, measured_M: Tensor, table_MP: Tensor) -> Tensor:
+    """Weight of each slot's expert in the routed sum, 0 where it is not routed, float32 [M, P]."""
+    weights_TE = torch.zeros_like(routing.probs_TE)
+    weights_TE.scatter_(1, routing.topk_TK, output_weights(layer, routing.weights_TK))
+    weights_MP = weights_TE[measured_M].gather(1, table_MP.clamp_min(0))
     return weights_MP.masked_fill(table_MP == EMPTY, 0.0)
 
 
@@ -116,8 +135,8 @@ class PairFields:
         ratio_MP: relative change of the visible update (content drift), float64.
         ratio_native_MP: the same at each checkpoint's own state (Eq. 28 as printed).
         norm0_MP, change_MP: ‖v⁰‖ and ‖v¹−v⁰‖, float64.
-        omega0_MP, omega1_MP: combine weights at the anchor, float32.
-        delta_MD, field0_MD: ΔV and V⁰ of Eq. 15 with ω as weights, float32.
+        omega0_MP, omega1_MP: weights of the outputs in the routed sum at the anchor, float32.
+        delta_MD, field0_MD: ΔV and V⁰ of Eq. 15 with those weights, float32.
     """
 
     def __init__(
@@ -142,8 +161,9 @@ class PairFields:
             groups.append(slice(2 * k + 1, table_MP.shape[1]))
         self.table_MP = table_MP
         self._groups = [RowGroup(table_MP, slots, base.experts) for slots in groups]
-        self.omega0_MP = slot_weights(base.routing, m, table_MP)
-        self.omega1_MP = slot_weights(routing, m, table_MP)
+        self.omega0_MP = slot_weights(base.layer, base.routing, m, table_MP)
+        self.omega1_MP = slot_weights(tuned.layer, routing, m, table_MP)
+        self._weights1_TE = expert_weights(tuned.replay, tuned.layer, routing)
         self.ratio_MP = torch.full(table_MP.shape, torch.nan, dtype=torch.float64, device=table_MP.device)
         self.ratio_native_MP, self.norm0_MP = self.ratio_MP.clone(), self.ratio_MP.clone()
         self.change_MP = self.ratio_MP.clone()
@@ -163,9 +183,10 @@ class PairFields:
             u0_PD = (
                 self.base.rows_MPD[tokens_M, slots]
                 if number < 2
-                else self.base._expert(weights0, tokens, omega0_P)
+                else self.base.evaluate(expert, weights0, tokens)
             )
-            u1_PD = self.tuned.replay.expert(self.tuned.layer, weights1, self.gate.g_TD[tokens], omega1_P)
+            gate1_P = self._weights1_TE[tokens, expert]
+            u1_PD = self.tuned.replay.expert(self.tuned.layer, weights1, self.gate.g_TD[tokens], gate1_P)
             self._record(tokens_M, slots, u0_PD, u1_PD, omega0_P, omega1_P)
             native_PD = self.tuned.rows(tuned_expert, tokens_M, weights1)
             self.ratio_native_MP[tokens_M, slots] = relative_change(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.geometry.evaluation import EMPTY
-from moe_atlas.geometry.fields import NativeFields
+from moe_atlas.geometry.fields import NativeFields, output_weights
 from moe_atlas.geometry.overlap import (
     compatibility,
     field_norm,
@@ -87,8 +87,10 @@ def _jump(
     """The exact one-swap change of the routed sum, Eq. 14's idealisation, and ‖Σω_e v_e‖."""
     k, routing = fields.top_k, fields.routing
     swapped_MK = torch.cat([table_MP[:, : k - 1], table_MP[:, k : k + 1].clamp_min(0)], dim=1)
-    weights_MK = routing.weights_TK[tokens]
-    swapped_weights_MK = fields.replay.combine(fields.layer, routing.logits_TE[tokens], swapped_MK)
+    weights_MK = output_weights(fields.layer, routing.weights_TK[tokens])
+    swapped_weights_MK = output_weights(
+        fields.layer, fields.replay.combine(fields.layer, routing.logits_TE[tokens], swapped_MK)
+    )
     coefficients_MP = swap_coefficients(weights_MK, swapped_weights_MK)
     change_M = relative_change(v_MPD[:, k - 1], v_MPD[:, k])[3]
     return {

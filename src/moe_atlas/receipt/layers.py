@@ -129,7 +129,7 @@ def _budget(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
             return {"ratio": batch.domain_mean(*bound) / batch.domain_mean(*change)}
 
         ratio = studentised(functional, context.design, context.base_windows)["ratio"]
-    return {"perturbation_budget": out | {"ratio": context.interval(ratio, "ratio")}}
+    return {"perturbation_budget": out | as_intervals(context, layer, {"ratio": ratio})}
 
 
 def _flips(context: Context, prefix: str) -> dict[str, int | None]:

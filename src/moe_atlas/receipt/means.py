@@ -90,6 +90,8 @@ def why_not_applicable(layer: Facts, key: str) -> str | None:
     declared: Mapping[str, str] = layer.get("undefined") or {}
     if key in declared:
         return declared[key]
+    if key in (*BUDGET_KEYS, "ratio"):
+        return declared.get("perturbation_budget")
     if layer["top_k"] == 1 and key in ("overlap", "overlap_specificity", "smooth_overlap", "overlap_drop"):
         return "one expert per token: no two experts are co-active"
     if key == "overlap_drop":
