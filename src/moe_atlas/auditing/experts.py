@@ -27,7 +27,7 @@ from moe_atlas.weights.ledger import WeightsLedger, same_bytes
 
 
 class LayerExperts:
-    """Experts of one layer of every checkpoint under audit.
+    """Experts of one layer of every checkpoint under audit, numbered as in the base.
 
     Attributes:
         match_E: the consistent relabelling (tuned index of each base expert), or None.
@@ -52,6 +52,7 @@ class LayerExperts:
 
     def weights(self, side: int, expert: int) -> Weights:
         """Tensors of one expert in the dtypes the replay multiplies in, by role."""
+        expert = int(self.stored(side)[expert])
         held = self._held.get((side, expert))
         if held is not None:
             return held
@@ -73,14 +74,14 @@ class LayerExperts:
         if len(self.sides) == 1:
             self._record(0, expert, base, None)
             return
-        counterpart = self.counterpart(expert)
+        counterpart = int(self.stored(1)[expert])
         self._record(0, expert, base, self._stored(1, counterpart))
         if counterpart != expert:
             self._record(0, expert, base, self._stored(1, expert), as_stored=True)
 
-    def counterpart(self, expert: int) -> int:
-        """Tuned index of base expert `expert`."""
-        return expert if self.match_E is None else int(self.match_E[expert])
+    def stored(self, side: int) -> Tensor:
+        """Index under which a checkpoint itself stores each expert, int64 [E]."""
+        return torch.arange(self.count) if side == 0 or self.match_E is None else self.match_E
 
     def sketches(self, side: int) -> Tensor:
         """Sketches of all experts, float32 [E, N]."""

@@ -20,7 +20,7 @@ from moe_atlas.auditing.experts import LayerExperts
 from moe_atlas.auditing.noise import score_changes
 from moe_atlas.auditing.options import Progress
 from moe_atlas.auditing.reading import Arrays, LayerReading
-from moe_atlas.auditing.side import Side
+from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.view import Scope, View, look
 from moe_atlas.families.spec import LayerSpec, TensorRef
 from moe_atlas.geometry import assumptions, health, pair
@@ -87,7 +87,6 @@ def walk(audit: Walk, windows: Sequence[Window]) -> Evidence:
         layers = [side.spec.layers[number] for side in sides]
         for side, layer in zip(sides, layers, strict=True):
             side.enter(layer.refs)
-        record_weights(audit, layers[0].index, layers[0].refs)
         (routed_layer if layers[0].moe else dense_layer)(audit, layers)
         audit.progress.step(f"layer {layers[0].index}", sum(side.reader.bytes_read for side in sides))
     outputs(audit, windows)
@@ -96,6 +95,7 @@ def walk(audit: Walk, windows: Sequence[Window]) -> Evidence:
 
 def dense_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     """Replayed, not measured."""
+    record_weights(audit, layers[0].index, layers[0].refs)
     for side, layer in zip(audit.sides, layers, strict=True):
         for number, state in enumerate(side.states):
             x_WSD = side.replay.attention(layer, side.weights, state)
@@ -103,16 +103,22 @@ def dense_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
 
 
 def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
-    """Read the routed object of one layer, batch by batch, one expert of each checkpoint at a time."""
+    """Read the routed object of one layer, batch by batch, one expert of each checkpoint at a time.
+
+    After a consistent relabelling the tuned checkpoint is read in the base's numbering throughout, so that the very
+    same arithmetic runs as without it: a pure relabelling is exactly 0, and moves no verdict.
+    """
     experts = LayerExperts(audit.sides, layers, audit.evidence.ledger, audit.budget)
+    as_stored = {} if experts.match_E is None else audit.sides[1].renumber(layers[1], experts.match_E)
+    record_weights(audit, layers[0].index, layers[0].refs, as_stored)
     reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)
-    matches = correspondences(experts)
+    numberings = correspondences(experts)
     for number, batch in enumerate(audit.batches):
         views = [
-            look(side, layer, number, batch, audit.scope)
-            for side, layer in zip(audit.sides, layers, strict=True)
+            look(side, layer, number, batch, audit.scope, experts.stored(index))
+            for index, (side, layer) in enumerate(zip(audit.sides, layers, strict=True))
         ]
-        pairs = [Anchored(views, match_E, audit.scope) for match_E in matches] if batch.measured else []
+        pairs = [Anchored(views, match_E, audit.scope) for match_E in numberings] if batch.measured else []
         for expert in range(experts.count):
             experts.enter(expert)
             for index, view in enumerate(views):
@@ -128,7 +134,7 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
 
 
 class Anchored:
-    """The tuned checkpoint at the base's canonical states, its experts numbered as the base's by `match_E`."""
+    """The tuned checkpoint at the base's canonical states, base expert e against tuned expert `match_E[e]`."""
 
     def __init__(self, views: Sequence[View], match_E: Tensor, scope: Scope) -> None:
         base, tuned = views
@@ -158,14 +164,14 @@ def correspondences(experts: LayerExperts) -> list[Tensor]:
     identity_E = torch.arange(experts.count)
     if len(experts.sides) == 1:
         return []
-    return [identity_E] if experts.match_E is None else [experts.match_E, identity_E]
+    return [identity_E] if experts.match_E is None else [identity_E, torch.argsort(experts.match_E)]
 
 
 def read_health(audit: Walk, reading: LayerReading, views: Sequence[View], windows: int) -> None:
     """State1, State2, jump and occupancy of each checkpoint at its own states."""
     for view in views:
         name = view.side.name
-        reading.routing(name, view.routing, windows)
+        reading.routing(name, pair.relabelled(view.routing, torch.argsort(view.stored_E)), windows)
         reading.tokens(name, health.state1(view.routing), windows)
         reading.tokens(name, health.state2(view.fields, view.tangent, audit.scope.adjacency), windows)
         ratio_T = assumptions.radial_to_tangent(view.x_TD, view.layer)
@@ -242,7 +248,9 @@ def close_layer(
         moe = layers[0].moe
         assert moe is not None
         # An expert weighted on its input moves with the router.
-        facts["exact"]["experts"] = experts.identical and (facts["exact"]["router"] or not moe.weight_on_input)
+        facts["exact"]["experts"] = experts.identical and (
+            facts["exact"]["router"] or not moe.weight_on_input
+        )
         audit.evidence.identity.append(
             layer_identity(
                 layers[0].index,
@@ -259,13 +267,16 @@ def close_layer(
     audit.evidence.layers.append(facts)
 
 
-def record_weights(audit: Walk, layer: int | None, refs: Sequence[TensorRef]) -> None:
-    """Enter the tensors at hand in the weights ledger."""
+def record_weights(
+    audit: Walk, layer: int | None, refs: Sequence[TensorRef], as_stored: Weights | None = None
+) -> None:
+    """Enter the tensors at hand in the weights ledger, and beside them those that a relabelling reordered."""
+    ledger = audit.evidence.ledger
     for ref in refs:
-        stored = [side.resident[ref.role] for side in audit.sides]
-        audit.evidence.ledger.add(
-            ref.name, ref.kind, layer, stored[0], stored[1] if len(stored) == 2 else None
-        )
+        tensors = [side.resident[ref.role] for side in audit.sides]
+        ledger.add(ref.name, ref.kind, layer, tensors[0], tensors[1] if len(tensors) == 2 else None)
+        if as_stored and ref.role in as_stored:
+            ledger.add(ref.name, ref.kind, layer, tensors[0], as_stored[ref.role], as_stored=True)
 
 
 def outputs(audit: Walk, windows: Sequence[Window]) -> None:

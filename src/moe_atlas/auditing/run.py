@@ -190,7 +190,7 @@ def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
 
 
 def identity_facts(evidence: Evidence, specs: list[ModelSpec]) -> dict[str, Any]:
-    """Whether the checkpoints are the same bytes, and whether expert i is still expert i."""
+    """Whether the checkpoints are the same bytes (up to a relabelling), and whether expert i is still expert i."""
     rows = evidence.ledger.rows
     identical = len(specs) == 2 and specs[0].describe() == specs[1].describe()
     return {

@@ -51,6 +51,16 @@ class Side:
             role: tensor.to(self.replay.dtype) if role in cast else tensor for role, tensor in placed.items()
         }
 
+    def renumber(self, layer: LayerSpec, match_E: Tensor) -> Weights:
+        """Put router rows and biases in another checkpoint's expert order; return them as stored, by role."""
+        roles = {ref.role for ref in layer.refs if ref.kind in ("router", "selection_bias")}
+        as_stored = {role: self.resident[role] for role in roles}
+        for tensors in (self.resident, self.weights):
+            for role in roles:
+                experts = tensors[role].shape.index(len(match_E))
+                tensors[role] = tensors[role].index_select(experts, match_E.to(tensors[role].device))
+        return as_stored
+
     def multiplied(self, stored: Weights) -> Weights:
         """An expert's tensors where and in the dtype they are multiplied in: cast once, not at every product."""
         return {role: tensor.to(self.replay.dtype) for role, tensor in self.replay.place(stored).items()}

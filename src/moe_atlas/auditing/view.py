@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_atlas.auditing.batches import Batch
 from moe_atlas.auditing.side import Side
 from moe_atlas.families.spec import LayerSpec
-from moe_atlas.geometry.evaluation import specificity_partner
+from moe_atlas.geometry.evaluation import renumbered, specificity_partner
 from moe_atlas.geometry.fields import NativeFields
 from moe_atlas.geometry.tangent import TangentMap
 from moe_atlas.replay.model import GateInput
@@ -50,7 +50,12 @@ class Scope:
 
 @dataclass
 class View:
-    """What one checkpoint makes of one batch in front of its experts."""
+    """What one checkpoint makes of one batch in front of its experts.
+
+    Attributes:
+        stored_E: index under which the checkpoint itself stores each expert: tuned experts are numbered as the
+            base's where they were relabelled.
+    """
 
     side: Side
     layer: LayerSpec
@@ -59,6 +64,7 @@ class View:
     routing: Routing
     fields: NativeFields
     tangent: TangentMap
+    stored_E: Tensor
 
     @property
     def x_TD(self) -> Tensor:
@@ -73,7 +79,7 @@ class View:
         self.side.states[number] = state
 
 
-def look(side: Side, layer: LayerSpec, number: int, batch: Batch, scope: Scope) -> View:
+def look(side: Side, layer: LayerSpec, number: int, batch: Batch, scope: Scope, stored_E: Tensor) -> View:
     """Run the batch up to the experts of `layer` and decide what to evaluate there."""
     assert layer.moe is not None
     replay, weights = side.replay, side.weights
@@ -84,16 +90,17 @@ def look(side: Side, layer: LayerSpec, number: int, batch: Batch, scope: Scope) 
     fields = NativeFields(replay, layer, gate, routing, measured_M)
     length = batch.tokens_WS.shape[1]
     excluded = torch.cat([routing.topk_TK, routing.competitor_T[:, None]], dim=1)[measured_M]
+    # Drawn in the checkpoint's own numbering, so that its health does not depend on the other checkpoint.
     partner_M = specificity_partner(
         scope.seed,
         batch.first + np.asarray(measured_M) // length,
         np.asarray(measured_M) % length,
         layer.index,
-        excluded,
+        renumbered(excluded, stored_E),
         layer.moe.router.experts,
     )
-    fields.keep(partner_M, everyone=scope.everyone and batch.measured)
-    return View(side, layer, x_WSD, gate, routing, fields, tangent_of(layer, gate, measured_M))
+    fields.keep(renumbered(partner_M, torch.argsort(stored_E)), everyone=scope.everyone and batch.measured)
+    return View(side, layer, x_WSD, gate, routing, fields, tangent_of(layer, gate, measured_M), stored_E)
 
 
 def tangent_of(layer: LayerSpec, gate: GateInput, measured_M: Tensor) -> TangentMap:

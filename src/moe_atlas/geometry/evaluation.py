@@ -18,6 +18,12 @@ from moe_atlas.statistics.generator import mix, stream_key
 EMPTY = -1
 
 
+def renumbered(ids: Tensor, numbers_E: Tensor) -> Tensor:
+    """Expert indices under another numbering, empty ones left empty: e becomes `numbers_E[e]`."""
+    numbers_E = numbers_E.to(ids.device)
+    return torch.where(ids == EMPTY, EMPTY, numbers_E[ids.clamp_min(0)])
+
+
 def contains(table_TP: Tensor, ids_TK: Tensor) -> Tensor:
     """Bool [T, K]: which of `ids_TK` is already in the token's row of `table_TP`."""
     return (ids_TK[:, :, None] == table_TP[:, None, :]).any(-1)

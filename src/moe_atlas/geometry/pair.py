@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.geometry import drift, smooth
-from moe_atlas.geometry.evaluation import EMPTY
+from moe_atlas.geometry.evaluation import EMPTY, renumbered
 from moe_atlas.geometry.fields import PairFields
 from moe_atlas.geometry.tokens import settle
 from moe_atlas.replay.model import GateInput
@@ -112,15 +112,12 @@ def controls(x0_TD: Tensor, x1_TD: Tensor) -> dict[str, Tensor]:
 def relabelled(routing: Routing, match_E: Tensor) -> Routing:
     """`routing` in another expert numbering: expert e of the result is expert `match_E[e]` of the input."""
     inverse_E = torch.argsort(match_E)
-    competitor_T = torch.where(
-        routing.competitor_T == EMPTY, EMPTY, inverse_E[routing.competitor_T.clamp_min(0)]
-    )
     return Routing(
         logits_TE=routing.logits_TE[:, match_E],
         probs_TE=routing.probs_TE[:, match_E],
         scores_TE=routing.scores_TE[:, match_E],
         topk_TK=inverse_E[routing.topk_TK],
-        competitor_T=competitor_T,
+        competitor_T=renumbered(routing.competitor_T, inverse_E),
         weights_TK=routing.weights_TK,
         margin_T=routing.margin_T,
         ties_T=routing.ties_T,

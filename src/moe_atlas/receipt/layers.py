@@ -5,7 +5,7 @@ Shape legend: C documents, E experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -139,10 +139,15 @@ def _flips(context: Context, prefix: str) -> dict[str, int | None]:
 
 
 def _same_index(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
-    """The channels before a relabelling, where one was applied."""
+    """The channels before a relabelling, where one was applied.
+
+    Equal bytes make the channels that compare experts exactly 0 after the relabelling only.
+    """
     own = f"{prefix}.same_index"
     if not any(name.startswith(f"{own}.") for name in context.windows):
         return {}
+    exact = {key: layer.get("exact", {}).get(key, False) for key in ("states", "gain")}
+    context, layer = replace(context, identical=False), dict(layer) | {"exact": exact}
     out = as_intervals(context, layer, layer_means(context, layer, own, PAIR_KEYS))
     return out | _budget(context, layer, own) | {"flips": _flips(context, own)}
 

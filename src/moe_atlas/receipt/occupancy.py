@@ -101,7 +101,7 @@ def differences(
     """
     if base is None or tuned is None or dead is None:
         return {key: undefined(NOT_MEASURED) for key in DROPS}
-    same = bool(np.array_equal(base.counts_CE, tuned.counts_CE))
+    same = bool(np.array_equal(_by_column(base.counts_CE), _by_column(tuned.counts_CE)))
     if same and is_exact(context, layer, "occupancy"):
         return {key: exact_zero(context.base_windows, context.design.documents) for key in DROPS}
     rise = _dead_share_rise(context, base.counts_CE.shape[1], dead)
@@ -112,6 +112,11 @@ def differences(
         "load_cv_rise": found["load_cv_rise"],
         "dead_share_rise": rise,
     }
+
+
+def _by_column(counts_CE: F64) -> F64:
+    """The experts' counts in an order of their own: what is gated does not depend on how experts are numbered."""
+    return counts_CE[:, np.lexsort(counts_CE)]
 
 
 def _dead_share_rise(context: Context, experts: int, dead: tuple[Sample, Sample]) -> Sample:

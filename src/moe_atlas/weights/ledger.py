@@ -75,9 +75,9 @@ class WeightsLedger:
     """Rows in reading order.
 
     Attributes:
-        rows: one per logical tensor, experts matched when they were relabelled.
-        as_stored: same-index rows of relabelled experts, beside the others.
-        changed_layers: layers (None: outside the layers) with a tensor that is not byte-identical as stored.
+        rows: one per logical tensor, experts and router rows matched when they were relabelled.
+        as_stored: the same-index rows of what was relabelled, beside the others.
+        changed_layers: layers (None: outside the layers) with a row that is not byte-identical.
     """
 
     rows: list[TensorChange] = field(default_factory=list)
@@ -109,7 +109,7 @@ class WeightsLedger:
                 "a base with non-finite weights cannot anchor an audit; audit against an intact one",
             )
         (self.as_stored if as_stored else self.rows).append(change)
-        if not change.identical:
+        if not change.identical and not as_stored:
             self.changed_layers.add(layer)
         return change
 
