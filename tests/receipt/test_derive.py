@@ -635,7 +635,13 @@ def test_warnings() -> None:
     facts["probe"]["policy"]["set_for"] = {"family": "other", "top_k": 2, "experts": "all"}
     facts["noise_floor"] = {"layers": [{"layer": n, "transition_drift": 0.01} for n in (1, 2, 4)]}
     codes = [warning["code"] for warning in derive(facts, windows)["warnings"]]
-    assert codes == ["smooth-occupancy", "noise-floor", "budgets-set-for", "budgets-set-for"]
+    assert codes == [
+        "smooth-occupancy",
+        "noise-floor",
+        "loose-tail-guard",
+        "budgets-set-for",
+        "budgets-set-for",
+    ]
 
 
 @pytest.mark.parametrize(("document_nll", "warns"), [(0.4, False), (0.41, True), (None, False)])
