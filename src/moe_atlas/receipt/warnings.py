@@ -59,7 +59,7 @@ def _tail_guard(receipt: Facts) -> list[dict[str, Any]]:
     """A per-document limit so high that damage in the tolerated share of documents reaches the margin unseen."""
     limits = receipt["probe"]["policy"]["damage"]
     margin, document, share = (limits.get(key) for key in ("nll", "document_nll", "document_share"))
-    if margin is None or document is None or share is None or document * share <= margin:
+    if margin is None or document is None or share is None or document * share <= margin * (1 + 1e-9):
         return []
     message = (
         f"document_nll {document:g} is above nll / document_share = {margin / share:.3g}: the tail guard does not "
