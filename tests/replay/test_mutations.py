@@ -189,7 +189,7 @@ class Run:
         self.truth = self.outcome(self.blueprint.model)
 
     def outcome(self, model: ModelSpec) -> Any:
-        bound = bind(replace(self.blueprint, model=model), self.family, self.checkpoint.tensors, "mutant")
+        bound = bind(replace(self.blueprint, model=model), self.family, self.checkpoint.logical, "mutant")
         logits, routings = replayed(bound, Reader(self.checkpoint), self.tokens, self.dtype, "native")
         return logits, {layer: (r.topk_TK.sort(-1).values, r.weights_TK) for layer, r in routings.items()}
 

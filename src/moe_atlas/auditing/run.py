@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -185,8 +186,15 @@ def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
         "bytes": sum(tensor.nbytes for tensor in stored),
         "bytes_read": side.reader.bytes_read,
         "dtype": sorted({tensor.dtype for tensor in stored}),
+        "quantised": quantised_facts(side.checkpoint),
         "skipped": [{"tensor": name, "reason": reason} for name, reason in side.spec.skipped],
     }
+
+
+def quantised_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """The formats that tensors were decoded from, and how many tensors of each."""
+    formats = Counter(entry.encoding for entry in checkpoint.encoded.values())
+    return [{"tensors": count, **encoding.describe()} for encoding, count in formats.items()]
 
 
 def identity_facts(evidence: Evidence, specs: list[ModelSpec]) -> dict[str, Any]:

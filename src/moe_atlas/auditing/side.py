@@ -79,5 +79,6 @@ def compute_dtype(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> torch.d
     """The dtype matrix products run in: as asked, or for `auto` the dtype the checkpoint's head is stored in."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    stored = checkpoint.tensors[spec.embed_refs[0].stored].dtype
-    return torch.bfloat16 if stored == "BF16" else torch.float32
+    stored = checkpoint.logical[spec.embed_refs[0].stored]
+    plain = getattr(stored, "dtype", "BF16")  # a quantised embedding was made from bfloat16
+    return torch.bfloat16 if plain == "BF16" else torch.float32

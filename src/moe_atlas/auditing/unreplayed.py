@@ -12,10 +12,9 @@ from moe_atlas.weights.ledger import WeightsLedger
 def compare_unreplayed(sides: Sequence[Side], ledger: WeightsLedger) -> list[dict[str, Any]]:
     """Enter what the specs skip in the ledger as class `other`; list what only one checkpoint has."""
     names = [{name for name, _ in side.spec.skipped} for side in sides]
-    base = sides[0]
     for name in sorted(set.intersection(*names)):
-        stored = [side.checkpoint.tensors[name] for side in sides]
-        if len({tensor.shape for tensor in stored}) == 1 and base.checkpoint.tensors[name].nbytes:
+        shapes = {side.checkpoint.logical[name].shape for side in sides}
+        if len(shapes) == 1 and 0 not in next(iter(shapes)):
             tensors = [side.reader.read(name) for side in sides]
             ledger.add(name, "other", None, tensors[0], tensors[1] if len(tensors) == 2 else None)
     if len(sides) == 1:

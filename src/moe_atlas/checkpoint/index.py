@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from moe_atlas.checkpoint import files
 from moe_atlas.checkpoint.files import FileStat
 from moe_atlas.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, read_header
+from moe_atlas.checkpoint.quantised.detect import detect
+from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.checkpoint.refuse import RE_DOWNLOAD, refusal, shown
 from moe_atlas.checkpoint.strict_json import parse_json_object
 
@@ -34,6 +37,7 @@ class Checkpoint:
         config: the content of ``config.json``.
         tensors: every stored tensor by name, in name order.
         files: what identified each file that was read (shards, ``config.json``, the index), by plain name.
+        encoded: every quantised tensor by the name it stands for; its parts are among `tensors`.
     """
 
     root: Path
@@ -41,6 +45,14 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, FileStat]
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
+
+    @cached_property
+    def logical(self) -> Mapping[str, StoredTensor | Encoded]:
+        """Every tensor as it is meant, in name order: quantised ones decoded, their parts gone."""
+        parts = {part for entry in self.encoded.values() for part in entry.parts.values()}
+        plain = {name: tensor for name, tensor in self.tensors.items() if name not in parts}
+        return MappingProxyType(dict(sorted((plain | dict(self.encoded)).items())))
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -63,7 +75,7 @@ def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> 
     Raises:
         InputRefused: with the code of what is wrong: ``E_NOT_FOUND``, ``E_ACCESS``, ``E_FORMAT``,
             ``E_INDEX_PATH``, ``E_INDEX_SET``, ``E_NOT_REGULAR``, ``E_SYMLINK``, ``E_JSON``, ``E_TYPE``,
-            ``E_DUP_KEY`` or one of a header's.
+            ``E_DUP_KEY``, ``E_QUANT`` or one of a header's.
     """
     path = Path(path)
     root, index, shards = _locate(path)
@@ -81,7 +93,8 @@ def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> 
         _compare(weight_map, tensors, str(root / INDEX))
     config = _read_json(root, CONFIG, _MAX_CONFIG_BYTES, found)
     ordered = {name: tensors[name] for name in sorted(tensors)}
-    return Checkpoint(root, str(path), config, MappingProxyType(ordered), MappingProxyType(found))
+    encoded = detect(config, ordered, str(path))
+    return Checkpoint(root, str(path), config, MappingProxyType(ordered), MappingProxyType(found), encoded)
 
 
 def _locate(path: Path) -> tuple[Path, bool, tuple[str, ...]]:

@@ -7,6 +7,7 @@ stay in its memory. A positional read gives an error that can be caught, and mem
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from threading import Lock
 
 import torch
@@ -21,6 +22,8 @@ from moe_atlas.checkpoint.digest import (
 )
 from moe_atlas.checkpoint.header import DTYPE_BITS, StoredTensor
 from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.quantised.decode import decode
+from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.checkpoint.refuse import refusal
 from moe_atlas.errors import ResourceExhausted
 
@@ -50,20 +53,37 @@ class Reader:
         self._lock = Lock()
 
     def read(self, name: str, index: int | None = None) -> torch.Tensor:
-        """Read a tensor, or one entry of its leading dimension.
+        """Read a tensor, or one entry of its leading dimension; a quantised one is decoded.
 
         Args:
-            name: the stored name.
+            name: the stored name, or the one that a quantised tensor stands for.
             index: for stacked tensors, which entry of the leading dimension; only its bytes are read.
 
         Returns:
             A tensor of the stored shape (without the leading dimension if `index` is given) and dtype, in
-            memory of its own, aligned to 64 bytes.
+            memory of its own, aligned to 64 bytes. A quantised one comes as float32, or bfloat16 where that
+            is exact.
 
         Raises:
-            InputRefused: ``E_DTYPE`` for a dtype that this torch cannot hold.
+            InputRefused: ``E_DTYPE`` for a dtype that this torch cannot hold, ``E_QUANT`` where the parts of a
+                quantised tensor contradict each other.
             IntegrityError: ``E_CHANGED`` when the file is no longer the one that was opened.
         """
+        entry = self.checkpoint.encoded.get(name)
+        return self._read_stored(name, index) if entry is None else self._read_encoded(entry, index)
+
+    def _read_encoded(self, entry: Encoded, index: int | None) -> torch.Tensor:
+        """Decode a quantised tensor; of one with a matrix for each expert, only the parts of entry `index`."""
+        if index is None or len(entry.shape) < 3:
+            whole = decode(entry, {role: self._read_stored(name, None) for role, name in entry.parts.items()})
+            return whole if index is None else whole[index].clone()
+        parts = {}
+        for role, name in entry.parts.items():
+            stacked = self.checkpoint.tensors[name].shape[:1] == entry.shape[:1]
+            parts[role] = self._read_stored(name, index if stacked else None)
+        return decode(replace(entry, shape=entry.shape[1:]), parts)
+
+    def _read_stored(self, name: str, index: int | None) -> torch.Tensor:
         tensor = self.checkpoint.tensors[name]
         dtype = _torch_dtype(tensor)
         shape, start, stop = _extent(tensor, index)

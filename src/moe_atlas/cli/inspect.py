@@ -58,6 +58,7 @@ def facts(path: Path) -> dict[str, Any]:
         "shards": len(checkpoint.shards),
         "bytes": sum(tensor.nbytes for tensor in stored),
         "bytes_by_dtype": dict(dtypes),
+        "quantised": dict(Counter(entry.encoding.kind for entry in checkpoint.encoded.values())),
         "shared_parameters": shared,
         "skipped": dict(skipped),
     }
@@ -82,6 +83,7 @@ def draw(found: dict[str, Any]) -> None:
         ),
         ("stored", f"{found['tensors']} tensors in {found['shards']} files, {size(found['bytes'])}"),
         *((f"  as {name}", size(count)) for name, count in found["bytes_by_dtype"].items()),
+        *(("quantised", f"{count} tensors as {name}") for name, count in found["quantised"].items()),
         ("replayed", "all layers" if not found["skipped"] else "all but what is skipped"),
         *(("skipped", f"{count} tensors: {reason}") for reason, count in found["skipped"].items()),
     ]

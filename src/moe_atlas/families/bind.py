@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, Protocol
 
+from moe_atlas.checkpoint.header import StoredTensor
+from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.errors import InputRefused
 from moe_atlas.families import tensors
 from moe_atlas.families.names import BARE, MLP, kind_of, stored_suffix
@@ -27,6 +29,15 @@ PREFIXES = (
     "",
 )
 """Where a text model may sit inside a checkpoint, in the place of the canonical `model.`."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+ACTIVATION_SCALES = (
+    ".input_scale",
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".output_scale",
+    ".input_global_scale",
+)
 
 
 class Stored(Protocol):
@@ -34,7 +45,7 @@ class Stored(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Stored shape."""
+        """Its shape, decoded where it is quantised."""
 
 
 def bind(blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> ModelSpec:
@@ -50,6 +61,7 @@ class _Binder:
     def __init__(self, blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> None:
         self.blueprint, self.family, self.stored, self.label = blueprint, family, stored, label
         self.used: set[str] = set()
+        self.quantised = any(isinstance(found, Encoded) for found in stored.values())
         self.prefix = self._find_prefix()
 
     def model(self) -> ModelSpec:
@@ -118,6 +130,9 @@ class _Binder:
             )
         if tuple(found.shape) != expected:
             raise self._refuse(ref.stored, f"expected shape {list(expected)}, found {list(found.shape)}")
+        if isinstance(found, StoredTensor) and found.dtype not in FLOATS:
+            problem = f"stored as {found.dtype}, and no known format of quantisation accounts for it"
+            raise InputRefused("E_QUANT", f"{self.label}: {ref.stored}", problem)
         self.used.add(ref.stored)
 
     def _experts(self, moe: MoESpec, prefix: str) -> MoESpec:
@@ -151,6 +166,9 @@ class _Binder:
     def _orientation(self, moe: MoESpec, first: str) -> Literal["fused", "fused_transposed"]:
         shape = tuple(self.stored[first].shape) if first in self.stored else ()
         upright, turned = (moe.w1_rows, moe.width), (moe.width, moe.w1_rows)
+        found = self.stored.get(first)
+        if isinstance(found, Encoded) and found.encoding.kind == "mxfp4":
+            return "fused"  # blocks run along what a product sums over
         if upright == turned or shape[1:] not in (upright, turned):
             return "fused_transposed" if self.blueprint.fused == "fused_transposed" else "fused"
         return "fused" if shape[1:] == upright else "fused_transposed"
@@ -213,6 +231,8 @@ class _Binder:
             return f"multi-token-prediction layer beyond num_hidden_layers = {len(spec.layers)}"
         if re.search(r"(^|\.)mtp(_|\.|\b)", name):
             return "multi-token-prediction module"
+        if self.quantised and name.endswith(ACTIVATION_SCALES):
+            return "scale of quantised activations; a replay quantises none"
         if name.endswith("rotary_emb.inv_freq"):
             return "derived from the configuration"
         if spec.tied and name.endswith("lm_head.weight"):

@@ -73,6 +73,8 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
 
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 """Where a multimodal configuration keeps its language model."""
+QUANTISATION = ("quantization_config", "compression_config")
+"""Read where the checkpoint is opened: families know nothing of how a tensor is stored."""
 
 
 class CheckpointLike(Protocol):
@@ -87,8 +89,8 @@ class CheckpointLike(Protocol):
         """Parsed config.json."""
 
     @property
-    def tensors(self) -> Mapping[str, Stored]:
-        """Stored tensors by name."""
+    def logical(self) -> Mapping[str, Stored]:
+        """Tensors by name, quantised ones as they are once decoded."""
 
 
 def resolve(checkpoint: CheckpointLike) -> ModelSpec:
@@ -99,7 +101,7 @@ def resolve(checkpoint: CheckpointLike) -> ModelSpec:
             tensor, a wrong shape, or a tensor that nothing reads.
     """
     family, blueprint = read_config(checkpoint)
-    return bind(blueprint, family, checkpoint.tensors, checkpoint.label)
+    return bind(blueprint, family, checkpoint.logical, checkpoint.label)
 
 
 def read_config(checkpoint: CheckpointLike) -> tuple[str, Blueprint]:
@@ -112,11 +114,10 @@ def read_config(checkpoint: CheckpointLike) -> tuple[str, Blueprint]:
     for section in TEXT_SECTIONS:
         inner = values.get(section)
         if isinstance(inner, dict) and inner.get("model_type") in FAMILIES:
-            outer: dict[str, Any] = {
-                k: values[k] for k in ("tie_word_embeddings", "quantization_config") if k in values
-            }
+            outer: dict[str, Any] = {k: values[k] for k in ("tie_word_embeddings",) if k in values}
             values = {**outer, **inner}
             break
+    values = {key: value for key, value in values.items() if key not in QUANTISATION}
     family = values.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputRefused(

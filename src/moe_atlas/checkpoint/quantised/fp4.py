@@ -1,0 +1,66 @@
+"""4-bit floats (E2M1), two to a byte with the low nibble first: MXFP4 and NVFP4.
+
+MXFP4 (OCP Microscaling 1.0; gpt-oss, compressed-tensors): a power of two for 32 columns, W = value · 2^(s − 127),
+exact in bfloat16. NVFP4 (compressed-tensors): a float8 scale for 16 columns under one scale of the whole tensor
+that divides, W = value · (scale / global scale).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_atlas.checkpoint.quantised.scales import as_float, largest, nonzero, spread
+
+MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+LARGEST = 6.0
+MX_COLUMNS, NV_COLUMNS = 32, 16
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The values, float32 with twice as many columns, of bytes [..., C/2]."""
+    table = torch.tensor([*MAGNITUDES, *(-m for m in MAGNITUDES)])
+    nibbles = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
+    return table[nibbles.int()]
+
+
+def decode_mx(packed: Tensor, scale: Tensor) -> Tensor:
+    """The weight, bfloat16 [..., R, C].
+
+    Args:
+        packed: bytes [..., R, C/2], or with the columns in groups [..., R, G, 16].
+        scale: exponents, bytes [..., R, G].
+    """
+    if packed.dim() > scale.dim():
+        packed = packed.flatten(-2)
+    values = unpack(packed)
+    return (values * spread(scale, (1, MX_COLUMNS), *values.shape[-2:])).to(torch.bfloat16)
+
+
+def decode_nv(packed: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:
+    """The weight, float32 [R, C], from bytes [R, C/2], float8 scales [R, G] and one float32 for all."""
+    values = unpack(packed)
+    overall = as_float(scale) / global_scale.float().reshape(1, 1)
+    return values * spread(overall, (1, NV_COLUMNS), *values.shape[-2:])
+
+
+def nearest(values: Tensor) -> Tensor:
+    """The nearest 4-bit float, a tie going to the even mantissa; beyond ±6, ±6."""
+    size = values.abs().clamp_max(LARGEST)
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return torch.copysign(torch.round(size / step) * step, values)
+
+
+def round_trip_mx(weight: Tensor) -> Tensor:
+    """The weight as MXFP4 would keep it, float32: exponent of the block's largest magnitude, less that of 4."""
+    exponent = torch.floor(torch.log2(nonzero(largest(weight, (1, MX_COLUMNS))))) - 2
+    scale = spread(torch.exp2(exponent.clamp(-127, 127)), (1, MX_COLUMNS), *weight.shape[-2:])
+    return nearest(weight.float() / scale) * scale
+
+
+def round_trip_nv(weight: Tensor) -> Tensor:
+    """The weight as NVFP4 would keep it, float32: float8 scales under a global one that fills their range."""
+    overall = 448.0 * LARGEST / nonzero(weight.float().abs().max())
+    block = (overall * largest(weight, (1, NV_COLUMNS)) / LARGEST).to(torch.float8_e4m3fn).float()
+    scale = spread(nonzero(block) / overall, (1, NV_COLUMNS), *weight.shape[-2:])
+    return nearest(weight.float() / scale) * scale
