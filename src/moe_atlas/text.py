@@ -1,4 +1,8 @@
-"""How names from files are shown to people, and how numbers and sizes are spelled."""
+"""How names from files are shown to people, and how numbers and sizes are spelled.
+
+One family of escapes, each on top of `shown`: a terminal takes `shown` itself, Markdown `markdown`, lines that
+steer GitHub Actions `workflow`; HTML and XML pass `shown` through an escaping writer (Jinja2, ElementTree).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 from moe_atlas.errors import UsageError
 
 _NAME_CHARACTERS = 96
+_MARKDOWN = re.compile(r"[\\`*_\[\]<>&|~#!@:{}$\"']")
 _UNITS = {
     "": 1,
     "k": 10**3,
@@ -31,6 +36,18 @@ def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:
         half = limit // 2
         text = f"{text[:half]}...{text[-half:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def markdown(text: str, limit: int = _NAME_CHARACTERS) -> str:
+    """`shown`, and inert in Markdown: no link, image, mention, mathematics, HTML or table cell can begin in it."""
+    escaped = _MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", shown(text, limit))
+    return escaped.replace("www.", "www&#46;")
+
+
+def workflow(text: str, limit: int = 400) -> str:
+    """`shown`, for the message or a property of a ``::error::`` line of GitHub Actions."""
+    escapes = {"%": "%25", "\r": "%0D", "\n": "%0A", ":": "%3A", ",": "%2C"}
+    return "".join(escapes.get(character, character) for character in shown(text, limit))
 
 
 def number(value: Any, digits: int = 3) -> str:

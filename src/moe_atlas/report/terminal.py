@@ -9,15 +9,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moe_atlas.report import words
 from moe_atlas.text import interval, number, shown
 
 STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", None: "bold cyan"}
 RESULTS = {"pass": "green", "fail": "red", "undetermined": "yellow"}
-PREDICATES = {
-    "protected_atlas_rewrite": "protected-atlas rewrite",
-    "base_domain_damage": "base-domain damage",
-    "knowledge_expansive": "knowledge-expansive",
-}
 CHANNELS = {
     "coordinate_drift_z": "coord. z",
     "boundary_drift": "boundary",
@@ -35,7 +31,7 @@ BUDGET_OF = {
     "entropy_drop": "entropy_drop",
 }
 LAYERS_SHOWN = 12
-REASONS_SHOWN = 4
+REASONS_SHOWN = 6
 
 
 def render(receipt: dict[str, Any], console: Console) -> None:
@@ -57,24 +53,16 @@ def sections(receipt: dict[str, Any]) -> Iterator[RenderableType]:
     for warning in receipt.get("warnings", []):
         yield Text(f"warning: {shown(warning['message'], 300)}", style="yellow")
     for step in receipt.get("next_steps", [])[:3]:
-        yield Text(f"next: {shown(sentence(step), 300)}")
+        yield Text(f"next: {words.next_step(step)}")
 
 
 def headline(receipt: dict[str, Any]) -> Text:
     """Verdict, what was compared, and on how much."""
-    checkpoints = receipt["checkpoints"]
-    names = " → ".join(
-        shown(str(checkpoints[side]["path"])) for side in ("base", "tuned") if side in checkpoints
-    )
     verdict = receipt["verdict"]
     word = "BASELINE RECORDED" if receipt["kind"] == "baseline" else str(verdict).upper()
-    windows = sum(domain["windows"] for domain in receipt["domains"])
-    documents = sum(domain["documents"] for domain in receipt["domains"])
     text = Text(f" {word} ", style=f"{STYLES.get(verdict, 'bold')} reverse")
     probe = shown(str(receipt["probe"]["name"]))
-    return text.append(
-        f"  {names}   probe {probe}: {windows} windows, {documents} documents", style="default"
-    )
+    return text.append(f"  {words.names(receipt)}   probe {probe}: {words.sample(receipt)}", style="default")
 
 
 def lineage(receipt: dict[str, Any]) -> Iterator[Text]:
@@ -93,37 +81,14 @@ def lineage(receipt: dict[str, Any]) -> Iterator[Text]:
 
 
 def reasons(receipt: dict[str, Any]) -> Iterator[Text]:
-    """The gates that decided, worst first; for a pass, the one closest to its budget."""
-    wanted = {"fail": "fail", "inconclusive": "undetermined"}.get(receipt["verdict"])
-    lines = [line for predicate in receipt["predicates"].values() for line in predicate["evidence"]]
-    chosen = [line for line in lines if line["result"] == wanted]
-    for line in chosen[:REASONS_SHOWN]:
-        yield Text(f"  {line['result']}: {gate_sentence(line)}", style=RESULTS.get(line["result"], ""))
-    if len(chosen) > REASONS_SHOWN:
-        yield Text(f"  … and {len(chosen) - REASONS_SHOWN} more gates")
-    for name, predicate in receipt["predicates"].items():
-        if predicate["passed"] is not True and predicate.get("reason"):
-            yield Text(f"  {PREDICATES[name]}: {shown(predicate['reason'], 200)}")
-
-
-def gate_sentence(line: dict[str, Any]) -> str:
-    """One gate in words: where, what, the interval, the budget."""
-    place = next(
-        (
-            f"{key} {shown(str(line[key]))}"
-            for key in ("layer", "domain", "class", "attempt")
-            if line.get(key) is not None
-        ),
-        "",
-    )
-    parts = [part for part in (place, str(line["gate"])) if part]
-    if line["estimate"] is not None:
-        parts.append(interval(line))
-    if line["budget"] is not None:
-        parts.append(f"budget {number(line['budget'])}")
-    if line.get("reason"):
-        parts.append(f"({shown(str(line['reason']), 160)})")
-    return " ".join(parts)
+    """The gates that decided, worst first, one line for all places of a gate."""
+    groups = words.deciding(receipt)
+    for group in groups[:REASONS_SHOWN]:
+        yield Text(f"  {group.result}: {group.sentence}", style=RESULTS.get(group.result, ""))
+    if len(groups) > REASONS_SHOWN:
+        yield Text(f"  … and {len(groups) - REASONS_SHOWN} more gates")
+    for name, reason in words.open_reasons(receipt):
+        yield Text(f"  {name}: {reason}")
 
 
 def predicate_table(receipt: dict[str, Any]) -> Table:
@@ -134,8 +99,8 @@ def predicate_table(receipt: dict[str, Any]) -> Table:
     for name, predicate in receipt["predicates"].items():
         passed = {True: "green", False: "red", None: "yellow"}[predicate["passed"]]
         gated = [line for line in predicate["evidence"] if line["result"] != "not-gated"]
-        worst = gate_sentence(gated[0]) if gated else "–"
-        table.add_row(PREDICATES[name], Text(predicate["outcome"], style=passed), Text(worst))
+        worst = words.gate_sentence(gated[0]) if gated else "–"
+        table.add_row(words.PREDICATES[name], Text(predicate["outcome"], style=passed), Text(worst))
     return table
 
 
@@ -168,12 +133,8 @@ def _channel(layer: dict[str, Any], key: str, budgets: dict[str, Any]) -> Text:
 
 
 def _change(layer: dict[str, Any], key: str) -> str:
-    values = [_estimate(layer[side].get(key)) for side in ("base", "tuned")]
+    values = [words.estimate(layer[side].get(key)) for side in ("base", "tuned")]
     return f"{number(values[0])}→{number(values[1])}"
-
-
-def _estimate(value: Any) -> Any:
-    return value.get("estimate") if isinstance(value, dict) else value
 
 
 def _worst(layer: dict[str, Any], budgets: dict[str, Any]) -> float:
@@ -195,11 +156,11 @@ def domain_table(receipt: dict[str, Any]) -> Table:
             Text(shown(str(domain["name"]))),
             domain["role"],
             str(domain["documents"]),
-            number(_estimate(domain["nll_base"]), 4),
-            number(_estimate(domain["nll_tuned"]), 4),
+            number(words.estimate(domain["nll_base"]), 4),
+            number(words.estimate(domain["nll_tuned"]), 4),
             interval(domain["nll_increase"]),
-            number(_estimate(domain["kl"])),
-            number(_estimate(domain["top1_agreement"])),
+            number(words.estimate(domain["kl"])),
+            number(words.estimate(domain["top1_agreement"])),
         )
     return table
 
@@ -215,8 +176,3 @@ def baseline_table(receipt: dict[str, Any]) -> Table:
         cells = [interval(layer["base"].get(key)) for key in keys]
         table.add_row(f"{layer['layer']}{mark}", *cells)
     return table
-
-
-def sentence(step: dict[str, str]) -> str:
-    """A next step in words."""
-    return f"{step['pattern']}: {step['first']}"

@@ -1,0 +1,197 @@
+"""The charts of an audit, each with the sentence that says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from moe_atlas.report.html import svg
+from moe_atlas.text import number, shown
+
+Layers = Sequence[Mapping[str, Any]]
+SIDES = (("base", svg.BASE, "o", "none", -0.12), ("tuned", svg.TUNED, "s", svg.TUNED, 0.12))
+WARM, COLD = (0.84, 0.37, 0.0), (0.0, 0.45, 0.70)  # orange and blue of the Okabe-Ito palette
+
+
+def _bounds(value: Any) -> tuple[float, float, float] | None:
+    """Estimate, low and high; None unless all three are there."""
+    if not isinstance(value, Mapping):
+        return None
+    found = [value.get(key) for key in ("estimate", "low", "high")]
+    return None if any(part is None for part in found) else (found[0], found[1], found[2])  # type: ignore[return-value]
+
+
+def damage(domains: Sequence[Mapping[str, Any]], limit: float | None) -> Markup | None:
+    """Paired NLL change of every domain with its interval, and the registered margin."""
+    rows = [(row, bounds) for row in domains if (bounds := _bounds(row.get("nll_increase")))]
+    if not rows:
+        return None
+    with svg.styled():
+        figure, (plot,) = svg.axes(1.15 + 0.36 * len(rows))
+        for place, (row, (estimate, low, high)) in enumerate(rows):
+            colour = _damage_colour(row, low, high, limit)
+            plot.plot([low, high], [place, place], color=colour, linewidth=2)
+            plot.plot([estimate], [place], "o", color=colour, markersize=5)
+        plot.axvline(0.0, color=svg.MUTED, linewidth=1)
+        if limit is not None:
+            plot.axvline(
+                limit, color=svg.FAIL, linewidth=1.2, linestyle="--", label=f"margin {number(limit)}"
+            )
+            plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
+        plot.set_yticks(
+            range(len(rows)), [f"{shown(str(row['name']), 24)} ({row['role']})" for row, _ in rows]
+        )
+        plot.set_ylim(len(rows) - 0.5, -0.5)
+        plot.set_xlabel("change of NLL, nats per token (right = worse)")
+        plot.grid(axis="y", visible=False)
+        said = "; ".join(
+            f"{row['name']} {number(e)} from {number(lo)} to {number(hi)}" for row, (e, lo, hi) in rows
+        )
+        return svg.inline(figure, "damage", "Change of NLL by domain", f"Paired change of NLL: {said}.")
+
+
+def _damage_colour(row: Mapping[str, Any], low: float, high: float, limit: float | None) -> str:
+    if row["role"] != "base" or limit is None:
+        return svg.MUTED
+    return svg.FAIL if low > limit else (svg.PASS if high < limit else svg.OPEN)
+
+
+def by_layer(layers: Layers, key: str, label: str, *, height: float = 2.5) -> Markup | None:
+    """A health figure of both checkpoints by layer, with intervals."""
+    sides = [side for side in SIDES if any(_bounds((layer.get(side[0]) or {}).get(key)) for layer in layers)]
+    if not sides:
+        return None
+    with svg.styled():
+        figure, (plot,) = svg.axes(height)
+        for side, colour, marker, face, shift in sides:
+            found = [(layer["layer"] + shift, _bounds((layer[side] or {}).get(key))) for layer in layers]
+            x, values = zip(*((at, value) for at, value in found if value), strict=True)
+            estimate, low, high = np.array(values).T
+            errors = np.clip([estimate - low, high - estimate], 0.0, None)
+            plot.errorbar(
+                x, estimate, errors, fmt=marker, color=colour, markerfacecolor=face, markersize=4,
+                linewidth=1, label=side,
+            )  # fmt: skip
+        _layer_axis(plot, layers)
+        plot.set_ylabel(label)
+        plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
+        said = (
+            f"{label} by layer for {' and '.join(side[0] for side in sides)}, with intervals; numbers below."
+        )
+        return svg.inline(figure, key.replace("_", "-"), f"{label} by layer", said)
+
+
+def _layer_axis(plot: Axes, layers: Layers) -> None:
+    """Layer numbers below, protected layers shaded and named."""
+    plot.set_xlabel("layer (shaded: protected)")
+    plot.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    for layer in layers:
+        if layer["protected"]:
+            plot.axvspan(layer["layer"] - 0.5, layer["layer"] + 0.5, color=svg.LINE, alpha=0.35, linewidth=0)
+    plot.set_xlim(layers[0]["layer"] - 0.6, layers[-1]["layer"] + 0.6)
+
+
+QUANTILES = ("set_margin_p01", "set_margin_p10", "set_margin_p50")
+
+
+def margins(layers: Layers, floor: Mapping[int, float]) -> Markup | None:
+    """Set margins: the 1 %, 10 % and 50 % quantiles of both checkpoints, and the noise band 2 delta."""
+    sides = [side for side in SIDES if all((layer.get(side[0]) or {}).get(QUANTILES[1]) for layer in layers)]
+    if not sides:
+        return None
+    with svg.styled():
+        figure, (plot,) = svg.axes(2.7)
+        for side, colour, marker, face, shift in sides:
+            for layer in layers:
+                low, decile, middle = (_positive(layer[side].get(key)) for key in QUANTILES)
+                x = layer["layer"] + shift
+                plot.plot([x, x], [low, middle], color=colour, linewidth=1)
+                plot.plot([x], [middle], marker, color=colour, markerfacecolor=face, markersize=4)
+                plot.plot([x], [decile], "_", color=colour, markersize=6)
+            plot.plot([], [], marker, color=colour, markerfacecolor=face, markersize=4, label=side)
+        if floor:
+            numbers = sorted(floor)
+            band = [max(2 * floor[number], 1e-12) for number in numbers]
+            plot.plot(
+                numbers, band, color=svg.FAIL, linestyle=":", marker=".", markersize=3, label="noise band 2δ"
+            )
+        plot.set_yscale("log")
+        plot.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:.0e}" if value < 1e-3 else f"{value:g}")
+        )
+        plot.yaxis.set_minor_formatter(NullFormatter())
+        _layer_axis(plot, layers)
+        plot.set_ylabel("set margin")
+        plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=10)
+        said = (
+            "Set margins by layer: a line from the 1 percent quantile to the median, a dash at the decile. "
+            "Set changes below the noise band are no evidence of a rewrite."
+        )
+        return svg.inline(figure, "margins", "Set margin by layer", said)
+
+
+def _positive(value: Any) -> float:
+    return max(float(value), 1e-12) if isinstance(value, int | float) else float("nan")
+
+
+def shares(layers: Layers) -> Markup | None:
+    """Change of every expert's share of the tokens: layers down, experts across, as a picture of signed colour."""
+    rows = [(layer, _share_change(layer)) for layer in layers]
+    rows = [(layer, change) for layer, change in rows if change is not None]
+    if not rows:
+        return None
+    width = max(len(change) for _, change in rows)
+    change_LE = np.full((len(rows), width), np.nan)
+    for place, (_, change) in enumerate(rows):
+        change_LE[place, : len(change)] = change
+    largest = float(np.nanmax(np.abs(change_LE))) or 1.0
+    with svg.styled():
+        figure, (plot,) = svg.axes(0.9 + 0.2 * max(6, min(len(rows), 40)))
+        plot.imshow(_signed_colours(change_LE / largest), aspect="auto", interpolation="nearest")
+        plot.grid(visible=False)
+        marks = _every(len(rows))
+        plot.set_yticks(
+            marks, [f"{rows[m][0]['layer']}{'*' if rows[m][0]['protected'] else ''}" for m in marks]
+        )
+        plot.set_ylabel("layer (* protected)")
+        plot.set_xlabel("expert")
+        _dead_marks(plot, [layer for layer, _ in rows])
+        said = (
+            f"Change of the share of tokens each expert sees, tuned minus base; the largest change is "
+            f"{number(largest)}. Orange gains, blue loses, a cross marks an expert that saw no token afterwards."
+        )
+        return svg.inline(figure, "shares", "Expert share, tuned minus base", said)
+
+
+def _share_change(layer: Mapping[str, Any]) -> Any:
+    base, tuned = ((layer.get(side) or {}).get("expert_share") for side in ("base", "tuned"))
+    return None if not base or not tuned else np.array(tuned) - np.array(base)
+
+
+def _signed_colours(unit_LE: Any) -> Any:
+    """RGBA: hue by sign, opacity by size, so that the picture sits on a light page and on a dark one."""
+    colours = np.zeros((*unit_LE.shape, 4))
+    colours[..., :3] = np.where((unit_LE > 0)[..., None], WARM, COLD)
+    colours[..., 3] = np.nan_to_num(np.abs(unit_LE)) ** 0.7
+    return colours
+
+
+def _dead_marks(plot: Axes, layers: Iterable[Mapping[str, Any]]) -> None:
+    dead = [
+        (expert, place)
+        for place, layer in enumerate(layers)
+        for expert, share in enumerate(layer["tuned"]["expert_share"])
+        if share == 0
+    ]
+    if dead:
+        x, y = zip(*dead, strict=True)
+        plot.plot(x, y, "x", color=svg.INK, markersize=3, markeredgewidth=0.7)
+
+
+def _every(count: int) -> list[int]:
+    return list(range(0, count, max(1, -(-count // 16))))

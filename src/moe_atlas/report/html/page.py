@@ -1,0 +1,102 @@
+"""The page of one receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from moe_atlas.report import words
+from moe_atlas.report.html import charts, heat, tables
+from moe_atlas.report.html.errata import ERRATA
+from moe_atlas.text import number, shown
+from moe_atlas.version import __version__
+
+SYMBOLS = {"pass": "✓", "fail": "✗", "inconclusive": "?", None: "●"}
+CLASSES = {"pass": "pass", "fail": "fail", "inconclusive": "undetermined", None: "neutral"}
+
+
+@cache
+def environment() -> Environment:
+    """The templates: everything escaped, nothing undefined, names from files inert."""
+    made = Environment(
+        loader=PackageLoader("moe_atlas.report", "html/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["shown"] = lambda value, limit=300: shown(str(value), limit)
+    made.globals["version"] = __version__
+    return made
+
+
+def audit_page(receipt: Mapping[str, Any], path: Path) -> str:
+    """A receipt, audit or baseline, as one HTML page.
+
+    Args:
+        receipt: a receipt that verifies.
+        path: its name, to be shown.
+    """
+    audit = receipt["kind"] == "audit"
+    layers, policy = receipt["layers"], receipt["probe"]["policy"]
+    context = {
+        "receipt": receipt,
+        "path": path,
+        "verdict": words.VERDICTS[receipt["verdict"]],
+        "symbol": SYMBOLS[receipt["verdict"]],
+        "tone": CLASSES[receipt["verdict"]],
+        "names": words.names(receipt),
+        "sample": words.sample(receipt),
+        "reasons": [group.sentence for group in words.deciding(receipt)],
+        "open_reasons": words.open_reasons(receipt),
+        "steps": [words.next_step(step) for step in receipt["next_steps"]],
+        "predicates": tables.predicates(receipt) if audit else [],
+        "heat": heat.heat_map(receipt) if audit else None,
+        "domains": tables.domains(receipt),
+        "health": {"headings": list(tables.HEALTH.values()), "rows": tables.health(receipt)},
+        "shifts": tables.shifts(receipt),
+        "experts": list(tables.named_experts(receipt)),
+        "weights": tables.weights(receipt),
+        "claims": tables.claims(receipt),
+        "lifecycle": tables.lifecycle(receipt),
+        "checkpoints": tables.checkpoints(receipt),
+        "settings": tables.settings(receipt),
+        "digests": tables.digests(receipt),
+        "errata": ERRATA,
+        "immersion": _immersion(receipt),
+        "floor": _floor(receipt),
+        "damage_chart": charts.damage(receipt["domains"], policy["damage"].get("nll")) if audit else None,
+        "entropy_chart": charts.by_layer(layers, "load_entropy", "load entropy, nats"),
+        "overlap_chart": charts.by_layer(layers, "overlap", "overlap (State2)"),
+        "share_chart": charts.shares(layers) if audit else None,
+        "margin_chart": charts.margins(layers, _deltas(receipt)),
+    }
+    return environment().get_template("audit.html.j2").render(context)
+
+
+def _deltas(receipt: Mapping[str, Any]) -> dict[int, float]:
+    floor = receipt.get("noise_floor") or {}
+    return {row["layer"]: float(row["delta"]) for row in floor.get("layers", [])}
+
+
+def _floor(receipt: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The noise floor in a line: the largest of every channel, and of the change of NLL."""
+    floor = receipt.get("noise_floor")
+    if not floor:
+        return None
+    channels = ("coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift", "delta")
+    largest = {
+        key.replace("_", " "): number(max((row.get(key) or 0.0 for row in floor["layers"]), default=0.0))
+        for key in channels
+    }
+    return {"execution": floor["execution"], "largest": largest, "nll": number(floor["largest_nll_change"])}
+
+
+def _immersion(receipt: Mapping[str, Any]) -> tuple[int, int]:
+    """Routed layers of the base to which the immersion theorem does not apply, of how many."""
+    found = [(layer.get("assumptions") or {}).get("base") or {} for layer in receipt["layers"]]
+    return sum(one.get("rank_possible") is False for one in found), len(found)

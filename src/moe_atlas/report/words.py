@@ -1,0 +1,142 @@
+"""The words that every form of a report shares: names of gates and outcomes, gates as sentences, gates in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moe_atlas.text import interval, number, shown
+
+Line = Mapping[str, Any]
+Receipt = Mapping[str, Any]
+
+PREDICATES = {
+    "protected_atlas_rewrite": "protected-atlas rewrite",
+    "base_domain_damage": "base-domain damage",
+    "knowledge_expansive": "knowledge-expansive",
+}
+GATES = {
+    "coordinate": "coordinate drift",
+    "boundary": "boundary drift",
+    "transition": "transition drift",
+    "content": "content drift",
+    "overlap_drop": "overlap drop",
+    "dead_share_rise": "rise of dead experts' share",
+    "entropy_drop": "load entropy drop",
+    "load_cv_rise": "load CV rise",
+    "refinement_margin": "refinement margin",
+    "nll_increase": "NLL increase",
+    "tail_guard": "share of damaged documents",
+    "canary": "canary window",
+    "non_finite_weights": "non-finite weights",
+    "non_finite_output": "non-finite output",
+    "weights": "weight rule",
+    "identity": "expert identity",
+    "protected_layers": "protected layers",
+    "task_success": "task success",
+    "attempt": "another attempt",
+}
+SYMBOLS = {"pass": "✓", "fail": "✗", "undetermined": "?", "not-applicable": "–", "not-gated": "·"}
+PASSED = {True: "pass", False: "fail", None: "undetermined"}
+VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", None: "BASELINE"}
+PLACES = ("layer", "domain", "class", "attempt")
+
+
+@dataclass(frozen=True)
+class GateGroup:
+    """All lines of evidence of one gate with one result.
+
+    Attributes:
+        gate: the gate's key.
+        result: what they all came to.
+        worst: the line that reaches furthest past its budget.
+        count: how many lines.
+    """
+
+    gate: str
+    result: str
+    worst: Line
+    count: int
+
+    @property
+    def sentence(self) -> str:
+        """The worst line, and how many more there are."""
+        more = self.count - 1
+        place = next((key for key in PLACES if self.worst.get(key) is not None), "line")
+        words = {"class": "classes"}.get(place, f"{place}s") if more > 1 else place
+        return gate_sentence(self.worst) + (f"; and {more} more {words}" if more else "")
+
+
+def grouped(lines: Iterable[Line]) -> list[GateGroup]:
+    """Evidence by gate and result; the order of the evidence, worst first, is kept."""
+    found: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        found.setdefault((str(line["result"]), str(line["gate"])), []).append(line)
+    return [GateGroup(gate, result, group[0], len(group)) for (result, gate), group in found.items()]
+
+
+def all_evidence(receipt: Receipt) -> list[Line]:
+    """The evidence of the three predicates, in order."""
+    return [line for predicate in receipt["predicates"].values() for line in predicate["evidence"]]
+
+
+def deciding(receipt: Receipt) -> list[GateGroup]:
+    """The gates that decided against a pass: the failed ones of a FAIL, the open ones of an INCONCLUSIVE."""
+    wanted = {"fail": "fail", "inconclusive": "undetermined"}.get(str(receipt["verdict"]))
+    return [group for group in grouped(all_evidence(receipt)) if group.result == wanted]
+
+
+def open_reasons(receipt: Receipt) -> list[tuple[str, str]]:
+    """Predicates that did not pass for a reason that is no gate's: name and reason."""
+    return [
+        (PREDICATES[name], shown(str(predicate["reason"]), 300))
+        for name, predicate in receipt["predicates"].items()
+        if predicate["passed"] is not True and predicate.get("reason")
+    ]
+
+
+def gate_name(gate: str) -> str:
+    """A gate's name in words."""
+    return GATES.get(gate, gate.replace("_", " "))
+
+
+def place(line: Line) -> str:
+    """Where a gate was held: a layer, a domain, a tensor class or an attempt."""
+    return next((f"{key} {shown(str(line[key]))}" for key in PLACES if line.get(key) is not None), "")
+
+
+def gate_sentence(line: Line) -> str:
+    """One gate in words: where, what, the interval, the budget."""
+    parts = [part for part in (place(line), gate_name(str(line["gate"]))) if part]
+    if line["estimate"] is not None:
+        parts.append(interval(line))
+    sentence = " ".join(parts)
+    if line["budget"] is not None:
+        sentence += f", budget {number(line['budget'])}"
+    if line.get("reason"):
+        sentence += f" ({shown(str(line['reason']), 160)})"
+    return sentence
+
+
+def next_step(step: Mapping[str, str]) -> str:
+    """A next step in words."""
+    return shown(f"{step['pattern']}: {step['first']}", 400)
+
+
+def names(receipt: Receipt) -> str:
+    """The checkpoints that were read, base first."""
+    found = receipt["checkpoints"]
+    return " → ".join(shown(str(found[side]["path"])) for side in ("base", "tuned") if found.get(side))
+
+
+def sample(receipt: Receipt) -> str:
+    """On how much the receipt rests."""
+    windows = sum(domain["windows"] for domain in receipt["domains"])
+    documents = sum(domain["documents"] for domain in receipt["domains"])
+    return f"{windows} windows, {documents} documents"
+
+
+def estimate(value: Any) -> Any:
+    """The estimate of an interval; any other value as it is."""
+    return value.get("estimate") if isinstance(value, Mapping) else value
