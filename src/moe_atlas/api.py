@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from moe_atlas.auditing.options import AuditOptions
-from moe_atlas.errors import Exit
+from moe_atlas.errors import VERDICT_EXIT
 from moe_atlas.ledger.recording import Recording
 from moe_atlas.receipt.lineage import against_previous, previous_facts
 from moe_atlas.receipt.verify import intact_receipt
@@ -24,7 +24,6 @@ from moe_atlas.receipt.window_file import decode_windows
 from moe_atlas.receipt.write import as_arrays, check_writable, window_path, write_receipt
 
 Source = str | os.PathLike[str]
-VERDICT_EXIT = {"pass": Exit.PASS, "fail": Exit.FAIL, "inconclusive": Exit.INCONCLUSIVE, None: Exit.PASS}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,14 @@ class Exit(IntEnum):
     EXHAUSTED = 6
 
 
+VERDICT_EXIT = {
+    "pass": Exit.PASS,
+    "fail": Exit.FAIL,
+    "inconclusive": Exit.INCONCLUSIVE,
+    None: Exit.PASS,  # a baseline is recorded, nothing is tested
+}
+
+
 class AtlasError(Exception):
     """One clear line: code, where, what was expected and found, and what to do next.
 

@@ -13,7 +13,7 @@ from typing import Any
 from moe_atlas.errors import UsageError
 
 _NAME_CHARACTERS = 96
-_MARKDOWN = re.compile(r"[\\`*_\[\]<>&|~#!@:{}$\"']")
+_MARKDOWN = re.compile(r"[\\`*_<>&|~#!@{}$]|\](?=[(\[:])|:(?=//)")
 _UNITS = {
     "": 1,
     "k": 10**3,

@@ -38,6 +38,8 @@ def audit(
     runs: o.Runs = DEFAULT_RUNS,
     step: o.Step = None,
     force: o.Force = False,
+    formats: o.Format = None,
+    github: o.Github = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> int:
@@ -53,7 +55,8 @@ def audit(
     from moe_atlas.report.progress import watching
     from moe_atlas.text import parse_size
 
-    with watching(quiet=quiet or as_json) as watcher:
+    wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt)
+    with o.reporting(wanted), watching(quiet=quiet or as_json) as watcher:
         result = run_audit(
             base,
             tuned,
@@ -77,5 +80,5 @@ def audit(
                 progress=watcher,
             ),
         )
-    o.emit(result.body, receipt, result.exit_code, as_json=as_json, quiet=quiet)
+    o.emit(result.body, receipt, wanted, quiet=quiet)
     return result.exit_code

@@ -31,6 +31,8 @@ def baseline(
         str | None, typer.Option(help="Why a baseline is taken anew, such as 'node failure'.")
     ] = None,
     force: o.Force = False,
+    formats: o.Format = None,
+    github: o.Github = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> int:
@@ -44,7 +46,8 @@ def baseline(
     from moe_atlas.report.progress import watching
     from moe_atlas.text import parse_size
 
-    with watching(quiet=quiet or as_json) as watcher:
+    wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt)
+    with o.reporting(wanted), watching(quiet=quiet or as_json) as watcher:
         result = run_baseline(
             checkpoint,
             probe,
@@ -62,5 +65,5 @@ def baseline(
                 progress=watcher,
             ),
         )
-    o.emit(result.body, receipt, result.exit_code, as_json=as_json, quiet=quiet)
+    o.emit(result.body, receipt, wanted, quiet=quiet)
     return result.exit_code

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from moe_atlas.errors import Exit
+from moe_atlas.errors import AtlasError
+from moe_atlas.receipt.write import window_path
+from moe_atlas.report.outputs import Outputs, outputs, readable
+from moe_atlas.text import shown
 
 Probe = Annotated[Path, typer.Option("--probe", help="Registered probe file.", show_default=False)]
 PolicyFrom = Annotated[
@@ -29,8 +33,11 @@ Run = Annotated[str | None, typer.Option("--run", help="Record the result in thi
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
 Step = Annotated[int | None, typer.Option(min=0, help="Training step of the checkpoint, for the history.")]
 
-VERDICT_EXIT = {"pass": Exit.PASS, "fail": Exit.FAIL, "inconclusive": Exit.INCONCLUSIVE}
-
+Format = Annotated[
+    list[str] | None,
+    typer.Option("--format", help="json, markdown, junit or html, with a file: junit=atlas.xml; repeatable."),
+]
+Github = Annotated[bool, typer.Option("--github", help="Tell GitHub Actions: summary, outputs, annotation.")]
 
 EXECUTIONS = ("order", "float32", "bfloat16")
 
@@ -46,47 +53,48 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> Any:
     return value
 
 
-def summary(receipt: dict[str, Any], path: Path, code: int) -> dict[str, Any]:
-    """What a pipeline needs of a receipt."""
-    return {
-        "verdict": receipt["verdict"],
-        "kind": receipt["kind"],
-        "exit_code": code,
-        "receipt": str(path),
-        "receipt_sha256": receipt["evidence"]["receipt_sha256"],
-        "predicates": {
-            name: {"outcome": predicate["outcome"], "passed": predicate["passed"]}
-            for name, predicate in receipt["predicates"].items()
-        },
-        "failed": [
-            line
-            for predicate in receipt["predicates"].values()
-            for line in predicate["evidence"]
-            if line["result"] in ("fail", "undetermined")
-        ],
-        "next_steps": receipt["next_steps"],
-    }
+def reports(formats: list[str] | None, *, as_json: bool, github: bool, force: bool, receipt: Path) -> Outputs:
+    """The reports that an audit or a baseline was asked for; checked before the work.
+
+    Raises:
+        UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER or E_GITHUB.
+    """
+    names = [*(formats or ()), *(["json"] if as_json else [])]
+    reserved = (receipt, window_path(receipt))
+    return outputs(names, github_actions=github, force=force, reserved=reserved)
 
 
-def emit(receipt: dict[str, Any], path: Path, code: int, *, as_json: bool, quiet: bool) -> None:
-    """Show a result; a reader that went away does not change what the receipt says."""
+@contextlib.contextmanager
+def reporting(wanted: Outputs) -> Iterator[None]:
+    """Let a pipeline read in its own format why there is no receipt; the error itself goes on."""
     try:
-        if as_json:
-            print(json.dumps(summary(receipt, path, code), indent=2), flush=True)
-        elif not quiet:
-            _draw(receipt, path)
-    except OSError:
-        pass
+        yield
+    except AtlasError as error:
+        with contextlib.suppress(AtlasError):
+            wanted.write_error(error)
+        raise
 
 
-def _draw(receipt: dict[str, Any], path: Path) -> None:
+def emit(receipt: dict[str, Any], path: Path, wanted: Outputs, *, quiet: bool) -> None:
+    """Show a result and write its reports; a reader that went away does not change what the receipt says."""
+    written = wanted.write(receipt, path)
+    if not quiet and not wanted.on_stdout:
+        with contextlib.suppress(OSError):
+            draw(receipt, path, written)
+
+
+def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
+    """The terminal report, and what was written where."""
     from rich.console import Console
 
     from moe_atlas.report.terminal import render
 
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
-    render(receipt, console)
+    with readable(path):
+        render(receipt, console)
     digest = receipt["evidence"]["receipt_sha256"][:16]
+    reports = "".join(f"; report: {shown(str(report))}" for report in written)
+    name = shown(str(path))
     console.print(
-        f"receipt: {path} (sha256 {digest}…), windows beside it; check it with: atlas verify {path}"
+        f"receipt: {name} (sha256 {digest}…), windows beside it{reports}; check it with: atlas verify {name}"
     )

@@ -115,8 +115,10 @@ def margins(layers: Layers, floor: Mapping[int, float]) -> Markup | None:
                 plot.plot([x], [decile], "_", color=colour, markersize=6)
             plot.plot([], [], marker, color=colour, markerfacecolor=face, markersize=4, label=side)
         if floor:
-            numbers = sorted(floor)
-            band = [max(2 * floor[number], 1e-12) for number in numbers]
+            numbers = [
+                layer for layer in sorted(floor) if floor[layer] > 0
+            ]  # no band has no place on a log axis
+            band = [2 * floor[layer] for layer in numbers]
             plot.plot(
                 numbers, band, color=svg.FAIL, linestyle=":", marker=".", markersize=3, label="noise band 2δ"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from moe_atlas.report import words
 from moe_atlas.report.html import charts, heat, tables
@@ -26,12 +27,18 @@ def environment() -> Environment:
         loader=PackageLoader("moe_atlas.report", "html/templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_inert,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     made.filters["shown"] = lambda value, limit=300: shown(str(value), limit)
     made.globals["version"] = __version__
     return made
+
+
+def _inert(value: Any) -> Any:
+    """What every expression of a template passes through before it is escaped."""
+    return shown(value, 4096) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def audit_page(receipt: Mapping[str, Any], path: Path) -> str:

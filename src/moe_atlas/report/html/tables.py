@@ -87,12 +87,12 @@ def health(receipt: Receipt) -> list[dict[str, Any]]:
             "layer": layer["layer"],
             "protected": layer["protected"],
             "cells": [
-                {"base": interval((layer.get("base") or {}).get(key)), "tuned": interval((layer.get("tuned") or {}).get(key))}
+                {side: interval((layer.get(side) or {}).get(key)) for side in ("base", "tuned")}
                 for key in HEALTH
             ],
         }
         for layer in receipt["layers"]
-    ]  # fmt: skip
+    ]
 
 
 def shifts(receipt: Receipt) -> list[dict[str, Any]]:

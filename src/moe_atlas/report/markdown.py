@@ -1,0 +1,85 @@
+"""A step summary in Markdown: under 40 lines whatever the receipt holds, and nothing in it can be live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import AtlasError
+from moe_atlas.report import words
+from moe_atlas.text import interval, markdown, number
+
+REASONS, DOMAINS, STEPS, WARNINGS = 8, 8, 3, 2
+BADGES = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", None: "📌"}
+
+
+def render(receipt: Mapping[str, Any], path: Path) -> str:
+    """The summary of a receipt."""
+    verdict = receipt["verdict"]
+    lines = [
+        f"## {BADGES[verdict]} atlas: {words.VERDICTS[verdict]}",
+        "",
+        f"{_safe(words.names(receipt), 400)}, probe {_safe(receipt['probe']['name'])}: {words.sample(receipt)}",
+        "",
+        *_cut([f"- {_safe(group.sentence, 400)}" for group in words.deciding(receipt)], REASONS, "gates"),
+        *(f"- {name}: {_safe(reason, 400)}" for name, reason in words.open_reasons(receipt)),
+        *(["", *_predicates(receipt)] if receipt["kind"] == "audit" else []),
+        "",
+        *_domains(receipt),
+        "",
+        *(f"- ⚠️ {_safe(warning['message'], 300)}" for warning in receipt["warnings"][:WARNINGS]),
+        *(f"- next: {_safe(words.next_step(step), 400)}" for step in receipt["next_steps"][:STEPS]),
+        "",
+        f"receipt `{receipt['evidence']['receipt_sha256']}`, check it with `atlas verify` {_safe(path.name)}",
+    ]
+    return "\n".join(_collapsed(lines)) + "\n"
+
+
+def render_error(error: AtlasError) -> str:
+    """The summary of an audit that could not be carried out."""
+    lines = [
+        "## ⛔ atlas: could not evaluate",
+        "",
+        f"- `{error.code}` {_safe(error.where, 300)}: {_safe(error.problem, 600)}",
+        *([f"- next: {_safe(error.next_step, 300)}"] if error.next_step else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _safe(text: Any, limit: int = 96) -> str:
+    return markdown(str(text), limit)
+
+
+def _cut(lines: list[str], most: int, what: str) -> list[str]:
+    return lines if len(lines) <= most else [*lines[:most], f"- … and {len(lines) - most} more {what}"]
+
+
+def _predicates(receipt: Mapping[str, Any]) -> Iterable[str]:
+    yield "| predicate | | outcome |"
+    yield "|---|---|---|"
+    for name, predicate in receipt["predicates"].items():
+        result = words.PASSED[predicate["passed"]]
+        yield f"| {words.PREDICATES[name]} | {words.SYMBOLS[result]} {result} | {_safe(predicate['outcome'])} |"
+
+
+def _domains(receipt: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {_safe(row['name'])} | {row['role']} | {number(words.estimate(row['nll_base']), 4)} | "
+        f"{number(words.estimate(row.get('nll_tuned')), 4)} | {interval(row.get('nll_increase'))} |"
+        for row in receipt["domains"]
+    ]
+    hidden = len(rows) - DOMAINS
+    return [
+        "| domain | role | NLL base | NLL tuned | increase |",
+        "|---|---|---:|---:|---:|",
+        *rows[:DOMAINS],
+        *([f"| … {hidden} more | | | | |"] if hidden > 0 else []),
+    ]
+
+
+def _collapsed(lines: list[str]) -> Iterable[str]:
+    """No two empty lines in a row."""
+    for before, line in zip(["x", *lines], lines, strict=False):
+        if line or before:
+            yield line

@@ -1,0 +1,51 @@
+"""What a pipeline needs of a receipt, as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import VERDICT_EXIT, AtlasError
+
+
+def exit_code(receipt: Mapping[str, Any]) -> int:
+    """The exit code of the command that wrote this receipt."""
+    return int(VERDICT_EXIT[receipt["verdict"]])
+
+
+def summary(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Verdict, outcomes, what failed and what to do; the same keys for every receipt."""
+    return {
+        "verdict": receipt["verdict"],
+        "kind": receipt["kind"],
+        "exit_code": exit_code(receipt),
+        "receipt": str(path),
+        "receipt_sha256": receipt["evidence"]["receipt_sha256"],
+        "predicates": {
+            name: {"outcome": predicate["outcome"], "passed": predicate["passed"]}
+            for name, predicate in receipt["predicates"].items()
+        },
+        "failed": [
+            line
+            for predicate in receipt["predicates"].values()
+            for line in predicate["evidence"]
+            if line["result"] in ("fail", "undetermined")
+        ],
+        "next_steps": receipt["next_steps"],
+    }
+
+
+def error_summary(error: AtlasError) -> dict[str, Any]:
+    """What stands in place of a summary when no receipt could be written."""
+    return {
+        "verdict": None,
+        "kind": None,
+        "exit_code": int(error.exit_code),
+        "error": {
+            "code": error.code,
+            "where": error.where,
+            "problem": error.problem,
+            "next_step": error.next_step,
+        },
+    }

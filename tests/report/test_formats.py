@@ -1,0 +1,196 @@
+"""Markdown, JUnit, JSON, GitHub Actions: what a pipeline reads agrees with the verdict, and nothing in it is live."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from moe_atlas.cli import run
+from moe_atlas.errors import InputRefused, UsageError
+from moe_atlas.report import github, junit, markdown
+from moe_atlas.report.outputs import outputs
+from moe_atlas.text import markdown as escaped
+from moe_atlas.text import workflow
+from tests.report import receipts
+
+PATH = Path("receipt.json")
+CASES = [
+    (0.2, "chart-preserving"),
+    (4.8, "chart-preserving"),
+    (40.0, "chart-preserving"),
+    (40.0, "knowledge-expansive"),
+]
+
+
+def counts(text: str) -> tuple[int, int]:
+    root = ET.fromstring(text.split("?>", 1)[1])
+    failures, errors = len(list(root.iter("failure"))), len(list(root.iter("error")))
+    assert (root.get("failures"), root.get("errors")) == (str(failures), str(errors))
+    assert root.get("tests") == str(len(list(root.iter("testcase"))))
+    return failures, errors
+
+
+@pytest.mark.parametrize(("scale", "stage"), CASES)
+def test_junit_agrees_with_the_verdict(scale, stage):
+    receipt = receipts.receipt(scale=scale, stage=stage)
+    failures, errors = counts(junit.render(receipt))
+    verdict = "fail" if failures else ("inconclusive" if errors else "pass")
+    assert verdict == receipt["verdict"]
+
+
+def test_the_cases_reach_every_verdict():
+    assert {receipts.receipt(scale=s, stage=g)["verdict"] for s, g in CASES} == {
+        "pass",
+        "fail",
+        "inconclusive",
+    }
+
+
+def test_a_failed_gate_that_the_stage_allows_is_skipped_not_failed():
+    receipt = receipts.receipt(scale=40.0)
+    for predicate in receipt["predicates"].values():
+        predicate["passed"] = True
+    text = junit.render(receipt)
+    assert counts(text) == (0, 0)
+    assert junit.ALLOWED in text
+
+
+def test_a_baseline_is_one_case_that_passes():
+    text = junit.render(receipts.receipt("baseline"))
+    assert counts(text) == (0, 0)
+    assert 'tests="1"' in text
+
+
+def test_what_could_not_be_evaluated_is_an_error():
+    error = InputRefused("E_COVER", "model.safetensors", "a tensor is missing", "save it again")
+    assert counts(junit.render_error(error)) == (0, 1)
+    assert "could not evaluate" in markdown.render_error(error)
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 40.0])
+def test_markdown_stays_under_forty_lines(scale):
+    receipt = receipts.receipt(scale=scale)
+    receipt["domains"] = receipt["domains"] * 30
+    receipt["warnings"] = [{"code": "x", "message": "m"}] * 30
+    receipt["next_steps"] = [{"pattern": "p", "object": "o", "first": "f"}] * 30
+    receipt["predicates"]["protected_atlas_rewrite"]["evidence"] += [
+        receipt["predicates"]["base_domain_damage"]["evidence"][0] | {"gate": f"g{n}", "result": result}
+        for n in range(60) for result in ("fail", "undetermined")
+    ]  # fmt: skip
+    text = markdown.render(receipt, PATH)
+    assert text.count("\n") < 40
+    assert "\n\n\n" not in text
+
+
+def test_the_verdict_comes_first_and_the_reasons_before_the_tables():
+    text = markdown.render(receipts.receipt(scale=40.0), PATH)
+    assert text.startswith("## ❌ atlas: FAIL\n")
+    assert text.index("coordinate drift") < text.index("| predicate |") < text.index("| domain |")
+
+
+def test_names_from_files_are_inert_everywhere():
+    receipt = receipts.hostile()
+    text = markdown.render(receipt, PATH)
+    for live in ("<script", "](http", "`rm`", "@all", "\x1b", "\u202e", "\n::error"):
+        assert live not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "script" in line]
+    assert rows
+    assert all(row.count("|") == 6 for row in rows)
+    root = ET.fromstring(junit.render(receipt).split("?>", 1)[1])
+    assert {element.tag for element in root.iter()} <= {
+        "testsuites", "testsuite", "testcase", "failure", "error", "skipped",
+    }  # fmt: skip
+
+
+def test_escapes_leave_ordinary_text_readable():
+    assert (
+        escaped("layer 5 drift 0.279 [0.254, 0.306], budget 0.02: x")
+        == "layer 5 drift 0.279 [0.254, 0.306], budget 0.02: x"
+    )
+    assert escaped("[a](b)") == "[a&#93;(b)"
+    assert workflow("a:b,c%\nd") == "a%3Ab%2Cc%25\\nd"
+
+
+@pytest.fixture
+def actions(tmp_path, monkeypatch):
+    for name in (github.SUMMARY, github.OUTPUT):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path
+
+
+def test_github_actions_gets_summary_outputs_and_annotation(actions, capsys):
+    receipt = receipts.receipt(scale=40.0)
+    outputs(github_actions=True).write(receipt, PATH)
+    values = dict(line.split("=", 1) for line in (actions / github.OUTPUT).read_text().splitlines())
+    assert values["verdict"] == "fail"
+    assert values["exit-code"] == "1"
+    assert values["receipt"] == "receipt.json"
+    assert (actions / github.SUMMARY).read_text() == markdown.render(receipt, PATH)
+    assert capsys.readouterr().out.startswith("::error title=atlas FAIL::layer ")
+
+
+def test_a_hostile_receipt_adds_no_output_and_no_command(actions, capsys):
+    outputs(github_actions=True).write(receipts.hostile(), Path(receipts.HOSTILE))
+    assert len((actions / github.OUTPUT).read_text().splitlines()) == 4
+    assert capsys.readouterr().out.count("\n") <= 1
+
+
+def test_github_outside_of_actions_is_refused_before_the_work(monkeypatch):
+    monkeypatch.delenv(github.SUMMARY, raising=False)
+    with pytest.raises(UsageError, match="E_GITHUB GITHUB_STEP_SUMMARY"):
+        outputs(github_actions=True)
+
+
+@pytest.mark.parametrize(
+    ("formats", "paths", "message"),
+    [
+        (["pdf"], [], "E_FORMAT pdf: is not a report format"),
+        ([], ["x.pdf"], "does not tell a report format"),
+        (["json", "markdown"], [], "more than one report would go to standard output"),
+        (["json=a", "junit=a"], [], "names the file of another"),
+        (["json=receipt.json"], [], "names the file of another, or of the receipt"),
+        (["json=no/such/a.json"], [], "E_NO_FOLDER"),
+        (["junit=taken.xml"], [], "E_EXISTS taken.xml"),
+    ],
+)
+def test_what_could_not_be_written_is_refused_before_the_work(formats, paths, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("taken.xml").touch()
+    with pytest.raises(UsageError, match=message):
+        outputs(formats, [Path(path) for path in paths], reserved=(PATH,))
+
+
+def test_report_writes_what_was_asked_and_says_where(tmp_path, capsys, monkeypatch):
+    receipts.on_disk(tmp_path, scale=40.0)
+    monkeypatch.chdir(tmp_path)
+    assert run(["report", "receipt.json", "-o", "r.html", "-o", "r.xml", "--format", "markdown=s.txt"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"wrote {name} from receipt.json" for name in ("s.txt", "r.html", "r.xml")
+    ]
+    assert counts(Path("r.xml").read_text())[0] > 0
+    assert run(["report", "receipt.json", "-o", "r.html"]) == 2
+    assert run(["report", "receipt.json", "-o", "r.html", "--force", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "fail"
+    assert run(["report", "receipt.json"]) == 0
+    assert "Predicates" in capsys.readouterr().out
+
+
+def test_a_receipt_that_does_not_verify_is_not_reported(tmp_path, capsys):
+    path = receipts.on_disk(tmp_path)
+    path.write_text(path.read_text().replace('"verdict": "', '"verdict":  "'))
+    assert (
+        run(["report", str(path), "--format", f"junit={tmp_path / 'e.xml'}", "-o", str(tmp_path / "r.html")])
+        == 5
+    )
+    assert counts((tmp_path / "e.xml").read_text()) == (0, 1)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_facts_that_cannot_be_shown_are_refused_without_a_traceback():
+    receipt = receipts.receipt()
+    receipt["noise_floor"] = {"layers": [7]}
+    with pytest.raises(InputRefused, match="E_REPORT"):
+        outputs(["html=x.html"]).write(receipt, PATH)

@@ -1,0 +1,159 @@
+"""The HTML report: complete in itself, accessible, true to the receipt, and inert whatever the receipt says."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from moe_atlas.report.html import audit_page
+from moe_atlas.text import number
+from tests.report import receipts
+
+PATH = Path("receipt.json")
+KINDS = {
+    "pass": lambda: receipts.receipt(),
+    "fail": lambda: receipts.receipt(scale=40.0),
+    "baseline": lambda: receipts.receipt("baseline"),
+    "hostile": receipts.hostile,
+}
+VOID = {"meta", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; nesting must be proper."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def page(request):
+    return Page(audit_page(KINDS[request.param](), PATH))
+
+
+def test_nothing_is_fetched_and_nothing_runs(page):
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "iframe", "img", "object", "embed", "form", "base"}
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("href", "src", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:")), (tag, value)
+
+
+def test_identifiers_are_unique_and_references_resolve(page):
+    identifiers = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(identifiers) == len(set(identifiers))
+    known = set(identifiers)
+    for tag, attributes in page.tags:
+        for value in (attributes.get("href"), attributes.get("xlink:href")):
+            if value and value.startswith("#"):
+                assert value[1:] in known, (tag, value)
+        for value in attributes.values():
+            assert set(re.findall(r"url\(#([^)]*)\)", value or "")) <= known
+
+
+def test_every_chart_has_a_text_alternative_and_takes_its_colours_from_the_theme(page):
+    charts = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert charts
+    known = {attributes.get("id"): tag for tag, attributes in page.tags}
+    for chart in charts:
+        assert chart["role"] == "img"
+        assert [known[name] for name in chart["aria-labelledby"].split()] == ["title", "desc"]
+    drawn = [a["style"] for t, a in page.tags if t in ("path", "text", "use") and a.get("style")]
+    assert any("var(--" in style for style in drawn)
+    assert not any(re.search(r"#[0-9a-f]{6}", style) for style in drawn)
+
+
+def test_tables_have_scoped_headings_and_can_be_scrolled_by_keyboard(page):
+    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in page.tags if tag == "th")
+    regions = [attributes for _, attributes in page.tags if attributes.get("class") == "scroll"]
+    assert regions
+    assert all(one["tabindex"] == "0" and one["role"] == "region" and one["aria-label"] for one in regions)
+
+
+def test_the_reader_meets_verdict_reasons_and_next_step_before_anything_else():
+    text = Page(audit_page(receipts.receipt(scale=40.0), PATH)).text
+    places = [text.index(part) for part in ("✗ FAIL", "Why", "What to do next", "The three predicates")]
+    places += [
+        text.index(f" {part} ") for part in ("Layers and channels", "Weights ledger", "Digests (sha256)")
+    ]
+    assert places == sorted(places)
+
+
+def test_the_heat_map_says_what_the_receipt_says():
+    receipt = receipts.receipt(scale=40.0)
+    text = audit_page(receipt, PATH)
+    table = Page(
+        text[text.index('<table class="heat">') : text.index("</table>", text.index('class="heat"')) + 8]
+    )
+    for layer in receipt["layers"]:
+        for key in ("coordinate_drift_z", "boundary_drift", "overlap_drop", "load_cv_rise"):
+            value = layer["pair"][key]
+            assert (
+                f"{number(value['estimate'])} {number(value['low'])} … {number(value['high'])}" in table.text
+            )
+            if layer["protected"]:
+                assert f"≥ {number(value['simultaneous_low'])}" in table.text
+    failed = [c for t, a in table.tags if t == "td" for c in [a.get("class")] if c == "fail"]
+    gates = receipt["predicates"]["protected_atlas_rewrite"]["evidence"]
+    layered = [
+        line
+        for line in gates
+        if line["result"] == "fail" and "layer" in line and line["gate"] != "refinement_margin"
+    ]
+    assert len(failed) == len(layered) > 0
+
+
+def test_names_from_files_are_shown_as_text():
+    text = audit_page(receipts.hostile(), Path(receipts.HOSTILE))
+    assert "<script" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    words = Page(text).text
+    assert "x<script>alert(1)</script>" in words
+    assert "$x^$" in words
+
+
+def test_clones_and_untrained_experts_are_named():
+    text = Page(audit_page(receipts.receipt(), PATH)).text
+    assert "2 clones hold the same bytes: 3, 5" in text
+    assert "2 init-like look untrained, unlike before: 4" in text
+
+
+def test_a_baseline_licenses_nothing():
+    text = Page(audit_page(receipts.receipt("baseline"), PATH)).text
+    assert "BASELINE" in text
+    assert "It licenses no claim of preservation" in text
+    assert "The three predicates" not in text
+
+
+def test_a_page_depends_on_nothing_but_its_receipt():
+    assert audit_page(receipts.receipt(), PATH) == audit_page(receipts.receipt(), PATH)
