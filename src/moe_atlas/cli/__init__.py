@@ -13,7 +13,18 @@ import typer
 from moe_atlas.errors import AtlasError, Exit
 from moe_atlas.text import shown
 
-COMMANDS = ("audit", "baseline", "register", "init", "inspect", "verify", "report", "history", "gate", "attest")
+COMMANDS = (
+    "audit",
+    "baseline",
+    "register",
+    "init",
+    "inspect",
+    "verify",
+    "report",
+    "history",
+    "gate",
+    "attest",
+)
 
 # Click's own base error: newer typers carry click inside, so it is reached through what typer exports.
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from moe_atlas.cli import options as o
 from moe_atlas.durable import write_atomic
-from moe_atlas.errors import ResourceExhausted, UsageError
+from moe_atlas.errors import VERDICT_EXIT, ResourceExhausted, UsageError
 from moe_atlas.text import shown
 
 
@@ -49,7 +48,7 @@ def attest(
     typer.echo(
         f"check the files: (cd {shown(str(checkpoint))} && sha256sum -c {shown(str(targets[0].resolve()))})"
     )
-    return int(o.VERDICT_EXIT[made.verdict])
+    return int(VERDICT_EXIT[made.verdict])
 
 
 def _require_free(targets: list[Path], force: bool) -> None:
