@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.side import Side, Weights
+from moe_atlas.auditing.storage import kept, storage
 from moe_atlas.families.spec import LayerSpec
 from moe_atlas.geometry.chart_maps import overlap_map
 from moe_atlas.weights.identity import (
@@ -64,6 +65,18 @@ class LayerExperts:
             self._held[side, expert] = prepared
             self._held_bytes += size
         return prepared
+
+    def requantised(self, expert: int) -> Weights | None:
+        """Base expert `expert` as the tuned checkpoint's format would keep it; None where both store alike."""
+        formats = []
+        for side in (0, 1):
+            moe = self._layers[side].moe
+            assert moe is not None
+            refs = moe.expert_refs(int(self.stored(side)[expert]))
+            formats.append(storage(self.sides[side].checkpoint, refs))
+        if formats[0] == formats[1]:
+            return None
+        return self.sides[0].multiplied(kept(self._stored(0, expert), formats[1]))
 
     def enter(self, expert: int) -> None:
         """Bring expert `expert` of the base and its counterparts in, once per layer recording them in the ledger."""

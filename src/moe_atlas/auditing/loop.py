@@ -157,6 +157,9 @@ class Anchored:
         """Evaluate base expert `expert` and its counterpart."""
         counterpart = int(self.match_E[expert])
         self.fields.add(expert, counterpart, experts.weights(0, expert), experts.weights(1, counterpart))
+        requantised = experts.requantised(expert)
+        if requantised is not None:
+            self.fields.add_requantised(expert, requantised)
 
 
 def correspondences(experts: LayerExperts) -> list[Tensor]:

@@ -135,6 +135,8 @@ class PairFields:
         ratio_MP: relative change of the visible update (content drift), float64.
         ratio_native_MP: the same at each checkpoint's own state (Eq. 28 as printed).
         norm0_MP, change_MP: ‖v⁰‖ and ‖v¹−v⁰‖, float64.
+        ratio_requantised_MP: relative change that the tuned checkpoint's format alone makes of the base's visible
+            update, float64; None where both checkpoints are stored alike.
         omega0_MP, omega1_MP: weights of the outputs in the routed sum at the anchor, float32.
         delta_MD, field0_MD: ΔV and V⁰ of Eq. 15 with those weights, float32.
     """
@@ -167,6 +169,8 @@ class PairFields:
         self.ratio_MP = torch.full(table_MP.shape, torch.nan, dtype=torch.float64, device=table_MP.device)
         self.ratio_native_MP, self.norm0_MP = self.ratio_MP.clone(), self.ratio_MP.clone()
         self.change_MP = self.ratio_MP.clone()
+        self.ratio_requantised_MP: Tensor | None = None
+        self._base_rows: dict[int, Tensor] = {}
         self.delta_MD = torch.zeros(len(m), base.gate.g_TD.shape[1], device=table_MP.device)
         self.field0_MD = torch.zeros_like(self.delta_MD)
 
@@ -185,12 +189,27 @@ class PairFields:
                 if number < 2
                 else self.base.evaluate(expert, weights0, tokens)
             )
+            self._base_rows[number] = u0_PD
             gate1_P = self._weights1_TE[tokens, expert]
             u1_PD = self.tuned.replay.expert(self.tuned.layer, weights1, self.gate.g_TD[tokens], gate1_P)
             self._record(tokens_M, slots, u0_PD, u1_PD, omega0_P, omega1_P)
             native_PD = self.tuned.rows(tuned_expert, tokens_M, weights1)
             self.ratio_native_MP[tokens_M, slots] = relative_change(
                 self.tangent(u0_PD, tokens_M), self.native_tangent(native_PD, tokens_M)
+            )[0]
+
+    def add_requantised(self, expert: int, weights: Weights) -> None:
+        """Evaluate base expert `expert` once more, as another format would keep it, at the base's own state."""
+        if self.ratio_requantised_MP is None:
+            self.ratio_requantised_MP = torch.full_like(self.ratio_MP, torch.nan)
+        for number, group in enumerate(self._groups):
+            tokens_M, slots = group.rows(expert)
+            if not len(tokens_M):
+                continue
+            kept_PD = self.base.evaluate(expert, weights, self.base.measured_M[tokens_M])
+            v0_PD = self.tangent(self._base_rows[number], tokens_M)
+            self.ratio_requantised_MP[tokens_M, slots] = relative_change(
+                v0_PD, self.tangent(kept_PD, tokens_M)
             )[0]
 
     def _record(

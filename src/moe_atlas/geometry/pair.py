@@ -76,6 +76,10 @@ def content_channels(
         "smooth_content_published": published_M,
         "smooth_content_coverage": coverage_M,
     }
+    if fields.ratio_requantised_MP is not None:
+        values["content_quantisation"] = drift.content_drift(
+            fields.ratio_requantised_MP, evaluated_MP, quantile
+        )
     values |= perturbation_budget(fields, evaluated_MP)
     return {key: settle(value) for key, value in values.items()}
 

@@ -93,6 +93,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "native_boundary_drift": _SHARE,
     "transition_drift": (0.0, float(np.log(2.0))),
     "content_drift": _SHARE,
+    "content_quantisation": _SHARE,
     "smooth_boundary": _SHARE,
     "smooth_boundary_published": _SHARE,
     "smooth_content": _SHARE,

@@ -15,6 +15,7 @@ from moe_atlas.receipt.loads import LOADS, load_functionals
 from moe_atlas.receipt.means import (
     BUDGET_KEYS,
     CONTROL_KEYS,
+    FORMAT_KEYS,
     HEALTH_KEYS,
     NOT_MEASURED,
     PAIR_KEYS,
@@ -107,6 +108,8 @@ def _dead_pair(result: LayerResult) -> tuple[Sample, Sample] | None:
 
 def _pair_means(context: Context, layer: Facts, prefix: str) -> dict[str, Sample]:
     arrays: dict[str, F64 | None] = {key: context.array(f"{prefix}.pair.{key}") for key in PAIR_KEYS}
+    formats = {key: context.array(f"{prefix}.pair.{key}") for key in FORMAT_KEYS}
+    arrays |= {key: values for key, values in formats.items() if values is not None}
     base, tuned = context.array(f"{prefix}.base.overlap"), context.array(f"{prefix}.tuned.overlap")
     arrays["overlap_drop"] = None if base is None or tuned is None else base - tuned
     return mean_samples(context, layer, arrays)

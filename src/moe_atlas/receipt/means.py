@@ -29,6 +29,8 @@ PAIR_KEYS = (
     "smooth_content_published",
     "smooth_content_coverage",
 )
+FORMAT_KEYS = ("content_quantisation",)
+"""Measured only where the two checkpoints store their experts in different formats."""
 BUDGET_KEYS = ("actual", "router_term", "content_term", "bound", "base_norm")
 HEALTH_KEYS = (
     "set_margin",

@@ -18,7 +18,13 @@ FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures 
 
 def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
     """Return the receipt's warnings: objects with a stable ``code`` and a one-line ``message``."""
-    return [*_smoothing(receipt), *_floors(receipt), *_tail_guard(receipt), *_set_for(receipt)]
+    return [
+        *_smoothing(receipt),
+        *_floors(receipt),
+        *_tail_guard(receipt),
+        *_set_for(receipt),
+        *_formats(receipt),
+    ]
 
 
 def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
@@ -84,3 +90,18 @@ def _set_for(receipt: Facts) -> list[dict[str, Any]]:
         for key, value in found.items()
         if registered.get(key) is not None and value is not None and registered[key] != value
     ]
+
+
+def _formats(receipt: Facts) -> list[dict[str, Any]]:
+    """Checkpoints whose experts are stored in two formats: content drift holds what the format costs, too."""
+    layers = [layer for layer in receipt["layers"] if (layer.get("pair") or {}).get("content_quantisation")]
+    found = [(layer["pair"]["content_quantisation"]["estimate"], layer["layer"]) for layer in layers]
+    costs = [(value, layer) for value, layer in found if value is not None]
+    if not costs:
+        return []
+    value, layer = max(costs)
+    message = (
+        "the experts of the two checkpoints are stored in different formats: content_drift includes what the format "
+        f"costs, which content_quantisation puts at up to {value:.3g} (layer {layer})"
+    )
+    return [{"code": "two-formats", "message": message}]
