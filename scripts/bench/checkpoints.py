@@ -1,7 +1,7 @@
 """The benchmark's checkpoints: OLMoE-shaped, random, written tensor by tensor so that building needs little memory.
 
-Every layer has one file for its experts and one for the rest, so that variants which share tensors share files
-(hard links): a shallower model, or a tune that left the experts alone.
+Every layer has one file for its routed object and one for attention, so that variants which share tensors share files
+(hard links): a shallower model, or a tune that left the routed object alone.
 """
 
 from __future__ import annotations
@@ -76,32 +76,34 @@ def ends(shape: Shape) -> Sizes:
     }
 
 
-def rest(shape: Shape, layer: int) -> Sizes:
-    """One layer without its experts."""
+def attention_part(shape: Shape, layer: int) -> Sizes:
+    """Attention of one layer and its norms."""
     prefix, d = f"model.layers.{layer}.", shape.hidden_size
     attention = {f"{prefix}self_attn.{role}_proj.weight": (d, d) for role in "qkvo"}
-    norms = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
-    gains = {f"{prefix}{name}.weight": (d,) for name in norms}
-    return {**attention, **gains, f"{prefix}mlp.gate.weight": (shape.num_experts, d)}
+    norms = ("input_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+    return {**attention, **{f"{prefix}{name}.weight": (d,) for name in norms}}
 
 
-def experts(shape: Shape, layer: int) -> Sizes:
-    """The experts of one layer."""
+def routed(shape: Shape, layer: int) -> Sizes:
+    """The norm in front of the experts of one layer, their router, and the experts."""
+    prefix = f"model.layers.{layer}."
     d, h = shape.hidden_size, shape.intermediate_size
     matrices = {"gate_proj": (h, d), "up_proj": (h, d), "down_proj": (d, h)}
-    return {
-        f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight": size
+    weights = {
+        f"{prefix}mlp.experts.{expert}.{name}.weight": size
         for expert in range(shape.num_experts)
         for name, size in matrices.items()
     }
+    gate = {f"{prefix}mlp.gate.weight": (shape.num_experts, d)}
+    return {f"{prefix}post_attention_layernorm.weight": (d,), **gate, **weights}
 
 
 def files(shape: Shape) -> dict[str, Sizes]:
     """File name to its tensors."""
     names: dict[str, Sizes] = {"ends.safetensors": ends(shape)}
     for layer in range(shape.num_hidden_layers):
-        names[f"layer-{layer:02d}-rest.safetensors"] = rest(shape, layer)
-        names[f"layer-{layer:02d}-experts.safetensors"] = experts(shape, layer)
+        names[f"layer-{layer:02d}-attention.safetensors"] = attention_part(shape, layer)
+        names[f"layer-{layer:02d}-routed.safetensors"] = routed(shape, layer)
     return names
 
 
@@ -155,12 +157,12 @@ def shallower(folder: Path, source: Path, shape: Shape) -> Path:
     return write(folder, shape, source=source)
 
 
-def kept_experts(shape: Shape) -> set[str]:
-    """The files that a tune with frozen experts changes: everything else, from the first layer on."""
-    return {name for name in files(shape) if "experts" not in name}
+def frozen_routing(shape: Shape) -> set[str]:
+    """What a tune with a frozen routed object changes: attention, embedding and head, from the first layer on."""
+    return {name for name in files(shape) if "routed" not in name}
 
 
-def upper_rest(shape: Shape) -> set[str]:
-    """The files that a tune of the upper half's attention and routers changes, all experts frozen."""
+def upper_attention(shape: Shape) -> set[str]:
+    """What a tune of the upper half's attention changes."""
     first = shape.num_hidden_layers // 2
-    return {f"layer-{layer:02d}-rest.safetensors" for layer in range(first, shape.num_hidden_layers)}
+    return {f"layer-{layer:02d}-attention.safetensors" for layer in range(first, shape.num_hidden_layers)}

@@ -98,8 +98,11 @@ def full(bench: Bench) -> Figures:
 
 
 def frozen(bench: Bench) -> Figures:
-    """Tunes that left the experts alone: everything else moved, or only the upper half's attention and routers."""
-    moved = {"all": checkpoints.kept_experts(bench.shape), "upper": checkpoints.upper_rest(bench.shape)}
+    """Tunes that left experts, routers and FFN norms alone: everything else moved, or only attention above."""
+    moved = {
+        "all": checkpoints.frozen_routing(bench.shape),
+        "upper": checkpoints.upper_attention(bench.shape),
+    }
     return {
         name: bench.audit(bench.tuned(f"frozen-{name}", files), bench.probe())
         for name, files in moved.items()

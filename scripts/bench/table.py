@@ -56,7 +56,7 @@ def timed(results: Results) -> Iterator[tuple[str, Results]]:
     for key, name in names.items():
         if key in results:
             yield name, results[key]
-    frozen = {"all": "audit, experts frozen", "upper": "audit, experts and lower half frozen"}
+    frozen = {"all": "audit, routed object frozen", "upper": "audit, only the upper half's attention moved"}
     for key, run in results.get("frozen", {}).items():
         yield frozen[key], run
     if "io" in results:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+PART = 1 << 15  # elements squared at a time
 SKETCH = 4096  # elements sampled from each matrix of an expert
 INIT_DISPERSION = (
     1.5  # row norms dispersing less than this multiple of what iid entries would: as initialised
@@ -38,16 +39,25 @@ def looks_initialised(tensors: list[Tensor]) -> bool:
 
     For n iid normal entries the coefficient of variation of a norm is 1/√(2n); training widens it.
     """
+    return all(_disperses_as_initialised(matrix) for matrix in tensors if matrix.dim() == 2)
+
+
+def _disperses_as_initialised(matrix: Tensor) -> bool:
+    rows, columns = matrix.shape
+    squares_rows: list[Tensor] = []
+    squares_columns = torch.zeros(columns, dtype=torch.float64)
+    for part in matrix.split(max(1, PART // columns)):
+        square = part.float().square()
+        squares_rows.append(square.sum(1))
+        squares_columns += square.sum(0)
     return all(
-        _dispersion(matrix, dim) <= INIT_DISPERSION / math.sqrt(2 * matrix.shape[dim])
-        for matrix in tensors
-        if matrix.dim() == 2
-        for dim in (0, 1)
+        _dispersion(squares) <= INIT_DISPERSION / math.sqrt(2 * length)
+        for squares, length in ((torch.cat(squares_rows).double(), columns), (squares_columns, rows))
     )
 
 
-def _dispersion(matrix: Tensor, dim: int) -> float:
-    norms = torch.linalg.vector_norm(matrix.float(), dim=dim, dtype=torch.float64)
+def _dispersion(squares: Tensor) -> float:
+    norms = squares.sqrt()
     return float(norms.std(correction=0) / norms.mean())
 
 

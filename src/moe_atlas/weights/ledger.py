@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_atlas.errors import InputRefused
@@ -27,7 +29,9 @@ CLASSES = (
     "head",
     "other",
 )
-CHUNK = 1 << 20  # elements compared at a time in float64
+CHUNK = 1 << 15  # elements compared at a time: they stay in the cache, and one thread handles them
+RUN = 512  # squares added up in float32
+SAFE = (1e-30, 1e37)  # sums of squares that float32 neither loses nor overflows
 
 
 @dataclass(frozen=True)
@@ -133,22 +137,20 @@ def compare(name: str, kind: str, layer: int | None, base: Tensor, tuned: Tensor
     base = base.reshape(-1)
     flat = None if tuned is None else tuned.reshape(-1)
     identical = None if flat is None else same_bytes(base, flat)
-    base_square, zeros0, nonfinite0 = _scan(base)
-    if flat is None:
-        zeros1 = nonfinite1 = None
-        change = 0.0
+    changed = flat if identical is False else None
+    squares, change = _squares(base, changed)
+    zeros0, zeros1 = _zeros(base), None
+    nonfinite0, nonfinite1 = _nonfinite(base, squares[0]), None
+    if changed is not None:
+        zeros1, nonfinite1 = _zeros(changed), _nonfinite(changed, squares[1])
     elif identical:
-        zeros1, nonfinite1, change = zeros0, nonfinite0, 0.0
-    else:
-        _, zeros1, nonfinite1 = _scan(flat)
-        pieces = zip(base.split(CHUNK), flat.split(CHUNK), strict=True)
-        change = math.fsum(float((t.double() - b.double()).square().sum()) for b, t in pieces)
+        zeros1, nonfinite1 = zeros0, nonfinite0
     return TensorChange(
         name,
         kind,
         layer,
         identical,
-        base_square,
+        squares[0],
         change,
         (zeros0, zeros1),
         (nonfinite0, nonfinite1),
@@ -160,7 +162,8 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same bytes in the same dtype and shape (NaN equals NaN, 0 differs from −0)."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    # numpy compares integers many times faster than torch compares bytes
+    return np.array_equal(_integers(a), _integers(b))
 
 
 def summarise(rows: list[TensorChange]) -> dict[str, Any]:
@@ -193,15 +196,61 @@ def _both(rows: list[TensorChange], key: str) -> dict[str, int | None]:
     return {"base": sum(pair[0] for pair in pairs), "tuned": sum(tuned) if tuned else None}
 
 
-def _scan(flat: Tensor) -> tuple[float, int, int]:
-    """(sum of squares in float64, exact zeros, non-finite values) of a flat tensor."""
-    square, zeros, nonfinite = 0.0, 0, 0
-    for piece in flat.split(CHUNK):
-        values = piece.double()
-        square += float(values.square().sum())
-        zeros += int((values == 0).sum())
-        nonfinite += int((~torch.isfinite(values)).sum())
-    return square, zeros, nonfinite
+def _squares(base: Tensor, tuned: Tensor | None) -> tuple[tuple[float, float], float]:
+    """((‖W0‖², ‖W1‖²), ‖W1−W0‖²) of flat tensors in one pass; 0 for what there is not."""
+    sums = [0.0, 0.0, 0.0]
+    others = base.split(CHUNK) if tuned is None else tuned.split(CHUNK)
+    for piece0, piece1 in zip(base.split(CHUNK), others, strict=True):
+        values0 = _floating(piece0)
+        sums[0] += square_sum(values0)
+        if tuned is not None:
+            values1 = _floating(piece1)
+            sums[1] += square_sum(values1)
+            sums[2] += square_sum(values1 - values0)
+    return (sums[0], sums[1]), sums[2]
+
+
+def _floating(piece: Tensor) -> Tensor:
+    """The values in float32 where that holds them exactly, else in float64."""
+    exact = piece.dtype.is_floating_point and piece.dtype.itemsize <= 4
+    return piece.to(torch.float32 if exact else torch.float64)
+
+
+def square_sum(values: Tensor) -> float:
+    """Σx² of a flat tensor: short float32 sums added up in float64; all in float64 where float32 would not do."""
+    if values.dtype == torch.float32:
+        whole = len(values) // RUN * RUN
+        norms = torch.linalg.vector_norm(values[:whole].view(-1, RUN), dim=1)
+        total = float(norms.double().square().sum() + values[whole:].double().square().sum())
+        if SAFE[0] < total < SAFE[1]:
+            return total
+    return float(values.double().square().sum())
+
+
+def _zeros(flat: Tensor) -> int:
+    """Exact zeros of either sign."""
+    if not flat.dtype.is_floating_point or "fnuz" in str(flat.dtype):
+        return int((flat.double() == 0).sum())
+    bits = _integers(flat, flat.dtype.itemsize)
+    unsigned = np.iinfo(bits.dtype).max
+    return sum(
+        len(piece) - int(np.count_nonzero(piece & unsigned))
+        for piece in np.split(bits, range(CHUNK, len(bits), CHUNK))
+    )
+
+
+def _nonfinite(flat: Tensor, square: float) -> int:
+    """NaN and infinities; a finite sum of squares says that there are none."""
+    if math.isfinite(square):
+        return 0
+    return sum(int((~torch.isfinite(piece.double())).sum()) for piece in flat.split(CHUNK))
+
+
+def _integers(tensor: Tensor, size: int = 8) -> NDArray[Any]:
+    """The bytes of a tensor as integers of `size` bytes, smaller ones where they do not divide it."""
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy(force=True)
+    width = next(width for width in (size, 4, 2, 1) if width <= size and raw.nbytes % width == 0)
+    return raw.view(np.dtype(f"i{width}"))
 
 
 def _relative(base_square: float, change_square: float) -> float | None:
