@@ -23,6 +23,7 @@ COMMANDS = (
     "report",
     "history",
     "gate",
+    "calibrate",
     "attest",
 )
 

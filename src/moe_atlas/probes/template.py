@@ -49,9 +49,11 @@ policy:
 
   # Budgets of the protected atlas. null means: measured and reported, not gated.
   # They are null here because no number fits every model: drift depends on the family, on k and on the
-  # evaluation set. To set them, audit pairs whose fate you know on this very probe set. A budget belongs
-  # above the upper bounds of the tunes you would promote, below the lower bounds of those you would not,
-  # and at least ten times above the noise floor. Then write down what it was set for, and register.
+  # evaluation set. Let healthy tunes set them: register and audit this file as it is for a few tunes you would
+  # promote (other seeds of the recipe will do, three at least), then
+  #   atlas calibrate --healthy FOLDER --damaged FOLDER --out policy.yaml
+  # writes each budget as a prediction bound over them, and what it would have caught. Take this policy block
+  # out and register under that file:   atlas register probes.yaml --policy policy.yaml
   rewrite:
     coordinate: null      # 0..2; turn of the canonical state, 1 - cos
     boundary: null        # 0..1; share of the routed set exchanged

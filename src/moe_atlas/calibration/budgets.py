@@ -1,0 +1,137 @@
+"""Budgets as upper prediction bounds over healthy pairs, and what they would have caught."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moe_atlas.calibration.bounds import (
+    FEWEST,
+    distribution_free_level,
+    prediction_bound,
+    rounded_up,
+)
+from moe_atlas.calibration.pairs import Pair, require_one_setting
+from moe_atlas.errors import UsageError
+from moe_atlas.statistics.tail_guard import clopper_pearson_upper
+from moe_atlas.verdict.atlas import CHANNELS
+
+LEVEL = 0.99  # one-sided, of the prediction bound
+FACTOR = 2.0  # twice as far as a healthy tune is expected to go at most is not explained by its seed
+FLOOR_FACTOR = 10.0  # below ten times the noise floor a budget measures the machine
+DAMAGED_ALLOWED = 1  # document that may lie above the per-document limit in the smallest base domain
+CEILINGS = {"coordinate": 2.0, "boundary": 1.0, "transition": math.log(2.0), "content": 1.0}
+CEILINGS |= {"overlap_drop": 2.0, "dead_share_rise": 1.0}
+DAMAGE = ("nll", "document_nll")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One budget.
+
+    Attributes:
+        value: the budget; None where no number can be defended.
+        healthy: each healthy pair's own value, in the order given.
+        bound: their prediction bound; None with `value`.
+        rule: what decided: ``prediction``, ``noise floor``, ``one expert`` or ``ceiling``; or why there is none.
+    """
+
+    value: float | None
+    healthy: tuple[float, ...]
+    bound: float | None
+    rule: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Budgets and what they rest on.
+
+    Attributes:
+        budgets: by key: the channels' and absolute budgets, ``tau``, ``nll``, ``document_nll``.
+        document_share: the share of documents that may lie above ``document_nll``.
+        healthy: the pairs they rest on.
+        level: one-sided level of the prediction bound, were the values normal.
+        reached: the level that needs no distribution: n/(n+1) for the largest of n.
+        factor: by how much the bound was multiplied.
+    """
+
+    budgets: Mapping[str, Budget]
+    document_share: float
+    healthy: tuple[Pair, ...]
+    level: float
+    reached: float
+    factor: float
+
+
+def calibrate(healthy: Sequence[Pair], level: float = LEVEL, factor: float = FACTOR) -> Calibration:
+    """Set every budget from healthy pairs of one setting.
+
+    A budget is the normal prediction bound for the next healthy pair's largest upper bound, times `factor`,
+    never below ten times the noise floor, rounded up to two digits.
+
+    Raises:
+        UsageError: ``E_TOO_FEW`` under three pairs, ``E_MIXTURE`` and ``E_REPEATED``.
+    """
+    if len(healthy) < FEWEST:
+        problem = f"{len(healthy)} healthy receipts; a prediction bound needs {FEWEST}, and ten say much more"
+        raise UsageError("E_TOO_FEW", "--healthy", problem, "tune again with other seeds and audit")
+    require_one_setting(healthy)
+    keys = (*CHANNELS, "tau", *DAMAGE)
+    budgets = {key: _budget(key, healthy, level, factor) for key in keys}
+    documents = min(pair.documents for pair in healthy)
+    share = rounded_up(clopper_pearson_upper(min(DAMAGED_ALLOWED, documents), documents))
+    reached = distribution_free_level(len(healthy))
+    return Calibration(budgets, min(share, 0.99), tuple(healthy), level, reached, factor)
+
+
+def _budget(key: str, healthy: Sequence[Pair], level: float, factor: float) -> Budget:
+    values = [pair.bounds[key] for pair in healthy]
+    if any(value is None for value in values):
+        return Budget(None, (), None, _why_missing(key, healthy))
+    found = tuple(float(value) for value in values if value is not None)
+    bound = prediction_bound(found, level)
+    candidates = {
+        "prediction": factor * max(bound, *found),
+        "noise floor": FLOOR_FACTOR * max((pair.floors.get(key, 0.0) for pair in healthy), default=0.0),
+    }
+    if key == "dead_share_rise":  # the share moves in steps of one expert
+        candidates["one expert"] = 1.5 / min(pair.experts for pair in healthy)
+    rule = max(candidates, key=lambda name: candidates[name])
+    value = rounded_up(candidates[rule])
+    if value <= 0.0:
+        return Budget(None, found, bound, "no healthy pair moved it upwards: choose a number by hand")
+    if key in CEILINGS and value >= CEILINGS[key]:
+        return Budget(
+            None, found, bound, f"healthy pairs reach its ceiling of {CEILINGS[key]:.3g}: it says nothing"
+        )
+    return Budget(value, found, bound, rule)
+
+
+def _why_missing(key: str, healthy: Sequence[Pair]) -> str:
+    without = next(pair for pair in healthy if pair.bounds[key] is None)
+    if key == "tau":
+        return "the refinement margin was not registered or not bounded"
+    return f"{without.name}: {without.missing.get(key, 'not bounded')}"
+
+
+CAUGHT, OPEN, MISSED, UNKNOWN = "fail", "no pass", "missed", "unknown"
+
+
+def outcomes(pair: Pair, calibration: Calibration) -> dict[str, str]:
+    """What each budget would have said about a pair: fail, no pass, missed, or unknown.
+
+    `no pass`: the upper bound is not below the budget, yet the lower one is not above it.
+    """
+    out = {}
+    for key, budget in calibration.budgets.items():
+        if budget.value is None:
+            continue
+        high, low = pair.bounds[key], pair.certain[key]
+        if low is not None and low > budget.value and key != "document_nll":
+            out[key] = CAUGHT
+        elif high is None:
+            out[key] = UNKNOWN
+        else:
+            out[key] = MISSED if high < budget.value else OPEN
+    return out

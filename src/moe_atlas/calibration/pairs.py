@@ -1,0 +1,197 @@
+"""What a receipt contributes to budgets: for each gate, the number that its budget will be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.errors import InputRefused, UsageError
+from moe_atlas.receipt.verify import intact_receipt
+from moe_atlas.receipt.window_file import decode_windows
+from moe_atlas.receipt.write import window_path
+from moe_atlas.text import shown
+from moe_atlas.verdict.atlas import CHANNELS
+
+Facts = Mapping[str, Any]
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One audited pair.
+
+    Attributes:
+        name: the receipt's path.
+        receipt_sha256: its digest.
+        setting: what budgets depend on; pairs of one calibration must agree in all of it.
+        bounds: per budget the largest upper bound over the protected layers or base domains; what a pass needs
+            to be below the budget. None with the reason in `missing`.
+        certain: the same for the bound that a FAIL needs to be above the budget.
+        missing: why a bound is None.
+        floors: per budget the largest noise floor over the protected layers; empty when none was measured.
+        policy: the registered policy.
+        documents: the fewest documents of a base domain.
+        experts: the fewest experts of a protected layer.
+    """
+
+    name: str
+    receipt_sha256: str
+    setting: Mapping[str, Any]
+    bounds: Mapping[str, float | None]
+    certain: Mapping[str, float | None]
+    missing: Mapping[str, str]
+    floors: Mapping[str, float]
+    policy: Facts
+    documents: int
+    experts: int
+
+
+def receipt_paths(given: Sequence[Path]) -> list[Path]:
+    """The receipts given; a folder stands for every `.json` file in it.
+
+    Raises:
+        UsageError: ``E_NO_RECEIPT`` for a folder without any.
+    """
+    found: list[Path] = []
+    for path in given:
+        inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not inside:
+            raise UsageError("E_NO_RECEIPT", shown(str(path)), "is a folder without a receipt (*.json)")
+        found += inside
+    return found
+
+
+def read_pair(path: Path) -> Pair:
+    """Read a receipt that verifies against its window data.
+
+    Raises:
+        AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no audit.
+    """
+    receipt = intact_receipt(path)
+    beside = window_path(path)
+    return pair_of(receipt, decode_windows(beside.read_bytes(), beside.name), str(path))
+
+
+def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> Pair:
+    """The same from a receipt that was verified already.
+
+    Raises:
+        UsageError: ``E_KIND`` when it is no audit.
+        InputRefused: ``E_CALIBRATION`` when it protects no layer or has no base domain.
+    """
+    if receipt["kind"] != "audit":
+        raise UsageError("E_KIND", shown(name), "expected the receipt of an audit, found a baseline")
+    layers = [layer for layer in receipt["layers"] if layer["protected"]]
+    base = [row for row in receipt["domains"] if row["role"] == "base"]
+    if not layers or not base:
+        raise InputRefused("E_CALIBRATION", shown(name), "protects no layer or has no base domain")
+    highs: dict[str, list[Any]] = {
+        key: [layer["pair"][channel] for layer in layers] for key, channel in CHANNELS.items()
+    }
+    highs["nll"] = [row["nll_increase"] for row in base]
+    bounds = {key: _largest(found, "high") for key, found in highs.items()}
+    certain = {key: _largest(found, "simultaneous_low") for key, found in highs.items()}
+    certain["nll"] = _largest(highs["nll"], "low")
+    bounds["tau"], certain["tau"] = _load(receipt, "low"), _load(receipt, "high")
+    bounds["document_nll"] = certain["document_nll"] = _worst_document(receipt, windows)
+    missing = {key: _reason(found) for key, found in highs.items() if bounds[key] is None}
+    return Pair(
+        name=name,
+        receipt_sha256=receipt["evidence"]["receipt_sha256"],
+        setting=_setting(receipt, layers),
+        bounds=bounds,
+        certain=certain,
+        missing=missing,
+        floors=_floors(receipt, layers),
+        policy=receipt["probe"]["policy"],
+        documents=min(row["documents"] for row in base),
+        experts=min(layer["experts"] for layer in layers),
+    )
+
+
+def require_one_setting(pairs: Sequence[Pair]) -> None:
+    """Refuse to mix families, k, evaluation or probe sets: a budget fits one of each.
+
+    Raises:
+        UsageError: ``E_MIXTURE``, naming the first difference; ``E_REPEATED`` for a receipt given twice.
+    """
+    first = pairs[0]
+    for other in pairs[1:]:
+        for key, value in first.setting.items():
+            if other.setting[key] != value:
+                problem = f"has {key} {other.setting[key]!r}, but {first.name} has {value!r}"
+                hint = "budgets fit one family, k, evaluation and probe set: calibrate each by itself"
+                raise UsageError("E_MIXTURE", shown(other.name), shown(problem, 400), hint)
+    digests = [pair.receipt_sha256 for pair in pairs]
+    for number, pair in enumerate(pairs):
+        if pair.receipt_sha256 in digests[:number]:
+            raise UsageError("E_REPEATED", shown(pair.name), "is the same receipt as another one given")
+
+
+def _setting(receipt: Facts, layers: Sequence[Facts]) -> dict[str, Any]:
+    probe = receipt["probe"]
+    refinement = probe["policy"]["rewrite"].get("refinement") or {}
+    return {
+        "family": receipt["checkpoints"]["base"]["family"],
+        "top_k": sorted({layer["top_k"] for layer in layers}),
+        "experts": sorted({layer["experts"] for layer in layers}),
+        "evaluation": probe["evaluation"],
+        "windows": probe["windows"],
+        "protected_layers": probe["protected_layers"],
+        "domains": [
+            [row["name"], row["role"], row["documents"], row["windows"]] for row in receipt["domains"]
+        ],
+        "confidence": probe["policy"]["confidence"],
+        "refinement mu": refinement.get("mu"),
+    }
+
+
+def _largest(intervals: Sequence[Facts], bound: str) -> float | None:
+    """The largest bound; a quantity that no layer defines, or that one layer does not bound, has none."""
+    defined = [found for found in intervals if not found.get("not_applicable")]
+    values = [found.get(bound) for found in defined]
+    if not values or any(value is None for value in values):
+        return None
+    return max(float(value) for value in values if value is not None)
+
+
+def _reason(intervals: Sequence[Facts]) -> str:
+    reasons = [str(found["reason"]) for found in intervals if found.get("reason")]
+    return reasons[0] if reasons else "a layer has no upper bound"
+
+
+def _load(receipt: Facts, bound: str) -> float | None:
+    """What tau must cover (Eq. 32): tau minus the refinement margin."""
+    refinement = receipt["probe"]["policy"]["rewrite"].get("refinement")
+    value = (receipt["margins"]["refinement_margin"] or {}).get(bound)
+    return None if refinement is None or value is None else float(refinement["tau"]) - float(value)
+
+
+def _worst_document(receipt: Facts, windows: Mapping[str, NDArray[Any]]) -> float | None:
+    """The largest mean increase of a document of a base domain; None when a window is not finite."""
+    increase_W = windows["output.nll_tuned"] - windows["output.nll_base"]
+    roles = np.array([row["role"] for row in receipt["domains"]])
+    base_W = roles[windows["windows.domain"]] == "base"
+    keys = np.stack([windows["windows.domain"], windows["windows.document"]])[:, base_W]
+    _, document_W = np.unique(keys, axis=1, return_inverse=True)
+    means_C = np.bincount(document_W.ravel(), increase_W[base_W]) / np.bincount(document_W.ravel())
+    return float(means_C.max()) if np.isfinite(means_C).all() else None
+
+
+def _floors(receipt: Facts, layers: Sequence[Facts]) -> dict[str, float]:
+    floor = receipt.get("noise_floor")
+    if not isinstance(floor, Mapping):
+        return {}
+    numbers = {layer["layer"] for layer in layers}
+    rows = [row for row in floor["layers"] if row["layer"] in numbers]
+    out = {}
+    for key, channel in CHANNELS.items():
+        values = [row[channel] for row in rows if row.get(channel) is not None]
+        if values:
+            out[key] = float(max(values))
+    return out | {"nll": float(floor.get("largest_nll_change") or 0.0)}

@@ -1,0 +1,65 @@
+"""`atlas calibrate`: budgets out of pairs whose fate is known. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_atlas.calibration.bounds import FEWEST
+from moe_atlas.durable import write_atomic
+from moe_atlas.errors import ResourceExhausted, UsageError
+from moe_atlas.text import shown
+
+LEVEL, FACTOR = 0.99, 2.0
+
+
+def calibrate(
+    healthy: Annotated[
+        list[Path],
+        typer.Option(
+            "--healthy", help=f"Receipt of a tune one would promote, or a folder; at least {FEWEST}."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The policy file to write.")],
+    damaged: Annotated[
+        list[Path] | None,
+        typer.Option("--damaged", help="Receipt of a tune one would not promote, or a folder."),
+    ] = None,
+    level: Annotated[
+        float, typer.Option(min=0.5, max=0.9999, help="One-sided level of the prediction bound.")
+    ] = LEVEL,
+    factor: Annotated[float, typer.Option(min=1.0, help="What the bound is multiplied by.")] = FACTOR,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Set budgets as prediction bounds over healthy pairs, and say what they would have caught.
+
+    All receipts must be of one family, k and probe set. The file says where each number comes from.
+
+    Example: atlas calibrate --healthy receipts/good --damaged receipts/bad --out policy.yaml
+    """
+    from moe_atlas.calibration.budgets import calibrate as set_budgets
+    from moe_atlas.calibration.pairs import read_pair, receipt_paths, require_one_setting
+    from moe_atlas.calibration.policy_text import policy_file, table
+
+    if out.exists() and not force:
+        raise UsageError(
+            "E_EXISTS", shown(str(out)), "is there already", "choose another name, or add --force"
+        )
+    good = [read_pair(path) for path in receipt_paths(healthy)]
+    bad = [read_pair(path) for path in receipt_paths(damaged or ())]
+    calibration = set_budgets(good, level, factor)
+    require_one_setting([*good, *bad])
+    try:
+        write_atomic(out, policy_file(calibration, bad, out.name).encode("utf-8"))
+    except OSError as error:
+        raise ResourceExhausted(
+            "E_WRITE", shown(str(out)), f"cannot be written ({error.strerror})"
+        ) from error
+    for line in table(calibration, bad) if bad else ():
+        typer.echo(line)
+    typer.echo(
+        f"wrote {shown(str(out))}: budgets from {len(good)} healthy pairs; "
+        f"atlas register probes.yaml --policy {shown(str(out))}"
+    )
