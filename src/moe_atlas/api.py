@@ -4,6 +4,10 @@ from moe_atlas import audit
 receipt = audit("base.ckpt", "tuned.ckpt", "probes.yaml", receipt="receipt.json")
 receipt.verdict            # "pass", "fail" or "inconclusive"
 receipt.exit_code          # 0, 1 or 3
+receipt.layer_array("pair.boundary_drift")        # estimate, low, high of every routed layer, float64 [L, 3]
+receipt.windows()["output.nll_tuned"]             # one number a window, float64 [W]
+receipt.frame("domains")                          # a pandas table, where pandas is installed
+receipt.report("report.html")
 """
 
 from __future__ import annotations
@@ -13,59 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from moe_atlas.auditing.options import AuditOptions
-from moe_atlas.errors import VERDICT_EXIT
 from moe_atlas.ledger.recording import Recording
 from moe_atlas.receipt.lineage import against_previous, previous_facts
-from moe_atlas.receipt.verify import intact_receipt
-from moe_atlas.receipt.window_file import decode_windows
-from moe_atlas.receipt.write import as_arrays, check_writable, window_path, write_receipt
+from moe_atlas.receipt.write import as_arrays, check_writable, write_receipt
+from moe_atlas.results import Receipt
 
 Source = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """A receipt that is on disk and re-derives.
-
-    Attributes:
-        path: where it lies; the window data lie beside it.
-        body: its content, as documented in the receipt format.
-    """
-
-    path: Path
-    body: dict[str, Any]
-
-    @classmethod
-    def load(cls, path: Source) -> Receipt:
-        """Read a receipt, re-deriving every number from its window data.
-
-        Raises:
-            IntegrityError: E_RECEIPT when anything does not agree.
-        """
-        return cls(Path(path), intact_receipt(Path(path)))
-
-    @property
-    def verdict(self) -> str | None:
-        """`pass`, `fail` or `inconclusive`; None for a baseline, which tests nothing."""
-        verdict: str | None = self.body["verdict"]
-        return verdict
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of the command that writes this receipt."""
-        return int(VERDICT_EXIT[self.verdict])
-
-    def windows(self) -> dict[str, NDArray[Any]]:
-        """The window arrays by name, float64 or int32."""
-        beside = window_path(self.path)
-        return dict(decode_windows(beside.read_bytes(), beside.name))
-
-    def __repr__(self) -> str:
-        outcomes = ", ".join(f"{name}: {p['outcome']}" for name, p in self.body["predicates"].items())
-        return f"Receipt({str(self.path)!r}, verdict={self.verdict!r}, {outcomes})"
 
 
 def audit(

@@ -85,6 +85,20 @@ def audit_page(receipt: Mapping[str, Any], path: Path) -> str:
     return environment().get_template("audit.html.j2").render(context)
 
 
+def notebook(receipt: Mapping[str, Any], path: Path) -> str:
+    """A receipt as a fragment for a notebook: the verdict, why, the outcomes."""
+    context = {
+        "path": path,
+        "verdict": words.VERDICTS[receipt["verdict"]],
+        "symbol": SYMBOLS[receipt["verdict"]],
+        "names": words.names(receipt),
+        "sample": words.sample(receipt),
+        "reasons": [group.sentence for group in words.deciding(receipt)],
+        "predicates": tables.predicates(receipt) if receipt["kind"] == "audit" else [],
+    }
+    return environment().get_template("notebook.html.j2").render(context)
+
+
 def _deltas(receipt: Mapping[str, Any]) -> dict[int, float]:
     floor = receipt.get("noise_floor") or {}
     return {row["layer"]: float(row["delta"]) for row in floor.get("layers", [])}

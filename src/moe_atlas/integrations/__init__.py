@@ -1,0 +1,5 @@
+"""Gates inside a training: `CheckpointGate` for any loop, `moe_atlas.integrations.transformers` for its Trainer."""
+
+from moe_atlas.integrations.checkpoint_gate import CheckpointGate, GateResult
+
+__all__ = ["CheckpointGate", "GateResult"]

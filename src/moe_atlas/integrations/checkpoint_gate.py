@@ -1,0 +1,248 @@
+"""Audits at checkpoint cadence, in a process of their own, for a training that goes on meanwhile.
+
+    gate = CheckpointGate("base.ckpt", "probes.yaml", "gates/", run="sft-640", stop_when="intervene")
+    for step in range(steps):
+        ...
+        if saved and gate(checkpoint, step):   # True: stop
+            break
+    gate.finish()
+
+The training's process never loads a checkpoint and never waits, unless it is told to: it starts `atlas audit`
+with its own interpreter, one at a time, and reads what has finished when the next checkpoint comes. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from moe_atlas.errors import VERDICT_EXIT, UsageError
+from moe_atlas.ledger.store import DEFAULT_RUNS
+from moe_atlas.text import shown
+
+StopWhen = Literal["never", "fail", "intervene"]
+STOP_WHEN: tuple[StopWhen, ...] = ("never", "fail", "intervene")
+logger = logging.getLogger("moe_atlas.gate")
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One finished gate.
+
+    Attributes:
+        step: training step of the checkpoint.
+        checkpoint: what was audited.
+        receipt: where its receipt lies; there is none when the audit could not be carried out.
+        exit_code: of `atlas audit`.
+        verdict: `pass`, `fail` or `inconclusive`; None when there is no receipt.
+        message: the first reason, or the error.
+        seconds: from start to end.
+    """
+
+    step: int
+    checkpoint: Path
+    receipt: Path
+    exit_code: int
+    verdict: str | None
+    message: str
+    seconds: float
+
+
+@dataclass
+class _Running:
+    step: int
+    checkpoint: Path
+    receipt: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+@dataclass
+class CheckpointGate:
+    """Takes a gate at every checkpoint it is shown, and says when to stop.
+
+    A gate that could not be carried out never stops a training and never passes silently: it is logged as an
+    error and stands in `results`.
+
+    Attributes:
+        base: the checkpoint every gate compares with.
+        probe: registered probe file.
+        receipts: folder for the receipts, ``gate-<step>.json`` each, and what each audit said in ``gate-<step>.log``.
+        run: record every gate in this run's ledger.
+        runs: the folder that holds the runs.
+        stop_when: `fail` stops at a FAIL, `intervene` when the escalation rule of the run says so (needs `run`),
+            `never` only warns.
+        wait: wait for each gate before the training goes on.
+        threads: CPU threads of the audit.
+        niceness: added to the audit's niceness, so that the training keeps its cores.
+        arguments: further arguments of `atlas audit`, such as ``("--device", "cuda")``.
+        results: finished gates, in order.
+
+    Raises:
+        UsageError: E_GATE for an unknown policy, or `intervene` without a run.
+    """
+
+    base: str | os.PathLike[str]
+    probe: str | os.PathLike[str]
+    receipts: str | os.PathLike[str]
+    run: str | None = None
+    runs: str | os.PathLike[str] = DEFAULT_RUNS
+    stop_when: StopWhen = "fail"
+    wait: bool = False
+    threads: int = 1
+    niceness: int = 10
+    arguments: tuple[str, ...] = ()
+    results: list[GateResult] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.stop_when not in STOP_WHEN:
+            hint = f"one of {', '.join(STOP_WHEN)}"
+            raise UsageError("E_GATE", "stop_when", f"cannot be {shown(str(self.stop_when))}", hint)
+        if self.stop_when == "intervene" and self.run is None:
+            problem = "intervene reads a run's history, and no run is named"
+            raise UsageError("E_GATE", "stop_when", problem, "add run='name', or stop_when='fail'")
+        self._waiting: deque[tuple[Path, int]] = deque()
+        self._running: _Running | None = None
+        self._stop = False
+
+    def __call__(self, checkpoint: str | os.PathLike[str], step: int) -> bool:
+        """Start the gate of a checkpoint that is wholly on disk; True when training should stop.
+
+        Returns at once with what earlier gates have said so far, unless `wait` is set. While a gate is running,
+        further checkpoints queue up; keep them on disk until their gate is done.
+        """
+        self._waiting.append((Path(checkpoint), step))
+        if self.wait:
+            return self.finish()
+        return self.poll()
+
+    def poll(self) -> bool:
+        """Collect a finished gate and start the next, without waiting; True when training should stop."""
+        while self._running is not None or self._waiting:
+            if self._running is None:
+                self._start(*self._waiting.popleft())
+            elif self._running.process.poll() is None:
+                break
+            else:
+                self._collect()
+        return self._stop
+
+    def finish(self, timeout: float | None = None) -> bool:
+        """Wait for every gate that was started or queued; True when training should stop.
+
+        Args:
+            timeout: seconds for each gate; one that takes longer is ended and counts as not carried out.
+        """
+        self.poll()
+        while self._running is not None:
+            try:
+                self._running.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._running.process.kill()
+                self._running.process.wait()
+            self.poll()
+        return self._stop
+
+    def _start(self, checkpoint: Path, step: int) -> None:
+        folder = Path(self.receipts)
+        folder.mkdir(parents=True, exist_ok=True)
+        receipt, log = folder / f"gate-{step}.json", folder / f"gate-{step}.log"
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                self._command(checkpoint, receipt, step),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                env=_environment(self.threads),
+            )
+        self._running = _Running(step, checkpoint, receipt, log, process, time.monotonic())
+        logger.info("gate at step %d: auditing %s (process %d)", step, shown(str(checkpoint)), process.pid)
+
+    def _command(self, checkpoint: Path, receipt: Path, step: int) -> list[str]:
+        """`atlas audit` with this interpreter; `nice` because a hook between fork and exec may deadlock."""
+        command = ["nice", "-n", str(self.niceness), sys.executable, "-m", "moe_atlas", "audit"]
+        command += [os.fspath(self.base), os.fspath(checkpoint), "--probe", os.fspath(self.probe)]
+        command += [
+            "--receipt",
+            os.fspath(receipt),
+            "--json",
+            "--threads",
+            str(self.threads),
+            *self.arguments,
+        ]
+        if self.run is not None:
+            command += ["--run", self.run, "--runs", os.fspath(self.runs), "--step", str(step)]
+        return command
+
+    def _collect(self) -> None:
+        running = self._running
+        assert running is not None
+        self._running = None
+        code = running.process.returncode
+        summary, message = _read(running.log.read_text("utf-8", "replace"))
+        verdict = summary.get("verdict")
+        carried_out = verdict is not None and code == VERDICT_EXIT.get(verdict)
+        result = GateResult(
+            step=running.step,
+            checkpoint=running.checkpoint,
+            receipt=running.receipt,
+            exit_code=code,
+            verdict=verdict if carried_out else None,
+            message=message,
+            seconds=time.monotonic() - running.started,
+        )
+        self.results.append(result)
+        self._judge(result)
+
+    def _judge(self, result: GateResult) -> None:
+        if result.verdict is None:
+            logger.error("gate at step %d was not carried out: %s", result.step, result.message)
+            return
+        level = logging.INFO if result.verdict == "pass" else logging.WARNING
+        logger.log(level, "gate at step %d: %s %s", result.step, result.verdict, result.message)
+        if self.stop_when == "fail" and result.verdict == "fail":
+            self._stop = True
+        if self.stop_when == "intervene" and self._intervene():
+            self._stop = True
+        if self._stop:
+            logger.warning("gate at step %d: stop training (%s)", result.step, self.stop_when)
+
+    def _intervene(self) -> bool:
+        from moe_atlas.ledger.history import read_history
+        from moe_atlas.ledger.store import Ledger
+        from moe_atlas.verdict.escalation import RED
+
+        assert self.run is not None
+        last = read_history(Ledger(self.run, Path(self.runs))).last
+        return last is not None and last.colour == RED
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The training's environment without its distributed set-up and its devices' names for ranks."""
+    dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    return kept | {"OMP_NUM_THREADS": str(threads)}
+
+
+def _read(text: str) -> tuple[dict[str, Any], str]:
+    """The audit's JSON summary, if it wrote one, and its first reason, its error or its last words."""
+    from moe_atlas.report.words import gate_sentence
+
+    try:
+        found = json.JSONDecoder().raw_decode(text[max(0, text.find("{")) :])[0]
+    except ValueError:
+        lines = text.strip().splitlines()
+        return {}, shown(lines[-1] if lines else "no output", 400)
+    if found.get("error"):
+        error = found["error"]
+        return found, shown(f"{error['code']} {error['where']}: {error['problem']}", 400)
+    return found, gate_sentence(found["failed"][0]) if found.get("failed") else ""

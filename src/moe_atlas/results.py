@@ -1,0 +1,176 @@
+"""A receipt as an object: verdict, arrays, tables, and how it shows itself. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.errors import VERDICT_EXIT, UsageError
+from moe_atlas.receipt.verify import intact_receipt
+from moe_atlas.receipt.window_file import decode_windows
+from moe_atlas.receipt.write import window_path
+from moe_atlas.text import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Table = Literal["layers", "domains", "evidence", "claims", "weights"]
+TABLES: tuple[Table, ...] = ("layers", "domains", "evidence", "claims", "weights")
+BOUNDS = ("estimate", "low", "high")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A receipt that is on disk and re-derives.
+
+    Attributes:
+        path: where it lies; the window data lie beside it.
+        body: its content, as documented in the receipt format.
+    """
+
+    path: Path
+    body: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Receipt:
+        """Read a receipt, re-deriving every number from its window data.
+
+        Raises:
+            IntegrityError: E_RECEIPT when anything does not agree.
+        """
+        return cls(Path(path), intact_receipt(Path(path)))
+
+    @property
+    def verdict(self) -> str | None:
+        """`pass`, `fail` or `inconclusive`; None for a baseline, which tests nothing."""
+        verdict: str | None = self.body["verdict"]
+        return verdict
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command that writes this receipt."""
+        return int(VERDICT_EXIT[self.verdict])
+
+    @property
+    def layers(self) -> list[int]:
+        """The model's own 0-based indices of the routed layers, in order."""
+        return [layer["layer"] for layer in self.body["layers"]]
+
+    def layer_array(self, key: str) -> NDArray[np.float64]:
+        """One interval of every routed layer, float64 [L, 3]: estimate, low, high; NaN where undefined.
+
+        Args:
+            key: dotted, such as ``pair.boundary_drift``, ``tuned.overlap`` or ``pair.perturbation_budget.ratio``.
+
+        Raises:
+            UsageError: E_KEY when no layer has such a key.
+        """
+        found = [_at(layer, key) for layer in self.body["layers"]]
+        if all(value is None for value in found):
+            problem = "is no figure of this receipt's layers"
+            raise UsageError("E_KEY", shown(key), problem, "see layers in the receipt's schema")
+        return np.array([_triple(value) for value in found], dtype=np.float64)
+
+    def windows(self) -> dict[str, NDArray[Any]]:
+        """The window arrays by name, float64 or int32."""
+        beside = window_path(self.path)
+        return dict(decode_windows(beside.read_bytes(), beside.name))
+
+    def rows(self, table: Table) -> list[dict[str, Any]]:
+        """A table as plain rows; intervals become three columns: ``x``, ``x_low`` and ``x_high``.
+
+        Args:
+            table: ``layers``, ``domains``, ``evidence``, ``claims`` or ``weights``.
+
+        Raises:
+            UsageError: E_TABLE for another name.
+        """
+        if table not in TABLES:
+            raise UsageError("E_TABLE", shown(str(table)), "is no table", f"one of {', '.join(TABLES)}")
+        if table == "evidence":
+            return [
+                {"predicate": name, **line}
+                for name, predicate in self.body["predicates"].items()
+                for line in predicate["evidence"]
+            ]
+        if table == "weights":
+            return [
+                {"class": name, **_flat(entry)} for name, entry in self.body["weights"]["classes"].items()
+            ]
+        return [_flat(row) for row in self.body[table]]
+
+    def frame(self, table: Table) -> pd.DataFrame:
+        """A table as a pandas data frame; columns and errors as `rows`.
+
+        Raises:
+            UsageError: E_PANDAS when pandas is not installed.
+        """
+        rows = self.rows(table)
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise UsageError(
+                "E_PANDAS", "pandas", "is not installed", "pip install pandas, or use rows()"
+            ) from error
+        return pd.DataFrame(rows)
+
+    def report(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write a report; the suffix tells the format: ``.html``, ``.md``, ``.xml`` (JUnit) or ``.json``.
+
+        Raises:
+            UsageError: E_FORMAT, E_EXISTS or E_NO_FOLDER.
+            ResourceExhausted: E_WRITE.
+        """
+        from moe_atlas.report.outputs import outputs
+
+        target = Path(path)
+        reserved = (self.path, window_path(self.path))
+        outputs(paths=[target], force=force, reserved=reserved).write(self.body, self.path)
+        return target
+
+    def __repr__(self) -> str:
+        outcomes = ", ".join(f"{name}: {p['outcome']}" for name, p in self.body["predicates"].items())
+        return f"Receipt({str(self.path)!r}, verdict={self.verdict!r}, {outcomes})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: verdict, reasons and outcomes, without style sheet or script."""
+        from moe_atlas.report.html.page import notebook
+
+        return notebook(self.body, self.path)
+
+
+def _at(layer: Mapping[str, Any], key: str) -> Any:
+    value: Any = layer
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _triple(value: Any) -> list[float]:
+    """Estimate, low, high; a point value stands for its estimate alone."""
+    parts = [value.get(bound) for bound in BOUNDS] if isinstance(value, Mapping) else [value, None, None]
+    return [float(part) if isinstance(part, int | float) else float("nan") for part in parts]
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested facts as one row of scalars: intervals in three columns, other objects by dotted names, lists left out."""
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and "estimate" in value:
+            out |= {
+                name: value["estimate"],
+                f"{name}_low": value.get("low"),
+                f"{name}_high": value.get("high"),
+            }
+        elif isinstance(value, Mapping):
+            out |= _flat(value, f"{name}.")
+        elif not isinstance(value, list):
+            out[name] = value
+    return out
