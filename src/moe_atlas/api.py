@@ -13,7 +13,7 @@ receipt.report("report.html")
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def audit(
     *,
     receipt: Source = "receipt.json",
     force: bool = False,
+    resume: bool = False,
     recording: Recording | None = None,
     options: AuditOptions | None = None,
 ) -> Receipt:
@@ -44,13 +45,14 @@ def audit(
         probe: registered probe file.
         receipt: where the receipt goes.
         force: replace an existing receipt.
+        resume: keep the state after every layer beside the receipt, and go on from what an interrupted audit left.
         recording: the run whose ledger takes the result.
         options: how to run.
 
     Raises:
         AtlasError: for everything a user can cause; no receipt has been written then.
     """
-    place = _Place(Path(receipt), force, recording or Recording())
+    place = _Place(Path(receipt), force, resume, recording or Recording())
     return _run(Path(base), Path(tuned), Path(probe), place, options or AuditOptions())
 
 
@@ -60,6 +62,7 @@ def baseline(
     *,
     receipt: Source = "baseline.json",
     force: bool = False,
+    resume: bool = False,
     previous: Source | None = None,
     recording: Recording | None = None,
     options: AuditOptions | None = None,
@@ -69,9 +72,8 @@ def baseline(
     Arguments and errors are those of `audit`, and `previous`: an earlier receipt of the run, whose checkpoint's bytes
     this one's are held against, class by class.
     """
-    place = _Place(
-        Path(receipt), force, recording or Recording(), None if previous is None else Path(previous)
-    )
+    earlier = None if previous is None else Path(previous)
+    place = _Place(Path(receipt), force, resume, recording or Recording(), earlier)
     return _run(Path(checkpoint), None, Path(probe), place, options or AuditOptions())
 
 
@@ -81,27 +83,43 @@ class _Place:
 
     receipt: Path
     force: bool
+    resume: bool
     recording: Recording
     previous: Path | None = None
 
 
 def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions) -> Receipt:
+    from moe_atlas.auditing.resume import state_paths
     from moe_atlas.auditing.run import measure  # imports torch, which reading a receipt must not
 
-    check_writable(place.receipt, place.force)
+    kept = state_paths(place.receipt)
+    # State that is still there shows that a receipt beside it is of this audit, killed while it was recorded.
+    force = place.force or (place.resume and kept[0].exists())
+    check_writable(place.receipt, force)
     head = place.recording.head()
     previous = None if place.previous is None else previous_facts(place.previous)
-    facts, arrays = measure(base, tuned, probe, options)
-    parent: dict[str, Any] = {} if head is None else {"ledger": head}
-    if previous is not None:
-        parent["receipt"] = against_previous(previous, facts["checkpoints"]["base"])
-    if place.recording.reason is not None:
-        parent["reason"] = place.recording.reason
-    body = write_receipt(
-        facts | {"parent": parent or None}, as_arrays(arrays), place.receipt, force=place.force
-    )
+    facts, arrays = measure(base, tuned, probe, replace(options, resume=kept if place.resume else None))
+    parent = _parent(place.recording, head, previous, facts["checkpoints"]["base"])
+    body = write_receipt(facts | {"parent": parent}, as_arrays(arrays), place.receipt, force=force)
     place.recording.record(place.receipt)
+    for path in kept if place.resume else ():
+        path.unlink(missing_ok=True)
     return Receipt(place.receipt, body)
+
+
+def _parent(
+    recording: Recording,
+    head: dict[str, Any] | None,
+    previous: dict[str, Any] | None,
+    checkpoint: dict[str, Any],
+) -> dict[str, Any] | None:
+    """What a receipt follows: the ledger's head, an earlier receipt, and why; None when nothing."""
+    parent = {
+        "ledger": head,
+        "receipt": None if previous is None else against_previous(previous, checkpoint),
+        "reason": recording.reason,
+    }
+    return {key: value for key, value in parent.items() if value is not None} or None
 
 
 __all__ = ["AuditOptions", "Receipt", "Recording", "audit", "baseline"]

@@ -20,6 +20,7 @@ from moe_atlas.auditing.experts import LayerExperts
 from moe_atlas.auditing.noise import score_changes
 from moe_atlas.auditing.options import Progress
 from moe_atlas.auditing.reading import Arrays, LayerReading
+from moe_atlas.auditing.resume import Nowhere, Resume
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.view import Scope, View, look
 from moe_atlas.families.spec import LayerSpec, TensorRef
@@ -52,6 +53,7 @@ class Walk:
         bands: noise band per layer index.
         budget: bytes of experts that may be held.
         measures_noise: the sides are one checkpoint under two execution orders.
+        resume: where the state between layers is kept.
         chart_maps: sample this many experts per layer for rank and condition of the overlap maps; 0 for none.
     """
 
@@ -64,6 +66,7 @@ class Walk:
     budget: int = 1 << 29
     chart_maps: int = 0
     measures_noise: bool = False
+    resume: Resume = field(default_factory=Nowhere)
     evidence: Evidence = field(default_factory=Evidence)
 
     def states_identical(self, number: int) -> bool:
@@ -78,19 +81,27 @@ def walk(audit: Walk, windows: Sequence[Window]) -> Evidence:
     """Replay the probe windows through every layer of each checkpoint and read what the contract asks for."""
     sides = audit.sides
     depth = len(sides[0].spec.layers)
-    audit.progress.phase("replaying layers", depth)
-    for side in sides:
-        side.enter(side.spec.embed_refs)
-        side.embed(batch.tokens_WS for batch in audit.batches)
-    record_weights(audit, None, sides[0].spec.embed_refs)
-    for number in range(depth):
+    done = audit.resume.restore(audit)
+    audit.progress.phase("replaying layers", depth - done)
+    if not done:
+        embed(audit)
+    for number in range(done, depth):
         layers = [side.spec.layers[number] for side in sides]
         for side, layer in zip(sides, layers, strict=True):
             side.enter(layer.refs)
         (routed_layer if layers[0].moe else dense_layer)(audit, layers)
+        audit.resume.save(audit, number + 1)
         audit.progress.step(f"layer {layers[0].index}", sum(side.reader.bytes_read for side in sides))
     outputs(audit, windows)
     return audit.evidence
+
+
+def embed(audit: Walk) -> None:
+    """Start every window from its tokens."""
+    for side in audit.sides:
+        side.enter(side.spec.embed_refs)
+        side.embed(batch.tokens_WS for batch in audit.batches)
+    record_weights(audit, None, audit.sides[0].spec.embed_refs)
 
 
 def dense_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:

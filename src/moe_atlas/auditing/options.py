@@ -43,6 +43,8 @@ class AuditOptions:
         chart_maps: pairs of experts per layer whose overlap map is measured; 0 for none.
         baseline: a baseline receipt whose overlap and occupancy are the handoff reference.
         policy_from: the central policy file under which the probe set was registered.
+        resume: keep the state after every layer in this file, and in the second that of the noise floor, and go on
+            from there if an interrupted audit left one; None keeps nothing.
         attempts: receipts of registered attempts at the same objective.
     """
 
@@ -55,5 +57,6 @@ class AuditOptions:
     chart_maps: int = 0
     baseline: Path | None = None
     policy_from: Path | None = None
+    resume: tuple[Path, Path] | None = None
     attempts: tuple[Path, ...] = ()
     progress: Progress = field(default_factory=Silent)

@@ -24,6 +24,7 @@ from moe_atlas.auditing.memory import held_experts, minimum
 from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.auditing.pairing import other_differences, require_comparable
+from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.side import Side, SideName, compute_dtype
 from moe_atlas.auditing.unreplayed import compare_unreplayed
 from moe_atlas.auditing.view import Scope
@@ -64,6 +65,8 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
         floor = measure_floor(checkpoints[0], specs[0], probes, options) if options.noise_floor else None
         audit = prepare(checkpoints, specs, probes, options)
         audit.bands = bands(floor) if floor else {}
+        if options.resume is not None:
+            audit.resume = StateFile(options.resume[0], dependencies(audit, probes, options))
         evidence = walk(audit, probes.windows)
         unpaired = compare_unreplayed(audit.sides, evidence.ledger)
         digests = [side.reader.finish() for side in audit.sides]
@@ -139,6 +142,8 @@ def measure_floor(
     kind = ReorderedReplay if options.noise_floor == "order" else Replay
     second.replay = kind(spec, dtype=other, device=first.replay.device, router_arithmetic=options.router)
     walked.measures_noise = True
+    if options.resume is not None:
+        walked.resume = StateFile(options.resume[1], dependencies(walked, probes, options))
     evidence = walk(walked, probes.windows)
     return floor_facts(options.noise_floor, evidence.layers, evidence.arrays)
 

@@ -123,10 +123,23 @@ def complete_hashes(checkpoint: Checkpoint, hashes: Mapping[str, TensorHash]) ->
     return total
 
 
-def _complete(shard: OpenShard, tensor: StoredTensor, running: TensorHash, buffer: memoryview) -> int:
+def rehash(checkpoint: Checkpoint, running: TensorHash, tensor: StoredTensor, stop: int) -> None:
+    """Advance a running hash to `stop` by reading the tensor's bytes."""
+    with OpenShard(checkpoint, tensor.file) as shard:
+        _complete(shard, tensor, running, memoryview(bytearray(min(PIECE_BYTES, stop))), stop)
+
+
+def _complete(
+    shard: OpenShard,
+    tensor: StoredTensor,
+    running: TensorHash,
+    buffer: memoryview,
+    stop: int | None = None,
+) -> int:
     first = position = running.position
-    while position < tensor.nbytes:
-        piece = buffer[: min(PIECE_BYTES, tensor.nbytes - position)]
+    stop = tensor.nbytes if stop is None else stop
+    while position < stop:
+        piece = buffer[: min(PIECE_BYTES, stop - position)]
         shard.read_into(piece, tensor, position)
         running.consume(piece, position)
         position += len(piece)

@@ -7,8 +7,10 @@ stay in its memory. A positional read gives an error that can be caught, and mem
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -18,14 +20,15 @@ from moe_atlas.checkpoint.digest import (
     TensorHash,
     combine,
     complete_hashes,
+    rehash,
     require_unchanged,
 )
 from moe_atlas.checkpoint.header import DTYPE_BITS, StoredTensor
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.quantised.decode import decode
 from moe_atlas.checkpoint.quantised.encoding import Encoded
-from moe_atlas.checkpoint.refuse import refusal
-from moe_atlas.errors import ResourceExhausted
+from moe_atlas.checkpoint.refuse import place, refusal
+from moe_atlas.errors import IntegrityError, ResourceExhausted
 
 _ALIGNMENT = 64
 _TORCH_NAMES = {
@@ -104,6 +107,33 @@ class Reader:
         data = memoryview(bytearray(stop - start))
         self._read_into(data, tensor, start)
         return data
+
+    def hashed(self) -> dict[str, tuple[int, str]]:
+        """How many bytes of each tensor were hashed so far, and their sha256; untouched tensors are left out."""
+        return {
+            name: (running.position, running.hexdigest())
+            for name, running in self._hashes.items()
+            if running.position
+        }
+
+    def restore(self, hashed: Mapping[str, Sequence[Any]], bytes_read: int) -> None:
+        """Stand where an earlier reader stood, having read and compared the bytes it had hashed.
+
+        Args:
+            hashed: what its `hashed` gave.
+            bytes_read: what it had counted; reading them again does not count.
+
+        Raises:
+            IntegrityError: ``E_CHANGED`` when the bytes are not the same.
+        """
+        for name, (position, sha256) in hashed.items():
+            rehash(self.checkpoint, self._hashes[name], self.checkpoint.tensors[name], position)
+            if self._hashes[name].hexdigest() != sha256:
+                where = place(self.checkpoint.label, name)
+                raise IntegrityError(
+                    "E_CHANGED", where, "holds other bytes than the interrupted audit consumed"
+                )
+        self.bytes_read = bytes_read
 
     def finish(self) -> CheckpointDigest:
         """Hash what was never read, check that no file changed, and return the checkpoint's digest.

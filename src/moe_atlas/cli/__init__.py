@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any, TextIO
@@ -43,12 +44,27 @@ for _name in COMMANDS:
     app.command(_name)(getattr(import_module(f"moe_atlas.cli.{_name}"), _name))
 
 
+class Stopped(BaseException):
+    """SIGINT or SIGTERM: nothing catches it on the way out but what undoes the half-done."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def main() -> None:
-    """Run the command line and leave with an exit code that never lies."""
+    """Run the command line and leave with an exit code that never lies: 130 and 143 after SIGINT and SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     code = run(sys.argv[1:])
     if not all([_flushes(sys.stdout), _flushes(sys.stderr)]):
         os._exit(code)
     sys.exit(code)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped(number)
 
 
 def run(arguments: list[str]) -> int:
@@ -61,9 +77,9 @@ def run(arguments: list[str]) -> int:
     except CommandLineError as error:
         complain(f"E_USAGE {error.format_message()}; atlas --help lists what there is")
         return int(Exit.USAGE)
-    except (typer.Abort, KeyboardInterrupt):
-        complain("stopped; nothing was written")
-        return 130
+    except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
+        complain("stopped before a result was acknowledged")
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output left before we knew a verdict
         return int(Exit.EXHAUSTED)
     return result if isinstance(result, int) else int(Exit.PASS)

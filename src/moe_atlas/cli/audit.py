@@ -37,6 +37,7 @@ def audit(
     run: o.Run = None,
     runs: o.Runs = DEFAULT_RUNS,
     step: o.Step = None,
+    resume: o.Resume = False,
     force: o.Force = False,
     formats: o.Format = None,
     github: o.Github = False,
@@ -63,6 +64,7 @@ def audit(
             probe,
             receipt=receipt,
             force=force,
+            resume=resume,
             recording=Recording(run, runs, step),
             options=AuditOptions(
                 dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),

@@ -30,6 +30,7 @@ def baseline(
     reason: Annotated[
         str | None, typer.Option(help="Why a baseline is taken anew, such as 'node failure'.")
     ] = None,
+    resume: o.Resume = False,
     force: o.Force = False,
     formats: o.Format = None,
     github: o.Github = False,
@@ -53,6 +54,7 @@ def baseline(
             probe,
             receipt=receipt,
             force=force,
+            resume=resume,
             previous=previous,
             recording=Recording(run, runs, step, reason),
             options=AuditOptions(

@@ -21,6 +21,10 @@ PolicyFrom = Annotated[
 ]
 ReceiptPath = Annotated[Path, typer.Option("--receipt", help="Where the receipt goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing receipt.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Keep state beside the receipt; go on from what an interrupted run left."),
+]
 Dtype = Annotated[str, typer.Option(help="Matrix products in: auto (the checkpoint's), float32, bfloat16.")]
 Router = Annotated[str, typer.Option(help="Routing in: float32 (exact), native (as a serving stack rounds).")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]

@@ -1,0 +1,165 @@
+"""Continuing an audit that was killed, from what its last finished layer left on disk.
+
+After every layer the states of all windows, the evidence so far and what was hashed of each checkpoint replace one
+file beside the receipt. Nothing in it is taken on trust when the audit goes on: the file carries a digest of itself,
+every input and choice that can move a bit must be the same, and the bytes that were consumed are read and hashed
+again. There is no handler to rely on: killed at any moment, the audit leaves the state of a whole layer or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from moe_atlas.auditing.options import AuditOptions
+from moe_atlas.auditing.side import Side
+from moe_atlas.auditing.state_file import read_state, write_state
+from moe_atlas.errors import UsageError
+from moe_atlas.probes.registration import ProbeSet
+from moe_atlas.text import shown
+from moe_atlas.version import __version__
+from moe_atlas.weights.ledger import TensorChange
+
+if TYPE_CHECKING:
+    from moe_atlas.auditing.loop import Walk
+
+
+class Resume(Protocol):
+    """Where a walk leaves its state between layers."""
+
+    def restore(self, audit: Walk) -> int:
+        """Bring back the latest state; how many layers it covers, 0 when there is none."""
+
+    def save(self, audit: Walk, done: int) -> None:
+        """Keep the state after `done` layers."""
+
+
+class Nowhere:
+    """Keeps nothing: an interrupted audit starts again."""
+
+    def restore(self, audit: Walk) -> int:
+        """There is no state."""
+        return 0
+
+    def save(self, audit: Walk, done: int) -> None:
+        """Keep nothing."""
+
+
+class StateFile:
+    """Keeps the state in a file.
+
+    Args:
+        path: the file; it is replaced after every layer.
+        parts: everything that the state depends on, by what a reader would call it; JSON values.
+    """
+
+    def __init__(self, path: Path, parts: Mapping[str, Any]) -> None:
+        self.path = path
+        self._parts = {name: _digest(value) for name, value in parts.items()}
+
+    def restore(self, audit: Walk) -> int:
+        """Bring back the latest state.
+
+        Raises:
+            UsageError: ``E_RESUME`` when the state is of another audit, with what differs.
+            IntegrityError: ``E_RESUME`` for a damaged file, ``E_CHANGED`` when a checkpoint's bytes are not those
+                that were consumed.
+        """
+        if not self.path.exists():
+            return 0
+        facts, tensors = read_state(self.path)
+        differing = sorted(name for name in self._parts if self._parts[name] != facts["parts"].get(name))
+        if differing:
+            problem = f"was left by another audit: {', '.join(differing)} differ"
+            hint = "run that audit again as it was, or remove the file to start anew"
+            raise UsageError("E_RESUME", shown(str(self.path)), problem, hint)
+        for side, consumed in zip(audit.sides, facts["readers"], strict=True):
+            side.reader.restore(consumed["hashed"], consumed["bytes_read"])
+            states = [tensors.pop(f"{side.name}.{n}") for n in range(len(audit.batches))]
+            side.states = [state.to(side.replay.device) for state in states]
+        _restore_evidence(audit, facts, tensors)
+        return int(facts["done"])
+
+    def save(self, audit: Walk, done: int) -> None:
+        """Replace the state by that after `done` layers.
+
+        Raises:
+            ResourceExhausted: ``E_DISK`` when the disk is full; the state of the layer before stays.
+        """
+        evidence = audit.evidence
+        facts = {
+            "parts": self._parts,
+            "done": done,
+            "readers": [
+                {"hashed": side.reader.hashed(), "bytes_read": side.reader.bytes_read} for side in audit.sides
+            ],
+            "layers": evidence.layers,
+            "identity": evidence.identity,
+            "rows": [astuple(row) for row in evidence.ledger.rows],
+            "as_stored": [astuple(row) for row in evidence.ledger.as_stored],
+            "changed_layers": list(evidence.ledger.changed_layers),
+        }
+        tensors = {f"{side.name}.{n}": state for side in audit.sides for n, state in enumerate(side.states)}
+        tensors |= {f"array:{name}": torch.from_numpy(array) for name, array in evidence.arrays.items()}
+        write_state(self.path, facts, tensors)
+
+
+def dependencies(audit: Walk, probes: ProbeSet, options: AuditOptions) -> dict[str, Any]:
+    """Everything that moves a bit of an audit's state, by what a reader would call it."""
+    software = (__version__, torch.__version__, np.__version__, platform.machine())
+    return {
+        **{f"the {side.name} checkpoint": _stored(side) for side in audit.sides},
+        "the probe registration": probes.lock.digest,
+        "the software": [*software, torch.backends.cpu.get_cpu_capability()],
+        "the options": {
+            "dtype": [str(side.replay.dtype) for side in audit.sides],
+            "replay": [type(side.replay).__name__ for side in audit.sides],
+            "device": [str(side.replay.device) for side in audit.sides],
+            "router": options.router,
+            "threads": torch.get_num_threads(),
+            "batches": [list(batch.tokens_WS.shape) for batch in audit.batches],
+            "experts held": audit.budget,
+            "chart maps": audit.chart_maps,
+        },
+        "the noise floor": {str(layer): astuple(band) for layer, band in audit.bands.items()},
+    }
+
+
+def _stored(side: Side) -> list[Any]:
+    """A checkpoint as its headers and its configuration describe it; its bytes are compared when they are read."""
+    tensors = [astuple(tensor) for tensor in side.checkpoint.tensors.values()]
+    return [side.checkpoint.config, side.spec.describe(), tensors]
+
+
+def state_paths(receipt: Path) -> tuple[Path, Path]:
+    """Where an audit's state is kept, and that of its noise floor: hidden files beside the receipt."""
+    return receipt.with_name(f".{receipt.name}.resume"), receipt.with_name(f".{receipt.name}.floor-resume")
+
+
+def _restore_evidence(audit: Walk, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    evidence = audit.evidence
+    evidence.layers[:] = facts["layers"]
+    evidence.identity[:] = facts["identity"]
+    evidence.ledger.rows[:] = [_row(row) for row in facts["rows"]]
+    evidence.ledger.as_stored[:] = [_row(row) for row in facts["as_stored"]]
+    evidence.ledger.changed_layers |= set(facts["changed_layers"])
+    for name, tensor in tensors.items():
+        evidence.arrays[name.removeprefix("array:")] = tensor.numpy()
+
+
+def _row(values: list[Any]) -> TensorChange:
+    """A ledger row; JSON made lists of its pairs."""
+    fields: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+    return TensorChange(*fields)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,107 @@
+"""The file that an interrupted audit goes on from: JSON facts and tensors, streamed, with a digest at the end.
+
+Layout: a magic line, 8 bytes little-endian length of the JSON, the JSON, the tensors' bytes in its order, and the
+sha256 of everything before. Reading and writing need no more memory than the tensors themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from moe_atlas.durable import sync_folder
+from moe_atlas.errors import IntegrityError
+from moe_atlas.receipt.files import write_errors
+from moe_atlas.text import shown
+
+MAGIC = b"atlas/resume/v1\n"
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)
+}
+_DTYPES |= {"float64": torch.float64, "int32": torch.int32, "int64": torch.int64}
+
+
+def write_state(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Replace the file so that a crash leaves the old one or the new one.
+
+    Raises:
+        ResourceExhausted: ``E_DISK`` when the disk is full.
+        UsageError: ``E_WRITE`` when the folder cannot be written.
+    """
+    # One fixed name: what a killed audit leaves half-written, the next one overwrites.
+    temporary = path.with_name(path.name + ".tmp")
+    with write_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                _write(file, facts, tensors)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _write(file: BinaryIO, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    table = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()]
+    header = json.dumps({"facts": facts, "tensors": table}).encode("ascii")
+    digest = hashlib.sha256()
+    front: list[bytes | memoryview] = [MAGIC, len(header).to_bytes(8, "little"), header]
+    for part in chain(front, map(_bytes, tensors.values())):
+        digest.update(part)
+        file.write(part)
+    file.write(digest.digest())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy().data)
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read facts and tensors back.
+
+    Raises:
+        IntegrityError: ``E_RESUME`` when the file is not byte for byte what was written.
+    """
+    damaged = IntegrityError("E_RESUME", shown(str(path)), "is damaged", "remove it to start anew")
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            if _read(file, len(MAGIC), digest) != MAGIC:
+                raise damaged
+            length = int.from_bytes(_read(file, 8, digest), "little")
+            if length > path.stat().st_size:
+                raise damaged
+            header = json.loads(_read(file, length, digest))
+            tensors = {name: _tensor(file, dtype, shape, digest) for name, dtype, shape in header["tensors"]}
+            if file.read() != digest.digest():
+                raise damaged
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        raise damaged from error
+    facts: dict[str, Any] = header["facts"]
+    return facts, tensors
+
+
+def _read(file: BinaryIO, count: int, digest: Any) -> bytes:
+    data = file.read(count)
+    digest.update(data)
+    return data
+
+
+def _tensor(file: BinaryIO, dtype: str, shape: list[int], digest: Any) -> Tensor:
+    tensor = torch.empty(shape, dtype=_DTYPES[dtype])
+    buffer = _bytes(tensor)
+    if file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+        raise ValueError("cut short")
+    digest.update(buffer)
+    return tensor
