@@ -26,7 +26,10 @@ def class_digests(spec: ModelSpec, checkpoint: Checkpoint, digest: CheckpointDig
         same line for each tensor as the checkpoint's own digest; every stored tensor is in exactly one row, those
         that nothing replays under ``other``.
     """
-    places = dict(_places(spec))
+    places: dict[str, Place] = {}
+    for name, place in _places(spec):
+        encoded = checkpoint.encoded.get(name)
+        places |= dict.fromkeys([name] if encoded is None else encoded.parts.values(), place)
     rows: dict[Place, list[bytes]] = {}
     for name in sorted(checkpoint.tensors):
         line = manifest_line(checkpoint.tensors[name], digest.tensors[name])
