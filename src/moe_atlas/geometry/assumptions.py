@@ -59,6 +59,7 @@ NO_TANGENT = (
     "content_drift",
     "smooth_content",
     "smooth_content_published",
+    "smooth_content_coverage",
     "overlap",
     "overlap_specificity",
     "overlap_boundary_contrast",
