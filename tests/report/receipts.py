@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from moe_atlas.ledger import Ledger
+from moe_atlas.ledger.history import History, read_history
+from moe_atlas.ledger.recording import record_receipt
 from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.write import write_receipt
+from tests.ledger import runs
 from tests.receipt import synthetic
 
 HOSTILE = "x<script>alert(1)</script>](http://evil.example)|`rm`@all\x1b[31m\u202e\n::error::x"
@@ -71,3 +76,19 @@ def on_disk(folder: Path, scale: float = 1.0, name: str = "receipt.json") -> Pat
     path = folder / name
     write_receipt(made, synthetic.windows(made, seed=3, scale=scale), path)
     return path
+
+
+def history() -> History:
+    """A run with a registration replaced, a resume, and gates of every colour."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        ledger = Ledger("sft-640", root / "runs")
+        ledger.append("registration", {"lock": "x", "lock_sha256": "ab" * 32, "predecessor": None})
+        runs.write(ledger, root / "b.json", kind="baseline")
+        record_receipt(ledger, root / "b.json", step=0)
+        for number, scale in enumerate((1.0, 30.0, 31.0, 32.0, 33.0)):
+            runs.gate(ledger, root / f"{number}.json", step=100 * number + 100, seed=number, scale=scale)
+        ledger.append("registration", {"lock_sha256": "cd" * 32, "predecessor": {"sha256": "ab" * 32}})
+        runs.write(ledger, root / "r.json", kind="baseline")
+        record_receipt(ledger, root / "r.json", step=700, reason=HOSTILE)
+        return read_history(ledger)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_atlas.report.html import audit_page
+from moe_atlas.report.html import audit_page, history_page
 from moe_atlas.text import number
 from tests.report import receipts
 
@@ -18,6 +18,7 @@ KINDS = {
     "fail": lambda: receipts.receipt(scale=40.0),
     "baseline": lambda: receipts.receipt("baseline"),
     "hostile": receipts.hostile,
+    "history": receipts.history,
 }
 VOID = {"meta", "link", "br"}
 
@@ -55,7 +56,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module", params=KINDS)
 def page(request):
-    return Page(audit_page(KINDS[request.param](), PATH))
+    made = KINDS[request.param]()
+    return Page(history_page(made) if request.param == "history" else audit_page(made, PATH))
 
 
 def test_nothing_is_fetched_and_nothing_runs(page):
@@ -157,3 +159,17 @@ def test_a_baseline_licenses_nothing():
 
 def test_a_page_depends_on_nothing_but_its_receipt():
     assert audit_page(receipts.receipt(), PATH) == audit_page(receipts.receipt(), PATH)
+
+
+def test_a_history_says_state_action_and_every_event():
+    found = receipts.history()
+    text = history_page(found)
+    words = Page(text).text
+    assert "<script" not in text
+    assert words.index("run sft-640: ") < words.index("do now") < words.index("Gates over time")
+    assert "WAITING" in words  # the last entry is a resume, which tests nothing
+    for colour in ("✓ GREEN: clear", "! YELLOW: first-bad", "✗ RED: intervene", "◇ resume: waiting"):
+        assert colour in words
+    assert "replaces registration abababababab" in words
+    assert "re-registered" in words
+    assert words.count(" audit ") >= 5

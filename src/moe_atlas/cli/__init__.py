@@ -22,6 +22,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "report",
+    "diff",
     "history",
     "gate",
     "calibrate",

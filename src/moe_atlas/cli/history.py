@@ -31,6 +31,10 @@ def history(
     run: Run,
     runs: Runs = DEFAULT_RUNS,
     receipts: Receipts = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the history as an HTML page.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a page that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Show a run's baselines and gates with the state of the escalation rule.
@@ -41,13 +45,31 @@ def history(
     Example: atlas history sft-640
     """
     from moe_atlas.ledger.history import read_history
+    from moe_atlas.report.outputs import require_free
+    from moe_atlas.text import shown
 
+    if output is not None:
+        require_free(output, force)
     found = read_history(Ledger(run, runs), receipts or ())
+    if output is not None:
+        _write(found, output)
     if as_json:
         typer.echo(json.dumps(found.describe(), indent=2))
     else:
         _draw(found)
+    if output is not None and not as_json:
+        typer.echo(f"wrote {shown(str(output))}")
     return 0
+
+
+def _write(found: History, path: Path) -> None:
+    from moe_atlas.durable import write_atomic
+    from moe_atlas.report.html import history_page
+    from moe_atlas.report.outputs import writing
+
+    page = history_page(found)
+    with writing(path):
+        write_atomic(path, page.encode("utf-8"))
 
 
 def _draw(found: History) -> None:

@@ -77,12 +77,23 @@ class Outputs:
             if output.path is None:
                 _print(text)
                 continue
-            try:
+            with writing(output.path):
                 write_atomic(output.path, text.encode("utf-8"))
-            except OSError as error:
-                problem = f"cannot be written ({error.strerror})"
-                hint = "the receipt stands; write it again with atlas report"
-                raise ResourceExhausted("E_WRITE", shown(str(output.path)), problem, hint) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the report that could not be written.
+
+    Raises:
+        ResourceExhausted: E_WRITE.
+    """
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror})"
+        hint = "what it reports on stands; write it again"
+        raise ResourceExhausted("E_WRITE", shown(str(path)), problem, hint) from error
 
 
 def _print(text: str) -> None:
@@ -157,7 +168,7 @@ def outputs(
         problem = "a report names the file of another, or of the receipt"
         raise UsageError("E_FORMAT", "--format", problem, "give each its own file")
     for path in targets:
-        _check(path, force)
+        require_free(path, force)
     if github_actions:
         github.check_environment()
     return Outputs(tuple(wanted), github_actions)
@@ -179,7 +190,12 @@ def _from_path(path: Path) -> Output:
     return Output(found, path)
 
 
-def _check(path: Path, force: bool) -> None:
+def require_free(path: Path, force: bool) -> None:
+    """Refuse a file that cannot be written, or is there already.
+
+    Raises:
+        UsageError: E_NO_FOLDER or E_EXISTS.
+    """
     label = shown(str(path))
     if not path.parent.is_dir():
         raise UsageError("E_NO_FOLDER", label, "its folder does not exist", "create it first")

@@ -5,6 +5,7 @@ one drawing serves both themes; there is no script and nothing to fetch. Every s
 Jinja2's escaping.
 """
 
+from moe_atlas.report.html.history import history_page
 from moe_atlas.report.html.page import audit_page
 
-__all__ = ["audit_page"]
+__all__ = ["audit_page", "history_page"]

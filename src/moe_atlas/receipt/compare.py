@@ -1,0 +1,246 @@
+"""Two receipts side by side: what moved between them, and whether the intervals say so. Torch-free.
+
+Receipts of one registration measured the same windows, so every mean is compared window by window (paired) and
+its change has an interval of its own; across layers the bounds hold together. Receipts of different
+registrations are compared by disjoint intervals only, which says less, and the caveat is named.
+
+Shape legend: W windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from moe_atlas.receipt.context import Context, make_context
+from moe_atlas.receipt.window_file import Arrays
+from moe_atlas.statistics.bootstrap import domain_means
+from moe_atlas.statistics.sample import Interval, Sample, undefined
+from moe_atlas.statistics.simultaneous import simultaneous_lower
+
+HIGHER, LOWER, SAME, UNCLEAR, UNDEFINED = "higher", "lower", "same", "unclear", "undefined"
+PAIR_KEYS = ("coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift")
+HEALTH_KEYS = ("overlap", "set_margin")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure in both receipts.
+
+    Attributes:
+        figure: such as ``content_drift`` or ``nll``.
+        where: ``layer 3`` or ``domain code``.
+        first: its interval in the first receipt.
+        second: its interval in the second.
+        difference: second minus first with its own interval, where the windows pair; None where they don't.
+        says: ``higher``, ``lower``, ``same`` (to the last bit in every window), ``unclear`` or ``undefined``.
+    """
+
+    figure: str
+    where: str
+    first: Mapping[str, Any]
+    second: Mapping[str, Any]
+    difference: Mapping[str, Any] | None
+    says: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two receipts say together.
+
+    Attributes:
+        paired: whether they measured the same windows.
+        caveats: why they may answer different questions; empty for two attempts at one objective.
+        verdicts: both verdicts.
+        predicates: name, outcome in the first, outcome in the second.
+        changes: figures by protected layer, then by domain.
+    """
+
+    paired: bool
+    caveats: list[str]
+    verdicts: tuple[str | None, str | None]
+    predicates: list[tuple[str, str, str]]
+    changes: list[Change]
+
+    def describe(self) -> dict[str, Any]:
+        """The comparison as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A verified receipt and its window arrays."""
+
+    receipt: Mapping[str, Any]
+    windows: Arrays
+
+    @property
+    def subject(self) -> str:
+        """Whose health is compared: the tuned checkpoint of an audit, the checkpoint of a baseline."""
+        return "tuned" if self.receipt["kind"] == "audit" else "base"
+
+    @property
+    def protected(self) -> frozenset[int]:
+        """Indices of the protected layers."""
+        return frozenset(self.receipt["probe"]["protected_layers"])
+
+    @property
+    def lock(self) -> str:
+        """Digest of the registration."""
+        return str(self.receipt["probe"]["lock"]["sha256"])
+
+
+def compare(first: Side, second: Side) -> Comparison:
+    """Compare two verified receipts, the second against the first."""
+    paired = first.lock == second.lock and _same_windows(first, second)
+    predicates = [
+        (name, one["outcome"], second.receipt["predicates"][name]["outcome"])
+        for name, one in first.receipt["predicates"].items()
+    ]
+    context = make_context(first.receipt, first.windows) if paired else None
+    return Comparison(
+        paired=paired,
+        caveats=_caveats(first, second),
+        verdicts=(first.receipt["verdict"], second.receipt["verdict"]),
+        predicates=predicates,
+        changes=[*_layers(first, second, context), *_domains(first, second, context)],
+    )
+
+
+def _same_windows(first: Side, second: Side) -> bool:
+    return all(
+        np.array_equal(first.windows[f"windows.{key}"], second.windows[f"windows.{key}"])
+        for key in ("domain", "document", "tokens")
+    )
+
+
+def _caveats(first: Side, second: Side) -> list[str]:
+    """Everything that makes the two answer different questions, most serious first."""
+    one, other = first.receipt, second.receipt
+    digests = [receipt["checkpoints"]["base"]["digest"] for receipt in (one, other)]
+    found = {
+        "one is an audit, the other a baseline": one["kind"] != other["kind"],
+        "different base checkpoints: drift is measured from different places": digests[0] != digests[1]
+        and one["kind"] == other["kind"] == "audit",
+        "different registrations: the windows do not pair, only disjoint intervals count": first.lock
+        != second.lock,
+        "different policies: budgets, stage or margins changed between them": one["probe"]["policy"]
+        != other["probe"]["policy"],
+        "different protected layers: those of both are compared": one["probe"]["protected_layers"]
+        != other["probe"]["protected_layers"],
+        "different evaluation sets": one["probe"]["evaluation"] != other["probe"]["evaluation"],
+        "different arithmetic (compute dtype or router)": any(
+            one["method"].get(key) != other["method"].get(key)
+            for key in ("compute_dtype", "router_arithmetic")
+        ),
+    }
+    return [words for words, holds in found.items() if holds]
+
+
+def _layers(first: Side, second: Side, context: Context | None) -> list[Change]:
+    """Every figure over the layers that both protect."""
+    rows = [
+        {layer["layer"]: layer for layer in side.receipt["layers"] if layer["layer"] in side.protected}
+        for side in (first, second)
+    ]
+    numbers = sorted(set(rows[0]) & set(rows[1]))
+    audits = first.subject == second.subject == "tuned"
+    figures = [*(("pair", key) for key in PAIR_KEYS if audits), *((None, key) for key in HEALTH_KEYS)]
+    out = []
+    for part, key in figures:
+        names = [[f"layers.{n}.{part or side.subject}.{key}" for n in numbers] for side in (first, second)]
+        intervals = [
+            [(row[n].get(part or side.subject) or {}).get(key) or {} for n in numbers]
+            for side, row in zip((first, second), rows, strict=True)
+        ]
+        samples = None if context is None else [
+            _paired(context, first.windows, second.windows, a, b) for a, b in zip(*names, strict=True)
+        ]  # fmt: skip
+        places = [f"layer {n}" for n in numbers]
+        out += _changes(key, places, intervals, samples, context)
+    return out
+
+
+def _domains(first: Side, second: Side, context: Context | None) -> list[Change]:
+    rows = [{row["name"]: row for row in side.receipt["domains"]} for side in (first, second)]
+    names = [name for name in rows[0] if name in rows[1]]
+    keys = [f"nll_{side.subject}" for side in (first, second)]
+    intervals = [[row[name].get(key) or {} for name in names] for row, key in zip(rows, keys, strict=True)]
+    out = []
+    for place, name in enumerate(names):
+        sample = None if context is None else [_domain(context, first, second, name)]
+        pair = [[side[place]] for side in intervals]
+        out += _changes("nll", [f"domain {name}"], pair, sample, context)
+    return out
+
+
+def _paired(context: Context, first: Arrays, second: Arrays, one: str, other: str) -> Sample:
+    """The mean change of a figure over the base-role windows."""
+    if one not in first or other not in second:
+        return undefined("not measured in both")
+    change_W = np.asarray(second[other], dtype=np.float64) - np.asarray(first[one], dtype=np.float64)
+    return domain_means(change_W[:, None], context.design)[0]
+
+
+def _domain(context: Context, first: Side, second: Side, name: str) -> Sample:
+    number = [domain["name"] for domain in context.domains].index(name)
+    chosen_W = np.asarray(context.windows["windows.domain"] == number)
+    values = [np.asarray(side.windows[f"output.nll_{side.subject}"])[chosen_W] for side in (first, second)]
+    return domain_means((values[1] - values[0])[:, None], context.domain_design(chosen_W))[0]
+
+
+def _changes(
+    figure: str,
+    places: Sequence[str],
+    intervals: Sequence[Sequence[Mapping[str, Any]]],
+    samples: Sequence[Sample] | None,
+    context: Context | None,
+) -> list[Change]:
+    """Changes of one figure over its places; their bounds hold together."""
+    pairs = list(zip(*intervals, strict=True))
+    if samples is None or context is None:
+        return [
+            Change(figure, place, one, other, None, _disjoint(one, other))
+            for place, (one, other) in zip(places, pairs, strict=True)
+        ]
+    lower = simultaneous_lower(samples, context.tail)
+    upper = simultaneous_lower([_mirrored(sample) for sample in samples], context.tail)
+    return [
+        Change(figure, place, one, other, _shown(context, sample), _says(sample, low, high))
+        for place, (one, other), sample, low, high in zip(places, pairs, samples, lower, upper, strict=True)
+    ]
+
+
+def _mirrored(sample: Sample) -> Sample:
+    t_B = None if sample.t_B is None else -sample.t_B
+    return Sample(
+        -sample.estimate, sample.se, t_B, sample.windows, sample.documents, sample.reason, sample.exact
+    )
+
+
+def _shown(context: Context, sample: Sample) -> Interval:
+    return context.interval(sample)
+
+
+def _says(sample: Sample, low: float | None, mirrored: float | None) -> str:
+    if not np.isfinite(sample.estimate):
+        return UNDEFINED
+    if sample.estimate == 0.0 and sample.se == 0.0:
+        return SAME
+    if low is not None and low > 0.0:
+        return HIGHER
+    return LOWER if mirrored is not None and mirrored > 0.0 else UNCLEAR
+
+
+def _disjoint(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    low_one, high_one, low_other, high_other = (
+        side.get(key) for side in (one, other) for key in ("low", "high")
+    )
+    if low_one is None or high_one is None or low_other is None or high_other is None:
+        return UNDEFINED
+    if low_other > high_one:
+        return HIGHER
+    return LOWER if high_other < low_one else UNCLEAR
