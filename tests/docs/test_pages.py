@@ -1,0 +1,94 @@
+"""Every command on a page runs as written, every link leads somewhere, every probe file parses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from moe_atlas.cli import run
+from moe_atlas.probes.load import load_probes
+from tests import pairs, tiny
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+BLOCK = re.compile(r"^( *)```console\n(.*?)^\1```$", re.M | re.S)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+EXIT = re.compile(r"#\s*exit (\d+)")
+
+
+def names(pages):
+    return [page.relative_to(ROOT).as_posix() for page in pages]
+
+
+def commands(page: Path) -> list[tuple[str, int]]:
+    """(command line, expected exit code) of every `$ atlas` line, in order."""
+    found = []
+    for _, block in BLOCK.findall(page.read_text()):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("$ atlas "):
+                code = EXIT.search(line)
+                found.append((line.strip().removeprefix("$ atlas "), int(code[1]) if code else 0))
+    return found
+
+
+@pytest.fixture(scope="session")
+def reader_folder(tmp_path_factory):
+    """What a reader of the pages has before them: checkpoints and a registered probe set."""
+    root = tmp_path_factory.mktemp("reader")
+    base = tiny.save("deepseek_v3", root / "base.ckpt", seed=5)
+    pairs.variant(base, root / "tuned.ckpt", pairs.jitter(3e-3, lambda name: "self_attn" in name))
+    pairs.variant(base, root / "hard.ckpt", pairs.jitter(0.5, lambda name: "norm" not in name))
+    shutil.copytree(base, root / "resumed.ckpt")
+    pairs.probe(root)
+    (root / "probes.lock.json").unlink()
+    return root
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_every_command_runs_as_written(page, reader_folder, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "here"
+    shutil.copytree(reader_folder, place)
+    monkeypatch.chdir(place)
+    lines = commands(page)
+    if not any(line.startswith("register") for line, _ in lines):
+        assert run(["register", "probes.yaml"]) == 0
+    for line, expected in lines:
+        code = run(shlex.split(line, comments=True))
+        assert code == expected, f"{page.name}: atlas {line}: exit {code}\n{capsys.readouterr().err}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page can be linked by."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_link_leads_somewhere(page):
+    for groups in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.S)):
+        target = groups[0] or groups[1]
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(found), f"{page.name}: {target}"
+
+
+def test_probe_files_on_pages_parse(tmp_path):
+    blocks = [block for page in PAGES for block in re.findall(r"^```yaml\n(schema: atlas/probes.*?)```", page.read_text(), re.M | re.S)]
+    assert blocks
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block)
+        assert load_probes(path).domains
+
+
+def test_no_page_is_an_orphan():
+    text = "".join(page.read_text() for page in PAGES)
+    for page in ROOT.glob("docs/*.md"):
+        assert re.search(rf"\]\((docs/)?{re.escape(page.name)}(#[^)]*)?\)", text), f"nothing links to {page.name}"
