@@ -1,6 +1,6 @@
 """The form of a receipt and of its window data, checked before anything is computed from them.
 
-`receipt.schema.json` (JSON Schema 2020-12, hand-written, also under docs/) is the documented form; the checker
+`receipt.schema.json` (JSON Schema 2020-12, hand-written) is the documented form; the checker
 here implements the part of JSON Schema that it uses and refuses to start on a keyword it does not know.
 """
 
