@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint fmt parity coverage bench goldens clean
+.PHONY: demo test test-slow lint fmt parity coverage bench docs goldens clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ coverage: $(READY)    ## do the intervals cover? the simulation grid of docs/sta
 
 bench: $(READY)       ## speed and memory against transformers on the same work
 	$(BIN)/python -m scripts.bench
+
+docs: $(READY)        ## the pages as a site in build/site
+	$(BIN)/mkdocs build -q -f configs/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) demo build dist
