@@ -1,0 +1,1 @@
+"""The lab: small MoEs really trained, tuned and broken in known ways, each pair audited."""

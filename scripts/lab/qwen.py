@@ -1,0 +1,188 @@
+"""A Qwen3-MoE-shaped decoder for training, beside the demo's DeepSeek-V3-shaped one.
+
+Grouped-query attention with normed queries and keys, every layer routed, softmax over the chosen experts, no
+shared expert and no bias. An auxiliary loss balances the load, as in the released family.
+
+Shapes as in the demo's model; A attention heads, B key-value heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scripts.demo.model import Combine, Dispatch, Norm, plan_slots, rotary_tables
+
+BALANCE = 0.01  # weight of the auxiliary loss
+
+
+@dataclass(frozen=True)
+class QwenShape:
+    """Sizes, named as in the released configuration file."""
+
+    vocab_size: int = 256
+    hidden_size: int = 48
+    intermediate_size: int = 96
+    moe_intermediate_size: int = 24
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 12
+    num_experts: int = 16
+    num_experts_per_tok: int = 4
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 512
+
+    @property
+    def qk_rope_head_dim(self) -> int:
+        """Every dimension of a head is rotated."""
+        return self.head_dim
+
+    @property
+    def n_routed_experts(self) -> int:
+        """The demo's name for the number of experts."""
+        return self.num_experts
+
+
+class Balance(torch.autograd.Function):
+    """Pass a tensor through and send a loss its gradient beside it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, loss: Tensor) -> Tensor:
+        """Return x as it is."""
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss has weight one."""
+        return grad, torch.ones(())
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; halves of a head are rotated against each other."""
+
+    def __init__(self, shape: QwenShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width, size = shape.hidden_size, shape.head_dim
+        self.q_proj = nn.Linear(width, shape.num_attention_heads * size, bias=False)
+        self.k_proj = nn.Linear(width, shape.num_key_value_heads * size, bias=False)
+        self.v_proj = nn.Linear(width, shape.num_key_value_heads * size, bias=False)
+        self.o_proj = nn.Linear(shape.num_attention_heads * size, width, bias=False)
+        self.q_norm = Norm(size, shape.rms_norm_eps)
+        self.k_norm = Norm(size, shape.rms_norm_eps)
+
+    def forward(self, x_NSD: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
+        """Attend causally; [N, S, D] in and out."""
+        n, s, _ = x_NSD.shape
+        q, k, v = (
+            part(x_NSD).view(n, s, -1, self.shape.head_dim)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q = rotate_halves(self.q_norm(q).transpose(1, 2), cos_SR, sin_SR)
+        k = rotate_halves(self.k_norm(k).transpose(1, 2), cos_SR, sin_SR)
+        repeats = self.shape.num_attention_heads // self.shape.num_key_value_heads
+        k, v = (part.repeat_interleave(repeats, dim=1) for part in (k, v.transpose(1, 2)))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(out.transpose(1, 2).reshape(n, s, -1))
+
+
+def rotate_halves(x: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
+    """Rotate the first half of a head against the second."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos_SR - second * sin_SR, second * cos_SR + first * sin_SR], dim=-1)
+
+
+class Moe(nn.Module):
+    """Routed experts. `load_E` holds the counts of the last forward pass."""
+
+    load_E: Tensor
+
+    def __init__(self, shape: QwenShape) -> None:
+        super().__init__()
+        experts, width, hidden = shape.num_experts, shape.hidden_size, shape.moe_intermediate_size
+        self.k = shape.num_experts_per_tok
+        self.gate = nn.Linear(width, experts, bias=False)
+        self.gate_up_proj = nn.Parameter(torch.randn(experts, width, 2 * hidden) * width**-0.5)
+        self.down_proj = nn.Parameter(torch.randn(experts, hidden, width) * hidden**-0.5)
+        self.load_E = torch.zeros(experts)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """The routed experts' weighted sum; [T, D] in and out."""
+        share_TE = self.gate(x_TD).softmax(-1)
+        weights_TK, experts_TK = share_TE.topk(self.k, dim=-1)
+        weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+        tokens_EC, slots_TK, self.load_E = plan_slots(experts_TK, len(self.gate_up_proj))
+        x_ECD = Dispatch.apply(x_TD, tokens_EC, slots_TK)
+        gate_ECH, up_ECH = torch.bmm(x_ECD, self.gate_up_proj).chunk(2, dim=-1)
+        out_ECD = torch.bmm(F.silu(gate_ECH) * up_ECH, self.down_proj)
+        out_TD = Combine.apply(out_ECD, weights_TK, tokens_EC, slots_TK)
+        routed_E = self.load_E / (len(x_TD) * self.k)
+        return Balance.apply(out_TD, BALANCE * len(share_TE[0]) * (routed_E * share_TE.mean(0)).sum())
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and routed block."""
+
+    def __init__(self, shape: QwenShape) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(shape.hidden_size, shape.rms_norm_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = Norm(shape.hidden_size, shape.rms_norm_eps)
+        self.mlp = Moe(shape)
+
+    def forward(self, x_NSD: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
+        """Add attention, then the experts."""
+        x_NSD = x_NSD + self.self_attn(self.input_layernorm(x_NSD), cos_SR, sin_SR)
+        return x_NSD + self.mlp(self.post_attention_layernorm(x_NSD).flatten(0, 1)).view_as(x_NSD)
+
+
+class QwenModel(nn.Module):
+    """The whole decoder with untied embedding and head."""
+
+    def __init__(self, shape: QwenShape, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+            self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
+            self.norm = Norm(shape.hidden_size, shape.rms_norm_eps)
+            self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+
+    def forward(self, tokens_NS: Tensor) -> Tensor:
+        """Return next-token logits [N, S, V]."""
+        x_NSD = self.embed_tokens(tokens_NS)
+        cos_SR, sin_SR = rotary_tables(tokens_NS.shape[1], self.shape)
+        for layer in self.layers:
+            x_NSD = layer(x_NSD, cos_SR, sin_SR)
+        return self.lm_head(self.norm(x_NSD))
+
+    def routed(self) -> list[Moe]:
+        """The MoE blocks, in layer order."""
+        return [layer.mlp for layer in self.layers]
+
+
+def qwen_config(shape: QwenShape) -> dict[str, object]:
+    """The configuration, with the keys that a released one has."""
+    sizes = {name: getattr(shape, name) for name in shape.__dataclass_fields__}
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        **sizes,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "decoder_sparse_step": 1,
+        "hidden_act": "silu",
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+        "rope_scaling": None,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+    }
