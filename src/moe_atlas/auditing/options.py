@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+Execution = Literal["order", "float32", "bfloat16"]
+
 
 class Progress(Protocol):
     """Who watches: told the phase, and every step passed with the bytes read so far."""
@@ -39,7 +41,8 @@ class AuditOptions:
         threads: CPU threads of the matrix products; torch's choice when None. Recorded: bits depend on it.
         memory: bytes the audit may use, or None for no stated limit.
         noise_floor: also audit the base against itself: `order` under another execution order, `float32` or
-            `bfloat16` in another compute dtype.
+            `bfloat16` in another compute dtype. Measured without being asked where a budget is within ten times of
+            the floor that the baseline receipt stored.
         chart_maps: pairs of experts per layer whose overlap map is measured; 0 for none.
         baseline: a baseline receipt whose overlap and occupancy are the handoff reference.
         policy_from: the central policy file under which the probe set was registered.
@@ -53,7 +56,7 @@ class AuditOptions:
     device: str = "cpu"
     threads: int | None = None
     memory: int | None = None
-    noise_floor: Literal["order", "float32", "bfloat16"] | None = None
+    noise_floor: Execution | None = None
     chart_maps: int = 0
     baseline: Path | None = None
     policy_from: Path | None = None

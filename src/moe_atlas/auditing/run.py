@@ -22,7 +22,7 @@ from moe_atlas.auditing.batches import BATCH_TOKENS, partition
 from moe_atlas.auditing.loop import Evidence, Walk, walk
 from moe_atlas.auditing.memory import held_experts, minimum
 from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
-from moe_atlas.auditing.options import AuditOptions
+from moe_atlas.auditing.options import AuditOptions, Execution
 from moe_atlas.auditing.pairing import other_differences, require_comparable
 from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.side import Side, SideName, compute_dtype
@@ -35,7 +35,8 @@ from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
 from moe_atlas.families.registry import resolve
 from moe_atlas.families.spec import ModelSpec
 from moe_atlas.probes.registration import ProbeSet, load_registered
-from moe_atlas.receipt.reference import attempt_facts, reference_facts
+from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_floor
+from moe_atlas.receipt.warnings import within_floor
 from moe_atlas.replay.model import Replay
 from moe_atlas.version import __version__
 from moe_atlas.weights.class_digests import class_digests
@@ -61,6 +62,7 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
     if len(specs) == 2:
         require_comparable(specs[0], specs[1], checkpoints[0].label, checkpoints[1].label)
     require_measurable(probes, specs[0])
+    options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
     with exhaustion_named(), threads(options.threads):
         floor = measure_floor(checkpoints[0], specs[0], probes, options) if options.noise_floor else None
         audit = prepare(checkpoints, specs, probes, options)
@@ -129,6 +131,16 @@ def prepare(
         budget=held_experts(options.memory, needed),
         chart_maps=options.chart_maps,
     )
+
+
+def wanted_floor(probes: ProbeSet, spec: ModelSpec, options: AuditOptions) -> Execution | None:
+    """How to measure the noise floor: as asked, or as the baseline did where a budget is within ten times of it."""
+    if options.noise_floor is not None:
+        return options.noise_floor
+    stored = stored_floor(options.baseline)
+    protected = probes.config.protected_layers.resolve(spec.routed_layers)
+    near = within_floor(stored, probes.config.policy.rewrite.budgets(), protected)
+    return stored["execution"] if stored and near else None
 
 
 def measure_floor(

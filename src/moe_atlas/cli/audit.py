@@ -28,9 +28,7 @@ def audit(
     attempt: Annotated[
         list[Path] | None, typer.Option(help="Receipt of another attempt at the objective; repeatable.")
     ] = None,
-    noise_floor: Annotated[
-        str | None, typer.Option(help="Also audit the base against itself: order, float32 or bfloat16.")
-    ] = None,
+    noise_floor: o.NoiseFloor = None,
     chart_maps: Annotated[
         int, typer.Option(min=0, help="Pairs of experts per layer for rank and condition of T (slow).")
     ] = 0,
@@ -72,9 +70,7 @@ def audit(
                 device=o.one_of("--device", device, ("cpu", "cuda")),
                 threads=threads,
                 memory=None if memory is None else parse_size(memory),
-                noise_floor=None
-                if noise_floor is None
-                else o.one_of("--noise-floor", noise_floor, o.EXECUTIONS),
+                noise_floor=o.execution(noise_floor),
                 chart_maps=chart_maps,
                 baseline=baseline,
                 attempts=tuple(attempt or ()),

@@ -21,6 +21,7 @@ def baseline(
     device: o.Device = "cpu",
     threads: o.Threads = None,
     memory: o.Memory = None,
+    noise_floor: o.NoiseFloor = None,
     previous: Annotated[
         Path | None, typer.Option(help="Earlier receipt of the run: are these still the same tensors?")
     ] = None,
@@ -63,6 +64,7 @@ def baseline(
                 device=o.one_of("--device", device, ("cpu", "cuda")),
                 threads=threads,
                 memory=None if memory is None else parse_size(memory),
+                noise_floor=o.execution(noise_floor),
                 policy_from=policy_from,
                 progress=watcher,
             ),

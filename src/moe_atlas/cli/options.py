@@ -44,6 +44,14 @@ Format = Annotated[
 Github = Annotated[bool, typer.Option("--github", help="Tell GitHub Actions: summary, outputs, annotation.")]
 
 EXECUTIONS = ("order", "float32", "bfloat16")
+NoiseFloor = Annotated[
+    str | None, typer.Option(help="Also audit the base against itself: order, float32 or bfloat16.")
+]
+
+
+def execution(noise_floor: str | None) -> Any:
+    """What --noise-floor asks for, if it is allowed."""
+    return None if noise_floor is None else one_of("--noise-floor", noise_floor, EXECUTIONS)
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> Any:

@@ -39,6 +39,16 @@ def reference_facts(path: Path | None) -> dict[str, Any] | None:
     }
 
 
+def stored_floor(path: Path | None) -> dict[str, Any] | None:
+    """The noise floor that a baseline receipt measured of its checkpoint, None when there is none.
+
+    Raises:
+        AtlasError: as `reference_facts`, of which this reads the same file.
+    """
+    floor = None if path is None else intact_receipt(path).get("noise_floor")
+    return floor if isinstance(floor, dict) else None
+
+
 def attempt_facts(path: Path) -> dict[str, Any]:
     """Return what an attempt's audit receipt contributes to the third predicate.
 

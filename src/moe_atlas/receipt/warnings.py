@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from moe_atlas.receipt.context import Facts
@@ -45,19 +46,27 @@ def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
 
 def _floors(receipt: Facts) -> list[dict[str, Any]]:
     """Budgets within ten times the measured noise floor of a protected layer."""
-    floor: Any = receipt.get("noise_floor")
-    if not isinstance(floor, dict) or not isinstance(floor.get("layers"), list):
-        return []
     budgets = receipt["probe"]["policy"]["rewrite"]
-    protected = set(receipt["probe"]["protected_layers"])
+    worst = within_floor(receipt.get("noise_floor"), budgets, receipt["probe"]["protected_layers"])
     out = []
+    for name, floor in worst.items():
+        budget = f"the budget of {CHANNELS[name]}, {budgets[name]:g}"
+        message = f"{budget}, is below ten times its noise floor {floor:.3g}"
+        out.append({"code": "noise-floor", "message": message})
+    return out
+
+
+def within_floor(floor: Any, budgets: Facts, protected: Sequence[int]) -> dict[str, float]:
+    """The budgets below ten times a noise floor, each with the largest floor over the protected layers."""
+    if not isinstance(floor, dict) or not isinstance(floor.get("layers"), list):
+        return {}
+    rows = [row for row in floor["layers"] if row.get("layer") in set(protected)]
+    out = {}
     for name, key in CHANNELS.items():
-        values = [row.get(key) for row in floor["layers"] if row.get("layer") in protected]
-        worst = max((value for value in values if isinstance(value, (int, float))), default=0.0)
-        budget = budgets.get(name)
+        values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+        worst, budget = max(values, default=0.0), budgets.get(name)
         if budget is not None and budget < FLOOR_FACTOR * worst:
-            message = f"the budget of {key}, {budget:g}, is below ten times its noise floor {worst:.3g}"
-            out.append({"code": "noise-floor", "message": message})
+            out[name] = float(worst)
     return out
 
 
