@@ -12,7 +12,7 @@ from scripts.lab.families import Family, Tensors, read, write
 from scripts.lab.pairs import Pair, all_pairs
 from scripts.lab.training import train_base
 
-RESAMPLES = 500
+RESAMPLES = 400
 # A limit that every model meets: the lab judges success itself, over all pairs at once.
 ALWAYS = 1000
 FLOORS = ("replay-sft-101",)  # the base's noise floor does not depend on the tune: one pair measures it
@@ -48,7 +48,6 @@ domains:
     content: null
     refinement: {{mu: [1, 1, 0.5], tau: 1}}
     handoff: {{lambda: [1, 0.5]}}
-    smooth: {{adjacency: 10, occupancy: 30000, handoff: 50, refinement: 50}}
   damage: {{nll: null, document_nll: null, document_share: null}}
 """
 

@@ -15,7 +15,7 @@ from scripts.demo.task import Item, load_items
 
 DOMAINS = ("prose", "code", "comments")
 TASKS = ("style", "sums")
-DOCUMENTS = 60
+DOCUMENTS = 50
 TASK_DOCUMENTS = 40
 TOKENS = 64
 LONG_ENOUGH = 200

@@ -40,9 +40,9 @@ class Tune:
 
     task: str | None = "style"
     items: int = 24
-    replay: int = 30
+    replay: int = 18
     domains: tuple[str, ...] = DOMAINS
-    steps: int = 80
+    steps: int = 60
     lr: float = 1e-3
     router_lr: float | None = 1e-4
     trains: str = "all"
