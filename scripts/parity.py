@@ -31,13 +31,14 @@ def main(names: list[str]) -> int:
 def row(case: str, root: Path) -> bool:
     try:
         single = compare(tiny.save(case, root / case), torch.float32, "float32")
-        half = compare(tiny.save(case, root / f"{case}-bf16", dtype=torch.bfloat16), torch.bfloat16)
+        half = None
+        if case not in tiny.INEXACT:
+            half = compare(tiny.save(case, root / f"{case}-bf16", dtype=torch.bfloat16), torch.bfloat16)
     except Exception as error:  # noqa: BLE001 - a table with one broken row is still a table
         print(f"{case:34} {type(error).__name__}: {str(error)[:300]}")
         return False
-    print(
-        f"{case:34} {single.logits:15.1e} {single.sets:5} {single.weights:9.0e} {_half(half):>16} {half.sets:5}"
-    )
+    compared = f"{_half(half):>16} {half.sets:5}" if half else f"  {tiny.INEXACT[case]}"
+    print(f"{case:34} {single.logits:15.1e} {single.sets:5} {single.weights:9.0e} {compared}")
     return single.logits < TOLERANCE and single.sets == 0 and single.layers > 0
 
 

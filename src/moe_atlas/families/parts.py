@@ -222,6 +222,7 @@ def decoder(
     feed_forward: Callable[[int], MoESpec | FeedForward | None],
     *,
     tied: bool | None = None,
+    layers: int | None = None,
     model: Mapping[str, Any] | None = None,
     at: Callable[[int], Mapping[str, Any]] = lambda index: {},
     **fields: Any,
@@ -236,7 +237,7 @@ def decoder(
         vocab=c.integer("vocab_size"),
         layers=tuple(
             layer(i, norm, mixer(i), feed_forward(i), **{**fields, **at(i)})
-            for i in range(c.integer(*LAYERS))
+            for i in range(c.integer(*LAYERS) if layers is None else layers)
         ),
         final_norm=norm,
         tied=c.flag("tie_word_embeddings", default=False) if tied is None else tied,

@@ -124,6 +124,50 @@ class Latent(Mixer):
 
 
 @dataclass(frozen=True)
+class DeltaNet(Mixer):
+    """Gated delta rule: a matrix per head that decays and is corrected towards v at k, read at q."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    """Width of the causal convolution in front of q, k and v."""
+    norm: Norm
+    """Of each head's output, before it meets its gate."""
+    grouped: bool
+    """Projections come in two matrices, their rows grouped by key head; False: in four."""
+
+
+@dataclass(frozen=True)
+class Mamba2(Mixer):
+    """State-space duality: a matrix per head that decays and takes in x at B, read at C."""
+
+    heads: int
+    head_dim: int
+    state_dim: int
+    groups: int
+    """Sets of B and C, shared by equal numbers of heads."""
+    kernel: int
+    norm: Norm
+    """Of the output, after it has met its gate."""
+    norm_groups: int
+    """Parts of the output that are normalised by themselves."""
+    least_step: float
+    """Lower clamp of the step size."""
+    conv_bias: bool
+    bias: bool
+
+
+@dataclass(frozen=True)
+class ShortConv(Mixer):
+    """Gated short convolution: out(C · conv(B · x)) with B, C and x projected from the input."""
+
+    kernel: int
+    bias: bool = False
+
+
+@dataclass(frozen=True)
 class RouterSpec:
     """How scores become an expert set and combine weights. Every field moves a number; none has a default."""
 
@@ -210,6 +254,8 @@ class MoESpec:
     routed_scale: float = 1.0
     output_scale: float = 1.0
     """Factor on the sum of routed and shared output."""
+    accumulate: Precision = "native"
+    """Dtype in which the weighted outputs of the experts are added up."""
     layout: ExpertLayout | None = None
 
     @property

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from moe_atlas.families.spec import FeedForward, GroupedQuery, Latent, LayerSpec, Norm
+from moe_atlas.families.spec import (
+    DeltaNet,
+    FeedForward,
+    GroupedQuery,
+    Latent,
+    LayerSpec,
+    Mamba2,
+    Norm,
+    ShortConv,
+)
 
 Shape = tuple[int, ...]
 Need = tuple[str, Shape]
@@ -68,7 +77,53 @@ def feed_forward(f: FeedForward, width: int, prefix: str = "") -> Iterator[Need]
     yield from linear(f"{prefix}down_proj", width, f.width, bias=f.bias)
 
 
-MIXERS: dict[type, Callable[[Any, int], Iterator[Need]]] = {GroupedQuery: grouped_query, Latent: latent}
+def delta_net(m: DeltaNet, width: int) -> Iterator[Need]:
+    """Projections, convolution, decay and output norm of the gated delta rule."""
+    keys, values = m.key_heads * m.key_dim, m.value_heads * m.value_dim
+    if m.grouped:
+        yield "in_proj_qkvz", (2 * keys + 2 * values, width)
+        yield "in_proj_ba", (2 * m.value_heads, width)
+    else:
+        yield "in_proj_qkv", (2 * keys + values, width)
+        yield "in_proj_z", (values, width)
+        yield "in_proj_b", (m.value_heads, width)
+        yield "in_proj_a", (m.value_heads, width)
+    yield "conv1d", (2 * keys + values, 1, m.kernel)
+    yield "A_log", (m.value_heads,)
+    yield "dt_bias", (m.value_heads,)
+    yield from norm("output_norm", m.value_dim, m.norm)
+    yield "mixer_out_proj", (width, values)
+
+
+def mamba2(m: Mamba2, width: int) -> Iterator[Need]:
+    """One projection in, convolution, step size, decay and skip of every head, norm, one projection out."""
+    inner = m.heads * m.head_dim
+    mixed = inner + 2 * m.groups * m.state_dim
+    yield from linear("in_proj", inner + mixed + m.heads, width, bias=m.bias)
+    yield "conv1d", (mixed, 1, m.kernel)
+    if m.conv_bias:
+        yield "conv1d.bias", (mixed,)
+    yield from ((role, (m.heads,)) for role in ("A_log", "dt_bias", "D"))
+    yield from norm("output_norm", inner, m.norm)
+    yield from linear("mixer_out_proj", width, inner, bias=m.bias)
+
+
+def short_conv(m: ShortConv, width: int) -> Iterator[Need]:
+    """Two projections around a convolution of every channel by itself."""
+    yield from linear("in_proj", 3 * width, width, bias=m.bias)
+    yield "conv1d", (width, 1, m.kernel)
+    if m.bias:
+        yield "conv1d.bias", (width,)
+    yield from linear("mixer_out_proj", width, width, bias=m.bias)
+
+
+MIXERS: dict[type, Callable[[Any, int], Iterator[Need]]] = {
+    GroupedQuery: grouped_query,
+    Latent: latent,
+    DeltaNet: delta_net,
+    Mamba2: mamba2,
+    ShortConv: short_conv,
+}
 """Mixer type to its tensors."""
 
 

@@ -35,7 +35,7 @@ class NativeFields:
     ) -> None:
         self.replay, self.layer, self.gate, self.routing = replay, layer, gate, routing
         self.measured_M = measured_M
-        self.routed_TD = torch.zeros_like(gate.g_TD)
+        self.routed_TD = replay.empty_sum(layer, gate.g_TD)
         self.table_MP = torch.empty(0, 0, dtype=torch.int64)
         self._kept: list[RowGroup] = []
         self._weights_TE = expert_weights(replay, layer, routing)

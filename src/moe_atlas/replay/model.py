@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 
 from moe_atlas.families.load import ReaderLike, load_all
-from moe_atlas.families.spec import GroupedQuery, Latent, LayerSpec, ModelSpec, MoESpec
-from moe_atlas.replay import attention, mla
+from moe_atlas.families.spec import (
+    DeltaNet,
+    GroupedQuery,
+    Latent,
+    LayerSpec,
+    Mamba2,
+    ModelSpec,
+    MoESpec,
+    ShortConv,
+)
+from moe_atlas.replay import attention, convolution, delta, mamba, mla
 from moe_atlas.replay.attention import Weights, linear
 from moe_atlas.replay.experts import feed_forward
 from moe_atlas.replay.norm import apply_gain, gain_float32, normalise, standardise
@@ -24,6 +33,9 @@ from moe_atlas.replay.router import Routing, combine_weights, route
 MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
     GroupedQuery: attention.grouped_query,
     Latent: mla.latent,
+    DeltaNet: delta.gated_delta,
+    Mamba2: mamba.mamba2,
+    ShortConv: convolution.short_conv,
 }
 """Mixer type to its primitive."""
 
@@ -123,6 +135,11 @@ class Replay:
             g_PD = g_PD * weights_P.to(g_PD.dtype)[:, None]
         return feed_forward(moe.experts, w_expert, g_PD) if w_expert else g_PD
 
+    def empty_sum(self, layer: LayerSpec, g_TD: Tensor) -> Tensor:
+        """Where the weighted outputs of the experts are added up, zeros [T, D]."""
+        wide = _moe(layer).accumulate == "float32"
+        return torch.zeros_like(g_TD, dtype=torch.float32 if wide else g_TD.dtype)
+
     def accumulate(
         self, layer: LayerSpec, out_TD: Tensor, tokens_P: Tensor, u_PD: Tensor, weights_P: Tensor
     ) -> None:
@@ -139,7 +156,7 @@ class Replay:
     ) -> Tensor:
         """State after the layer: shared experts, scales, norms and residual around the routed sum."""
         moe = _moe(layer)
-        y_TD = _scaled(routed_TD, moe.routed_scale)
+        y_TD = _scaled(routed_TD.to(x_WSD.dtype), moe.routed_scale)
         if moe.shared is not None:
             shared_TD = feed_forward(moe.shared, w, gate.g_TD, "shared.")
             if moe.shared_gate:
@@ -194,7 +211,7 @@ class Replay:
 
     def routed(self, reader: ReaderLike, layer: LayerSpec, gate: GateInput, routing: Routing) -> Tensor:
         """Weighted sum of the routed experts, one expert in memory at a time."""
-        out_TD = torch.zeros_like(gate.g_TD)
+        out_TD = self.empty_sum(layer, gate.g_TD)
         for expert in range(_moe(layer).router.experts):
             tokens_P, place_P = torch.where(routing.topk_TK == expert)
             if not len(tokens_P):

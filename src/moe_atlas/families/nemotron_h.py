@@ -1,0 +1,103 @@
+"""Nemotron-H: one block a layer (Mamba-2, attention without positions, experts or a perceptron), none of them gated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import MLP, STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    activation,
+    decoder,
+    grouped_query,
+    grouped_sigmoid_router,
+    moe,
+    rms,
+)
+from moe_atlas.families.spec import FeedForward, Mamba2
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+NAMES = {
+    **STANDARD,
+    "embedding": "backbone.embeddings",
+    "final_norm": "backbone.norm_f",
+    "pre_mixer_norm": "norm",
+    "pre_ffn_norm": "norm",
+    **{role: f"mixer.{role}" for role in (*ATTENTION, "in_proj", "conv1d", "A_log", "dt_bias", "D")},
+    "output_norm": "mixer.norm",
+    "mixer_out_proj": "mixer.out_proj",
+    "router": "mixer.gate",
+    "selection_bias": "mixer.gate.e_score_correction_bias",
+    **{f"dense.{m}": f"mixer.{m}" for m in MLP},
+    **{f"shared.{m}": f"mixer.shared_experts.{m}" for m in MLP},
+    **{f"expert.{m}": f"mixer.experts.{{e}}.{m}" for m in MLP},
+}
+KINDS = {
+    "M": "mamba",
+    "*": "attention",
+    "E": "moe",
+    "-": "mlp",
+    "linear_attention": "mamba",
+    "full_attention": "attention",
+}
+UNUSED = (
+    "use_mamba_kernels mamba_ssm_cache_dtype mamba_dt_init_floor time_step_max time_step_floor time_step_limit "
+    "chunk_size expand rescale_prenorm_residual num_logits_to_keep moe_shared_expert_overlap mtp_layers_block_type "
+    "mtp_hybrid_override_pattern hybrid_override_pattern num_hidden_layers attention_bias "
+    "n_shared_experts mamba_proj_bias"
+)
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `nemotron_h` configuration; the kind of each layer is a list, or a string of one letter each."""
+    pattern = c.get("layers_block_type", "layer_types", default=None) or c.get("hybrid_override_pattern")
+    kinds = [KINDS.get(kind, kind) for kind in pattern]
+    c.inert(*UNUSED.split())
+    c.expect("residual_in_fp32", False)
+    c.expect("sliding_window", None)
+    c.expect("mamba_hidden_act", "silu")
+    c.expect("moe_latent_size", None)  # projections around the experts are not implemented
+    c.expect("attention_bias", False)
+    mixers = {"mamba": _mamba(c), "attention": grouped_query(c, rope=None)}
+    blocks = {"moe": _moe(c), "mlp": _perceptron(c, c.integer("intermediate_size", default=0))}
+
+    def norms(index: int) -> dict[str, Any]:
+        return {"pre_mixer_norm": kinds[index] in mixers, "pre_ffn_norm": kinds[index] in blocks}
+
+    model = decoder(
+        c,
+        rms(c, "rms32", default=1e-5),
+        lambda i: mixers.get(kinds[i]),
+        lambda i: blocks.get(kinds[i]),
+        layers=len(kinds),
+        at=norms,
+    )
+    return Blueprint(model, NAMES, layer_prefix="backbone.layers.{i}.")
+
+
+def _perceptron(c: Config, width: int) -> FeedForward:
+    bias = c.flag("mlp_bias", default=False)
+    return FeedForward(width, activation(c, "mlp_hidden_act"), gated=False, bias=bias)
+
+
+def _moe(c: Config) -> Any:
+    shared = _perceptron(c, c.integer("moe_shared_expert_intermediate_size"))
+    expert = FeedForward(c.integer("moe_intermediate_size"), activation(c, "mlp_hidden_act"), gated=False)
+    return moe(c, grouped_sigmoid_router(c), expert, shared=shared, accumulate="float32")
+
+
+def _mamba(c: Config) -> Mamba2:
+    groups = c.integer("n_groups", "mamba_n_groups")
+    return Mamba2(
+        heads=c.integer("mamba_num_heads"),
+        head_dim=c.integer("mamba_head_dim"),
+        state_dim=c.integer("ssm_state_size"),
+        groups=groups,
+        kernel=c.integer("conv_kernel", "mamba_d_conv"),
+        norm=rms(c, default=1e-5),
+        norm_groups=groups,
+        least_step=c.number("time_step_min", "mamba_dt_min", default=0.001),
+        conv_bias=c.flag("use_conv_bias", "mamba_conv_bias", default=True),
+        bias=c.flag("use_bias", default=False),
+    )
