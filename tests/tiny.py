@@ -73,6 +73,7 @@ DELTA = {
     "linear_key_head_dim": 6, "linear_value_head_dim": 5, "linear_conv_kernel_dim": 3,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
 }  # fmt: skip
+INDEX = {"index_topk": 9, "index_head_dim": 12, "index_n_heads": 3}
 BY_TYPE = {
     "full_attention": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
     "sliding_attention": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 1.0},
@@ -309,6 +310,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         ROUTED | {
             "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 0,
             "use_expert_bias": False, "norm_topk_prob": False, "tie_word_embeddings": True,
+        },
+    ),
+    "deepseek_v32": ("deepseek_v32", DEEPSEEK | INDEX),
+    "deepseek_v32-yarn": ("deepseek_v32", DEEPSEEK | INDEX | {"rope_parameters": YARN, "index_topk": 64}),
+    "glm_moe_dsa": ("glm_moe_dsa", DEEPSEEK | MIXED | INDEX | {"indexer_types": ["full", "full", "full"]}),
+    "glm_moe_dsa-shared": (
+        "glm_moe_dsa",
+        DEEPSEEK | INDEX | {"indexer_types": ["full", "shared", "shared"], "index_topk": 64},
+    ),
+    "longcat_flash": (
+        "longcat_flash",
+        {
+            "num_hidden_layers": ABSENT, "intermediate_size": ABSENT, "num_layers": 2, "num_key_value_heads": 4,
+            "ffn_hidden_size": 20, "expert_ffn_hidden_size": 12, "n_routed_experts": 6, "zero_expert_num": 3,
+            "moe_topk": 3, "routed_scaling_factor": 1.7, "q_lora_rank": 10, "kv_lora_rank": 14, "qk_rope_head_dim": 8,
+            "head_dim": 8, "qk_nope_head_dim": 6, "v_head_dim": 10, "attention_bias": True,
         },
     ),
     "nemotron_h": (

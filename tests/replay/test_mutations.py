@@ -18,10 +18,11 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.families import spec as specs
 from moe_atlas.families.bind import bind
 from moe_atlas.families.registry import read_config
-from moe_atlas.families.spec import GroupedQuery, LayerSpec, ModelSpec, MoESpec, RouterSpec
+from moe_atlas.families.spec import GroupedQuery, Latent, LayerSpec, Mamba2, ModelSpec, MoESpec, RouterSpec
 from tests import tiny
 from tests.parity import replayed, tie_free_tokens
 
+WINDOW = tiny.tokens().shape[1]
 PLACES = {"refs", "embed_refs", "final_refs", "skipped", "layout", "family", "index"}
 COPY = "copy of the layer's own norm for the reader of the spec; the replay uses the layer's"
 ALWAYS = {
@@ -108,6 +109,13 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
         "without a rotation there is no before and after",
     ),
     (lambda o: isinstance(o, ModelSpec) and o.tied, ("head_bias",), "a tied head has no bias of its own"),
+    (lambda o: isinstance(o, Mamba2), ("norm.kind=rms32",), "its product is taken in float32 either way"),
+    (lambda o: isinstance(o, Latent), ("longest",), "refuses a probe, and computes nothing"),
+    (
+        lambda o: isinstance(o, Latent) and o.indexer is not None and o.indexer.top_k > WINDOW,
+        ("indexer.heads", "indexer.dim", "indexer.top_k", "indexer.pairing"),
+        "no window of the test is long enough to be indexed",
+    ),
     (
         lambda o: isinstance(o, LayerSpec) and o.mixer is None,
         ("pre_mixer_norm", "post_mixer_norm"),

@@ -97,8 +97,10 @@ class LayerExperts:
         return torch.arange(self.count) if side == 0 or self.match_E is None else self.match_E
 
     def sketches(self, side: int) -> Tensor:
-        """Sketches of all experts, float32 [E, N]."""
-        return torch.stack([self._sketches[side][expert] for expert in range(self.count)])
+        """Sketches of all experts, float32 [E, N]; zeros for an expert without matrices."""
+        rows = [self._sketches[side][expert] for expert in range(self.count)]
+        width = max(len(row_N) for row_N in rows)
+        return torch.stack([torch.nn.functional.pad(row_N, (0, width - len(row_N))) for row_N in rows])
 
     def initialised(self, side: int) -> list[int]:
         """Experts that look untrained."""
@@ -109,6 +111,8 @@ class LayerExperts:
         confirmed = []
         for group in repeated(self.sketches(side)):
             first = self._stored(side, group[0])
+            if not first:  # identity experts are alike by design
+                continue
             same = [e for e in group[1:] if _equal(first, self._stored(side, e))]
             if same:
                 confirmed.append([group[0], *same])
@@ -116,8 +120,11 @@ class LayerExperts:
 
     def chart_maps(self, side: int, samples: int) -> list[dict[str, Any]]:
         """Rank of W1 and conditioning of the overlap map (Eq. 13) for `samples` neighbouring pairs of experts."""
-        step = max(1, self.count // samples)
-        pairs = [(e, (e + 1) % self.count) for e in range(0, self.count, step)][:samples]
+        moe = self._layers[side].moe
+        assert moe is not None
+        real = self.count - moe.identity_experts
+        step = max(1, real // samples)
+        pairs = [(e, (e + 1) % real) for e in range(0, real, step)][:samples]
         return [{"from": a, "to": b, **overlap_map(self._w1(side, a), self._w1(side, b))} for a, b in pairs]
 
     def _w1(self, side: int, expert: int) -> Tensor:
@@ -130,7 +137,7 @@ class LayerExperts:
         self._latest[side] = (expert, tensors)
         if expert not in self._sketches[side]:
             matrices = list(tensors.values())
-            self._sketches[side][expert] = sketch(matrices) if matrices else torch.zeros(1)
+            self._sketches[side][expert] = sketch(matrices) if matrices else torch.zeros(0)
             if matrices and looks_initialised(matrices):
                 self._initialised[side].add(expert)
         return tensors

@@ -166,6 +166,17 @@ def require_measurable(probes: ProbeSet, spec: ModelSpec) -> None:
         raise InputRefused(
             "E_FAMILY", spec.family, "no layer of this model routes: there is nothing to audit"
         )
+    length = max(len(window.tokens) for window in probes.windows)
+    for layer in spec.layers:
+        limit = getattr(layer.mixer, "longest", None)
+        if limit is not None and length > limit:
+            raise InputRefused(
+                "E_PROBE_TOKENS",
+                str(probes.config.path),
+                f"a window of {length} tokens, and layer {layer.index} of this {spec.family} model is replayed for "
+                f"at most {limit}: beyond, it sees the keys that an earlier layer's indexer chose",
+                "register shorter windows",
+            )
     highest = max(int(window.tokens.max()) for window in probes.windows)
     if highest >= spec.vocab:
         raise InputRefused(

@@ -212,8 +212,9 @@ class _Binder:
         return nested if nested in self.stored else canonical
 
     def _skipped(self, spec: ModelSpec) -> Iterator[tuple[str, str]]:
+        idle = set(self._idle(spec))
         for name in sorted(set(self.stored) - self.used):
-            reason = self._reason(name, spec)
+            reason = "an identity expert returns its input" if name in idle else self._reason(name, spec)
             if reason is None:
                 raise self._refuse(
                     name,
@@ -223,6 +224,13 @@ class _Binder:
                     "moe_atlas/families to use it",
                 )
             yield name, reason
+
+    def _idle(self, spec: ModelSpec) -> Iterator[str]:
+        """Names under which some writers store matrices of experts that have none."""
+        for moe in (layer.moe for layer in spec.layers if layer.moe):
+            assert moe.layout is not None, "the layout was chosen when the experts were bound"
+            for expert in range(moe.router.experts - moe.identity_experts, moe.router.experts):
+                yield from (f"{name.format(e=expert)}.weight" for name in moe.layout.stored.values())
 
     def _reason(self, name: str, spec: ModelSpec) -> str | None:
         text = self._stored_name(self.blueprint.layer_prefix.split("{i}")[0])

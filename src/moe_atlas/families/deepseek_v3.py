@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from moe_atlas.families.config import Config
@@ -19,6 +20,7 @@ from moe_atlas.families.parts import (
     rms,
 )
 from moe_atlas.families.rope import rope
+from moe_atlas.families.spec import Indexer
 
 
 def build(c: Config) -> Blueprint:
@@ -43,8 +45,40 @@ def build_axk1(c: Config) -> Blueprint:
 NAMES_AXK1 = STANDARD | {"post_ffn_norm": "post_mlp_layernorm"}
 
 
+def build_sparse(c: Config) -> Blueprint:
+    """Read a `deepseek_v32` configuration: an indexer in front of every attention, its planes in halves."""
+    c.expect("mlp_bias", False)
+    c.expect("moe_layer_freq", 1)
+    return compose(c, dense_by_type(c), indexer=lambda i: _indexer(c, "halves"))
+
+
+def build_glm(c: Config) -> Blueprint:
+    """Read a `glm_moe_dsa` configuration: some layers see the keys that an earlier layer's indexer chose."""
+    c.expect("mlp_bias", False)
+    freq, offset = c.integer("index_topk_freq", default=1), c.integer("index_skip_topk_offset", default=2)
+    kinds = c.optional("indexer_types", "index_topk_pattern")
+    if kinds is None:
+        layers = c.integer("num_hidden_layers")
+        kinds = ["full" if max(i - offset + 1, 0) % freq == 0 else "shared" for i in range(layers)]
+    own = [str(kind)[0].lower() == "f" for kind in kinds]
+    limit = None if all(own) else c.integer("index_topk")
+    dense = dense_by_type(c, 3)
+    return compose(c, dense, indexer=lambda i: _indexer(c, "pairs") if own[i] else None, longest=limit)
+
+
+def _indexer(c: Config, pairing: Literal["pairs", "halves"]) -> Indexer:
+    c.inert("layer_types")  # every layer is an indexed one
+    return Indexer(c.integer("index_n_heads"), c.integer("index_head_dim"), c.integer("index_topk"), pairing)
+
+
 def compose(
-    c: Config, dense: Callable[[int], bool], names: dict[str, str] = STANDARD, **fields: Any
+    c: Config,
+    dense: Callable[[int], bool],
+    names: dict[str, str] = STANDARD,
+    *,
+    indexer: Callable[[int], Indexer | None] = lambda index: None,
+    longest: int | None = None,
+    **fields: Any,
 ) -> Blueprint:
     """Latent attention and grouped sigmoid routing, with the layers of `dense` dense."""
     width = c.integer("moe_intermediate_size")
@@ -54,5 +88,12 @@ def compose(
     shared = gated_mlp(c, width * c.integer("n_shared_experts"))
     routed = moe(c, grouped_sigmoid_router(c), gated_mlp(c, width), shared=shared)
     plain = gated_mlp(c, c.integer("intermediate_size"))
-    model = decoder(c, rms(c), lambda i: attention, lambda i: plain if dense(i) else routed, **fields)
+    attention = replace(attention, longest=longest)
+    model = decoder(
+        c,
+        rms(c),
+        lambda i: replace(attention, indexer=indexer(i)),
+        lambda i: plain if dense(i) else routed,
+        **fields,
+    )
     return Blueprint(model, names)

@@ -25,6 +25,7 @@ STANDARD: dict[str, str] = {
             "kv_b_proj",
         )
     },
+    **{f"indexer.{part}": f"self_attn.indexer.{part}" for part in ("wq_b", "wk", "k_norm", "weights_proj")},
     "router": "mlp.gate",
     "selection_bias": "mlp.gate.e_score_correction_bias",
     **{f"dense.{m}": f"mlp.{m}" for m in MLP},
@@ -53,6 +54,7 @@ def kind_of(role: str) -> str:
     """Ledger class of a role."""
     if role == "selection_bias":
         return "selection_bias"
+    role = role.removeprefix("after.")
     head = role.split(".")[0]
     kinds = {
         "router": "router",

@@ -103,6 +103,16 @@ class GroupedQuery(Mixer):
 
 
 @dataclass(frozen=True)
+class Indexer:
+    """A cheap attention of its own that picks which keys a query sees at all, once there are more than `top_k`."""
+
+    heads: int
+    dim: int
+    top_k: int
+    pairing: Literal["halves", "pairs"]
+
+
+@dataclass(frozen=True)
 class Latent(Mixer):
     """Multi-head latent attention: low-rank q and kv, position in a key part that all heads share."""
 
@@ -121,6 +131,9 @@ class Latent(Mixer):
     """Factor on q, before it is rotated."""
     kv_multiplier: float = 1.0
     """Factor on the normalised latent of k and v; the shared key part goes without."""
+    indexer: Indexer | None = None
+    longest: int | None = None
+    """Tokens of the longest window that is replayed as the model computes it; None without a limit."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +300,10 @@ class MoESpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One decoder layer: a mixer, then a mixture-of-experts or a dense block, each with its norms."""
+    """One decoder layer: a mixer, then a mixture-of-experts or a dense block, each with its norms.
+
+    With both, the dense block stands beside the experts and reads the same normalised state.
+    """
 
     index: int
     mixer: Mixer | None
@@ -301,6 +317,8 @@ class LayerSpec:
     block: Literal["sequential", "parallel"] = "sequential"
     """`parallel`: mixer and feed-forward read the same normalised state and are added together."""
     residual_scale: float = 1.0
+    after: LayerSpec | None = None
+    """A second layer, without router, between this one's mixture of experts and where its routed sum is added."""
     refs: tuple[TensorRef, ...] = ()
     """Everything of the layer except the routed experts."""
 

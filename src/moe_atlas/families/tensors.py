@@ -16,6 +16,11 @@ from moe_atlas.families.spec import (
     ShortConv,
 )
 
+INDEX_NORM = Norm("layer", 1e-6, bias=True)
+"""In front of an indexer's keys, in every model that has one."""
+LATENT = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj",
+          "o_proj")  # fmt: skip
+"""Roles of latent attention."""
 Shape = tuple[int, ...]
 Need = tuple[str, Shape]
 
@@ -67,6 +72,11 @@ def latent(m: Latent, width: int) -> Iterator[Need]:
     yield "kv_a_layernorm", (m.kv_rank,)
     yield from linear("kv_b_proj", m.heads * (m.nope_dim + m.v_dim), m.kv_rank)
     yield from linear("o_proj", width, m.heads * m.v_dim, bias=m.bias)
+    if m.indexer is not None and m.q_rank is not None:
+        yield "indexer.wq_b", (m.indexer.heads * m.indexer.dim, m.q_rank)
+        yield "indexer.wk", (m.indexer.dim, width)
+        yield from norm("indexer.k_norm", m.indexer.dim, INDEX_NORM)
+        yield "indexer.weights_proj", (m.indexer.heads, width)
 
 
 def feed_forward(f: FeedForward, width: int, prefix: str = "") -> Iterator[Need]:
@@ -136,6 +146,8 @@ def layer(spec: LayerSpec, width: int) -> Iterator[Need]:
         yield from MIXERS[type(spec.mixer)](spec.mixer, width)
     if spec.dense is not None:
         yield from feed_forward(spec.dense, width, "dense.")
+    if spec.after is not None:
+        yield from ((f"after.{role}", shape) for role, shape in layer(spec.after, width))
     if spec.moe is None:
         return
     router = spec.moe.router

@@ -54,4 +54,4 @@ def _gated_norm(m: Mamba2, w: Weights, out_WSD: Tensor, gate_WSD: Tensor) -> Ten
     """The gated output, each of its parts normalised by itself, times the gain."""
     gated = out_WSD.float() * F.silu(gate_WSD.float())
     unit = standardise(gated.unflatten(-1, (m.norm_groups, -1)), m.norm).flatten(-2)
-    return apply_gain(unit, m.norm, w["output_norm"], None, gate_WSD.dtype)
+    return apply_gain(unit, m.norm, w["output_norm"].to(gate_WSD.dtype), None, out_WSD.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_atlas.families.spec import Latent, Norm
 from moe_atlas.replay.attention import Weights, causal_mask, linear, merge_heads, probabilities
+from moe_atlas.replay.indexer import chosen_keys
 from moe_atlas.replay.norm import normalise
 from moe_atlas.replay.rope import rotate, tables
 
@@ -18,7 +19,8 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
     """Attention output [W, S, D], before the residual is added."""
     windows, length, _ = x_WSD.shape
     norm = Norm("rms", m.latent_eps)
-    q = linear(w, "q_proj", x_WSD) if m.q_rank is None else _low_rank_q(w, norm, x_WSD)
+    latent_WSR = None if m.q_rank is None else _latent_q(w, norm, x_WSD)
+    q = linear(w, "q_proj", x_WSD) if latent_WSR is None else linear(w, "q_b_proj", latent_WSR)
     q_WHSC = (
         _scaled(q, m.q_multiplier).view(windows, length, m.heads, m.nope_dim + m.rope_dim).transpose(1, 2)
     )
@@ -37,12 +39,14 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
     q_WHSC = torch.cat((q_plain, q_turned), dim=-1)
     k_WHSC = torch.cat((k_plain, k_turned), dim=-1)
     mask_SS = causal_mask(length, None, None, x_WSD.device)
+    if m.indexer is not None and latent_WSR is not None and length > m.indexer.top_k:
+        mask_SS = chosen_keys(m, w, x_WSD, latent_WSR, mask_SS)
     probs = probabilities(q_WHSC, k_WHSC, mask_SS, m.scale)
     return linear(w, "o_proj", merge_heads(torch.matmul(probs, v_WHSC)))
 
 
-def _low_rank_q(w: Weights, norm: Norm, x_WSD: Tensor) -> Tensor:
-    return linear(w, "q_b_proj", normalise(linear(w, "q_a_proj", x_WSD), norm, w["q_a_layernorm"]))
+def _latent_q(w: Weights, norm: Norm, x_WSD: Tensor) -> Tensor:
+    return normalise(linear(w, "q_a_proj", x_WSD), norm, w["q_a_layernorm"])
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

@@ -163,6 +163,13 @@ class Replay:
                 shared_TD = torch.sigmoid(linear(w, "shared_gate", gate.g_TD)) * shared_TD
             y_TD = y_TD + shared_TD
         y_TD = _scaled(y_TD, moe.output_scale)
+        if layer.dense is not None:
+            x_WSD = x_WSD + feed_forward(layer.dense, w, gate.g_TD, "dense.").view_as(x_WSD)
+        if layer.after is not None:
+            inner = {
+                role.removeprefix("after."): tensor for role, tensor in w.items() if role.startswith("after.")
+            }
+            x_WSD = self.dense(layer.after, inner, self.attention(layer.after, inner, x_WSD))
         return self._residual(layer, w, x_WSD, y_TD.view_as(x_WSD))
 
     def dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
