@@ -26,6 +26,7 @@ COMMANDS = (
     "history",
     "gate",
     "calibrate",
+    "falsify",
     "attest",
 )
 

@@ -1,0 +1,131 @@
+"""One number a pair for everything that might track forgetting, read from receipts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.errors import UsageError
+from moe_atlas.text import shown
+
+Facts = Mapping[str, Any]
+F64 = NDArray[np.float64]
+
+ATLAS = (
+    "coordinate_drift_z",
+    "coordinate_drift",
+    "boundary_drift",
+    "transition_drift",
+    "content_drift",
+    "overlap_drop",
+)
+CHANNELS = ("coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift")
+RAW = ("raw_norm_drift", "raw_state_drift")
+TELEMETRY = ("entropy_drop", "load_cv_rise", "dead_share_rise")
+DISTANCE = "parameter_distance"
+QUANTITIES = (*ATLAS, "native_boundary_drift", *RAW, DISTANCE, *TELEMETRY)
+LEARNED = 0.5  # a task counts as learned where at most this share of the base's NLL is left
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that a pair learned.
+
+    Attributes:
+        name: the domain.
+        nll: tuned NLL per scored token.
+        base: the base's.
+    """
+
+    name: str
+    nll: float
+    base: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one receipt says.
+
+    Attributes:
+        name: the receipt's path.
+        family: architecture of the base.
+        forgetting: mean over base domains of the paired NLL increase, nats per token.
+        values: each quantity's mean over protected layers; NaN where it is not defined.
+        outcome: of the rewrite predicate: preserved, rewritten or undetermined.
+        classification: of the third predicate.
+        tasks: those that were learned.
+    """
+
+    name: str
+    family: str
+    forgetting: float
+    values: Mapping[str, float]
+    outcome: str
+    classification: str
+    tasks: tuple[Task, ...]
+
+
+def reading_of(receipt: Facts, name: str) -> Reading:
+    """Read an audit receipt that was verified.
+
+    Raises:
+        UsageError: ``E_KIND`` when it is no audit.
+    """
+    if receipt["kind"] != "audit":
+        raise UsageError("E_KIND", shown(name), "expected the receipt of an audit, found a baseline")
+    increases = [_estimate(row["nll_increase"]) for row in receipt["domains"] if row["role"] == "base"]
+    layers = [layer for layer in receipt["layers"] if layer["protected"]]
+    values = {key: _layer_mean(layers, "control" if key in RAW else "pair", key) for key in QUANTITIES}
+    distance = (receipt.get("controls") or {}).get(DISTANCE)
+    values[DISTANCE] = math.nan if distance is None else float(distance)
+    return Reading(
+        name=name,
+        family=str(receipt["checkpoints"]["base"]["family"]),
+        forgetting=float(np.mean(increases)) if increases else math.nan,
+        values=values,
+        outcome=str(receipt["predicates"]["protected_atlas_rewrite"]["outcome"]),
+        classification=str(receipt["predicates"]["knowledge_expansive"]["outcome"]),
+        tasks=tuple(_learned(receipt)),
+    )
+
+
+def _learned(receipt: Facts) -> list[Task]:
+    found = []
+    for row in receipt["domains"]:
+        if row["role"] == "task":
+            task = Task(row["name"], _estimate(row["nll_tuned"]), _estimate(row["nll_base"]))
+            if task.nll <= LEARNED * task.base:
+                found.append(task)
+    return found
+
+
+def _estimate(interval: Any) -> float:
+    value = (interval or {}).get("estimate")
+    return math.nan if value is None else float(value)
+
+
+def _layer_mean(layers: Sequence[Facts], block: str, key: str) -> float:
+    values = [_estimate((layer.get(block) or {}).get(key)) for layer in layers]
+    return float(np.mean(values)) if values else math.nan
+
+
+def ranks_within(values: F64, groups: Sequence[str]) -> F64:
+    """Average ranks within each group, scaled to 0..1: families differ in scale, not in order."""
+    out = np.empty(len(values))
+    labels = np.asarray(groups)
+    for group in np.unique(labels):
+        chosen = labels == group
+        out[chosen] = (average_ranks(values[chosen]) - 0.5) / chosen.sum()
+    return out
+
+
+def average_ranks(values: F64) -> F64:
+    """Ranks 1..n, ties sharing their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2.0)[inverse.reshape(-1)])
