@@ -23,6 +23,12 @@ def test_unknown_architecture_is_named_with_the_known_ones(edited):
     message = refusal(edited("qwen3_moe", lambda c, t: c.update(model_type="grok_9")))
     assert "'grok_9'" in message
     assert "qwen3_moe" in message
+    assert "mlp.gate.weight [8, 32]" in message, "the reader must see what a spec would have to name"
+    assert "mlp.experts.{e}.up_proj.weight [12, 32] × 8" in message
+
+
+def test_a_known_architecture_that_is_not_replayed_says_what_is_missing(edited):
+    assert "hyper-connections" in refusal(edited("qwen3_moe", lambda c, t: c.update(model_type="hy_v4")))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +38,7 @@ def test_unknown_architecture_is_named_with_the_known_ones(edited):
 def test_a_config_key_that_nothing_reads_is_refused(edited, key, value):
     message = refusal(edited("qwen3_moe", lambda c, t: c.update({key: value})))
     assert f"{key} = {value!r}" in message
-    assert "moe_atlas/families" in message
+    assert "moe_atlas/families/qwen3_moe.py" in message
 
 
 def test_a_position_embedding_key_that_nothing_reads_is_refused(edited):

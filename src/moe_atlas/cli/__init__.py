@@ -20,6 +20,7 @@ COMMANDS = (
     "register",
     "init",
     "inspect",
+    "families",
     "verify",
     "report",
     "diff",

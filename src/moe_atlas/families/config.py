@@ -75,11 +75,13 @@ class Config:
     Args:
         values: the parsed section.
         where: what to call it in messages.
+        file: the family's own source file, for whoever has to teach it a key.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+    def __init__(self, values: Mapping[str, Any], where: str, file: str = "moe_atlas/families") -> None:
         self.values = values
         self.where = where
+        self.file = file
         self._read: set[str] = set()
         self._children: dict[str, Config] = {}
 
@@ -147,7 +149,7 @@ class Config:
             return None
         if not isinstance(value, dict):
             raise self.refuse(f"{name} = {value!r}", "expected an object")
-        return self._children.setdefault(name, Config(value, f"{self.where}: {name}"))
+        return self._children.setdefault(name, Config(value, f"{self.where}: {name}", self.file))
 
     def refuse_unread(self) -> None:
         """Refuse the first key that nothing has read, unless it is empty or known to be inert."""
@@ -155,7 +157,10 @@ class Config:
             if name in self._read or name in INERT or value is None or value == {} or value == []:
                 continue
             raise self.refuse(
-                f"{name} = {value!r}", "the key is read by nothing and might change the mathematics", _ADD_KEY
+                f"{name} = {value!r}",
+                "the key is read by nothing and might change the mathematics",
+                f"remove the key if it has no effect, or teach {self.file} to read it, or to list it as inert with the "
+                "reason",
             )
         for child in self._children.values():
             child.refuse_unread()
@@ -168,9 +173,3 @@ class Config:
         if type(value) is not kind:
             raise self.refuse(f"{names[0]} = {value!r}", f"expected {kind.__name__}")
         return value
-
-
-_ADD_KEY = (
-    "remove the key if it has no effect, or teach the family's file in moe_atlas/families to read it "
-    "(or list it as inert there, with the reason)"
-)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -84,8 +85,24 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
 
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 """Where a multimodal configuration keeps its language model."""
+LISTED = 30  # tensors of a layer that a message names
 QUANTISATION = ("quantization_config", "compression_config")
 """Read where the checkpoint is opened: families know nothing of how a tensor is stored."""
+
+
+UNSUPPORTED: Mapping[str, str] = {
+    "aria_text": "its name in the checkpoint and the layout of its fused experts",
+    "bailing_hybrid": "linear attention with a decay per channel",
+    "deepseek_v4": "hyper-connections, compressed keys and values, and a router by hash",
+    "gemma4_text": "experts beside a perceptron, each behind norms of its own, and keys shared between layers",
+    "glm5_next": "linear attention with a decay per channel",
+    "hy_v4": "hyper-connections",
+    "jamba": "Mamba-1",
+    "jetmoe": "a mixture of attention heads: a router in front of the attention",
+    "minimax": "lightning attention, and a residual taken behind the norm",
+    "minimax_m3_vl_text": "block-sparse attention with an indexer",
+}
+"""Architectures that are known and not replayed, with what is missing."""
 
 
 class CheckpointLike(Protocol):
@@ -131,13 +148,42 @@ def read_config(checkpoint: CheckpointLike) -> tuple[str, Blueprint]:
     values = {key: value for key, value in values.items() if key not in QUANTISATION}
     family = values.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise InputRefused(
-            "E_FAMILY",
-            f"{checkpoint.label}: model_type = {family!r}",
-            f"unknown architecture; known: {', '.join(sorted(FAMILIES))}",
-            "a new family is one file in moe_atlas/families that turns config.json into a Blueprint",
-        )
-    config = Config(values, f"{checkpoint.label}: config.json")
+        raise unknown(checkpoint, family)
+    file = f"{FAMILIES[family].__module__.replace('.', '/')}.py"
+    config = Config(values, f"{checkpoint.label}: config.json", file)
     blueprint = FAMILIES[family](config)
     config.refuse_unread()
     return family, blueprint
+
+
+def unknown(checkpoint: CheckpointLike, family: Any) -> InputRefused:
+    """The refusal of an architecture, with what its reader would need to write the missing family."""
+    problem = "unknown architecture"
+    if family in UNSUPPORTED:
+        problem = f"this architecture is not replayed; missing: {UNSUPPORTED[family]}"
+    return InputRefused(
+        "E_FAMILY",
+        f"{checkpoint.label}: model_type = {family!r}",
+        f"{problem}; known: {', '.join(sorted(FAMILIES))}",
+        "a new family is one file in moe_atlas/families that turns config.json into a Blueprint (CONTRIBUTING.md shows "
+        f"how); {largest_layer(checkpoint.logical)}",
+    )
+
+
+def largest_layer(tensors: Mapping[str, Stored]) -> str:
+    """The tensors of the layer that has the most of them, experts counted and not listed."""
+    layers: dict[str, dict[str, list[Stored]]] = {}
+    for name, tensor in tensors.items():
+        found = re.match(r"(.*?\.\d+)\.(.*)", name)
+        if found:
+            inner = re.sub(r"\.\d+\.", ".{e}.", found[2])
+            layers.setdefault(found[1], {}).setdefault(inner, []).append(tensor)
+    if not layers:
+        return "it stores no numbered layers"
+    largest = max(layers, key=lambda layer: sum(len(found) for found in layers[layer].values()))
+    listed = [
+        f"{name} {list(found[0].shape)}" + (f" × {len(found)}" if len(found) > 1 else "")
+        for name, found in layers[largest].items()
+    ]
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return f"its {largest} stores {', '.join(listed[:LISTED])}{more}"

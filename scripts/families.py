@@ -1,0 +1,179 @@
+"""Generate what `atlas families` and docs/families.md say: `python -m scripts.families [--check]`.
+
+Everything is read off the specs that the registry makes of the test suite's tiny checkpoints, so that the table cannot
+claim what is not run. With --check nothing is written, and the exit code says whether anything would change.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.families.registry import FAMILIES, resolve
+from moe_atlas.families.spec import (
+    DeltaNet,
+    GroupedQuery,
+    Latent,
+    LayerSpec,
+    Mamba2,
+    Mixer,
+    ModelSpec,
+    MoESpec,
+    ShortConv,
+)
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "src/moe_atlas/families/table.json"
+PAGE = ROOT / "docs/families.md"
+SAME_AS = {
+    "kimi_k2": ("deepseek_v3", "reads as deepseek_v3"),
+    "qwen3_vl_moe_text": ("qwen3_moe", "reads as qwen3_moe, experts fused and transposed"),
+}
+"""Names without a model of their own in the reference, and the family that stands for them."""
+ORACLE = "transformers 5.23.0"
+FORMATS = [
+    {"format": "F32, BF16, F16, F64", "tensors": "plain; experts split, fused, transposed or stacked row by row"},
+    {"format": "fp8", "tensors": "float8 blocks beside `weight_scale_inv` (quant_method fp8), edges cut short, scales "
+     "F32, BF16, F16, E8M0 or U8, in any shard"},
+    {"format": "compressed-tensors float-quantized", "tensors": "float8 by tensor, channel or block"},
+    {"format": "compressed-tensors pack-quantized", "tensors": "4 or 8 bits by group or channel, symmetric or with a "
+     "zero point; reordered columns (actorder) are refused"},
+    {"format": "compressed-tensors nvfp4, mxfp4", "tensors": "4-bit floats in groups of 16 or 32"},
+    {"format": "mxfp4", "tensors": "gpt-oss `_blocks` and `_scales`"},
+]  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    table = {"oracle": ORACLE, "families": rows(), "formats": FORMATS}
+    wanted = {TABLE: json.dumps(table, indent=1) + "\n", PAGE: page(table)}
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text]
+    for path in stale:
+        print(f"{'stale' if '--check' in arguments else 'written'}: {path.relative_to(ROOT)}")
+        if "--check" not in arguments:
+            path.write_text(wanted[path], encoding="utf-8")
+    return int(bool(stale) and "--check" in arguments)
+
+
+def rows() -> list[dict[str, str]]:
+    """One row for each model_type of the registry."""
+    with tempfile.TemporaryDirectory() as folder:
+        specs = {case: spec(case, Path(folder)) for case in tiny.CASES}
+    return [row(name, specs) for name in sorted(FAMILIES)]
+
+
+def spec(case: str, root: Path) -> ModelSpec:
+    return resolve(open_checkpoint(tiny.save(case, root / case)))
+
+
+def row(name: str, specs: dict[str, ModelSpec]) -> dict[str, str]:
+    stand_in, remark = SAME_AS.get(name, (name, ""))
+    own = {case: model for case, model in specs.items() if tiny.CASES[case][0] == stand_in}
+    layers = [layer for model in own.values() for layer in model.layers]
+    moe = [layer.moe for layer in layers if layer.moe]
+    return {
+        "model_type": name,
+        "attention": "; ".join(unique(mixer(layer.mixer) for layer in layers if layer.mixer)),
+        "router": "; ".join(unique(router(one) for one in moe)),
+        "experts": "; ".join(unique(experts(layer) for layer in layers if layer.moe)),
+        "tested": remark or tested(own),
+    }
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def tested(own: dict[str, Any]) -> str:
+    exact = [case for case in own if case not in tiny.INEXACT]
+    variants = f"{len(own)} variants" if len(own) > 1 else "1 variant"
+    return f"{variants}, float32 to 1e-4" + (", bfloat16 bit for bit" if exact else "")
+
+
+def mixer(m: Mixer) -> str:
+    """A mixer in a few words."""
+    if isinstance(m, GroupedQuery):
+        parts = ["multi-head" if m.heads == m.kv_heads else "grouped-query"]
+        parts += [{"head": "q/k norm", "full": "q/k norm", "head_after_rope": "q/k norm after rotation",
+                   "l2_after_rope": "q/k norm after rotation"}[m.qk_norm]] if m.qk_norm else []  # fmt: skip
+        parts += ["window"] if m.window else []
+        parts += ["chunks"] if m.chunk else []
+        parts += ["sinks"] if m.sinks else []
+        parts += ["output gate"] if m.output_gate else []
+        parts += [] if m.rope else ["no positions"]
+        return ", ".join(parts)
+    if isinstance(m, Latent):
+        return "latent, indexed" if m.indexer else "latent"
+    return {DeltaNet: "gated delta rule", Mamba2: "Mamba-2", ShortConv: "short convolution"}[type(m)]
+
+
+def router(moe: MoESpec) -> str:
+    """A router in a few words: what top-k is taken on, and what the combine weights are."""
+    r = moe.router
+    score = r.score if r.dispatch == "scores" else "logits"
+    parts = [score + (" + bias" if r.selection_bias else "")]
+    parts += ["linear bias"] if r.linear_bias else []
+    parts += [f"groups by {r.group_score.replace('_', ' ')}"] if r.kept_groups < r.groups else []
+    rule = r.score if r.combine == "scores" else r.combine.replace("_", " ")
+    parts.append(f"weights {rule}{', renormalised' if r.renormalise else ''}")
+    return ", ".join(parts)
+
+
+def experts(layer: LayerSpec) -> str:
+    """A block in a few words."""
+    moe = layer.moe
+    assert moe is not None
+    kind = moe.layout.kind.replace("_", " ") if moe.layout else "split"
+    parts = [f"{kind} {'gated ' if moe.gated else ''}{moe.experts.activation.replace('_', ' ')}"]
+    parts += ["identity experts"] if moe.identity_experts else []
+    parts += ["gated shared" if moe.shared_gate else "shared"] if moe.shared else []
+    parts += ["weighted on input"] if moe.weight_on_input else []
+    parts += ["norm behind"] if moe.post_norm else []
+    parts += [] if moe.pre_norm else ["no norm in front"]
+    return ", ".join(parts)
+
+
+def page(table: dict[str, Any]) -> str:
+    """docs/families.md."""
+    lines = [
+        "# Families and formats",
+        "",
+        "<!-- generated by `python -m scripts.families`; do not edit -->",
+        "",
+        "Every family is replayed from `config.json` and the stored tensors alone. It is compared with",
+        f"{ORACLE} on tiny checkpoints with every parameter randomised: logits, routed sets and combine",
+        "weights, in float32 and in bfloat16 with eager attention and eager experts (`make parity` prints the",
+        "differences). Text parts of multimodal checkpoints are found by their prefix; vision, audio and",
+        "multi-token-prediction tensors are named as skipped. What is not listed is refused, and the message says",
+        "what a spec would need.",
+        "",
+        "| `model_type` | attention | router: score, weights | experts | tested |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{r['model_type']}` | {r['attention']} | {r['router']} | {r['experts']} | {r['tested']} |"
+        for r in table["families"]
+    ]
+    lines += [
+        "",
+        "## Formats",
+        "",
+        "Tensors are decoded as they are read, to float32 (MXFP4 to bfloat16, which holds it exactly). Unknown",
+        "quantisation is refused: GPTQ, AWQ, bitsandbytes, ModelOpt, torchao and others, each with what is missing.",
+        "A pair may be stored in two formats; `content_quantisation` then says what the format alone would do to",
+        "the base.",
+        "",
+        "| format | tensors |",
+        "|---|---|",
+    ]
+    lines += [f"| {r['format']} | {r['tensors']} |" for r in table["formats"]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
