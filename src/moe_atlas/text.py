@@ -27,15 +27,17 @@ _UNITS = {
 
 
 def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:
-    """Text from a file or a path so that it can neither break the line nor steer a terminal.
+    """Text from a file or a path so that it can neither break the line nor steer a terminal or a pipeline's log.
 
     Characters that do not print (controls, bidi and other format characters, lone surrogates) become backslash
-    escapes; anything longer than the limit is cut in the middle.
+    escapes; anything longer than the limit is cut in the middle. GitHub Actions obeys ``::`` at the start of a line,
+    blanks before it or not, and ``##[`` anywhere in one; as a table may break its lines anywhere, both are escaped.
     """
     if len(text) > limit:
         half = limit // 2
         text = f"{text[:half]}...{text[-half:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text.replace("::", r":\x3a").replace("##[", r"#\x23[")
 
 
 def markdown(text: str, limit: int = _NAME_CHARACTERS) -> str:

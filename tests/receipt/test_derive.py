@@ -629,6 +629,19 @@ def test_no_base_window_is_an_error() -> None:
         derive(facts, windows)
 
 
+@pytest.mark.parametrize(
+    ("kind", "warns"), [("routed_expert", True), ("selection_bias", False), ("norm", False)]
+)
+def test_weights_that_are_zero_throughout_are_named(kind: str, warns: bool) -> None:
+    facts, windows = synthetic.audit()
+    facts["weights"]["classes"][kind]["all_zero_tensors"] = {"base": 0, "tuned": 3}
+    found = [one for one in derive(facts, windows)["warnings"] if one["code"] == "all-zero-tensors"]
+    assert [one["message"] for one in found] == (
+        [f"tensors of the tuned checkpoint that are zero throughout: 3 {kind}; compare the files' sha256"]
+        * warns
+    )
+
+
 def test_warnings() -> None:
     facts, windows = synthetic.audit()
     facts["probe"]["policy"]["rewrite"]["smooth"]["occupancy"] = 100.0

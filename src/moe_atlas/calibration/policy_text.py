@@ -19,7 +19,7 @@ def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) ->
         f"#   {shown(pair.name)} (sha256 {pair.receipt_sha256[:16]})\n" for pair in calibration.healthy
     )
     return f"""\
-# Written by atlas calibrate. Use it as it is:   atlas register probes.yaml --policy {shown(name)}
+# Written by atlas calibrate. Use it as it is:   atlas register probes.yaml --policy-from {shown(name)}
 {header(calibration)}
 # The healthy pairs:
 {pairs}{caught}schema: atlas/policy/v1

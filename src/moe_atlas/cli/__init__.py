@@ -31,6 +31,8 @@ COMMANDS = (
     "attest",
 )
 
+CRASHED = 70
+
 # Click's own base error: newer typers carry click inside, so it is reached through what typer exports.
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -56,7 +58,12 @@ class Stopped(BaseException):
 
 
 def main() -> None:
-    """Run the command line and leave with an exit code that never lies: 130 and 143 after SIGINT and SIGTERM."""
+    """Run the command line and leave with an exit code that never lies.
+
+    130 and 143 after SIGINT and SIGTERM; 70, with a traceback, for a bug of ours, so that it reads as no verdict.
+    """
+    sys.excepthook = _crash
+    sys.stdout, sys.stderr = _open(sys.stdout), _open(sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -64,6 +71,18 @@ def main() -> None:
     if not all([_flushes(sys.stdout), _flushes(sys.stderr)]):
         os._exit(code)
     sys.exit(code)
+
+
+def _open(stream: TextIO | None) -> TextIO:
+    """A stream that can be written to: the interpreter leaves None where the descriptor was closed."""
+    return open(os.devnull, "w") if stream is None else stream  # noqa: SIM115  open until the process ends
+
+
+def _crash(*error: Any) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.__excepthook__(*error)
+        sys.stderr.flush()
+    os._exit(CRASHED)
 
 
 def _stop(number: int, frame: object) -> None:
@@ -83,7 +102,14 @@ def run(arguments: list[str]) -> int:
     except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
         complain("stopped before a result was acknowledged")
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output left before we knew a verdict
+    except (
+        SystemExit
+    ):  # how click answers a reader of our output that left: with 1, which would read as a FAIL
+        return int(Exit.EXHAUSTED)
+    except OSError as error:
+        if error.filename is not None:  # a file that no command took care of: a bug
+            raise
+        complain(f"E_OUTPUT standard output: cannot be written ({error.strerror})")
         return int(Exit.EXHAUSTED)
     return result if isinstance(result, int) else int(Exit.PASS)
 

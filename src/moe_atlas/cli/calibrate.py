@@ -61,5 +61,5 @@ def calibrate(
         typer.echo(line)
     typer.echo(
         f"wrote {shown(str(out))}: budgets from {len(good)} healthy pairs; "
-        f"atlas register probes.yaml --policy {shown(str(out))}"
+        f"atlas register probes.yaml --policy-from {shown(str(out))}"
     )

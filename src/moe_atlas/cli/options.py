@@ -91,7 +91,7 @@ def emit(receipt: dict[str, Any], path: Path, wanted: Outputs, *, quiet: bool) -
     """Show a result and write its reports; a reader that went away does not change what the receipt says."""
     written = wanted.write(receipt, path)
     if not quiet and not wanted.on_stdout:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, SystemExit):  # rich leaves with 1 when its reader has left
             draw(receipt, path, written)
 
 

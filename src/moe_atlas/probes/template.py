@@ -53,7 +53,7 @@ policy:
   # promote (other seeds of the recipe will do, three at least), then
   #   atlas calibrate --healthy FOLDER --damaged FOLDER --out policy.yaml
   # writes each budget as a prediction bound over them, and what it would have caught. Take this policy block
-  # out and register under that file:   atlas register probes.yaml --policy policy.yaml
+  # out and register under that file:   atlas register probes.yaml --policy-from policy.yaml
   rewrite:
     coordinate: null      # 0..2; turn of the canonical state, 1 - cos
     boundary: null        # 0..1; share of the routed set exchanged

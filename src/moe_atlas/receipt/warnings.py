@@ -14,6 +14,7 @@ CHANNELS = {
     "transition": "transition_drift",
     "content": "content_drift",
 }
+NEVER_ZERO = ("routed_expert", "shared_expert", "dense_mlp", "attention", "embedding", "head")
 FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures the machine, not the tune
 
 
@@ -22,6 +23,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
     return [
         *_smoothing(receipt),
         *_floors(receipt),
+        *_zeros(receipt),
         *_tail_guard(receipt),
         *_set_for(receipt),
         *_formats(receipt),
@@ -67,6 +69,22 @@ def within_floor(floor: Any, budgets: Facts, protected: Sequence[int]) -> dict[s
         worst, budget = max(values, default=0.0), budgets.get(name)
         if budget is not None and budget < FLOOR_FACTOR * worst:
             out[name] = float(worst)
+    return out
+
+
+def _zeros(receipt: Facts) -> list[dict[str, Any]]:
+    """Weights that are zero throughout: what a download that stalled leaves of a shard, in a file of the right size."""
+    out = []
+    for side in ("base", "tuned"):
+        counts: dict[str, int | None] = {
+            kind: (facts.get("all_zero_tensors") or {}).get(side)
+            for kind, facts in receipt["weights"]["classes"].items()
+            if kind in NEVER_ZERO
+        }
+        found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        if found:
+            message = f"tensors of the {side} checkpoint that are zero throughout: {found}; compare the files' sha256"
+            out.append({"code": "all-zero-tensors", "message": message})
     return out
 
 

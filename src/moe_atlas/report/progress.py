@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -43,7 +43,7 @@ class Log:
     def phase(self, name: str, steps: int) -> None:
         """Name the phase."""
         self._name, self._steps, self._done = name, steps, 0
-        print(f"atlas: {name}: {steps} steps", file=sys.stderr, flush=True)
+        _say(f"atlas: {name}: {steps} steps")
 
     def step(self, detail: str, bytes_read: int) -> None:
         """Say where it is, now and then."""
@@ -51,8 +51,13 @@ class Log:
         now = time.monotonic()
         if now - self._last >= QUIET_SECONDS:
             self._last = now
-            line = f"atlas: {self._name}: {self._done}/{self._steps} ({detail}, {size(bytes_read)} read)"
-            print(line, file=sys.stderr, flush=True)
+            _say(f"atlas: {self._name}: {self._done}/{self._steps} ({detail}, {size(bytes_read)} read)")
+
+
+def _say(line: str) -> None:
+    """A line of the log; hours of work do not end because nobody reads it."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
