@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moe_atlas.auditing.batches import Batch
 from moe_atlas.auditing.experts import LayerExperts
+from moe_atlas.auditing.memory import give_back
 from moe_atlas.auditing.noise import score_changes
 from moe_atlas.auditing.options import Progress
 from moe_atlas.auditing.reading import Arrays, LayerReading
@@ -90,6 +91,7 @@ def walk(audit: Walk, windows: Sequence[Window]) -> Evidence:
         for side, layer in zip(sides, layers, strict=True):
             side.enter(layer.refs)
         (routed_layer if layers[0].moe else dense_layer)(audit, layers)
+        give_back()
         audit.resume.save(audit, number + 1)
         audit.progress.step(f"layer {layers[0].index}", sum(side.reader.bytes_read for side in sides))
     outputs(audit, windows)
