@@ -57,7 +57,8 @@ def load_functionals(
             out |= dict(zip(REFINEMENT, (drift, drift + mu3 * lost), strict=True))
         own = overlap[subject]
         fixed = _reference_values(reference)
-        if handoff and own and health[subject] and (fixed or context.is_pair and overlap["base"]):
+        here = context.is_pair and overlap["base"] and health["base"]
+        if handoff and own and health[subject] and (fixed or here):
             lambda1, lambda2 = (float(part) for part in handoff["lambda"])
             compatible, share = batch.domain_mean(*own), health[subject]["min_share"]
             if fixed:
