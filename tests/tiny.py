@@ -74,6 +74,10 @@ DELTA = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
 }  # fmt: skip
 INDEX = {"index_topk": 9, "index_head_dim": 12, "index_n_heads": 3}
+GRANITE = {
+    "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 1.5,
+}  # fmt: skip
 BY_TYPE = {
     "full_attention": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
     "sliding_attention": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 1.0},
@@ -328,6 +332,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 8, "qk_nope_head_dim": 6, "v_head_dim": 10, "attention_bias": True,
         },
     ),
+    "granitemoe_swa": (
+        "granitemoe_swa",
+        GRANITE | {
+            "num_hidden_layers": 3, "layer_types": SLIDING, "sliding_window": 6, "attention_bias": True,
+            "layer_rope_theta": [500.0, 0, 90.0],
+        },
+    ),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        GRANITE | {
+            "num_hidden_layers": 3, "layer_types": LINEAR, "shared_intermediate_size": 10,
+            "position_embedding_type": "rope", "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 6,
+            "mamba_d_head": 8, "mamba_d_conv": 3, "mamba_expand": 1, "mamba_chunk_size": 64, "mamba_proj_bias": True,
+            "time_step_limit": [0.6, float("inf")],
+        },
+    ),
     "nemotron_h": (
         "nemotron_h",
         {
@@ -345,6 +365,7 @@ SLOW: frozenset[str] = frozenset()
 FAST = [case for case in CASES if case not in SLOW]
 INEXACT: dict[str, str] = {
     "lfm2_moe-unbiased": "sigmoid scores in bfloat16 tie on every probe, and the reference breaks ties arbitrarily",
+    "granitemoe_swa": "the reference scales the attention output by the rounded share of the sink",
 }
 """Cases that are not bit-exact in bfloat16, with the reason."""
 

@@ -1,6 +1,11 @@
-"""Granite MoE, with and without shared experts: scaled embeddings, residuals and logits, fused experts."""
+"""Granite MoE in four kinds: scaled embeddings, branches and logits, experts fused; windows with sinks, or Mamba-2."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from moe_atlas.families.config import Config
 from moe_atlas.families.names import STANDARD
@@ -10,11 +15,13 @@ from moe_atlas.families.parts import (
     default_head_dim,
     gated_mlp,
     grouped_query,
+    layer_kinds,
     moe,
     rms,
     softmax_router,
 )
 from moe_atlas.families.rope import rope
+from moe_atlas.families.spec import GroupedQuery, Mamba2, Mixer, Rope
 
 NAMES = {
     **STANDARD,
@@ -25,20 +32,72 @@ NAMES = {
     "shared.gate_proj": "shared_mlp.gate_proj",
     "shared.up_proj": "shared_mlp.up_proj",
     "shared.down_proj": "shared_mlp.output_linear",
+    **{role: f"mamba.{role}" for role in ("in_proj", "conv1d", "A_log", "dt_bias", "D")},
+    "output_norm": "mamba.norm",
+    "mixer_out_proj": "mamba.out_proj",
+}
+NAMES_SLIDING = NAMES | {
+    "router": "block_sparse_moe.router",
+    "experts.gate_up_proj": "block_sparse_moe.experts.gate_up_proj",
+    "experts.down_proj": "block_sparse_moe.experts.down_proj",
 }
 STACKS = {"shared_mlp.input_linear": ("shared.gate_proj", "shared.up_proj")}
 
 
 def build(c: Config) -> Blueprint:
     """Read a `granitemoe` or `granitemoeshared` configuration."""
-    bias = c.flag("attention_bias", default=False)
-    attention = grouped_query(
-        c,
-        rope=rope(c, default_head_dim(c), theta=10000.0),
-        scale=c.number("attention_multiplier", default=1.0),
-        qkv_bias=bias,
-        out_bias=bias,
+    attention = _attention(c, rope(c, default_head_dim(c), theta=10000.0))
+    return compose(c, lambda i: attention)
+
+
+def build_sliding(c: Config) -> Blueprint:
+    """Read a `granitemoe_swa` configuration: sinks, windows on three of four layers, a base of its own for each."""
+    kinds = layer_kinds(c, lambda i: "sliding_attention" if i % 4 else "full_attention")
+    rotary, window = rope(c, default_head_dim(c), theta=10000.0), c.optional("sliding_window")
+    bases = c.optional("layer_rope_theta") or [rotary.theta] * len(kinds)
+
+    def layer(index: int) -> GroupedQuery:
+        turning = replace(rotary, theta=float(bases[index])) if bases[index] else None
+        seen = window if kinds[index] == "sliding_attention" else None
+        return _attention(c, turning, sinks=True, window=seen)
+
+    return compose(c, layer, NAMES_SLIDING)
+
+
+def build_hybrid(c: Config) -> Blueprint:
+    """Read a `granitemoehybrid` configuration: Mamba-2 layers with attention here and there."""
+    kinds = layer_kinds(c, lambda i: "linear_attention")
+    c.inert("mamba_expand", "mamba_chunk_size")
+    c.expect("position_embedding_type", "rope", "nope")
+    rotary = rope(c, default_head_dim(c), theta=10000.0)
+    attention = _attention(c, rotary if c.optional("position_embedding_type") == "rope" else None)
+    most: Any
+    least, most = c.optional("time_step_limit") or (0.0, None)
+    if type(most) in (int, float) and math.isfinite(most):
+        raise c.refuse(
+            f"time_step_limit = {[least, most]}", "an upper limit of the step size is not implemented"
+        )
+    mamba = Mamba2(
+        heads=c.integer("mamba_n_heads"),
+        head_dim=c.integer("mamba_d_head"),
+        state_dim=c.integer("mamba_d_state"),
+        groups=c.integer("mamba_n_groups"),
+        kernel=c.integer("mamba_d_conv"),
+        norm=rms(c),
+        least_step=float(least),
+        conv_bias=c.flag("mamba_conv_bias"),
+        bias=c.flag("mamba_proj_bias"),
     )
+    return compose(c, lambda i: mamba if kinds[i] in ("linear_attention", "mamba") else attention)
+
+
+def _attention(c: Config, rotary: Rope | None, **options: Any) -> GroupedQuery:
+    bias, scale = c.flag("attention_bias", default=False), c.number("attention_multiplier", default=1.0)
+    return grouped_query(c, rope=rotary, scale=scale, qkv_bias=bias, out_bias=bias, **options)
+
+
+def compose(c: Config, mixer: Callable[[int], Mixer], names: dict[str, str] = NAMES) -> Blueprint:
+    """Any mixers, and a block whose weights are a softmax over the chosen; every branch is scaled."""
     shared = c.integer("shared_intermediate_size", default=0)
     routed = moe(
         c,
@@ -49,7 +108,7 @@ def build(c: Config) -> Blueprint:
     model = decoder(
         c,
         rms(c),
-        lambda i: attention,
+        mixer,
         lambda i: routed,
         residual_scale=c.number("residual_multiplier", default=1.0),
         model={
@@ -57,4 +116,4 @@ def build(c: Config) -> Blueprint:
             "logit_divisor": c.number("logits_scaling", default=1.0),
         },
     )
-    return Blueprint(model, NAMES, stacks=STACKS if shared else {})
+    return Blueprint(model, names, stacks=STACKS if shared else {})

@@ -88,15 +88,13 @@ def _moe(c: Config) -> Any:
 
 
 def _mamba(c: Config) -> Mamba2:
-    groups = c.integer("n_groups", "mamba_n_groups")
     return Mamba2(
         heads=c.integer("mamba_num_heads"),
         head_dim=c.integer("mamba_head_dim"),
         state_dim=c.integer("ssm_state_size"),
-        groups=groups,
+        groups=c.integer("n_groups", "mamba_n_groups"),
         kernel=c.integer("conv_kernel", "mamba_d_conv"),
         norm=rms(c, default=1e-5),
-        norm_groups=groups,
         least_step=c.number("time_step_min", "mamba_dt_min", default=0.001),
         conv_bias=c.flag("use_conv_bias", "mamba_conv_bias", default=True),
         bias=c.flag("use_bias", default=False),

@@ -59,6 +59,8 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
     "glm_moe_dsa": deepseek_v3.build_glm,
     "gpt_oss": gpt_oss.build,
     "granitemoe": granitemoe.build,
+    "granitemoe_swa": granitemoe.build_sliding,
+    "granitemoehybrid": granitemoe.build_hybrid,
     "granitemoeshared": granitemoe.build,
     "hunyuan_v1_moe": hunyuan_v1_moe.build,
     "hy_v3": hy_v3.build,

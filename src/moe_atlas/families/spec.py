@@ -160,12 +160,10 @@ class Mamba2(Mixer):
     head_dim: int
     state_dim: int
     groups: int
-    """Sets of B and C, shared by equal numbers of heads."""
+    """Sets of B and C, shared by equal numbers of heads; as many parts of the output are normalised by themselves."""
     kernel: int
     norm: Norm
     """Of the output, after it has met its gate."""
-    norm_groups: int
-    """Parts of the output that are normalised by themselves."""
     least_step: float
     """Lower clamp of the step size."""
     conv_bias: bool

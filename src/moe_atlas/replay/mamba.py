@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_atlas.families.spec import Mamba2
 from moe_atlas.replay.attention import Weights, linear
 from moe_atlas.replay.convolution import causal
-from moe_atlas.replay.delta import chunks, decays
+from moe_atlas.replay.delta import chunks
 from moe_atlas.replay.norm import apply_gain, standardise
 
 
@@ -37,8 +37,8 @@ def state_space(x_WSHP: Tensor, step_WSH: Tensor, rate_H: Tensor, b_WSHN: Tensor
     length = x_WSHP.shape[1]
     x = chunks(x_WSHP * step_WSH[..., None])
     b, c, decay = chunks(b_WSHN), chunks(c_WSHN), chunks((rate_H * step_WSH)[..., None])
-    passed, between = decays(decay.squeeze(-1))
-    within = (c @ b.transpose(-1, -2)) * between
+    passed = decay.squeeze(-1).cumsum(-1)
+    within = (c @ b.transpose(-1, -2)) * segments(decay.squeeze(-1)).exp()
     c = c * passed.exp()[..., None]
     b = b * (passed[..., -1:] - passed).exp()[..., None]
     whole = passed[..., -1].exp()[..., None, None]
@@ -50,8 +50,16 @@ def state_space(x_WSHP: Tensor, step_WSH: Tensor, rate_H: Tensor, b_WSHN: Tensor
     return torch.cat(out, dim=2)[:, :, :length].transpose(1, 2)
 
 
+def segments(decay: Tensor) -> Tensor:
+    """Sum of the decay after token j up to token i, summed by itself and not as a difference; −∞ for j > i."""
+    size = decay.shape[-1]
+    ones = torch.ones(size, size, dtype=torch.bool, device=decay.device)
+    summands = decay[..., :, None].expand(*decay.shape, size).masked_fill(~ones.tril(-1), 0.0)
+    return summands.cumsum(-2).masked_fill(~ones.tril(), float("-inf"))
+
+
 def _gated_norm(m: Mamba2, w: Weights, out_WSD: Tensor, gate_WSD: Tensor) -> Tensor:
     """The gated output, each of its parts normalised by itself, times the gain."""
     gated = out_WSD.float() * F.silu(gate_WSD.float())
-    unit = standardise(gated.unflatten(-1, (m.norm_groups, -1)), m.norm).flatten(-2)
+    unit = standardise(gated.unflatten(-1, (m.groups, -1)), m.norm).flatten(-2)
     return apply_gain(unit, m.norm, w["output_norm"].to(gate_WSD.dtype), None, out_WSD.dtype)
