@@ -1,17 +1,20 @@
-"""The routed experts of one layer, both checkpoints in lock-step, a few at a time.
+"""The routed experts of one layer, both checkpoints in lock-step, read ahead while others are evaluated.
 
-What a layer's experts weigh decides how they are held: within `budget` bytes they stay for the next batch,
-beyond it they are read again, so that memory does not grow with the model.
+Each pass over a layer reads every expert once; the first pass also compares them for the weights ledger and for the
+account of their identity. No more than a few experts are in memory at any time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe_atlas.auditing.ahead import ahead
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.storage import kept, storage
 from moe_atlas.families.spec import LayerSpec
@@ -24,7 +27,46 @@ from moe_atlas.weights.identity import (
     repeated,
     sketch,
 )
-from moe_atlas.weights.ledger import WeightsLedger, same_bytes
+from moe_atlas.weights.ledger import TensorChange, WeightsLedger, compare, same_bytes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is kept of an expert once its weights are gone."""
+
+    sketch: Tensor
+    initialised: bool
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert of every checkpoint under audit, numbered as in the base.
+
+    Attributes:
+        index: its index.
+        weights: per checkpoint, in the dtypes the replay multiplies in, by role.
+        identical: whether the tuned expert holds the base expert's bytes.
+        by_index: the tuned expert that is stored under the base's index, where a relabelling moved another here.
+        requantised: the base expert as the tuned checkpoint's format would keep it; None where both store alike.
+    """
+
+    index: int
+    weights: tuple[Weights, ...]
+    identical: bool
+    by_index: Weights | None = None
+    requantised: Weights | None = None
+
+
+@dataclass
+class _Read:
+    """An expert as stored, and what comparing it found."""
+
+    stored: list[Weights]
+    identical: bool
+    requantised: Weights | None = None
+    samples: dict[tuple[int, int], Sample] = field(default_factory=dict)
+    rows: list[TensorChange] = field(default_factory=list)
+    rows_as_stored: list[TensorChange] = field(default_factory=list)
 
 
 class LayerExperts:
@@ -32,65 +74,38 @@ class LayerExperts:
 
     Attributes:
         match_E: the consistent relabelling (tuned index of each base expert), or None.
-        identical: whether every routed expert is byte-identical to its counterpart.
+        identical: whether every routed expert is byte-identical to its counterpart; known after the first pass.
     """
 
     def __init__(
-        self, sides: Sequence[Side], layers: Sequence[LayerSpec], ledger: WeightsLedger, budget: int
-    ):
-        self.sides, self._layers, self._ledger, self._budget = sides, layers, ledger, budget
+        self, sides: Sequence[Side], layers: Sequence[LayerSpec], ledger: WeightsLedger, pool: Executor
+    ) -> None:
+        self.sides, self._layers, self._ledger, self._pool = sides, layers, ledger, pool
         moe = layers[0].moe
         assert moe is not None
         self.count = moe.router.experts
-        self._held: dict[tuple[int, int], Weights] = {}
-        self._held_bytes = 0
-        self._sketches: list[dict[int, Tensor]] = [{} for _ in sides]
-        self._initialised: list[set[int]] = [set() for _ in sides]
-        self._entered: set[int] = set()
-        self._latest: dict[int, tuple[int, Weights]] = {}
+        self._samples: dict[tuple[int, int], Sample] = {}
+        self._recorded = False
         self.identical = len(sides) == 2
         self.match_E = self._find_relabelling() if len(sides) == 2 else None
 
-    def weights(self, side: int, expert: int) -> Weights:
-        """Tensors of one expert in the dtypes the replay multiplies in, by role."""
-        expert = int(self.stored(side)[expert])
-        held = self._held.get((side, expert))
-        if held is not None:
-            return held
-        latest = self._latest.get(side)
-        stored = latest[1] if latest is not None and latest[0] == expert else self._stored(side, expert)
-        prepared = self.sides[side].multiplied(stored)
-        size = sum(tensor.nbytes for tensor in prepared.values())
-        if self._held_bytes + size <= self._budget:
-            self._held[side, expert] = prepared
-            self._held_bytes += size
-        return prepared
+    def stream(self) -> Iterator[Expert]:
+        """Every expert in rising order; the first ones are read from now on, the next ones always in the background.
 
-    def requantised(self, expert: int) -> Weights | None:
-        """Base expert `expert` as the tuned checkpoint's format would keep it; None where both store alike."""
-        formats = []
-        for side in (0, 1):
-            moe = self._layers[side].moe
-            assert moe is not None
-            refs = moe.expert_refs(int(self.stored(side)[expert]))
-            formats.append(storage(self.sides[side].checkpoint, refs))
-        if formats[0] == formats[1]:
-            return None
-        return self.sides[0].multiplied(kept(self._stored(0, expert), formats[1]))
+        Raises:
+            InputRefused: E_NONFINITE when the base holds a NaN or an infinity.
+            IntegrityError: E_CHANGED when a file changed since it was opened.
+        """
+        return self._prepared(ahead(self._pool, self._read, range(self.count)))
 
-    def enter(self, expert: int) -> None:
-        """Bring expert `expert` of the base and its counterparts in, once per layer recording them in the ledger."""
-        if expert in self._entered:
-            return
-        self._entered.add(expert)
-        base = self._stored(0, expert)
-        if len(self.sides) == 1:
-            self._record(0, expert, base, None)
-            return
-        counterpart = int(self.stored(1)[expert])
-        self._record(0, expert, base, self._stored(1, counterpart))
-        if counterpart != expert:
-            self._record(0, expert, base, self._stored(1, expert), as_stored=True)
+    def _prepared(self, reads: Iterator[_Read]) -> Iterator[Expert]:
+        for index, read in enumerate(reads):
+            self._record(read)
+            prepared = [side.multiplied(w) for side, w in zip(self.sides, read.stored, strict=False)]
+            extra = self.sides[1].multiplied(read.stored[2]) if len(read.stored) > 2 else None
+            requantised = None if read.requantised is None else self.sides[0].multiplied(read.requantised)
+            yield Expert(index, tuple(prepared), read.identical, extra, requantised)
+        self._recorded = True
 
     def stored(self, side: int) -> Tensor:
         """Index under which a checkpoint itself stores each expert, int64 [E]."""
@@ -98,13 +113,13 @@ class LayerExperts:
 
     def sketches(self, side: int) -> Tensor:
         """Sketches of all experts, float32 [E, N]; zeros for an expert without matrices."""
-        rows = [self._sketches[side][expert] for expert in range(self.count)]
+        rows = [self._samples[side, expert].sketch for expert in range(self.count)]
         width = max(len(row_N) for row_N in rows)
         return torch.stack([torch.nn.functional.pad(row_N, (0, width - len(row_N))) for row_N in rows])
 
     def initialised(self, side: int) -> list[int]:
         """Experts that look untrained."""
-        return sorted(self._initialised[side])
+        return [expert for expert in range(self.count) if self._samples[side, expert].initialised]
 
     def clones(self, side: int) -> list[list[int]]:
         """Groups of experts that hold the same bytes: suggested by sketches, confirmed on the whole tensors."""
@@ -133,26 +148,54 @@ class LayerExperts:
         return torch.cat([stored[role] for role in ("gate_proj", "up_proj") if role in stored])
 
     def _stored(self, side: int, expert: int) -> Weights:
-        tensors = self.sides[side].expert(self._layers[side], expert)
-        self._latest[side] = (expert, tensors)
-        if expert not in self._sketches[side]:
-            matrices = list(tensors.values())
-            self._sketches[side][expert] = sketch(matrices) if matrices else torch.zeros(0)
-            if matrices and looks_initialised(matrices):
-                self._initialised[side].add(expert)
-        return tensors
+        return self.sides[side].expert(self._layers[side], expert)
 
-    def _record(
-        self, side: int, expert: int, base: Weights, tuned: Weights | None, *, as_stored: bool = False
-    ) -> None:
-        layer = self._layers[side]
+    def _read(self, expert: int) -> _Read:
+        """Read one expert of each checkpoint and, in the first pass, compare them; runs in the background."""
+        indices = [(side, int(self.stored(side)[expert])) for side in range(len(self.sides))]
+        if indices[-1][1] != expert:
+            indices.append((1, expert))
+        stored = [self._stored(side, index) for side, index in indices]
+        pair = len(self.sides) == 2
+        read = _Read(stored, pair and _equal(stored[0], stored[1]))
+        read.requantised = self._requantised(expert, stored[0]) if pair else None
+        if not self._recorded:
+            read.samples = {key: _sample(weights) for key, weights in zip(indices, stored, strict=True)}
+            read.rows = self._compare(expert, stored[0], stored[1] if pair else None)
+            if len(stored) > 2:
+                read.rows_as_stored = self._compare(expert, stored[0], stored[2])
+        if read.identical:
+            stored[1] = stored[0]
+        return read
+
+    def _requantised(self, expert: int, base: Weights) -> Weights | None:
+        """Base expert `expert` as the tuned checkpoint's format would keep it; None where both store alike."""
+        formats = []
+        for side in (0, 1):
+            moe = self._layers[side].moe
+            assert moe is not None
+            refs = moe.expert_refs(int(self.stored(side)[expert]))
+            formats.append(storage(self.sides[side].checkpoint, refs))
+        return None if formats[0] == formats[1] else kept(base, formats[1])
+
+    def _compare(self, expert: int, base: Weights, tuned: Weights | None) -> list[TensorChange]:
+        layer = self._layers[0]
         assert layer.moe is not None
-        for ref in layer.moe.expert_refs(expert):
-            other = None if tuned is None else tuned[ref.role]
-            change = self._ledger.add(
-                ref.name, ref.kind, layer.index, base[ref.role], other, as_stored=as_stored
+        return [
+            compare(
+                ref.name, ref.kind, layer.index, base[ref.role], None if tuned is None else tuned[ref.role]
             )
-            self.identical &= bool(change.identical) or as_stored
+            for ref in layer.moe.expert_refs(expert)
+        ]
+
+    def _record(self, read: _Read) -> None:
+        """Enter what the first pass found, in the order of the experts."""
+        self._samples |= read.samples
+        for change in read.rows:
+            self._ledger.enter(change)
+            self.identical &= bool(change.identical)
+        for change in read.rows_as_stored:
+            self._ledger.enter(change, as_stored=True)
 
     def _find_relabelling(self) -> Tensor | None:
         rows = [
@@ -162,8 +205,15 @@ class LayerExperts:
             return None
         for side in range(2):
             for expert in range(self.count):
-                self._stored(side, expert)
+                self._samples[side, expert] = _sample(self._stored(side, expert))
         return relabelling(rows[0], rows[1], self.sketches(0), self.sketches(1))
+
+
+def _sample(weights: Weights) -> Sample:
+    matrices = list(weights.values())
+    if not matrices:
+        return Sample(torch.zeros(0), initialised=False)
+    return Sample(sketch(matrices), looks_initialised(matrices))
 
 
 def router_rows(resident: Weights, layer: LayerSpec) -> RouterRows:

@@ -1,4 +1,4 @@
-"""The audit's hot loop: both checkpoints, layer by layer, each byte once and no more than a layer at a time.
+"""The audit's hot loop: both checkpoints, layer by layer, no more than one layer and a few experts at a time.
 
 At every routed layer it reads the routed object of each checkpoint at its own states, and of the pair at the
 base's canonical states; everything else (windows to intervals to verdict) happens without weights, later.
@@ -6,7 +6,8 @@ base's canonical states; everything else (windows to intervals to verdict) happe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,21 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.batches import Batch
+from moe_atlas.auditing.ahead import WORKERS
+from moe_atlas.auditing.batches import BATCH_TOKENS, Batch
 from moe_atlas.auditing.experts import LayerExperts
 from moe_atlas.auditing.memory import give_back
 from moe_atlas.auditing.noise import score_changes
 from moe_atlas.auditing.options import Progress
+from moe_atlas.auditing.passage import Passage, Shared
 from moe_atlas.auditing.reading import Arrays, LayerReading
 from moe_atlas.auditing.resume import Nowhere, Resume
 from moe_atlas.auditing.side import Side, Weights
-from moe_atlas.auditing.view import Scope, View, look
+from moe_atlas.auditing.view import Scope
 from moe_atlas.families.spec import LayerSpec, TensorRef
-from moe_atlas.geometry import assumptions, health, pair
-from moe_atlas.geometry.fields import PairFields
+from moe_atlas.geometry import assumptions, pair
 from moe_atlas.geometry.output import window_outputs
 from moe_atlas.probes.windows import Window
-from moe_atlas.replay.router import Routing
 from moe_atlas.weights.identity import layer_identity
 from moe_atlas.weights.ledger import WeightsLedger, same_bytes
 
@@ -52,7 +53,9 @@ class Walk:
         sides: the base, and the tuned checkpoint unless a baseline is recorded.
         batches: the partition of the probe windows.
         bands: noise band per layer index.
-        budget: bytes of experts that may be held.
+        pool: threads that read ahead.
+        held_tokens: tokens whose evaluated experts may be in memory together; one batch at least.
+        skips: leave out what equal bytes make unnecessary; the numbers are the same, bit for bit, either way.
         measures_noise: the sides are one checkpoint under two execution orders.
         resume: where the state between layers is kept.
         chart_maps: sample this many experts per layer for rank and condition of the overlap maps; 0 for none.
@@ -64,11 +67,43 @@ class Walk:
     protected: frozenset[int]
     progress: Progress
     bands: dict[int, pair.NoiseBand] = field(default_factory=dict)
-    budget: int = 1 << 29
+    pool: Executor = field(default_factory=partial(ThreadPoolExecutor, WORKERS))
+    held_tokens: int = BATCH_TOKENS
+    skips: bool = True
     chart_maps: int = 0
     measures_noise: bool = False
     resume: Resume = field(default_factory=Nowhere)
     evidence: Evidence = field(default_factory=Evidence)
+
+    @property
+    def alike(self) -> bool:
+        """Whether two checkpoints are computed by the same arithmetic, so that equal bytes give equal numbers."""
+        return (
+            self.skips and len(self.sides) == 2 and self.sides[0].replay.computes_like(self.sides[1].replay)
+        )
+
+    def states_shared(self, number: int) -> bool:
+        """Whether both checkpoints carry the very same state of a batch."""
+        return self.sides[0].states[number] is self.sides[1].states[number]
+
+    def rounds(self) -> Iterator[list[int]]:
+        """Numbers of the batches that pass a layer's experts together, so that each is read once for all of them."""
+        part: list[int] = []
+        for number, batch in enumerate(self.batches):
+            if (
+                part
+                and sum(self.batches[n].tokens_WS.numel() for n in part) + batch.tokens_WS.numel()
+                > self.held_tokens
+            ):
+                yield part
+                part = []
+            part.append(number)
+        if part:
+            yield part
+
+    def enter(self, refs: Sequence[Sequence[TensorRef]]) -> None:
+        """Read tensors of every checkpoint at once, dropping those of the last layer."""
+        list(self.pool.map(Side.enter, self.sides, refs))
 
     def states_identical(self, number: int) -> bool:
         """Whether everything in front of the `number`-th layer is byte-identical and computed alike."""
@@ -80,6 +115,13 @@ class Walk:
 @torch.inference_mode()
 def walk(audit: Walk, windows: Sequence[Window]) -> Evidence:
     """Replay the probe windows through every layer of each checkpoint and read what the contract asks for."""
+    with audit.pool:
+        layers_and_outputs(audit, windows)
+    return audit.evidence
+
+
+def layers_and_outputs(audit: Walk, windows: Sequence[Window]) -> None:
+    """From the tokens, or from where an interrupted audit stood, to the last logit."""
     sides = audit.sides
     depth = len(sides[0].spec.layers)
     done = audit.resume.restore(audit)
@@ -88,131 +130,93 @@ def walk(audit: Walk, windows: Sequence[Window]) -> Evidence:
         embed(audit)
     for number in range(done, depth):
         layers = [side.spec.layers[number] for side in sides]
-        for side, layer in zip(sides, layers, strict=True):
-            side.enter(layer.refs)
+        audit.enter([layer.refs for layer in layers])
         (routed_layer if layers[0].moe else dense_layer)(audit, layers)
         give_back()
         audit.resume.save(audit, number + 1)
         audit.progress.step(f"layer {layers[0].index}", sum(side.reader.bytes_read for side in sides))
     outputs(audit, windows)
-    return audit.evidence
 
 
 def embed(audit: Walk) -> None:
     """Start every window from its tokens."""
-    for side in audit.sides:
-        side.enter(side.spec.embed_refs)
-        side.embed(batch.tokens_WS for batch in audit.batches)
-    record_weights(audit, None, audit.sides[0].spec.embed_refs)
+    refs = [side.spec.embed_refs for side in audit.sides]
+    audit.enter(refs)
+    record_weights(audit, None, refs[0])
+    audit.sides[0].embed(batch.tokens_WS for batch in audit.batches)
+    for side in audit.sides[1:]:
+        if audit.alike and not audit.evidence.ledger.changed_layers:
+            side.states = list(audit.sides[0].states)
+        else:
+            side.embed(batch.tokens_WS for batch in audit.batches)
 
 
 def dense_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     """Replayed, not measured."""
     record_weights(audit, layers[0].index, layers[0].refs)
-    for side, layer in zip(audit.sides, layers, strict=True):
-        for number, state in enumerate(side.states):
-            x_WSD = side.replay.attention(layer, side.weights, state)
+    same = audit.alike and layers[0] == layers[1] and all_same(audit, layers)
+    for number in range(len(audit.batches)):
+        follows = same and audit.states_shared(number)
+        for side, layer in zip(audit.sides[:1] if follows else audit.sides, layers, strict=False):
+            x_WSD = side.replay.attention(layer, side.weights, side.states[number])
             side.states[number] = side.replay.dense(layer, side.weights, x_WSD)
+        if follows:
+            audit.sides[1].states[number] = audit.sides[0].states[number]
 
 
 def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
-    """Read the routed object of one layer, batch by batch, one expert of each checkpoint at a time.
+    """Read the routed object of one layer: a few batches at a time, and for them one expert at a time.
 
     After a consistent relabelling the tuned checkpoint is read in the base's numbering throughout, so that the very
     same arithmetic runs as without it: a pure relabelling is exactly 0, and moves no verdict.
     """
-    experts = LayerExperts(audit.sides, layers, audit.evidence.ledger, audit.budget)
+    experts = LayerExperts(audit.sides, layers, audit.evidence.ledger, audit.pool)
     as_stored = {} if experts.match_E is None else audit.sides[1].renumber(layers[1], experts.match_E)
     record_weights(audit, layers[0].index, layers[0].refs, as_stored)
     reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)
-    numberings = correspondences(experts)
-    for number, batch in enumerate(audit.batches):
-        views = [
-            look(side, layer, number, batch, audit.scope, experts.stored(index))
-            for index, (side, layer) in enumerate(zip(audit.sides, layers, strict=True))
+    shared = what_is_shared(audit, layers, reading.facts, experts)
+    band = audit.bands.get(reading.layer, pair.NoiseBand())
+    for part in audit.rounds():
+        stream = experts.stream()
+        passages = [
+            Passage(audit.sides, layers, n, audit.batches[n], audit.scope, experts, shared) for n in part
         ]
-        pairs = [Anchored(views, match_E, audit.scope) for match_E in numberings] if batch.measured else []
-        for expert in range(experts.count):
-            experts.enter(expert)
-            for index, view in enumerate(views):
-                view.fields.add(expert, experts.weights(index, expert))
-            for anchored in pairs:
-                anchored.add(expert, experts)
-        if batch.measured:
-            read_health(audit, reading, views, len(batch.tokens_WS))
-            read_pairs(audit, reading, views, pairs, len(batch.tokens_WS))
-        for view in views:
-            view.finish(number)
+        for expert in stream:
+            for passage in passages:
+                passage.add(expert)
+        while passages:
+            passage = passages.pop(0)
+            passage.read(reading, band)
+            if audit.measures_noise and passage.pairs:
+                note_noise(reading.facts, passage)
+            passage.finish()
     close_layer(audit, reading, experts, layers)
 
 
-class Anchored:
-    """The tuned checkpoint at the base's canonical states, base expert e against tuned expert `match_E[e]`."""
-
-    def __init__(self, views: Sequence[View], match_E: Tensor, scope: Scope) -> None:
-        base, tuned = views
-        replay, weights = tuned.side.replay, tuned.side.weights
-        gate = replay.anchored(tuned.layer, weights, base.gate.z_TD, base.x_TD)
-        self.match_E = match_E
-        self.routing: Routing = pair.relabelled(replay.route(tuned.layer, weights, gate), match_E)
-        self.native: Routing = pair.relabelled(tuned.routing, match_E)
-        self.fields = PairFields(
-            base.fields,
-            tuned.fields,
-            gate,
-            self.routing,
-            base.tangent,
-            tuned.tangent,
-            everyone=scope.everyone,
-        )
-
-    def add(self, expert: int, experts: LayerExperts) -> None:
-        """Evaluate base expert `expert` and its counterpart."""
-        counterpart = int(self.match_E[expert])
-        self.fields.add(expert, counterpart, experts.weights(0, expert), experts.weights(1, counterpart))
-        requantised = experts.requantised(expert)
-        if requantised is not None:
-            self.fields.add_requantised(expert, requantised)
+def what_is_shared(
+    audit: Walk, layers: Sequence[LayerSpec], facts: dict[str, Any], experts: LayerExperts
+) -> Shared:
+    """What the tuned checkpoint need not compute again at this layer."""
+    if not audit.alike or layers[0].describe() != layers[1].describe():
+        return Shared()
+    in_step = all(map(audit.states_shared, range(len(audit.batches))))
+    return Shared(
+        view=in_step and all_same(audit, layers) and experts.match_E is None,
+        gate=facts["exact"]["gain"],
+        routing=facts["exact"]["router"],
+    )
 
 
-def correspondences(experts: LayerExperts) -> list[Tensor]:
-    """Expert numberings to measure a pair under: after a relabelling first, then the same index; none alone."""
-    identity_E = torch.arange(experts.count)
-    if len(experts.sides) == 1:
-        return []
-    return [identity_E] if experts.match_E is None else [identity_E, torch.argsort(experts.match_E)]
+def all_same(audit: Walk, layers: Sequence[LayerSpec]) -> bool:
+    """Whether every tensor of the layer at hand, routed experts aside, is byte-identical."""
+    base, tuned = (side.resident for side in audit.sides)
+    return all(same_bytes(base[ref.role], tuned[ref.role]) for ref in layers[0].refs)
 
 
-def read_health(audit: Walk, reading: LayerReading, views: Sequence[View], windows: int) -> None:
-    """State1, State2, jump and occupancy of each checkpoint at its own states."""
-    for view in views:
-        name = view.side.name
-        reading.routing(name, pair.relabelled(view.routing, torch.argsort(view.stored_E)), windows)
-        reading.tokens(name, health.state1(view.routing), windows)
-        reading.tokens(name, health.state2(view.fields, view.tangent, audit.scope.adjacency), windows)
-        ratio_T = assumptions.radial_to_tangent(view.x_TD, view.layer)
-        reading.tokens(name, {"radial_to_tangent": ratio_T}, windows)
-
-
-def read_pairs(
-    audit: Walk, reading: LayerReading, views: Sequence[View], pairs: Sequence[Anchored], windows: int
-) -> None:
-    """The drift channels and the perturbation budget, after a relabelling and as stored."""
-    if not pairs:
-        return
-    base, tuned = views
-    coordinates = pair.coordinate_channels(base.gate, tuned.gate)
-    band = audit.bands.get(reading.layer, pair.NoiseBand())
-    for prefix, anchored in zip(("pair", "same_index"), pairs, strict=False):
-        routing, native = anchored.routing, anchored.native
-        values = coordinates | pair.routing_channels(base.routing, routing, native, band)
-        reading.tokens(prefix, values, windows)
-        content = pair.content_channels(anchored.fields, base.routing, routing, native, audit.scope.quantile)
-        reading.tokens(prefix, content, windows)
-    reading.tokens("control", pair.controls(base.x_TD, tuned.x_TD), windows)
-    if audit.measures_noise:
-        changes, noise = score_changes(base.routing, tuned.routing), reading.facts.setdefault("noise", {})
-        noise |= {key: max(value, noise.get(key, 0.0)) for key, value in changes.items()}
+def note_noise(facts: dict[str, Any], passage: Passage) -> None:
+    """Keep the largest change of a dispatch score and of a group score between the two executions."""
+    changes, noise = score_changes(*passage.routings), facts.setdefault("noise", {})
+    noise |= {key: max(value, noise.get(key, 0.0)) for key, value in changes.items()}
 
 
 def layer_facts(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, Any]:
@@ -299,8 +303,7 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     """Final norm and head: NLL, divergence and agreement of every window, task windows included."""
     sides = audit.sides
     audit.progress.phase("reading the output", len(audit.batches))
-    for side in sides:
-        side.enter(side.spec.final_refs)
+    audit.enter([side.spec.final_refs for side in sides])
     # A tied head was recorded as the embedding.
     record_weights(audit, None, [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"])
     heads: dict[str, Callable[[Tensor], Tensor]] = {

@@ -126,7 +126,6 @@ def dependencies(audit: Walk, probes: ProbeSet, options: AuditOptions) -> dict[s
             "router": options.router,
             "threads": torch.get_num_threads(),
             "batches": [list(batch.tokens_WS.shape) for batch in audit.batches],
-            "experts held": audit.budget,
             "chart maps": audit.chart_maps,
         },
         "the noise floor": {str(layer): astuple(band) for layer, band in audit.bands.items()},

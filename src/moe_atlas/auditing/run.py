@@ -108,6 +108,7 @@ def prepare(
     tokens = sum(len(window.tokens) for window in probes.windows)
     everyone = config.evaluation.experts == "all"
     needed = minimum(specs, tokens, dtype.itemsize, everyone=everyone)
+    held_experts(options.memory, needed)
     names: tuple[SideName, ...] = ("base", "tuned")
     sides = [
         Side(name, checkpoint, spec, Replay(spec, dtype=dtype, device=device, router_arithmetic=options.router),
@@ -128,7 +129,8 @@ def prepare(
         ),
         protected=frozenset(config.protected_layers.resolve(specs[0].routed_layers)),
         progress=options.progress,
-        budget=held_experts(options.memory, needed),
+        held_tokens=BATCH_TOKENS,
+        skips=options.skips,
         chart_maps=options.chart_maps,
     )
 

@@ -71,6 +71,10 @@ class View:
         """The residual entering the norm in front of the MoE block, flat over tokens."""
         return self.x_WSD.reshape(-1, self.x_WSD.shape[-1])
 
+    def forget_router_input(self) -> None:
+        """Let go of what only the router reads; it is as large as the canonical state."""
+        self.gate.router_TD = self.gate.router_TD.new_empty(0)
+
     def finish(self, number: int) -> None:
         """Leave the layer: the routed sum joins shared experts and residual."""
         state = self.side.replay.finish(
@@ -106,5 +110,7 @@ def look(side: Side, layer: LayerSpec, number: int, batch: Batch, scope: Scope, 
 def tangent_of(layer: LayerSpec, gate: GateInput, measured_M: Tensor) -> TangentMap:
     """P_z at the measured tokens' canonical states."""
     assert layer.moe is not None
-    z_MD = None if gate.z_TD is None else gate.z_TD[measured_M]
+    z_MD = gate.z_TD
+    if z_MD is not None and len(measured_M) < len(z_MD):
+        z_MD = z_MD[measured_M]
     return TangentMap(z_MD, removes_mean=layer.moe.norm_kind == "layer")

@@ -8,6 +8,8 @@ Legend: T tokens of the batch, M measured tokens (every n-th of a window), P slo
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from moe_atlas.replay.model import GateInput, Replay
 from moe_atlas.replay.router import Routing
 
 Weights = dict[str, Tensor]
+PIECE = 128  # rows compared at a time, so that they stay in the cache
 
 
 class NativeFields:
@@ -28,6 +31,7 @@ class NativeFields:
         table_MP: experts evaluated on the measured tokens: top-k in rank order, e_{k+1}, the specificity partner,
             and with `experts: all` everyone else.
         rows_MPD: their raw outputs u_e, compute dtype; rows of empty slots are 0.
+        follows: whether these are still another checkpoint's rows, see `follower`.
     """
 
     def __init__(
@@ -46,6 +50,17 @@ class NativeFields:
         rest_T[measured_M] = False
         self._rest_T = rest_T.nonzero().squeeze(1)
         self._unmeasured = RowGroup(routing.topk_TK[self._rest_T], slice(0, self.top_k), self.experts)
+        self.follows = False
+
+    def follower(self) -> NativeFields:
+        """The same rows for another checkpoint, which holds the same states and router.
+
+        It shares what is evaluated here until an expert comes whose bytes differ; from there on it goes on alone, with
+        the very values that it would have found itself.
+        """
+        other = copy(self)
+        other.follows = True
+        return other
 
     def keep(self, partner_M: Tensor, *, everyone: bool) -> None:
         """Decide what is evaluated on the measured tokens beside the routed experts."""
@@ -62,8 +77,19 @@ class NativeFields:
         width = self.gate.g_TD.shape[1]
         self.rows_MPD = self.gate.g_TD.new_zeros(*table_MP.shape, width)
 
-    def add(self, expert: int, weights: Weights) -> None:
-        """Evaluate `expert` on every token that needs it."""
+    def add(self, expert: int, weights: Weights, *, identical: bool = False) -> None:
+        """Evaluate `expert` on every token that needs it.
+
+        Args:
+            expert: its index; experts come in rising order, and to a follower before they come to whom it follows.
+            weights: its tensors.
+            identical: whether the followed checkpoint's expert holds the same bytes.
+        """
+        if self.follows:
+            if identical:
+                return
+            self.follows = False
+            self.routed_TD, self.rows_MPD = self.routed_TD.clone(), self.rows_MPD.clone()
         tokens, _ = self._unmeasured.rows(expert)
         if len(tokens):
             tokens = self._rest_T[tokens]
@@ -90,12 +116,21 @@ class NativeFields:
 
     def evaluate(self, expert: int, weights: Weights, tokens_P: Tensor) -> Tensor:
         """u_e of `expert` at this checkpoint's own states of any tokens of the batch, compute dtype [P, D]."""
-        omega_P = self._weights_TE[tokens_P, expert]
+        omega_P = self.input_weights(expert, tokens_P)
         return self.replay.expert(self.layer, weights, self.gate.g_TD[tokens_P], omega_P)
+
+    def input_weights(self, expert: int, tokens_P: Tensor) -> Tensor:
+        """Gate weight that `expert` is evaluated with on these tokens, float32 [P]; see `expert_weights`."""
+        return self._weights_TE[tokens_P, expert]
 
     def _accumulate(self, expert: int, tokens_P: Tensor, u_PD: Tensor) -> None:
         omega_P = self._weights_TE[tokens_P, expert]
         self.replay.accumulate(self.layer, self.routed_TD, tokens_P, u_PD, omega_P)
+
+
+def pieces(count: int) -> list[slice]:
+    """Slices of `PIECE` rows."""
+    return [slice(begin, begin + PIECE) for begin in range(0, count, PIECE)]
 
 
 def expert_weights(replay: Replay, layer: LayerSpec, routing: Routing) -> Tensor:
@@ -166,6 +201,7 @@ class PairFields:
         self.omega0_MP = slot_weights(base.layer, base.routing, m, table_MP)
         self.omega1_MP = slot_weights(tuned.layer, routing, m, table_MP)
         self._weights1_TE = expert_weights(tuned.replay, tuned.layer, routing)
+        self._weighs_input = tuned.layer.moe is not None and tuned.layer.moe.weight_on_input
         self.ratio_MP = torch.full(table_MP.shape, torch.nan, dtype=torch.float64, device=table_MP.device)
         self.ratio_native_MP, self.norm0_MP = self.ratio_MP.clone(), self.ratio_MP.clone()
         self.change_MP = self.ratio_MP.clone()
@@ -174,8 +210,19 @@ class PairFields:
         self.delta_MD = torch.zeros(len(m), base.gate.g_TD.shape[1], device=table_MP.device)
         self.field0_MD = torch.zeros_like(self.delta_MD)
 
-    def add(self, expert: int, tuned_expert: int, weights0: Weights, weights1: Weights) -> None:
-        """Evaluate base expert `expert` and its counterpart on every token that needs the pair."""
+    def add(
+        self, expert: int, tuned_expert: int, weights0: Weights, weights1: Weights, *, identical: bool = False
+    ) -> None:
+        """Evaluate base expert `expert` and its counterpart on every token that needs the pair.
+
+        Args:
+            expert: the base's index.
+            tuned_expert: the counterpart's index.
+            weights0: tensors of the one.
+            weights1: tensors of the other.
+            identical: whether the two hold the same bytes, so that equal inputs give equal outputs.
+        """
+        identical = identical and self.gate is self.base.gate
         for number, group in enumerate(self._groups):
             tokens_M, slots = group.rows(expert)
             if not len(tokens_M):
@@ -190,13 +237,23 @@ class PairFields:
                 else self.base.evaluate(expert, weights0, tokens)
             )
             self._base_rows[number] = u0_PD
-            gate1_P = self._weights1_TE[tokens, expert]
-            u1_PD = self.tuned.replay.expert(self.tuned.layer, weights1, self.gate.g_TD[tokens], gate1_P)
-            self._record(tokens_M, slots, u0_PD, u1_PD, omega0_P, omega1_P)
+            u1_PD = self._anchored(expert, tokens, weights1, u0_PD, identical=identical)
             native_PD = self.tuned.rows(tuned_expert, tokens_M, weights1)
-            self.ratio_native_MP[tokens_M, slots] = relative_change(
-                self.tangent(u0_PD, tokens_M), self.native_tangent(native_PD, tokens_M)
-            )[0]
+            for p in pieces(len(tokens_M)):
+                self._record(
+                    tokens_M[p], slots[p], u0_PD[p], u1_PD[p], native_PD[p], omega0_P[p], omega1_P[p]
+                )
+
+    def _anchored(
+        self, expert: int, tokens: Tensor, weights1: Weights, u0_PD: Tensor, *, identical: bool
+    ) -> Tensor:
+        """u_e¹ at the base's canonical states, compute dtype [P, D]; the base's own rows where nothing differs."""
+        gate1_P = self._weights1_TE[tokens, expert]
+        if identical and (
+            not self._weighs_input or torch.equal(gate1_P, self.base.input_weights(expert, tokens))
+        ):
+            return u0_PD
+        return self.tuned.replay.expert(self.tuned.layer, weights1, self.gate.g_TD[tokens], gate1_P)
 
     def add_requantised(self, expert: int, weights: Weights) -> None:
         """Evaluate base expert `expert` once more, as another format would keep it, at the base's own state."""
@@ -207,10 +264,11 @@ class PairFields:
             if not len(tokens_M):
                 continue
             kept_PD = self.base.evaluate(expert, weights, self.base.measured_M[tokens_M])
-            v0_PD = self.tangent(self._base_rows[number], tokens_M)
-            self.ratio_requantised_MP[tokens_M, slots] = relative_change(
-                v0_PD, self.tangent(kept_PD, tokens_M)
-            )[0]
+            for p in pieces(len(tokens_M)):
+                v0_PD = self.tangent(self._base_rows[number][p], tokens_M[p])
+                self.ratio_requantised_MP[tokens_M[p], slots[p]] = relative_change(
+                    v0_PD, self.tangent(kept_PD[p], tokens_M[p])
+                )[0]
 
     def _record(
         self,
@@ -218,6 +276,7 @@ class PairFields:
         slots: Tensor,
         u0_PD: Tensor,
         u1_PD: Tensor,
+        native_PD: Tensor,
         omega0_P: Tensor,
         omega1_P: Tensor,
     ) -> None:
@@ -226,6 +285,8 @@ class PairFields:
         self.ratio_MP[tokens_M, slots] = ratio_P
         self.norm0_MP[tokens_M, slots] = norm0_P
         self.change_MP[tokens_M, slots] = change_P
+        native_v_PD = self.native_tangent(native_PD, tokens_M)
+        self.ratio_native_MP[tokens_M, slots] = relative_change(v0_PD, native_v_PD)[0]
         weighted0_PD = omega0_P[:, None] * v0_PD
         self.field0_MD.index_add_(0, tokens_M, weighted0_PD)
         self.delta_MD.index_add_(0, tokens_M, omega1_P[:, None] * v1_PD - weighted0_PD)

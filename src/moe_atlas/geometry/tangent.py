@@ -42,7 +42,7 @@ class TangentMap:
 
 def relative_change(v0_PD: Tensor, v1_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """‖v¹−v⁰‖/(‖v¹‖+‖v⁰‖+ε) with its parts: (ratio, ‖v⁰‖, ‖v¹‖, ‖v¹−v⁰‖), each float64 [P] (content drift, Eq. 28)."""
-    norm0_P = torch.linalg.vector_norm(v0_PD, dim=-1, dtype=torch.float64)
-    norm1_P = torch.linalg.vector_norm(v1_PD, dim=-1, dtype=torch.float64)
-    change_P = torch.linalg.vector_norm(v1_PD - v0_PD, dim=-1, dtype=torch.float64)
+    norm0_P = torch.linalg.vector_norm(v0_PD, dim=-1).double()
+    norm1_P = torch.linalg.vector_norm(v1_PD, dim=-1).double()
+    change_P = torch.linalg.vector_norm(v1_PD - v0_PD, dim=-1).double()
     return change_P / (norm0_P + norm1_P + RATIO_EPS), norm0_P, norm1_P, change_P

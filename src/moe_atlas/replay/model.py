@@ -79,6 +79,11 @@ class Replay:
         self.device = torch.device(device)
         self.native = router_arithmetic == "native"
 
+    def computes_like(self, other: Replay) -> bool:
+        """Whether `other` turns equal weights and equal states into equal bits, layer specs being equal."""
+        options = [(type(r), r.dtype, r.device, r.native, r.spec.embed_scale) for r in (self, other)]
+        return options[0] == options[1]
+
     def embed(self, w: Weights, tokens_WS: Tensor) -> Tensor:
         """Residual state [W, S, D] from token ids, int64 [W, S]."""
         state = w["embedding"][tokens_WS].to(self.device, self.dtype)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PART = 1 << 15  # elements squared at a time
+PART = 60 << 9  # elements squared at a time, few enough for torch to take one thread
 SKETCH = 4096  # elements sampled from each matrix of an expert
 INIT_DISPERSION = (
     1.5  # row norms dispersing less than this multiple of what iid entries would: as initialised

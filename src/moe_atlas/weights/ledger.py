@@ -29,7 +29,7 @@ CLASSES = (
     "head",
     "other",
 )
-CHUNK = 1 << 15  # elements compared at a time: they stay in the cache, and one thread handles them
+CHUNK = 60 << 9  # elements compared at a time: they stay in the cache, and torch takes one thread for so few
 RUN = 512  # squares added up in float32
 SAFE = (1e-30, 1e37)  # sums of squares that float32 neither loses nor overflows
 
@@ -98,23 +98,26 @@ class WeightsLedger:
         *,
         as_stored: bool = False,
     ) -> TensorChange:
-        """Compare one tensor of the base with its counterpart.
+        """Compare one tensor of the base with its counterpart and enter the row; errors are those of `enter`."""
+        return self.enter(compare(name, kind, layer, base, tuned), as_stored=as_stored)
+
+    def enter(self, change: TensorChange, *, as_stored: bool = False) -> TensorChange:
+        """Enter a row.
 
         Raises:
             InputRefused: E_NONFINITE when the base holds a NaN or an infinity; in the tuned checkpoint that is a
                 FAIL, in the base there is nothing left to compare with.
         """
-        change = compare(name, kind, layer, base, tuned)
         if change.nonfinite[0]:
             raise InputRefused(
                 "E_NONFINITE",
-                f"base checkpoint, tensor {name!r}",
+                f"base checkpoint, tensor {change.name!r}",
                 f"expected finite values, found {change.nonfinite[0]} NaN or infinite of {change.elements}",
                 "a base with non-finite weights cannot anchor an audit; audit against an intact one",
             )
         (self.as_stored if as_stored else self.rows).append(change)
         if not change.identical and not as_stored:
-            self.changed_layers.add(layer)
+            self.changed_layers.add(change.layer)
         return change
 
     def facts(self) -> dict[str, Any]:
