@@ -55,6 +55,13 @@ class TuneRecipe:
     router_lr: float
     seed: int
 
+    def summary(self) -> str:
+        """The recipe in a few words."""
+        replay = f"{self.replay} windows of base text replayed" if self.replay else "no replay"
+        return (
+            f"{self.steps} steps of {self.items} items, {replay}, lr {self.lr:g}, router {self.router_lr:g}"
+        )
+
 
 def loss_of(model: Model, batch: Batch) -> Tensor:
     """Mean next-token negative log-likelihood over the scored positions, nats."""
