@@ -21,6 +21,7 @@ SKETCH = 4096  # elements sampled from each matrix of an expert
 INIT_DISPERSION = (
     1.5  # row norms dispersing less than this multiple of what iid entries would: as initialised
 )
+KEPT_DIRECTION = 0.5  # cosine to the base's expert from which on a tuned expert was trained, not replaced
 
 
 def sketch(tensors: list[Tensor]) -> Tensor:
@@ -154,7 +155,7 @@ def layer_identity(
     expected_E = torch.arange(len(best_E)) if match_E is None else match_E
     moved = (best_E != expected_E).nonzero().squeeze(1).tolist()
     new_clones = [group for group in clones[1] if group not in clones[0]]
-    new_initialised = [e for e in initialised[1] if e not in initialised[0]]
+    new_initialised = _replaced_by_init(base_EN, tuned_EN, expected_E, initialised)
     breaches = []
     if moved:
         pairs = ", ".join(f"{e}→{int(best_E[e])}" for e in moved[:8]) + (" …" if len(moved) > 8 else "")
@@ -178,6 +179,21 @@ def layer_identity(
         "init_like": {"base": initialised[0], "tuned": initialised[1]},
         "breaches": breaches,
     }
+
+
+def _replaced_by_init(
+    base_EN: Tensor, tuned_EN: Tensor, expected_E: Tensor, initialised: tuple[list[int], list[int]]
+) -> list[int]:
+    """Tuned experts that look untrained where their base expert does not, and have nothing of it left.
+
+    A short training leaves norms near what iid entries give, so a light tune can carry an expert across the
+    line; it keeps the base's direction. A fresh one has a cosine near 0.
+    """
+    origin_E = expected_E.argsort()
+    cosine_E = torch.cosine_similarity(base_EN[origin_E].double(), tuned_EN.double(), dim=1)
+    return [
+        e for e in initialised[1] if int(origin_E[e]) not in initialised[0] and cosine_E[e] < KEPT_DIRECTION
+    ]
 
 
 def _bijection(match_E: Tensor) -> bool:

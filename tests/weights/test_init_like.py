@@ -1,0 +1,62 @@
+"""Experts replaced by fresh ones are named; experts that only come near the look of fresh ones are not."""
+
+from __future__ import annotations
+
+import torch
+
+from moe_atlas.weights.identity import layer_identity, looks_initialised, sketch
+
+EXPERTS = 6
+
+
+def drawn(seed, spread):
+    """An expert of two matrices whose norms disperse by `spread` beyond what iid entries give."""
+    generator = torch.Generator().manual_seed(seed)
+    matrices = []
+    for rows, columns in ((48, 32), (32, 48)):
+        scale = torch.exp(spread * torch.randn(rows, 1, generator=generator))
+        scale = scale * torch.exp(spread * torch.randn(1, columns, generator=generator))
+        matrices.append(scale * torch.randn(rows, columns, generator=generator))
+    return matrices
+
+
+def accounts(base, tuned, match=None):
+    sides = [torch.stack([sketch(expert) for expert in side]) for side in (base, tuned)]
+    untrained = tuple(
+        [e for e, expert in enumerate(side) if looks_initialised(expert)] for side in (base, tuned)
+    )
+    match_E = None if match is None else torch.tensor(match)
+    return layer_identity(3, *sides, match_E, ([], []), untrained)
+
+
+def kinds(account):
+    return [breach["kind"] for breach in account["breaches"]]
+
+
+BASE = [drawn(seed, 0.4) for seed in range(EXPERTS)]
+
+
+def test_a_fresh_expert_in_place_of_a_trained_one_is_named():
+    fresh = drawn(99, 0.0)
+    account = accounts(BASE, [*BASE[:4], fresh, BASE[5]])
+    assert account["init_like"] == {"base": [], "tuned": [4]}
+    assert "init-like-experts" in kinds(account)
+    assert "[4]" in next(b["detail"] for b in account["breaches"] if b["kind"] == "init-like-experts")
+
+
+def test_a_light_tune_that_crosses_the_line_is_no_breach():
+    """The norms are evened out, which looks as initialised, but every entry keeps its sign and its neighbours."""
+    evened = [matrix / matrix.norm(dim=1, keepdim=True) for matrix in BASE[4]]
+    evened = [matrix / matrix.norm(dim=0, keepdim=True) for matrix in evened]
+    account = accounts(BASE, [*BASE[:4], evened, BASE[5]])
+    assert account["init_like"]["tuned"] == [4]
+    assert "init-like-experts" not in kinds(account)
+
+
+def test_an_expert_that_was_untrained_before_is_no_breach_wherever_it_went():
+    base = [*BASE[:5], drawn(7, 0.0)]
+    match = [5, 0, 1, 2, 3, 4]
+    tuned = [base[match.index(e)] for e in range(EXPERTS)]
+    account = accounts(base, tuned, match)
+    assert account["init_like"] == {"base": [5], "tuned": [4]}
+    assert kinds(account) == []
