@@ -121,3 +121,13 @@ def basic(
     estimate = functional([1.0] * documents)
     bottom, top = order_statistics([functional(weights) for weights in resamples], confidence)
     return estimate, 2 * estimate - top, 2 * estimate - bottom
+
+
+def wider_tail(
+    functional: Functional, resamples: Sequence[Sequence[float]], documents: int, confidence: float
+) -> tuple[float, float, float]:
+    """(estimate, low, high), the larger of the two tails of the resamples on both sides."""
+    estimate = functional([1.0] * documents)
+    bottom, top = order_statistics([functional(weights) for weights in resamples], confidence)
+    reach = max(top - estimate, estimate - bottom)
+    return estimate, estimate - reach, estimate + reach

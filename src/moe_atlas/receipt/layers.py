@@ -35,11 +35,12 @@ from moe_atlas.receipt.occupancy import (
     read_occupancy,
 )
 from moe_atlas.receipt.smooth import smooth_facts
-from moe_atlas.statistics.bootstrap import studentised
+from moe_atlas.statistics.bootstrap import studentised, switching
 from moe_atlas.statistics.linearised import Batch, Linearised
 from moe_atlas.statistics.sample import Sample, undefined
 
 OCCUPANCY_KEYS = ("load_entropy", "effective_experts", "load_cv", "max_violation", "min_share")
+EXTREMA = ("min_share", "max_violation", "drift_and_occupancy", "overlap_and_occupancy")
 RATIO_KEYS = ("jump_relative", "overlap_boundary_contrast")
 NEGLIGIBLE = 1e-6  # mean actual change below this multiple of mean |V0|: the budget's ratio says nothing
 
@@ -195,7 +196,8 @@ def _functionals(
             out["load_cv_rise"] = health["tuned"]["load_cv"] - health["base"]["load_cv"]
         return out | loads(batch, health)
 
-    return studentised(functional, context.design, context.base_windows)
+    samples = studentised(functional, context.design, context.base_windows)
+    return {key: switching(s) if key.endswith(EXTREMA) else s for key, s in samples.items()}
 
 
 Columns = tuple[F64, F64]

@@ -9,6 +9,10 @@
 * Where resamples without variance leave a bootstrap-t bound infinite (a handful of documents moved):
   functionals fall back on the **basic** interval, and a non-negative mean that is zero in most documents on
   Stringer's bound (`stringer`), which needs no variance.
+* Extrema over experts (minimum share, and the margin loads with a ratio of two of them): the wider tail of the
+  resamples on both sides (`switching`). Their influence belongs to the expert that is extreme just then: where a
+  resample switches to another one, its standard error says nothing about how far the value jumped, and the
+  bootstrap-t bound misses two to three times as often as stated and is now and then ten times too wide.
 * Step functions (dead and active experts) and minima over layers that never gate: the **basic** interval,
   2 estimate - resamples (`basic`); resampling can only lose experts, and the reflection takes that bias out.
 
@@ -19,6 +23,7 @@ quantities.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,6 +182,21 @@ def _functional_reason(design: Design, estimate: float, variance: float) -> str 
     if min(design.sizes) < 2:
         return ONE_DOCUMENT
     return NO_VARIANCE if variance == 0.0 else None
+
+
+def switching(sample: Sample) -> Sample:
+    """The same functional bounded from its resamples alone, by the wider of their two tails on either side.
+
+    That is the union of the percentile and the reflected interval: each misses on one side when a minimum is
+    taken anew on resamples.
+    """
+    if sample.values_B is None or sample.reason is not None:
+        return sample
+    shift_B = sample.values_B - sample.estimate
+    spread = float(np.sqrt(np.mean(shift_B**2)))
+    if not np.isfinite(spread) or spread == 0.0:
+        return sample
+    return replace(sample, se=spread, t_B=shift_B / spread, switching=True)
 
 
 def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Sample:

@@ -33,6 +33,8 @@ class Sample:
         exact: the value follows from byte-identical inputs and has no sampling error.
         values_B: the functional itself on every resample, where something is built on it; takes over where
             the studentised resamples give no bound.
+        switching: the functional sits on an extremum over experts that switches from resample to resample; a
+            bound takes the wider of the two tails (`switching` in `bootstrap`).
         rare_high: an upper bound that needs no variance (`stringer`), for a non-negative quantity that is zero
             in most documents; takes over where the resamples give none.
     """
@@ -46,6 +48,7 @@ class Sample:
     exact: bool = False
     values_B: F64 | None = None
     rare_high: float | None = None
+    switching: bool = False
 
 
 def undefined(reason: str, windows: int = 0, documents: int = 0) -> Sample:
@@ -91,6 +94,8 @@ def _bound(sample: Sample, tail: float, side: float) -> float:
     if sample.reason is not None or sample.t_B is None:
         return -side * float("inf")
     step = upper_quantile(side * sample.t_B, tail)
+    if sample.switching:
+        step = max(step, upper_quantile(-side * sample.t_B, tail))
     bound = sample.estimate if sample.se == 0.0 else sample.estimate - side * step * sample.se
     if np.isfinite(bound):
         return bound

@@ -28,7 +28,9 @@ def simultaneous_lower(samples: Sequence[Sample], tail: float) -> list[float | N
     Returns:
         A bound per layer; None where there is none.
     """
-    taking_part = [s.t_B for s in samples if _usable(s) and s.t_B is not None]
+    taking_part = [
+        np.abs(s.t_B) if s.switching else s.t_B for s in samples if _usable(s) and s.t_B is not None
+    ]
     step = 0.0
     if taking_part:
         stacked_LB = np.stack([np.where(np.isnan(t_B), np.inf, t_B) for t_B in taking_part])
