@@ -30,8 +30,8 @@ def demo(place: Place, recipes: Recipes) -> int:
     screen.title("2  Tunes of it: a light one, a hard one, and healthy ones that will set the budgets")
     keys = stages.make_tunes(place, recipes, base_key)
     screen.title("3  Budgets: how far do healthy tunes move the atlas?")
-    stages.write_probes(place)
-    references = stages.measure_references(place, recipes, keys, base_key)
+    documents_key = stages.write_probes(place)
+    references = stages.measure_references(place, recipes, keys, documents_key)
     changed = stages.write_policy(place, recipes, references)
     screen.title("4  Register what is measured, and under which budgets, before anything is judged")
     if atlas("register", str(place.probes), *(["--force"] if changed and place.lock.exists() else [])):

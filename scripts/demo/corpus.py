@@ -1,7 +1,8 @@
 """Real text that every CPython carries: its own source (`code`) and its documentation (`prose`).
 
 A module is held out as a whole: neither its source nor its docstrings are trained on, for a held-out
-docstring that stood in a training file would not be held out at all.
+docstring that stood in a training file would not be held out at all. For the same reason only originals are held
+out: modules that share next to no line with another one. Topics of pydoc quote each other, so all are trained on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 import hashlib
 import sysconfig
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,8 +20,9 @@ from pydoc_data.topics import topics
 # Test suites repeat one pattern thousands of times; encodings and pydoc_data are tables, not code.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 LONG_ENOUGH = 400  # bytes: a probe window must find room, and a stub teaches nothing
-HELD_OUT_MODULES = 120
-HELD_OUT_TOPICS = 20
+HELD_OUT_MODULES = 132
+TELLING_LINE = 40  # characters: a line this long that stands in two documents was copied
+COPIED_SHARE = 0.02  # of a document's telling lines
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,19 @@ def load_corpus() -> Corpus:
     """Read the standard library of the running interpreter."""
     code, prose = read_modules(Path(sysconfig.get_path("stdlib")))
     topic_documents = _long([Document(f"topic {name}", text) for name, text in topics.items()])
-    candidates = sorted(set(code) & set(prose), key=lambda name: Document(name, "").rank)
-    held_modules = set(candidates[:HELD_OUT_MODULES])
-    held_topics = set(topic_documents[:HELD_OUT_TOPICS])
-    held_prose = [prose[name] for name in held_modules] + list(held_topics)
+    candidates = originals(list(code.values())) & originals([*prose.values(), *topic_documents])
+    held_modules = sorted(candidates & set(prose), key=lambda name: Document(name, "").rank)[
+        :HELD_OUT_MODULES
+    ]
     return Corpus(
         train={
-            "prose": _long([d for n, d in prose.items() if n not in held_modules])
-            + [d for d in topic_documents if d not in held_topics],
+            "prose": _long([d for n, d in prose.items() if n not in held_modules]) + topic_documents,
             "code": _long([d for n, d in code.items() if n not in held_modules]),
         },
-        held_out={"prose": _long(held_prose), "code": _long([code[name] for name in held_modules])},
+        held_out={
+            "prose": _long([prose[name] for name in held_modules]),
+            "code": _long([code[name] for name in held_modules]),
+        },
     )
 
 
@@ -90,6 +95,22 @@ def docstrings(source: str) -> str:
         return ""
     found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
     return "\n\n".join(text for text in found if text)
+
+
+def originals(documents: list[Document]) -> set[str]:
+    """Names of the documents whose telling lines stand, but for a small share, in no other document."""
+    lines = {document.name: _telling_lines(document.text) for document in documents}
+    found_in = Counter(line for own in lines.values() for line in own)
+    return {
+        name
+        for name, own in lines.items()
+        if sum(found_in[line] > 1 for line in own) <= COPIED_SHARE * len(own)
+    }
+
+
+def _telling_lines(text: str) -> set[str]:
+    stripped = (line.strip() for line in text.splitlines())
+    return {line for line in stripped if len(line) >= TELLING_LINE}
 
 
 def _long(documents: list[Document]) -> list[Document]:

@@ -43,7 +43,7 @@ def probe_file(name: str, policy: str, canary_limit: float | None) -> str:
     """
     canary = (
         "  # Eight more held-out documents, each guarded by itself.\n"
-        f"  - {{name: canary, role: canary, source: canary.jsonl, max_nll_increase: {canary_limit:g}}}\n"
+        f"  - {{name: canary, role: canary, source: documents/canary.jsonl, max_nll_increase: {canary_limit:g}}}\n"
         if canary_limit is not None
         else ""
     )
@@ -56,13 +56,13 @@ evaluation: {{experts: active, token_stride: 1, quantile: 0.9}}
 protected_layers: all
 domains:
   # Documentation and source of standard library modules that were held out as a whole.
-  - {{name: prose, role: base, source: prose.jsonl, documents: {DOCUMENTS}}}
-  - {{name: code, role: base, source: code.jsonl, documents: {DOCUMENTS}}}
+  - {{name: prose, role: base, source: documents/prose.jsonl, documents: {DOCUMENTS}}}
+  - {{name: code, role: base, source: documents/code.jsonl, documents: {DOCUMENTS}}}
 {canary}\
   # The task: name the style of an identifier. Five answers, so chance is right one time in five.
   - name: task
     role: task
-    source: task.jsonl
+    source: documents/task.jsonl
     documents: {DOCUMENTS}
     success: {{metric: exact_match, at_least: {TARGET:g}}}
 policy:

@@ -12,7 +12,7 @@ from scripts.demo.batches import Text, held_out_batch
 from scripts.demo.checkpoint import load, save
 from scripts.demo.corpus import load_corpus
 from scripts.demo.model import Model
-from scripts.demo.place import Facts, Place, measuring_key, training_key
+from scripts.demo.place import HERE, Facts, Place, measuring_key, training_key
 from scripts.demo.policy import (
     CALIBRATION,
     Budget,
@@ -22,7 +22,7 @@ from scripts.demo.policy import (
     rewrite_budgets,
     unhealthy,
 )
-from scripts.demo.probes import TOKENS, probe_file, write_documents
+from scripts.demo.probes import CANARIES, DOCUMENTS, TOKENS, probe_file, write_documents
 from scripts.demo.recipes import Recipes
 from scripts.demo.task import load_items
 from scripts.demo.train import evaluate, load_per_expert, train_base
@@ -119,26 +119,30 @@ def _run(
     return missing
 
 
-def write_probes(place: Place) -> None:
-    """Write the held-out documents and the file that measures the reference tunes."""
-    if not place.calibration.exists():
+def write_probes(place: Place) -> str:
+    """Write the held-out documents and the file that measures the reference tunes; return their key."""
+    calibration = probe_file("demo-calibration", CALIBRATION, None)
+    key = training_key(calibration, (HERE / "probes.py").read_text(encoding="utf-8"))
+    if place.built("documents", key) is None:
         corpus = load_corpus()
         write_documents(place.documents, corpus, load_items(corpus)[1])
-        place.calibration.write_text(probe_file("demo-calibration", CALIBRATION, None), encoding="utf-8")
+        place.calibration.write_text(calibration, encoding="utf-8")
+        place.note("documents", key, {})
+        screen.wrote(place.documents, f"{DOCUMENTS} held-out documents a domain, {CANARIES} canaries")
     register(place.calibration, force=True)
+    return key
 
 
 def measure_references(
-    place: Place, recipes: Recipes, tune_keys: dict[str, str], base_key: str
+    place: Place, recipes: Recipes, tune_keys: dict[str, str], documents_key: str
 ) -> list[Receipt]:
     """Audit every reference tune with nothing gated."""
-    asked = place.calibration.read_text(encoding="utf-8")
     jobs: dict[str, Job] = {}
     keys = {}
     for tune in recipes.references:
         receipt = place.receipt(tune)
         name = receipt.relative_to(place.root).as_posix()
-        keys[name] = measuring_key(base_key, tune_keys[tune], asked)
+        keys[name] = measuring_key(tune_keys[tune], documents_key)
         jobs[name] = AuditJob(place.root / "base", place.root / tune, place.calibration, receipt)
     _run(place, "measuring", jobs, keys, dict.fromkeys(jobs, recipes.shape.num_hidden_layers))
     return [Receipt.load(place.receipt(tune)) for tune in recipes.references]
