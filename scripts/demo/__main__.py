@@ -78,6 +78,7 @@ def main() -> int:
                 f"atlas verify {place.receipt('hard')}",
                 "re-derive every number and the verdict, without weights",
             ),
+            (f"atlas report {place.receipt('hard')} -o {place.root / 'hard.html'}", "the same for a browser"),
             (f"atlas inspect {place.root / 'base'}", "family, layers, experts, what an audit would replay"),
             (f"atlas baseline {place.root / 'base'} --probe {place.probes}", "the state of one checkpoint"),
             (f"less {place.probes}", "domains, budgets and where each comes from"),

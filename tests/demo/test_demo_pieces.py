@@ -25,15 +25,16 @@ SMALL = Shape(
 QUICK = replace(LIGHT, steps=2, items=4, replay=2)
 
 
-def test_no_held_out_module_or_topic_is_trained_on():
+def test_no_held_out_document_is_trained_on_or_copied_in_what_is():
     corpus = load_corpus()
+    trained = [document for documents in corpus.train.values() for document in documents]
+    known = {line.strip() for document in trained for line in document.text.splitlines()}
     for documents in corpus.held_out.values():
         assert len(documents) >= 120
-    trained = {document.name for documents in corpus.train.values() for document in documents}
-    held_out = {document.name for documents in corpus.held_out.values() for document in documents}
-    assert not trained & held_out
-    text = "\0".join(document.text for documents in corpus.train.values() for document in documents)
-    assert not any(document.text in text for document in corpus.held_out["prose"])
+        assert not {document.name for document in documents} & {document.name for document in trained}
+        for document in documents:
+            lines = {line.strip() for line in document.text.splitlines() if len(line.strip()) >= 60}
+            assert len(lines & known) <= max(1, 0.05 * len(lines)), document.name
 
 
 def test_held_out_items_are_new_and_every_style_is_as_frequent():
