@@ -12,7 +12,7 @@
 * Extrema over experts (minimum share, and the margin loads with a ratio of two of them): the wider tail of the
   resamples on both sides (`switching`). Their influence belongs to the expert that is extreme just then: where a
   resample switches to another one, its standard error says nothing about how far the value jumped, and the
-  bootstrap-t bound misses two to three times as often as stated and is now and then ten times too wide.
+  bootstrap-t bound misses several times as often as stated and is now and then ten times too wide.
 * Step functions (dead and active experts) and minima over layers that never gate: the **basic** interval,
   2 estimate - resamples (`basic`); resampling can only lose experts, and the reflection takes that bias out.
 
@@ -188,15 +188,15 @@ def switching(sample: Sample) -> Sample:
     """The same functional bounded from its resamples alone, by the wider of their two tails on either side.
 
     That is the union of the percentile and the reflected interval: each misses on one side when a minimum is
-    taken anew on resamples.
+    taken anew on resamples. Data without variance have a bound all the same where the resamples differ.
     """
-    if sample.values_B is None or sample.reason is not None:
+    if sample.values_B is None or sample.reason not in (None, NO_VARIANCE):
         return sample
     shift_B = sample.values_B - sample.estimate
     spread = float(np.sqrt(np.mean(shift_B**2)))
     if not np.isfinite(spread) or spread == 0.0:
         return sample
-    return replace(sample, se=spread, t_B=shift_B / spread, switching=True)
+    return replace(sample, se=spread, t_B=shift_B / spread, reason=None, switching=True)
 
 
 def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Sample:
