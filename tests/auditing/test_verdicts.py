@@ -205,6 +205,23 @@ def test_a_moved_backbone_fails_on_transport_alone(base, probes, root, judge):
     assert not {"boundary", "transition", "content"} & failed(receipt)
 
 
+def test_a_gain_that_moved_leaves_the_state_in_front_of_it(base, probes, root, judge):
+    last = ROUTED[base.name][-1]
+
+    def gain(name):
+        return name.endswith(f"layers.{last}.post_attention_layernorm.weight")
+
+    receipt = judge(base, pairs.variant(base, root / f"{base.name}-gained", pairs.jitter(3e-3, gain)), probes)
+    gates = receipt.body["predicates"]["protected_atlas_rewrite"]["evidence"]
+    assert {gate["result"] for gate in gates if gate["gate"] == "coordinate"} == {"pass"}
+    layer = receipt.body["layers"][-1]
+    assert layer["exact"] == {"states": True, "gain": False, "router": False, "experts": True}
+    assert layer["pair"]["coordinate_drift_z"]["exact"] is True
+    for key in ("coordinate_drift", "transition_drift", "content_drift"):
+        assert layer["pair"][key]["estimate"] > 0
+        assert "exact" not in layer["pair"][key]
+
+
 def test_a_copied_expert_slice_fails_and_is_named(base, probes, root, judge):
     layer = ROUTED[base.name][0]
 

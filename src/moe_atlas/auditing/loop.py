@@ -242,9 +242,10 @@ def exactness(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, bool]:
     """Which inputs of this layer are byte-identical, so that what depends on nothing else is exactly 0."""
     base, tuned = audit.sides
     router = {ref.role for ref in layers[0].refs if ref.kind in ("router", "selection_bias")}
-    before = {ref.role for ref in layers[0].refs if ref.kind in ("attention", "norm")}
-    same = {role: same_bytes(base.resident[role], tuned.resident[role]) for role in router | before}
-    gain = all(equal for role, equal in same.items() if role.startswith("pre_ffn_norm"))
+    gains = {ref.role for ref in layers[0].refs if ref.role.startswith("pre_ffn_norm")}
+    before = {ref.role for ref in layers[0].refs if ref.kind in ("attention", "norm")} - gains
+    same = {role: same_bytes(base.resident[role], tuned.resident[role]) for role in router | gains | before}
+    gain = all(same[role] for role in gains)
     equal_spec = layers[0].describe() == layers[1].describe()
     return {
         "states": audit.states_identical(layers[0].index) and equal_spec and all(same[r] for r in before),
