@@ -18,6 +18,7 @@ from moe_atlas.families.registry import FAMILIES, resolve
 from moe_atlas.families.spec import (
     DeltaNet,
     GroupedQuery,
+    KimiDelta,
     Latent,
     LayerSpec,
     Mamba2,
@@ -31,6 +32,12 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "src/moe_atlas/families/table.json"
 PAGE = ROOT / "docs/families.md"
+MIXERS = {
+    DeltaNet: "gated delta rule",
+    KimiDelta: "delta rule by channel",
+    Mamba2: "Mamba-2",
+    ShortConv: "short convolution",
+}
 SAME_AS = {
     "kimi_k2": ("deepseek_v3", "reads as deepseek_v3"),
     "qwen3_vl_moe_text": ("qwen3_moe", "reads as qwen3_moe, experts fused and transposed"),
@@ -108,8 +115,8 @@ def mixer(m: Mixer) -> str:
         parts += [] if m.rope else ["no positions"]
         return ", ".join(parts)
     if isinstance(m, Latent):
-        return "latent, indexed" if m.indexer else "latent"
-    return {DeltaNet: "gated delta rule", Mamba2: "Mamba-2", ShortConv: "short convolution"}[type(m)]
+        return "latent" + (", indexed" if m.indexer else "") + ("" if m.rope else ", no positions")
+    return MIXERS[type(m)]
 
 
 def router(moe: MoESpec) -> str:

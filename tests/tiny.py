@@ -348,6 +348,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "time_step_limit": [0.6, float("inf")],
         },
     ),
+    "kimi_linear": (
+        "kimi_linear",
+        {key: value for key, value in DEEPSEEK.items() if key not in ("first_k_dense_replace", "n_routed_experts")} | {
+            "num_local_experts": 8, "layer_types": LINEAR, "mlp_layer_types": ["sparse"] * 3, "linear_head_dim": 6,
+            "linear_num_heads": 3, "linear_conv_kernel_dim": 3, "q_lora_rank": None,
+        },
+    ),
     "nemotron_h": (
         "nemotron_h",
         {

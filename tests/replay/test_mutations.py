@@ -18,7 +18,16 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.families import spec as specs
 from moe_atlas.families.bind import bind
 from moe_atlas.families.registry import read_config
-from moe_atlas.families.spec import GroupedQuery, Latent, LayerSpec, Mamba2, ModelSpec, MoESpec, RouterSpec
+from moe_atlas.families.spec import (
+    GroupedQuery,
+    KimiDelta,
+    Latent,
+    LayerSpec,
+    Mamba2,
+    ModelSpec,
+    MoESpec,
+    RouterSpec,
+)
 from tests import tiny
 from tests.parity import replayed, tie_free_tokens
 
@@ -109,7 +118,11 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
         "without a rotation there is no before and after",
     ),
     (lambda o: isinstance(o, ModelSpec) and o.tied, ("head_bias",), "a tied head has no bias of its own"),
-    (lambda o: isinstance(o, Mamba2), ("norm.kind=rms32",), "its product is taken in float32 either way"),
+    (
+        lambda o: isinstance(o, Mamba2 | KimiDelta),
+        ("norm.kind=rms32", "norm.kind=rms"),
+        "its product is taken in float32 either way",
+    ),
     (lambda o: isinstance(o, Latent), ("longest",), "refuses a probe, and computes nothing"),
     (
         lambda o: isinstance(o, Latent) and o.indexer is not None and o.indexer.top_k > WINDOW,

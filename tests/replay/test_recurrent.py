@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from moe_atlas.replay.delta import CHUNK, delta_rule
+from moe_atlas.replay.kimi_delta import channel_delta_rule
 from moe_atlas.replay.mamba import state_space
 
 LENGTH = 2 * CHUNK + 11
@@ -15,19 +17,25 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_delta_rule_is_its_recurrence():
-    q, k, v = (random(2, LENGTH, 3, n, seed=n) for n in (4, 5, 6))
-    k = random(2, LENGTH, 3, 4, seed=9)
-    decay, beta = -random(2, LENGTH, 3, seed=1).abs() / 10, random(2, LENGTH, 3, seed=2).sigmoid()
+@pytest.mark.parametrize("channels", [False, True])
+def test_delta_rule_is_its_recurrence(channels):
+    q, k, v = (
+        random(2, LENGTH, 3, 4, seed=4),
+        random(2, LENGTH, 3, 4, seed=9),
+        random(2, LENGTH, 3, 6, seed=6),
+    )
+    shape = (2, LENGTH, 3, 4) if channels else (2, LENGTH, 3)
+    decay, beta = -random(*shape, seed=1).abs() / 10, random(2, LENGTH, 3, seed=2).sigmoid()
     unit = [x.double() / torch.sqrt((x.double() ** 2).sum(-1, keepdim=True) + 1e-6) for x in (q, k)]
     state, expected = torch.zeros(2, 3, 4, 6, dtype=torch.float64), []
     for t in range(LENGTH):
-        state = state * decay[:, t].double().exp()[..., None, None]
+        factor = decay[:, t].double().exp()
+        state = state * (factor[..., None] if channels else factor[..., None, None])
         held = torch.einsum("whkv,whk->whv", state, unit[1][:, t])
         correction = beta[:, t, :, None].double() * (v[:, t].double() - held)
         state = state + torch.einsum("whk,whv->whkv", unit[1][:, t], correction)
         expected.append(torch.einsum("whkv,whk->whv", state, unit[0][:, t]) / 2)
-    found = delta_rule(q, k, v, decay, beta)
+    found = (channel_delta_rule if channels else delta_rule)(q, k, v, decay, beta)
     assert torch.allclose(found.double(), torch.stack(expected, 1), atol=1e-5)
 
 

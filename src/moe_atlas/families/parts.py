@@ -101,7 +101,7 @@ def default_head_dim(c: Config) -> int:
     return c.integer("head_dim", default=c.integer(*WIDTH) // c.integer(*HEADS))
 
 
-def latent(c: Config, rope: Rope, *, bias: bool, **options: Any) -> Latent:
+def latent(c: Config, rope: Rope | None, *, bias: bool, **options: Any) -> Latent:
     """Multi-head latent attention; a yarn `mscale_all_dim` sharpens the softmax."""
     nope, rotary = c.integer("qk_nope_head_dim"), c.integer("qk_rope_head_dim")
     c.inert(
@@ -114,7 +114,7 @@ def latent(c: Config, rope: Rope, *, bias: bool, **options: Any) -> Latent:
         nope_dim=nope,
         rope_dim=rotary,
         v_dim=c.integer("v_head_dim"),
-        scale=options.pop("scale", (nope + rotary) ** -0.5 * softmax_sharpening(c, rope)),
+        scale=(nope + rotary) ** -0.5 * (1.0 if rope is None else softmax_sharpening(c, rope)),
         rope=rope,
         bias=bias,
         latent_eps=1e-6,  # the reference builds these two norms without passing rms_norm_eps
@@ -168,7 +168,7 @@ def grouped_sigmoid_router(c: Config, **fields: Any) -> RouterSpec:
     """Sigmoid router with selection bias, limited to the best groups by the sum of their two best scores."""
     c.expect("scoring_func", "sigmoid")
     c.expect("topk_method", "noaux_tc")
-    groups = c.integer("n_group", default=1)
+    groups = c.integer("n_group", "num_expert_group", default=1)
     if "scale" not in fields:
         fields["scale"] = c.number("routed_scaling_factor")
     limits: dict[str, Any] = {
@@ -178,7 +178,7 @@ def grouped_sigmoid_router(c: Config, **fields: Any) -> RouterSpec:
     }
     return sigmoid_router(
         c,
-        renormalise=c.flag("norm_topk_prob"),
+        renormalise=c.flag("norm_topk_prob", "moe_renormalize"),
         **{**limits, **fields},
     )
 

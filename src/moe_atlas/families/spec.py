@@ -124,7 +124,7 @@ class Latent(Mixer):
     rope_dim: int
     v_dim: int
     scale: float
-    rope: Rope
+    rope: Rope | None
     bias: bool
     latent_eps: float
     q_multiplier: float = 1.0
@@ -150,6 +150,19 @@ class DeltaNet(Mixer):
     """Of each head's output, before it meets its gate."""
     grouped: bool
     """Projections come in two matrices, their rows grouped by key head; False: in four."""
+
+
+@dataclass(frozen=True)
+class KimiDelta(Mixer):
+    """Gated delta rule whose state decays by channel of the key; decay and output gate are projected at low rank."""
+
+    heads: int
+    dim: int
+    """Dimensions of a key and of a value."""
+    kernel: int
+    """Width of the causal convolutions in front of q, k and v."""
+    norm: Norm
+    """Of each head's output, before it meets its gate."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from moe_atlas.families.spec import (
     DeltaNet,
     FeedForward,
     GroupedQuery,
+    KimiDelta,
     Latent,
     LayerSpec,
     Mamba2,
@@ -105,6 +106,22 @@ def delta_net(m: DeltaNet, width: int) -> Iterator[Need]:
     yield "mixer_out_proj", (width, values)
 
 
+def kimi_delta(m: KimiDelta, width: int) -> Iterator[Need]:
+    """Projections and convolutions of q, k and v, and what decay, update strength and output gate come from."""
+    inner = m.heads * m.dim
+    for part in ("q", "k", "v"):
+        yield f"{part}_proj", (inner, width)
+        yield f"{part}_conv1d", (inner, 1, m.kernel)
+    for part in ("f", "g"):
+        yield f"{part}_a_proj", (m.dim, width)
+        yield f"{part}_b_proj", (inner, m.dim)
+    yield "b_proj", (m.heads, width)
+    yield "dt_bias", (inner,)
+    yield "A_log", (1, 1, m.heads, 1)
+    yield from norm("output_norm", m.dim, m.norm)
+    yield "o_proj", (width, inner)
+
+
 def mamba2(m: Mamba2, width: int) -> Iterator[Need]:
     """One projection in, convolution, step size, decay and skip of every head, norm, one projection out."""
     inner = m.heads * m.head_dim
@@ -131,6 +148,7 @@ MIXERS: dict[type, Callable[[Any, int], Iterator[Need]]] = {
     GroupedQuery: grouped_query,
     Latent: latent,
     DeltaNet: delta_net,
+    KimiDelta: kimi_delta,
     Mamba2: mamba2,
     ShortConv: short_conv,
 }

@@ -65,11 +65,11 @@ def delta_rule(q_WSHK: Tensor, k_WSHK: Tensor, v_WSHV: Tensor, decay_WSH: Tensor
     q, k, v, beta, decay = (
         chunks(x) for x in (q_WSHK, k_WSHK, v_WSHV, beta_WSH[..., None], decay_WSH[..., None])
     )
-    q, k = _unit(q) * q.shape[-1] ** -0.5, _unit(k)
+    q, k = unit(q) * q.shape[-1] ** -0.5, unit(k)
     passed, between = decays(decay.squeeze(-1))
     system = ((k * beta) @ k.transpose(-1, -2)) * between
-    moved = _solve(system, v * beta)
-    recalled = _solve(system, (k * beta) * passed.exp()[..., None])
+    moved = solve(system, v * beta)
+    recalled = solve(system, (k * beta) * passed.exp()[..., None])
     within = (q @ k.transpose(-1, -2)) * between
     q = q * passed.exp()[..., None]
     k = k * (passed[..., -1:] - passed).exp()[..., None]
@@ -98,11 +98,12 @@ def chunks(x: Tensor) -> Tensor:
     return chunked
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """Vectors brought to unit length."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 
-def _solve(system: Tensor, right: Tensor) -> Tensor:
+def solve(system: Tensor, right: Tensor) -> Tensor:
     """(I + strictly lower part of `system`)⁻¹ · right."""
     solved: Tensor = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     return solved

@@ -24,6 +24,7 @@ def chosen_keys(m: Latent, w: Weights, x_WSD: Tensor, latent_WSR: Tensor, mask_S
     """Which keys (last dimension) each query sees, bool [W, 1, S, S]: the `top_k` best of those in `mask_SS`."""
     index = m.indexer
     assert index is not None, "only attention with an indexer chooses its keys"
+    assert m.rope is not None, "an indexer turns its queries and keys"
     length = x_WSD.shape[1]
     turning = replace(m.rope, pairing=index.pairing)
     cos, sin = tables(turning, length, x_WSD.dtype, x_WSD.device)

@@ -33,9 +33,11 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
     kv_WHSC = kv.view(windows, length, m.heads, m.nope_dim + m.v_dim).transpose(1, 2)
     k_plain, v_WHSC = torch.split(kv_WHSC, [m.nope_dim, m.v_dim], dim=-1)
 
-    cos, sin = tables(m.rope, length, x_WSD.dtype, x_WSD.device)
-    q_turned = rotate(q_turned, cos, sin, m.rope)
-    k_turned = rotate(k_turned[:, None], cos, sin, m.rope).expand(-1, m.heads, -1, -1)
+    k_turned = k_turned[:, None]
+    if m.rope is not None:
+        cos, sin = tables(m.rope, length, x_WSD.dtype, x_WSD.device)
+        q_turned, k_turned = rotate(q_turned, cos, sin, m.rope), rotate(k_turned, cos, sin, m.rope)
+    k_turned = k_turned.expand(-1, m.heads, -1, -1)
     q_WHSC = torch.cat((q_plain, q_turned), dim=-1)
     k_WHSC = torch.cat((k_plain, k_turned), dim=-1)
     mask_SS = causal_mask(length, None, None, x_WSD.device)

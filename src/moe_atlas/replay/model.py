@@ -17,6 +17,7 @@ from moe_atlas.families.load import ReaderLike, load_all
 from moe_atlas.families.spec import (
     DeltaNet,
     GroupedQuery,
+    KimiDelta,
     Latent,
     LayerSpec,
     Mamba2,
@@ -24,7 +25,7 @@ from moe_atlas.families.spec import (
     MoESpec,
     ShortConv,
 )
-from moe_atlas.replay import attention, convolution, delta, mamba, mla
+from moe_atlas.replay import attention, convolution, delta, kimi_delta, mamba, mla
 from moe_atlas.replay.attention import Weights, linear
 from moe_atlas.replay.experts import feed_forward
 from moe_atlas.replay.norm import apply_gain, gain_float32, normalise, standardise
@@ -34,6 +35,7 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
     GroupedQuery: attention.grouped_query,
     Latent: mla.latent,
     DeltaNet: delta.gated_delta,
+    KimiDelta: kimi_delta.kimi_delta,
     Mamba2: mamba.mamba2,
     ShortConv: convolution.short_conv,
 }

@@ -1,0 +1,67 @@
+"""Kimi-Linear: three layers of Kimi delta attention, then one of latent attention without positions."""
+
+from __future__ import annotations
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import MIXTRAL_EXPERTS, MLP, STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    dense_by_type,
+    gated_mlp,
+    grouped_sigmoid_router,
+    latent,
+    layer_kinds,
+    moe,
+    rms,
+)
+from moe_atlas.families.spec import KimiDelta
+
+DELTA = ("q_conv1d", "k_conv1d", "v_conv1d", "f_a_proj", "f_b_proj", "g_a_proj", "g_b_proj", "b_proj")
+NAMES = {
+    **STANDARD,
+    **MIXTRAL_EXPERTS,
+    **{role: f"self_attn.{role}" for role in (*DELTA, "A_log", "dt_bias")},
+    "output_norm": "self_attn.o_norm",
+    "selection_bias": "block_sparse_moe.gate.e_score_correction_bias",
+    **{f"shared.{m}": f"block_sparse_moe.shared_experts.{m}" for m in MLP},
+}
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `kimi_linear` configuration; the layers of each kind are counted from 1 in a section of releases."""
+    section = c.section("linear_attn_config") or Config({}, c.where, c.file)
+    full = section.integers("full_attn_layers", default=[])
+    section.inert("kda_layers")
+    c.expect("mla_use_nope", True)
+    c.expect("moe_router_activation_func", "sigmoid")
+    c.expect("use_grouped_topk", True)
+    c.expect("moe_layer_freq", 1)
+    c.inert("rope_theta", "rope_scaling", "rope_parameters", "model_type", "moe_router_activation_func")
+    kinds = layer_kinds(c, lambda i: "full_attention" if i + 1 in full else "linear_attention")
+    attention = latent(c, None, bias=c.flag("attention_bias", default=False))
+    delta = KimiDelta(
+        heads=_linear(c, section, "num_heads", "linear_num_heads"),
+        dim=_linear(c, section, "head_dim", "linear_head_dim"),
+        kernel=_linear(c, section, "short_conv_kernel_size", "linear_conv_kernel_dim"),
+        norm=rms(c, "rms32", default=1e-5),
+    )
+    width, dense = c.integer("moe_intermediate_size"), dense_by_type(c)
+    shared = gated_mlp(c, width * c.integer("n_shared_experts", "num_shared_experts"))
+    routed, plain = (
+        moe(c, grouped_sigmoid_router(c), gated_mlp(c, width), shared=shared),
+        gated_mlp(c, c.integer("intermediate_size")),
+    )
+    model = decoder(
+        c,
+        rms(c, default=1e-5),
+        lambda i: delta if kinds[i] == "linear_attention" else attention,
+        lambda i: plain if dense(i) else routed,
+    )
+    return Blueprint(model, NAMES)
+
+
+def _linear(c: Config, section: Config, inner: str, outer: str) -> int:
+    given = section.optional(inner)
+    own = c.integer(outer, default=given) if given is not None else c.integer(outer)
+    return own if given is None else section.integer(inner)
