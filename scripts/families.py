@@ -38,7 +38,10 @@ MIXERS = {
     Mamba2: "Mamba-2",
     ShortConv: "short convolution",
 }
+BY_READING = "no oracle: read off remote code; equals glm4_moe on renamed tensors"
 SAME_AS = {
+    "bailing_moe": ("glm4_moe", f"version 2 only; {BY_READING}"),
+    "bailing_moe_v2": ("glm4_moe", BY_READING),
     "kimi_k2": ("deepseek_v3", "reads as deepseek_v3"),
     "qwen3_vl_moe_text": ("qwen3_moe", "reads as qwen3_moe, experts fused and transposed"),
 }

@@ -15,8 +15,8 @@ from tests import tiny
 def edited(tmp_path):
     """Save a case, pass its config and tensors to an editor, write them back, return the folder."""
 
-    def edit(case: str, change: Callable[[dict, dict], None]):
-        folder = tiny.save(case, tmp_path / case)
+    def edit(case: str, change: Callable[[dict, dict], None], **changes):
+        folder = tiny.save(case, tmp_path / case, **changes)
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(folder / "model.safetensors")
         change(config, tensors)

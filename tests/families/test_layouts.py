@@ -116,3 +116,38 @@ def test_roles_are_unique_within_a_layer(tmp_path):
     for layer in spec.layers:
         roles = [ref.role for ref in layer.refs]
         assert len(roles) == len(set(roles))
+
+
+def as_bailing(config, tensors):
+    """A glm4_moe checkpoint as Ling 2.0 would store the same model."""
+    count = config.pop("n_routed_experts")
+    for key in ("head_dim", "use_qk_norm", "attention_bias", "n_shared_experts", "rope_parameters"):
+        config.setdefault(key, None)
+    turning = config.pop("rope_parameters")
+    config |= {
+        "model_type": "bailing_moe_v2", "num_experts": count, "num_shared_experts": config.pop("n_shared_experts"),
+        "score_function": "sigmoid", "moe_router_enable_expert_bias": True, "use_qkv_bias": False, "use_bias": False,
+        "rope_theta": turning["rope_theta"], "partial_rotary_factor": turning["partial_rotary_factor"],
+    }  # fmt: skip
+    del config["attention_bias"]
+    renamed = {
+        "model.embed_tokens": "model.word_embeddings",
+        "self_attn.o_proj": "attention.dense",
+        "self_attn.q_norm": "attention.query_layernorm",
+        "self_attn.k_norm": "attention.key_layernorm",
+        "gate.e_score_correction_bias": "gate.expert_bias",
+    }
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        parts = [tensors.pop(f"{prefix}self_attn.{part}_proj.weight") for part in ("q", "k", "v")]
+        tensors[f"{prefix}attention.query_key_value.weight"] = torch.cat(parts)
+    for name in list(tensors):
+        for old, new in renamed.items():
+            if old in name:
+                tensors[name.replace(old, new)] = tensors.pop(name)
+
+
+def test_ling_is_glm4_moe_under_other_names(edited, tmp_path):
+    changes = {"attention_bias": False, "n_group": 4, "topk_group": 2}
+    plain = tiny.save("glm4_moe", tmp_path / "plain", **changes)
+    assert torch.equal(logits(plain), logits(edited("glm4_moe", as_bailing, **changes)))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from moe_atlas.errors import InputRefused
 from moe_atlas.families import (
     afmoe,
+    bailing_moe,
     cohere2_moe,
     dbrx,
     deepseek_v2,
@@ -46,6 +47,8 @@ from moe_atlas.families.spec import ModelSpec
 FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
     "afmoe": afmoe.build,
     "axk1": deepseek_v3.build_axk1,
+    "bailing_moe": bailing_moe.build,
+    "bailing_moe_v2": bailing_moe.build,
     "cohere2_moe": cohere2_moe.build,
     "dbrx": dbrx.build,
     "deepseek_v2": deepseek_v2.build,

@@ -1,0 +1,78 @@
+"""Ling and Ring 2.0 (Bailing MoE v2): q, k and v in one matrix, q/k norms, grouped sigmoid router.
+
+The reference implementation is remote code that transformers does not contain; read off it, not run.
+"""
+
+from __future__ import annotations
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    default_head_dim,
+    dense_first,
+    gated_mlp,
+    grouped_query,
+    moe,
+    rms,
+    sigmoid_router,
+)
+from moe_atlas.families.rope import rope
+
+NAMES = STANDARD | {
+    "embedding": "model.word_embeddings",
+    "o_proj": "attention.dense",
+    "q_norm": "attention.query_layernorm",
+    "k_norm": "attention.key_layernorm",
+    "selection_bias": "mlp.gate.expert_bias",
+}
+PRESENT = {
+    "score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "moe_router_topk_scaling_factor": None,
+    "norm_topk_prob": True,
+    "use_qk_norm": True,
+    "use_sliding_window": False,
+    "use_rmsnorm": True,
+    "norm_head": False,
+    "router_type": "topN",
+}
+UNUSED = (
+    "embedding_dropout output_dropout router_dtype sliding_window mtp_loss_scaling_factor multi_gate "
+    "norm_softmax moe_z_loss_coeff moe_shared_expert_intermediate_size"
+)
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `bailing_moe_v2` configuration; version 1 shares a name with it and has no selection bias."""
+    if c.optional("moe_router_enable_expert_bias") is not True or c.optional("score_function") != "sigmoid":
+        raise c.refuse(
+            "score_function, moe_router_enable_expert_bias",
+            "only version 2, sigmoid scores with a bias, is implemented",
+        )
+    for key, value in PRESENT.items():
+        c.expect(key, value)
+    c.inert(*UNUSED.split())
+    norm, groups = rms(c), c.integer("n_group")
+    attention = grouped_query(
+        c,
+        rope=rope(c, default_head_dim(c), theta=10000.0),
+        qkv_bias=c.flag("use_qkv_bias", default=False),
+        out_bias=c.flag("use_bias", default=False),
+        qk_norm="head",
+        qk_norm_spec=norm,
+    )
+    router = sigmoid_router(
+        c,
+        renormalise=c.integer("num_experts_per_tok") > 1,
+        scale=c.number("routed_scaling_factor"),
+        groups=groups,
+        kept_groups=c.integer("topk_group"),
+        group_score="top2_sum" if groups > 1 else "none",
+    )
+    width, shared = c.integer("moe_intermediate_size"), c.integer("num_shared_experts", default=0)
+    routed = moe(c, router, gated_mlp(c, width), shared=gated_mlp(c, width * shared) if shared else None)
+    plain, dense = gated_mlp(c, c.integer("intermediate_size")), dense_first(c)
+    model = decoder(c, norm, lambda i: attention, lambda i: plain if dense(i) else routed)
+    return Blueprint(model, NAMES, stacks={"attention.query_key_value": ("q_proj", "k_proj", "v_proj")})
