@@ -243,6 +243,17 @@ def test_window_values(measured, rewritten, name):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_what_is_undefined_was_not_measured(measured, name):
+    both = measured(name)
+    for layer, _, _ in both.layers:
+        own = [key.split(".")[3] for key in both.windows if key.startswith(f"layers.{layer['layer']}.")]
+        assert own
+        assert not set(own) & layer["undefined"].keys()
+        assert all(layer["undefined"].values())
+    assert ("content_quantisation" in layer["undefined"]) is (name == "flex_olmo")
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_smooth_tail(measured, rewritten, name):
     for (layer, _, _), expected in zip(measured(name).layers, rewritten(name), strict=True):
         for side in ("base", "tuned"):

@@ -56,6 +56,7 @@ def radial_mean(ratio_W: np.ndarray | None) -> dict[str, Any] | float:
 
 
 NO_TANGENT = (
+    "content_quantisation",
     "content_drift",
     "smooth_content",
     "smooth_content_published",

@@ -42,13 +42,16 @@ def _relative_entropy(p_TE: Tensor, q_TE: Tensor) -> Tensor:
 def content_drift(ratio_TP: Tensor, evaluated_TP: Tensor, quantile: float) -> Tensor:
     """Quantile over the evaluated experts of the relative change of the visible update, float64 [T], 0..1.
 
+    Infinite where any of them is not finite, wherever the quantile lies: it must not hide a broken expert.
+
     Args:
         ratio_TP: relative changes, float64.
         evaluated_TP: bool, which slots hold a member of the evaluation set.
         quantile: q of the definition, linear interpolation.
     """
-    finite_TP = torch.where(torch.isfinite(ratio_TP), ratio_TP, torch.inf)
-    return torch.where(evaluated_TP, finite_TP, torch.nan).nanquantile(quantile, dim=1)
+    broken_T = (evaluated_TP & ~torch.isfinite(ratio_TP)).any(1)
+    drift_T = torch.where(evaluated_TP, ratio_TP, torch.nan).nanquantile(quantile, dim=1)
+    return torch.where(broken_T, torch.inf, drift_T)
 
 
 def flips(
