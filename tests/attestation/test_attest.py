@@ -281,7 +281,9 @@ def test_what_is_no_key_is_refused(place, capsys):
 def test_without_the_extra_a_key_is_usage_and_everything_else_works(place, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "securesystemslib.dsse", None)
     assert attest("--sign", write_key(place, Ed25519PrivateKey.generate())) == 2
-    assert "moe-atlas[sign]" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("atlas: E_SIGN --sign")
+    assert "moe-atlas[sign]" in err
     assert left(place) == BEFORE
     assert attest() == 0
 

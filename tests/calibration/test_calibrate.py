@@ -16,7 +16,7 @@ from moe_atlas.calibration.budgets import calibrate, outcomes
 from moe_atlas.calibration.pairs import Pair, pair_of, receipt_paths
 from moe_atlas.calibration.policy_text import policy_file, table
 from moe_atlas.cli import run
-from moe_atlas.errors import UsageError
+from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.load import load_probes
 from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.write import write_receipt
@@ -92,6 +92,15 @@ def test_what_cannot_be_defended_is_null_with_its_reason() -> None:
     useless = calibrate([pair(n, 0.5) for n in "abc"]).budgets["boundary"]
     assert useless.value is None
     assert "ceiling" in useless.rule
+
+
+def test_a_receipt_that_guards_nothing_sets_no_budget() -> None:
+    facts, windows = synthetic.audit()
+    receipt = derive(facts, windows)
+    for layer in receipt["layers"]:
+        layer["protected"] = False
+    with pytest.raises(InputRefused, match="E_CALIBRATION"):
+        pair_of(receipt, windows, "open.json")
 
 
 def test_two_pairs_and_mixtures_and_repetitions_are_refused() -> None:

@@ -193,6 +193,7 @@ def measuring(w: Path) -> list[tuple[str, int, list]]:
         ("audit: central policy contradicted", 4, audit("base", "light", "--policy-from", w / "policy.yaml")),
         ("audit: central policy missing", 2, audit("base", "light", "--policy-from", w / "none.yaml")),
         ("audit: damaged ledger", 5, audit("base", "light", "--run", "edited", "--runs", w / "runs")),
+        ("audit: no such device", 2, audit("base", "light", "--device", "nowhere")),
         ("audit: run name", 2, audit("base", "light", "--run", "../x")),
         ("audit: handoff reference edited", 5, audit("base", "light", "--baseline", w / "edited.json")),
         ("audit: handoff reference missing", 2, audit("base", "light", "--baseline", w / "none.json")),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from moe_atlas.cli.register import register as register_command
 from moe_atlas.errors import IntegrityError, UsageError
 from moe_atlas.ledger import Ledger
 from moe_atlas.ledger.history import read_history
+from moe_atlas.ledger.receipts import check_witnesses, find_witnesses
 from moe_atlas.ledger.recording import record_receipt
 from moe_atlas.ledger.records import gate_records, is_clean, receipt_body
 from moe_atlas.receipt.write import write_receipt
@@ -286,6 +288,15 @@ def test_a_receipt_written_but_never_recorded_blocks_the_gate(ledger: Ledger, tm
         read_history(ledger)
     record_receipt(ledger, tmp_path / "g1.json", step=1)
     assert read_history(ledger).witnesses == 2
+
+
+def test_a_receipt_recorded_no_later_than_what_it_follows(ledger: Ledger, tmp_path: Path) -> None:
+    entries = [gate(ledger, tmp_path / f"g{n}.json", n) for n in range(3)]
+    witness = find_witnesses(entries, ledger.run)[1]  # recorded as entry 1, written after entry 0
+    assert check_witnesses(entries, [witness]) == []
+    for entry in entries[1:]:
+        early = replace(witness, head=entry.head.describe())
+        assert "recorded before" in check_witnesses(entries, [early])[0]
 
 
 def test_other_files_beside_the_receipts_are_passed_over(ledger: Ledger, tmp_path: Path) -> None:

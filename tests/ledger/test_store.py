@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from moe_atlas.errors import Exit, InputRefused, IntegrityError, ResourceExhausted, UsageError
 from moe_atlas.ledger import Ledger
 from moe_atlas.ledger import store as store_module
+from moe_atlas.ledger.chain import MAX_LINE_BYTES, render
 
 
 def bodies(ledger: Ledger) -> list[object]:
@@ -140,7 +142,7 @@ def test_a_failed_sync_is_not_an_acknowledgement(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EIO, "I/O error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(ResourceExhausted):
+    with pytest.raises(ResourceExhausted, match="E_LEDGER_WRITE"):
         ledger.append("audit", {"n": 1})
     monkeypatch.undo()
     assert ledger.path.read_bytes() == before
@@ -191,6 +193,17 @@ def test_the_kernel_limit_on_file_size_takes_the_line_back(tmp_path: Path) -> No
     assert ledger.path.stat().st_size == size
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     assert bodies(ledger) == [0]
+
+
+def test_the_longest_line_is_written_and_read_back(tmp_path: Path) -> None:
+    ledger = Ledger("r", tmp_path)
+    short = ledger.append("audit", {"pad": ""}, datetime(2026, 1, 1, tzinfo=UTC))
+    room = MAX_LINE_BYTES - len(render(short))
+    ledger.append("audit", {"pad": "x" * room}, datetime(2026, 1, 1, tzinfo=UTC))
+    assert [len(render(entry)) for entry in ledger.read().entries] == [len(render(short)), MAX_LINE_BYTES]
+    with pytest.raises(ValueError, match="longer"):
+        ledger.append("audit", {"pad": "x" * (room + 1)}, datetime(2026, 1, 1, tzinfo=UTC))
+    assert ledger.append("audit", {}).seq == 2
 
 
 def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_every_tensor_class_may_be_named() -> None:
 
 
 def test_a_file_that_is_not_there_is_a_mistake_of_the_command_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match="E_PROBE_MISSING") as caught:
         load_probes(tmp_path / "none.yaml")
     assert caught.value.exit_code == Exit.USAGE
     assert "atlas init" in str(caught.value)

@@ -55,7 +55,7 @@ def test_other_dtypes_and_ranks_are_not_written(array: np.ndarray) -> None:
 
 def test_what_safetensors_writes_is_not_canonical() -> None:
     raw = save({"b": np.zeros(3, dtype=np.int32), "a": np.zeros(3)}, metadata={"note": "x"})
-    with pytest.raises(InputRefused):
+    with pytest.raises(InputRefused, match="E_WINDOWS"):
         decode_windows(raw, "w")
 
 

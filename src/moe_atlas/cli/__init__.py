@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ COMMANDS = (
 )
 
 CRASHED = 70
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 # Click's own base error: newer typers carry click inside, so it is reached through what typer exports.
 CommandLineError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -107,7 +109,7 @@ def run(arguments: list[str]) -> int:
     ):  # how click answers a reader of our output that left: with 1, which would read as a FAIL
         return int(Exit.EXHAUSTED)
     except OSError as error:
-        if error.filename is not None:  # a file that no command took care of: a bug
+        if error.filename is not None or error.errno not in _UNWRITABLE:  # no stream of ours: a bug
             raise
         complain(f"E_OUTPUT standard output: cannot be written ({error.strerror})")
         return int(Exit.EXHAUSTED)
