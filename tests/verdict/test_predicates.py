@@ -337,6 +337,8 @@ SUCCESS = [
     ({"at_least": 0.5}, interval(None, None), None),
     ({"at_most": 0.0}, interval(0.0, 0.0) | {"exact": True, "documents": 2}, True),
     ({"at_most": -0.1}, interval(0.0, 0.0) | {"exact": True, "documents": 2}, False),
+    ({"at_least": 0.0}, interval(0.0, 0.0) | {"exact": True, "documents": 2}, True),
+    ({"at_least": 0.1}, interval(0.0, 0.0) | {"exact": True, "documents": 2}, False),
     ({}, interval(0.0, 0.1), None),
     ({"at_most": None}, interval(0.0, 0.1), None),
 ]
