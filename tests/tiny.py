@@ -6,6 +6,7 @@ reference on a saved checkpoint with eager attention and eager experts, and reco
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Mistral4ForCausalLM
 from transformers.utils import logging
 
 from moe_atlas.checkpoint.index import open_checkpoint
@@ -355,6 +356,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "linear_num_heads": 3, "linear_conv_kernel_dim": 3, "q_lora_rank": None,
         },
     ),
+    "mistral4": (
+        "mistral4",
+        DEEPSEEK | {
+            "qk_nope_head_dim": 8,
+            "rope_parameters": YARN | {"partial_rotary_factor": 0.5, "llama_4_scaling_beta": 0.3,
+                                       "original_max_position_embeddings": 5, "beta_fast": 0.3125, "beta_slow": 0.1},
+        },
+    ),
     "nemotron_h": (
         "nemotron_h",
         {
@@ -367,6 +376,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 
+UNLISTED = {"mistral4": Mistral4ForCausalLM}
+"""Models that the reference's own list of language models leaves out."""
 SLOW: frozenset[str] = frozenset()
 """Cases that only `make parity` runs."""
 FAST = [case for case in CASES if case not in SLOW]
@@ -415,18 +426,27 @@ def save(
     """Write one case as a checkpoint and return its folder."""
     model_type, options = CASES[case]
     merged = {key: value for key, value in (BASE | options | changes).items() if value is not ABSENT}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **merged)).eval()
+    config = AutoConfig.for_model(model_type, **merged)
+    kind = reference_class(model_type)
+    model = (kind._from_config if model_type in UNLISTED else kind.from_config)(config).eval()
     randomise(model, seed)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     if dtype != torch.float32:  # reload, so that what the reference keeps in float32 stays float32 on disk
-        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(folder)
+        kind.from_pretrained(folder, dtype=dtype).save_pretrained(folder)
     return folder
+
+
+def reference_class(model_type: str) -> Any:
+    """What builds the reference model."""
+    return UNLISTED.get(model_type, AutoModelForCausalLM)
 
 
 def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The reference model with eager attention and eager experts."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    kind = reference_class(model_type)
+    model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     model.set_experts_implementation("eager")
     return model
 

@@ -131,6 +131,8 @@ class Latent(Mixer):
     """Factor on q, before it is rotated."""
     kv_multiplier: float = 1.0
     """Factor on the normalised latent of k and v; the shared key part goes without."""
+    temperature: tuple[float, float] | None = None
+    """(floor, scale) of the query factor log1p(floor(t / floor))·scale + 1 at position t."""
     indexer: Indexer | None = None
     longest: int | None = None
     """Tokens of the longest window that is replayed as the model computes it; None without a limit."""

@@ -49,7 +49,7 @@ def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
         assert m.qk_norm_spec is not None, "a q/k norm needs its kind and epsilon"
         q_WHSC, k_WHSC = (standardise(x, m.qk_norm_spec).to(x.dtype) for x in (q_WHSC, k_WHSC))
     if m.temperature is not None:
-        q_WHSC = (q_WHSC * position_factor(*m.temperature, length, x_WSD.device)).to(q_WHSC.dtype)
+        q_WHSC = (q_WHSC * position_factor(*m.temperature, 1.0, length, x_WSD.device)).to(q_WHSC.dtype)
     if m.value_scale != 1.0:
         v_WHSC = v_WHSC * m.value_scale
     mask_SS = causal_mask(length, m.window, m.chunk, x_WSD.device)
@@ -79,10 +79,10 @@ def probabilities(
     return probs if sinks_H is None else probs[..., :-1]
 
 
-def position_factor(floor: float, scale: float, length: int, device: torch.device) -> Tensor:
-    """Query factor that grows with the position, float32 [S, 1]."""
+def position_factor(floor: float, scale: float, first: float, length: int, device: torch.device) -> Tensor:
+    """Query factor that grows with the position, counted from `first`, float32 [S, 1]."""
     position_S = torch.arange(length, dtype=torch.float32, device=device)
-    return (torch.log1p(torch.floor((position_S + 1.0) / floor)) * scale + 1.0)[:, None]
+    return (torch.log1p(torch.floor((position_S + first) / floor)) * scale + 1.0)[:, None]
 
 
 def merge_heads(o_WHSC: Tensor) -> Tensor:

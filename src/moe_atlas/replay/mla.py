@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from moe_atlas.families.spec import Latent, Norm
-from moe_atlas.replay.attention import Weights, causal_mask, linear, merge_heads, probabilities
+from moe_atlas.replay.attention import (
+    Weights,
+    causal_mask,
+    linear,
+    merge_heads,
+    position_factor,
+    probabilities,
+)
 from moe_atlas.replay.indexer import chosen_keys
 from moe_atlas.replay.norm import normalise
 from moe_atlas.replay.rope import rotate, tables
@@ -39,6 +46,9 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
         q_turned, k_turned = rotate(q_turned, cos, sin, m.rope), rotate(k_turned, cos, sin, m.rope)
     k_turned = k_turned.expand(-1, m.heads, -1, -1)
     q_WHSC = torch.cat((q_plain, q_turned), dim=-1)
+    if m.temperature is not None:
+        factor_S1 = position_factor(*m.temperature, 0.0, length, x_WSD.device)
+        q_WHSC = q_WHSC * factor_S1.to(q_WHSC.dtype)
     k_WHSC = torch.cat((k_plain, k_turned), dim=-1)
     mask_SS = causal_mask(length, None, None, x_WSD.device)
     if m.indexer is not None and latent_WSR is not None and length > m.indexer.top_k:

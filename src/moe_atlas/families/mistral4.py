@@ -1,0 +1,54 @@
+"""Mistral 4: latent attention with queries that grow with the position, softmax router limited to groups."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from moe_atlas.families.config import Config
+from moe_atlas.families.names import STANDARD
+from moe_atlas.families.parts import (
+    Blueprint,
+    decoder,
+    dense_first,
+    gated_mlp,
+    latent,
+    moe,
+    rms,
+    softmax_router,
+)
+from moe_atlas.families.rope import original_length, rope
+
+
+def build(c: Config) -> Blueprint:
+    """Read a `mistral4` configuration."""
+    settings = c.section("rope_parameters")
+    if settings is None:
+        raise c.refuse("rope_parameters", "the key is missing, and the family has no safe default for it")
+    settings.inert("max_position_embeddings")
+    pairing: Literal["pairs", "halves"] = "pairs" if c.flag("rope_interleave", default=True) else "halves"
+    head_dim = c.integer("qk_nope_head_dim") + c.integer("qk_rope_head_dim")
+    attention = latent(c, rope(c, head_dim, pairing=pairing), bias=c.flag("attention_bias", default=False))
+    growth = original_length(c, settings), settings.number("llama_4_scaling_beta")
+    attention = replace(attention, temperature=growth)
+    groups = c.integer("n_group", default=1)
+    router = softmax_router(
+        c,
+        renormalise=c.flag("norm_topk_prob"),
+        dispatch="scores",
+        groups=groups,
+        kept_groups=c.integer("topk_group", default=1),
+        group_score="top2_sum" if groups > 1 else "none",
+        epsilon=1e-20,
+        scale=c.number("routed_scaling_factor"),
+        probabilities="native",
+    )
+    width = c.integer("moe_intermediate_size")
+    shared = gated_mlp(c, width * c.integer("n_shared_experts"))
+    routed, plain = (
+        moe(c, router, gated_mlp(c, width), shared=shared),
+        gated_mlp(c, c.integer("intermediate_size")),
+    )
+    dense = dense_first(c)
+    model = decoder(c, rms(c), lambda i: attention, lambda i: plain if dense(i) else routed)
+    return Blueprint(model, STANDARD)
