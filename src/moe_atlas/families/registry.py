@@ -100,11 +100,11 @@ QUANTISATION = ("quantization_config", "compression_config")
 
 
 UNSUPPORTED: Mapping[str, str] = {
-    "aria_text": "its name in the checkpoint and the layout of its fused experts",
-    "bailing_hybrid": "linear attention with a decay per channel",
+    "aria_text": "the names and the layout of its fused experts",
+    "bailing_hybrid": "its own form of Kimi delta attention and of latent attention",
     "deepseek_v4": "hyper-connections, compressed keys and values, and a router by hash",
     "gemma4_text": "experts beside a perceptron, each behind norms of its own, and keys shared between layers",
-    "glm5_next": "linear attention with a decay per channel",
+    "glm5_next": "its own form of Kimi delta attention, with a bounded gate",
     "hy_v4": "hyper-connections",
     "jamba": "Mamba-1",
     "jetmoe": "a mixture of attention heads: a router in front of the attention",
