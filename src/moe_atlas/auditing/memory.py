@@ -20,7 +20,9 @@ RUNTIME = 400 << 20  # interpreter, torch and its libraries
 HELD = 1 << 29  # bytes of experts held between batches when no limit is stated
 
 
-def minimum(specs: Sequence[ModelSpec], tokens: int, itemsize: int, *, everyone: bool) -> int:
+def minimum(
+    specs: Sequence[ModelSpec], tokens: int, itemsize: int, *, everyone: bool, decoded: Sequence[bool] = ()
+) -> int:
     """Bytes an audit needs at least, holding no expert between batches.
 
     Args:
@@ -28,13 +30,16 @@ def minimum(specs: Sequence[ModelSpec], tokens: int, itemsize: int, *, everyone:
         tokens: probe tokens, whose states live throughout.
         itemsize: bytes of the compute dtype.
         everyone: whether all experts are evaluated.
+        decoded: which checkpoints are quantised, and hold their tensors in float32 before they are cast.
     """
+    copies = [3 if quantised else 2 for quantised in decoded] or [2] * len(specs)  # of 2 bytes an element
     width = specs[0].width
     batch = min(tokens, BATCH_TOKENS)
     states = len(specs) * tokens * width * itemsize
-    resident = sum(max(_shared_bytes(layer) for layer in spec.layers) * 2 for spec in specs)
+    sides = list(zip(specs, copies, strict=True))
+    resident = sum(max(_shared_bytes(layer) for layer in spec.layers) * n for spec, n in sides)
     ends = sum(max(_bytes(spec.embed_refs), _bytes(spec.final_refs)) * 2 for spec in specs)
-    experts = sum(max(_expert_bytes(layer) for layer in spec.layers) * 2 for spec in specs)
+    experts = sum(max(_expert_bytes(layer) for layer in spec.layers) * n for spec, n in sides)
     moe = [layer.moe for layer in specs[0].layers if layer.moe]
     slots = max(m.router.experts + 2 if everyone else m.router.top_k + 2 for m in moe)
     rows = len(specs) * batch * slots * width * itemsize

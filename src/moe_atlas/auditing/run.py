@@ -107,7 +107,8 @@ def prepare(
     config = probes.config
     tokens = sum(len(window.tokens) for window in probes.windows)
     everyone = config.evaluation.experts == "all"
-    needed = minimum(specs, tokens, dtype.itemsize, everyone=everyone)
+    decoded = [bool(checkpoint.encoded) for checkpoint in checkpoints]
+    needed = minimum(specs, tokens, dtype.itemsize, everyone=everyone, decoded=decoded)
     held_experts(options.memory, needed)
     names: tuple[SideName, ...] = ("base", "tuned")
     sides = [
