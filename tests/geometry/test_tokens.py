@@ -13,6 +13,7 @@ from moe_atlas.geometry import drift
 from moe_atlas.geometry.assumptions import gain_anisotropy, radial_mean
 from moe_atlas.geometry.evaluation import EMPTY, all_others, join, renumbered, specificity_partner
 from moe_atlas.geometry.occupancy import cells, window_counts, window_mean_probs
+from moe_atlas.geometry.pair import controls
 from moe_atlas.geometry.tangent import TangentMap, relative_change
 from moe_atlas.geometry.tokens import settle, window_means
 
@@ -144,3 +145,11 @@ def test_the_mean_of_radial_ratios() -> None:
         found = radial_mean(broken)
         assert isinstance(found, dict)
         assert found["value"] is None
+
+
+def test_controls_are_relative_to_the_base_however_small_its_state() -> None:
+    base, tuned = rows([0.03, 0.04], [0.0, 0.0], [3.0, 4.0]), rows([0.04, 0.03], [1.0, 0.0], [6.0, 8.0])
+    found = controls(base, tuned)
+    assert found["raw_norm_drift"][[0, 2]].tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
+    assert found["raw_state_drift"][[0, 2]].tolist() == pytest.approx([0.2 * 2**0.5, 1.0])
+    assert all(values[1].isnan() for values in found.values())

@@ -156,3 +156,18 @@ def test_a_document_on_its_limit_is_not_damaged(increase: float, count: int) -> 
     assert (row["count"], row["documents"]) == (count, 40)
     assert row["share"] == count / 40
     assert row["share_high"] == pytest.approx(stats.beta.ppf(0.975, count + 1, 40 - count))
+
+
+@pytest.mark.parametrize("missing", ["gain", "router", "experts", None])
+def test_a_load_is_exactly_zero_only_where_all_of_its_inputs_are(missing: str | None) -> None:
+    facts, windows = synthetic.audit()
+    for layer in facts["layers"]:
+        layer["exact"] = {key: key != missing for key in ("states", "gain", "router", "experts")}
+        prefix = f"layers.{layer['layer']}"
+        for key in ("boundary_drift", "content_drift"):
+            windows[f"{prefix}.pair.{key}"][...] = 0.0
+        windows[f"{prefix}.tuned.counts"] = windows[f"{prefix}.base.counts"].copy()
+    margin = derive(facts, windows)["margins"]["refinement_margin"]
+    assert margin["estimate"] == facts["probe"]["policy"]["rewrite"]["refinement"]["tau"]
+    assert margin.get("exact", False) is (missing is None)
+    assert (margin["low"] is None) is (missing is not None)
