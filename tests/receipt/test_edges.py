@@ -171,3 +171,4 @@ def test_a_load_is_exactly_zero_only_where_all_of_its_inputs_are(missing: str | 
     assert margin["estimate"] == facts["probe"]["policy"]["rewrite"]["refinement"]["tau"]
     assert margin.get("exact", False) is (missing is None)
     assert (margin["low"] is None) is (missing is not None)
+    assert margin.get("reason") == (None if missing is None else "no variance between documents")
