@@ -108,6 +108,11 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
     ),
     (lambda o: is_moe(o) and o.weight_on_input, ("router.weight_dtype",), "rounded when it meets the input"),
     (
+        lambda o: is_moe(o) and o.router.top_k <= 2 and o.router.weight_dtype == "native",
+        ("accumulate",),
+        "two products that are rounded already are added with one rounding either way",
+    ),
+    (
         lambda o: isinstance(o, GroupedQuery) and o.qk_norm == "l2_after_rope",
         ("qk_norm_spec.kind=rms32", "qk_norm_spec.kind=rms1p", "qk_norm_spec.bias"),
         "the three kinds differ in their gain, and this norm has none",

@@ -226,11 +226,12 @@ class _Binder:
             yield name, reason
 
     def _idle(self, spec: ModelSpec) -> Iterator[str]:
-        """Names under which some writers store matrices of experts that have none."""
+        """Names under which a writer stores first matrices of experts that have none (never a down projection)."""
         for moe in (layer.moe for layer in spec.layers if layer.moe):
             assert moe.layout is not None, "the layout was chosen when the experts were bound"
             for expert in range(moe.router.experts - moe.identity_experts, moe.router.experts):
-                yield from (f"{name.format(e=expert)}.weight" for name in moe.layout.stored.values())
+                for matrix in moe.layout.canonical.keys() - {"down_proj"}:
+                    yield f"{moe.layout.stored[matrix].format(e=expert)}.weight"
 
     def _reason(self, name: str, spec: ModelSpec) -> str | None:
         text = self._stored_name(self.blueprint.layer_prefix.split("{i}")[0])
