@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint fmt parity coverage bench docs goldens clean
+.PHONY: demo test test-slow lint fmt parity coverage mutants bench docs goldens clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,9 @@ parity: $(READY)      ## every family against transformers, as a table
 
 coverage: $(READY)    ## do the intervals cover? the simulation grid of docs/statistics.md
 	$(BIN)/python -m scripts.coverage
+
+mutants: $(READY)     ## can the tests of verdict, header parser, ledger and exit codes fail?
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.mutants
 
 bench: $(READY)       ## speed and memory against transformers on the same work
 	$(BIN)/python -m scripts.bench

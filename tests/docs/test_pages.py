@@ -19,7 +19,7 @@ PAGES = sorted(
 )
 BLOCK = re.compile(r"^( *)```console\n(.*?)^\1```$", re.M | re.S)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
-COMING = {"reading.md", "api.md", "families.md", "trust.md", "lab.md", "performance.md"}  # being written
+COMING = {"reading.md", "api.md", "families.md", "lab.md", "performance.md"}  # being written
 EXIT = re.compile(r"#\s*exit (\d+)")
 
 

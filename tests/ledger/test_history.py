@@ -214,7 +214,8 @@ def test_history_of_a_run(ledger: Ledger, tmp_path: Path, app: typer.Typer) -> N
     assert (facts["state"], facts["colour"], facts["exit_code"]) == ("first-bad", "YELLOW", 3)
     assert [entry["kind"] for entry in facts["entries"]] == ["baseline", "audit"]
     assert facts["head"] == ledger.head().describe()
-    assert run(app, "gate", *arguments)[0] == 3
+    code, output = run(app, "gate", *arguments)
+    assert (code, output.startswith("YELLOW first-bad: ")) == (3, True)
     code, output = run(app, "gate", *arguments, "--json")
     assert json.loads(output)["exit_code"] == code == 3
     assert run(app, "gate", *arguments, "--quiet") == (3, "")

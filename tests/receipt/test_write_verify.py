@@ -485,6 +485,8 @@ def test_the_command_exits_with_the_verdict_of_an_intact_receipt(tmp_path: Path)
     for path, code in expected:
         assert run_verify(path)[0] == code, path
         assert run_verify(path, "--integrity-only")[0] == Exit.PASS
+    assert "intact, baseline" in run_verify(base)[1]
+    assert "intact, verdict fail" in run_verify(failing)[1]
     code, out = run_verify(failing, "--json")
     assert (code, json.loads(out)["verdict"], json.loads(out)["intact"]) == (1, "fail", True)
     resealed(failing, lambda receipt: set_in(receipt, "verdict", "pass"))
