@@ -44,5 +44,8 @@ bench: $(READY)       ## speed and memory against transformers on the same work
 docs: $(READY)        ## the pages as a site in build/site
 	$(BIN)/mkdocs build -q -f configs/mkdocs.yml
 
+goldens: $(READY)     ## write the snapshots anew; read the diff before you commit it
+	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -n 0 tests/report/test_goldens.py tests/cli/test_surface.py
+
 clean:
 	rm -rf $(VENV) demo build dist

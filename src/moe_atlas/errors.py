@@ -28,6 +28,35 @@ VERDICT_EXIT = {
 }
 
 
+NEXT_STEPS = {
+    "E_CALIBRATION": "calibrate on audits that protect layers and measure base domains",
+    "E_CHANGED": "let whatever writes the checkpoint finish, then run it again",
+    "E_FAMILY": "audit a checkpoint with routed experts; atlas inspect shows what this one is",
+    "E_KEY": "give an unencrypted PEM private key that can be read",
+    "E_KIND": "give the receipt of an audit",
+    "E_LEDGER": "restore the ledger from a copy",
+    "E_LEDGER_OPEN": "check its owner and permissions, and that it is no link",
+    "E_NOT_REGULAR": "give the file itself, no folder, pipe or link to one",
+    "E_NO_FILE": "check its name",
+    "E_NO_FOLDER": "create it first",
+    "E_NO_RECEIPT": "give receipts, or folders that hold them",
+    "E_NO_WINDOWS": "register at least one domain of role base",
+    "E_POLICY_MISSING": "check the name given with --policy-from",
+    "E_PROBE_DUPLICATE": "take the repeated document out of the source",
+    "E_PROBE_LOCK": "restore the lock, or register anew with atlas register --force",
+    "E_PROBE_TOKENIZER": "give the tokenizer.json that belongs to the checkpoint",
+    "E_PROBE_VALUE": "correct the probe file and register it again",
+    "E_QUANT": "audit the checkpoint in its original format",
+    "E_READ": "check its owner and permissions",
+    "E_REPEATED": "give every receipt once",
+    "E_RUN": "check the name, and the folder given with --runs",
+    "E_SIZE": "check that it is the file that was meant",
+    "E_WINDOWS": "restore the window data that were written with the receipt",
+    "E_WRITE": "free some space, or choose a place that can be written",
+}
+"""What to do about an error whose place of origin knows nothing better."""
+
+
 class AtlasError(Exception):
     """One clear line: code, where, what was expected and found, and what to do next.
 
@@ -35,7 +64,7 @@ class AtlasError(Exception):
         code: stable identifier such as ``E_COVER``.
         where: the file, tensor or key concerned.
         problem: what was expected and what was found.
-        next_step: what the reader can do about it; may be empty.
+        next_step: what the reader can do about it.
         exit_code: the process exit code this class of error ends in.
     """
 
@@ -46,7 +75,7 @@ class AtlasError(Exception):
         self.code = code
         self.where = where
         self.problem = problem
-        self.next_step = next_step
+        self.next_step = next_step or NEXT_STEPS.get(code, "")
 
     def __str__(self) -> str:
         tail = f"; {self.next_step}" if self.next_step else ""

@@ -36,14 +36,16 @@ def read_bounded(path: Path, limit: int, code: str) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InputRefused(code, str(path), "is not a regular file")
+                raise InputRefused(code, str(path), "is not a regular file", "give the file itself")
             pieces = _pieces(descriptor, limit + 1)
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
-        raise InputRefused(code, str(path), f"cannot be read ({_reason(error)})") from error
+        problem = f"cannot be read ({_reason(error)})"
+        raise InputRefused(code, str(path), problem, "check its name and permissions") from error
     if sum(map(len, pieces)) > limit:
-        raise InputRefused(code, str(path), f"is longer than the limit of {limit} bytes")
+        problem = f"is longer than the limit of {limit} bytes"
+        raise InputRefused(code, str(path), problem, "check that it is the file that was meant")
     return b"".join(pieces)
 
 
