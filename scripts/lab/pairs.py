@@ -15,6 +15,13 @@ from scripts.lab.training import Tune, tune
 
 LIGHT = Tune()
 NARROW = Tune(replay=0, items=36, lr=4e-3, router_lr=4e-3)
+FROZEN = {
+    "all": (),
+    "backbone": ("router", "routed_expert"),
+    "router": ("routed_expert", "attention"),
+    "experts": ("router", "attention"),
+    "attention": ("router", "routed_expert"),
+}
 CALIBRATION_SEEDS = range(101, 107)
 
 
@@ -29,6 +36,8 @@ class Pair:
         named: the gate that would name the damaged object; empty where there is none to name.
         make: from a family and its base to the tuned tensors.
         calibrates: whether budgets come from it; such a pair is never judged.
+        frozen: tensor classes that the run would have registered as untouched.
+        moved: tensor classes that it would have registered as changed.
     """
 
     name: str
@@ -37,11 +46,14 @@ class Pair:
     named: str
     make: Callable[[Family, Tensors], Tensors]
     calibrates: bool = False
+    frozen: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
 
 
 def tuned(name: str, kind: str, expect: str, recipe: Tune, named: str = "", calibrates: bool = False) -> Pair:
-    """A pair made by tuning."""
-    return Pair(name, kind, expect, named, lambda f, base: tune(f, base, recipe), calibrates)
+    """A pair made by tuning; what the recipe does not train must keep its bytes."""
+    pair = Pair(name, kind, expect, named, lambda f, base: tune(f, base, recipe), calibrates)
+    return replace(pair, frozen=FROZEN[recipe.trains])
 
 
 def all_pairs(family: Family) -> list[Pair]:
@@ -110,13 +122,16 @@ def merges() -> list[Pair]:
     return [
         Pair("adapter-merged", "adapter merged", "open", "", lambda f, b: merged(f, b, 1.0)),
         Pair("adapter-scaled-8", "adapter merged", "fail", "", lambda f, b: merged(f, b, 8.0)),
-        Pair("never-landed", "dropped delta", "fail", "weights", lambda f, b: dict(b)),
+        Pair(
+            "never-landed", "dropped delta", "fail", "weights", lambda f, b: dict(b), moved=("routed_expert",)
+        ),
         Pair(
             "experts-dropped",
             "dropped delta",
-            "open",
-            "",
+            "fail",
+            "weights",
             lambda f, b: surgery.dropped_delta(b, tune(f, b, light), lambda name: ".experts." not in name),
+            moved=("routed_expert",),
         ),
         Pair(
             "scrambled",

@@ -1,0 +1,72 @@
+"""Judge every pair under budgets calibrated on pairs that are never judged.
+
+What an audit measures does not depend on budgets, so a pair is measured once: here its facts are put under the
+registered, calibrated policy and everything that follows is derived again, as `atlas verify` would.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.api import Receipt
+from moe_atlas.auditing.run import probe_facts
+from moe_atlas.calibration.budgets import Calibration, calibrate
+from moe_atlas.calibration.pairs import pair_of
+from moe_atlas.calibration.policy_text import policy_file
+from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.families.registry import resolve
+from moe_atlas.probes.registration import load_registered, register
+from moe_atlas.receipt.write import write_receipt
+from scripts.lab.audits import prepare, probe_text, receipt_of
+from scripts.lab.families import Family
+from scripts.lab.pairs import Pair, all_pairs
+
+NO_RULES = "weights: {must_not_change: [], must_change: []}"
+
+
+def judged_path(family: Family, name: str, root: Path) -> Path:
+    """Where a judged receipt lies."""
+    return root / "judged" / family.name / f"{name}.json"
+
+
+def calibration_of(family: Family, root: Path) -> Calibration:
+    """Budgets from the pairs that calibrate."""
+    found = []
+    for pair in all_pairs(family):
+        if pair.calibrates:
+            receipt = Receipt.load(receipt_of(family, pair.name, root))
+            found.append(pair_of(receipt.body, receipt.windows(), pair.name))
+    return calibrate(found)
+
+
+def judge_family(family: Family, root: Path) -> Calibration:
+    """Judge every pair that does not calibrate and is not judged yet."""
+    calibration = calibration_of(family, root)
+    spec = resolve(open_checkpoint(root / family.name / "base"))
+    for pair in all_pairs(family):
+        target = judged_path(family, pair.name, root)
+        source = receipt_of(family, pair.name, root)
+        if pair.calibrates or target.exists() or not source.exists():
+            continue
+        receipt = Receipt.load(source)
+        probes = registered(family, pair, calibration, root)
+        facts: dict[str, Any] = receipt.body | {"probe": probe_facts(probes, spec)}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_receipt(facts, receipt.windows(), target)
+    return calibration
+
+
+def registered(family: Family, pair: Pair, calibration: Calibration, root: Path):  # noqa: ANN201
+    """The probe set under the calibrated policy and the weight rules that such a run would register."""
+    folder = prepare(root).parent
+    label = "-".join([family.name, *pair.frozen, *(f"moved-{name}" for name in pair.moved)])
+    policy, probe = folder / f"policy-{label}.yaml", folder / f"probes-{label}.yaml"
+    if not probe.exists():
+        rules = f"weights: {{must_not_change: [{', '.join(pair.frozen)}], must_change: [{', '.join(pair.moved)}]}}"
+        text = policy_file(calibration, [], policy.name)
+        assert NO_RULES in text
+        policy.write_text(text.replace(NO_RULES, rules), encoding="utf-8")
+        probe.write_text(probe_text().split("policy:\n")[0], encoding="utf-8")
+        register(probe, policy_from=policy)
+    return load_registered(probe, policy)
