@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.coverage import damage, layers
+from scripts.coverage import damage, layers, plasmode
 from scripts.coverage.draws import SHAPES, TOUCHED, Cell, document_of_windows, increases
 from scripts.coverage.page import replace_section
 
@@ -74,3 +74,15 @@ def test_the_generated_section_is_replaced_and_nothing_else(tmp_path: Path) -> N
     assert "second" in text
     assert text.startswith("# Title\n\nwritten by hand\n")
     assert text.rstrip().endswith("## After")
+
+
+def test_real_documents_are_moved_to_the_margin(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [["a", "pair", *rng.normal(3.0, 0.1, 100).tolist()], ["a", "same", *[0.0] * 100]]
+    path = tmp_path / "documents.csv"
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    found = list(plasmode.populations(path))
+    assert [one.pair for one in found] == ["a pair, domain 0", "a pair, domain 1"]
+    outcome = plasmode.simulate(found, 50, reps=300, resamples=399, seed=1)
+    assert outcome.covered == pytest.approx(0.95, abs=0.03)
+    assert outcome.bound_missed == pytest.approx(0.025, abs=0.02)
