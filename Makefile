@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint fmt parity coverage mutants bench docs goldens clean
+.PHONY: demo test test-slow lint fmt parity coverage mutants lab falsify bench docs goldens clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,14 @@ coverage: $(READY)    ## do the intervals cover? the simulation grid of docs/sta
 mutants: $(READY)     ## can the tests of verdict, header parser, ledger and exit codes fail?
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.mutants
 
+lab: $(READY)         ## train, tune and break small MoEs, audit every pair: docs/lab.md (an hour of CPU at most)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab.history
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab.witness
+
+falsify: $(READY)     ## the programme's own falsifiers on the lab's pairs: docs/falsify.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab.falsified
+
 bench: $(READY)       ## speed and memory against transformers on the same work
 	$(BIN)/python -m scripts.bench
 
@@ -48,4 +56,4 @@ goldens: $(READY)     ## write the snapshots anew; read the diff before you comm
 	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -n 0 tests/report/test_goldens.py tests/cli/test_surface.py
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) demo lab build dist

@@ -280,3 +280,24 @@ def test_channels_that_are_zero_without_equal_bytes_do_not_pass(base, root, judg
     assert all(found["estimate"] == 0.0 and "exact" not in found for found in boundary)
     assert receipt.verdict == "inconclusive"
     assert set(names) <= set(receipt.windows())
+
+
+@pytest.mark.parametrize("role", ["", "down_proj"])
+def test_an_expert_that_a_converter_zeroed_fails_by_name(base, probes, root, judge, role):
+    layer = ROUTED[base.name][0]
+
+    def zero(tensors):
+        for name in tensors:
+            if f"layers.{layer}.mlp.experts.3.{role}" in name:
+                tensors[name] = torch.zeros_like(tensors[name])
+
+    zeroed = pairs.variant(base, root / f"{base.name}-zeroed{role}", zero)
+    receipt = judge(base, zeroed, probes)
+    assert receipt.exit_code == 1
+    gates = receipt.body["predicates"]["protected_atlas_rewrite"]["evidence"]
+    reasons = [gate["reason"] for gate in gates if gate["gate"] == "identity"]
+    assert reasons == [
+        "zeroed-experts: experts [3] have a matrix that is zero throughout, in the base they do not"
+    ]
+    breaches = judge(zeroed, zeroed, probes).body["identity"]["breaches"]
+    assert not any(breach["kind"] == "zeroed-experts" for breach in breaches)

@@ -21,6 +21,7 @@ from moe_atlas.families.spec import LayerSpec
 from moe_atlas.geometry.chart_maps import overlap_map
 from moe_atlas.weights.identity import (
     RouterRows,
+    is_zeroed,
     looks_initialised,
     may_be_relabelled,
     relabelling,
@@ -36,6 +37,7 @@ class Sample:
 
     sketch: Tensor
     initialised: bool
+    zeroed: bool
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,10 @@ class LayerExperts:
     def initialised(self, side: int) -> list[int]:
         """Experts that look untrained."""
         return [expert for expert in range(self.count) if self._samples[side, expert].initialised]
+
+    def zeroed(self, side: int) -> list[int]:
+        """Experts with a matrix that is zero throughout."""
+        return [expert for expert in range(self.count) if self._samples[side, expert].zeroed]
 
     def clones(self, side: int) -> list[list[int]]:
         """Groups of experts that hold the same bytes: suggested by sketches, confirmed on the whole tensors."""
@@ -212,8 +218,8 @@ class LayerExperts:
 def _sample(weights: Weights) -> Sample:
     matrices = list(weights.values())
     if not matrices:
-        return Sample(torch.zeros(0), initialised=False)
-    return Sample(sketch(matrices), looks_initialised(matrices))
+        return Sample(torch.zeros(0), initialised=False, zeroed=False)
+    return Sample(sketch(matrices), looks_initialised(matrices), is_zeroed(matrices))
 
 
 def router_rows(resident: Weights, layer: LayerSpec) -> RouterRows:

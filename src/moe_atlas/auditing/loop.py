@@ -280,6 +280,7 @@ def close_layer(
                 experts.match_E,
                 (experts.clones(0), experts.clones(1)),
                 (experts.initialised(0), experts.initialised(1)),
+                (experts.zeroed(0), experts.zeroed(1)),
             )
         )
     if audit.chart_maps:

@@ -20,6 +20,7 @@ I64 = NDArray[np.int64]
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 7
+ROUNDING = 1e-9  # of ranks, which lie in 0..1
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,11 @@ def correlation(x_P: F64, y_P: F64) -> float:
 
 
 def partial(x_P: F64, y_P: F64, given_PQ: F64) -> float:
-    """Correlation of what a linear fit on `given` leaves of both."""
+    """Correlation of what a linear fit on `given` leaves of both; 0 where it leaves nothing but rounding of one."""
     design = np.column_stack([np.ones(len(x_P)), given_PQ])
     left = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (x_P, y_P)]
+    if any(float(np.abs(v).max()) <= ROUNDING for v in left):
+        return 0.0
     return correlation(left[0], left[1])
 
 

@@ -26,7 +26,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 FEWEST_PAIRS = 20
-FEWEST_MATCHES = 5
+FEWEST_MATCHES = 10  # a percentile interval over fewer couples does not keep its level
 FEWEST_EXPANSIVE = 3
 CALIPER = 0.1  # of the task's NLL at the base: two tunes this close have learned it equally well
 SUPPORTED, NOT_SUPPORTED, UNDETERMINED = "supported", "not supported", "undetermined"

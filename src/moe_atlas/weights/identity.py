@@ -62,6 +62,11 @@ def _dispersion(squares: Tensor) -> float:
     return float(norms.std(correction=0) / norms.mean())
 
 
+def is_zeroed(tensors: list[Tensor]) -> bool:
+    """Whether one of an expert's matrices is zero throughout: what it should compute is lost."""
+    return any(matrix.dim() == 2 and not bool(matrix.any()) for matrix in tensors)
+
+
 def distances(base_EN: Tensor, tuned_EN: Tensor) -> Tensor:
     """Squared Euclidean distance between every base and tuned row, float64 [E, E]; not finite where a row is not."""
     base_EN, tuned_EN = base_EN.double(), tuned_EN.double()
@@ -140,8 +145,9 @@ def layer_identity(
     match_E: Tensor | None,
     clones: tuple[list[list[int]], list[list[int]]],
     initialised: tuple[list[int], list[int]],
+    zeroed: tuple[list[int], list[int]],
 ) -> dict[str, Any]:
-    """The receipt's account of one layer: assignment, clones, init-like experts, breaches.
+    """The receipt's account of one layer: assignment, clones, init-like and zeroed experts, breaches.
 
     Args:
         layer: the model's own layer index.
@@ -150,6 +156,7 @@ def layer_identity(
         match_E: the consistent relabelling, when there is one.
         clones: confirmed groups of byte-equal experts in (base, tuned).
         initialised: experts that look untrained in (base, tuned).
+        zeroed: experts with a matrix that is zero throughout in (base, tuned).
     """
     best_E = nearest(base_EN, tuned_EN)
     expected_E = torch.arange(len(best_E)) if match_E is None else match_E
@@ -169,6 +176,11 @@ def layer_identity(
     if new_initialised:
         detail = f"experts {new_initialised} look as initialised, in the base they do not"
         breaches.append({"layer": layer, "kind": "init-like-experts", "detail": detail})
+    known = [int(expected_E[e]) for e in zeroed[0]]
+    new_zeroed = [e for e in zeroed[1] if e not in known]
+    if new_zeroed:
+        detail = f"experts {new_zeroed} have a matrix that is zero throughout, in the base they do not"
+        breaches.append({"layer": layer, "kind": "zeroed-experts", "detail": detail})
     return {
         "layer": layer,
         "assignment": "relabelled" if match_E is not None else "same-index" if not moved else "moved",
