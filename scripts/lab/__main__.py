@@ -11,10 +11,8 @@ import argparse
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-
 from scripts.coverage.page import replace_section
-from scripts.lab.audits import prepare, run_family
+from scripts.lab.audits import measure, prepare
 from scripts.lab.families import FAMILIES
 from scripts.lab.page import section
 from scripts.lab.table import rows, write_csv, write_documents
@@ -22,12 +20,6 @@ from scripts.lab.verdicts import judge_family
 
 ROOT = Path("lab")
 DOCS = Path("docs")
-
-
-def measure(name: str) -> None:
-    """Make and audit one family's pairs; one process a family."""
-    torch.set_num_threads(1)
-    run_family(FAMILIES[name], ROOT)
 
 
 def main() -> None:
@@ -38,7 +30,7 @@ def main() -> None:
     prepare(ROOT)
     if not chosen.judge_only:
         with get_context("spawn").Pool(len(FAMILIES)) as pool:
-            pool.map(measure, list(FAMILIES))
+            pool.starmap(measure, [(name, ROOT) for name in FAMILIES])
     calibrations = {name: judge_family(family, ROOT) for name, family in FAMILIES.items()}
     found = [row for family in FAMILIES.values() for row in rows(family, ROOT)]
     write_csv(found, DOCS / "lab" / "pairs.csv")

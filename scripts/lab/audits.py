@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
+
 from moe_atlas.api import AuditOptions, audit
 from moe_atlas.probes.registration import register
 from scripts.lab.corpus import DOCUMENTS, DOMAINS, TASK_DOCUMENTS, TASKS, TOKENS, write_sources
-from scripts.lab.families import Family, Tensors, read, write
+from scripts.lab.families import FAMILIES, Family, Tensors, read, write
 from scripts.lab.pairs import Pair, all_pairs
 from scripts.lab.training import train_base
 
@@ -73,6 +75,12 @@ def base_of(family: Family, root: Path) -> Tensors:
 def receipt_of(family: Family, name: str, root: Path) -> Path:
     """Where a pair's receipt lies."""
     return root / "receipts" / family.name / f"{name}.json"
+
+
+def measure(name: str, root: Path) -> None:
+    """Make and audit one family's pairs, in a process of its own."""
+    torch.set_num_threads(1)
+    run_family(FAMILIES[name], root)
 
 
 def run_family(family: Family, root: Path) -> None:
