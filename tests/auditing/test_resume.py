@@ -262,7 +262,9 @@ def test_killed_between_the_receipt_and_its_record_it_may_be_written_again(place
 # --- processes -------------------------------------------------------------------------------------------------
 
 SLOWED = """\
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from moe_atlas import cli
 from moe_atlas.auditing import loop
 real = loop.record_weights
