@@ -19,6 +19,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from moe_atlas.api import Receipt
+from moe_atlas.text import interval
 from moe_atlas.verdict.atlas import CHANNELS
 
 FACTOR = 2.0
@@ -112,9 +113,9 @@ def unhealthy(receipt: Receipt, limits: Limits) -> list[str]:
         high = domain["nll_increase"]["high"]
         if domain["role"] == "base" and not (high is not None and high < limits.mean):
             reasons.append(f"{domain['name']} may have lost {high} nats, the limit is {limits.mean:g}")
-    reached = [line["result"] for line in receipt.body["predicates"]["knowledge_expansive"]["evidence"]]
-    if reached != ["pass"]:
-        reasons.append("it did not learn the task")
+    for gate in receipt.body["predicates"]["knowledge_expansive"]["evidence"]:
+        if gate["result"] != "pass":
+            reasons.append(f"task success {interval(gate)} does not clear {gate['budget']:g}")
     return reasons
 
 

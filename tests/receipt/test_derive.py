@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from moe_atlas.errors import UsageError
 from moe_atlas.receipt.context import make_context
@@ -557,13 +558,30 @@ def test_a_canary_over_its_limit_is_damage() -> None:
     assert receipt["verdict"] == "fail"
 
 
-def test_a_perfect_binary_score_is_bounded_by_clopper_pearson() -> None:
+@pytest.mark.parametrize("wrong", [0, 1, 3, 20, 40])
+def test_a_share_of_exact_matches_is_bounded_by_clopper_pearson(wrong: int) -> None:
+    """Against SciPy; with 1 or 3 wrong of 40 the bootstrap alone has no lower bound."""
     facts, windows = synthetic.audit()
-    facts["probe"]["domains"][3]["success"] = {"metric": "exact_match", "at_least": 0.9}
+    facts["probe"]["domains"][3]["success"] = {"metric": "exact_match", "at_least": 0.7}
     windows["output.exact_match_tuned"][79:] = 1.0
-    value = derive(facts, windows)["domains"][3]["success"]["value"]
-    assert value["low"] == pytest.approx(0.025 ** (1 / 40))
-    assert value["high"] == 1.0
+    windows["output.exact_match_tuned"][79 : 79 + wrong] = 0.0
+    receipt = derive(facts, windows)
+    value = receipt["domains"][3]["success"]["value"]
+    expected = binomtest(40 - wrong, 40).proportion_ci(0.95, method="exact")
+    assert value["estimate"] == pytest.approx(1 - wrong / 40)
+    assert [value["low"], value["high"]] == pytest.approx([expected.low, expected.high], abs=1e-9)
+    assert "reason" not in value
+    result = receipt["predicates"]["knowledge_expansive"]["evidence"][0]["result"]
+    assert result == {0: "pass", 1: "pass", 3: "pass", 20: "fail", 40: "fail"}[wrong]
+
+
+def test_windows_that_share_a_document_are_not_counted_as_trials() -> None:
+    facts = synthetic.facts()
+    facts["probe"]["domains"][3]["success"] = {"metric": "exact_match", "at_least": 0.7}
+    windows = {name: np.repeat(values, 2, axis=0) for name, values in synthetic.windows(facts).items()}
+    row = derive(facts, windows)["domains"][3]
+    assert row["windows"] == 2 * row["documents"]
+    assert row["success"]["value"] == row["exact_match_tuned"]
 
 
 def test_relative_success_is_paired() -> None:

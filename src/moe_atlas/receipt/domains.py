@@ -14,7 +14,7 @@ from moe_atlas.receipt.context import F64, Context, Facts
 from moe_atlas.receipt.means import NOT_MEASURED
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.design import Design
-from moe_atlas.statistics.sample import NO_VARIANCE, Interval, Sample, exact_zero, undefined
+from moe_atlas.statistics.sample import Interval, Sample, exact_zero, undefined
 from moe_atlas.statistics.tail_guard import clopper_pearson_lower, clopper_pearson_upper
 
 METRICS = ("nll", "token_accuracy", "exact_match")
@@ -130,23 +130,24 @@ def _worst_window(domain: Facts, increase: F64 | None) -> dict[str, Any]:
 def _success(context: Context, rule: Facts, row: Facts) -> dict[str, Any]:
     """A task's registered rule and the interval it is held against.
 
-    A binary score that agrees on all documents has no variance, yet bounds its mean: the exact
-    Clopper-Pearson interval takes the place of the bootstrap there (`exact_match` in absolute terms).
+    `exact_match` in absolute terms is right or wrong. With one window a document, or where all documents
+    agree, the exact Clopper-Pearson interval takes the place of the bootstrap, which has nothing to studentise
+    with when next to all documents agree: 117 right of 120 would have no lower bound.
     """
     relative = rule.get("relative_to_base") is True
     metric = rule["metric"]
     shown: Interval = dict(row[DIFFERENCES[metric] if relative else f"{metric}_tuned"])
-    if metric == "exact_match" and not relative and shown.get("reason") == NO_VARIANCE:
-        shown = _binary(shown, (1.0 - context.confidence) / 2.0)
+    if metric == "exact_match" and not relative:
+        shown = _share_right(shown, (1.0 - context.confidence) / 2.0)
     limits = {key: rule[key] for key in ("at_most", "at_least") if rule.get(key) is not None}
     return {"metric": metric, "relative_to_base": relative, **limits, "value": shown}
 
 
-def _binary(shown: Interval, tail: float) -> Interval:
-    if shown["estimate"] not in (0.0, 1.0):
+def _share_right(shown: Interval, tail: float) -> Interval:
+    estimate, documents = shown["estimate"], int(shown["documents"])
+    if estimate is None or (shown["windows"] != documents and estimate not in (0.0, 1.0)):
         return shown
-    documents = int(shown["documents"])
-    hits = documents if shown["estimate"] == 1.0 else 0
+    hits = round(estimate * documents)
     shown["low"] = clopper_pearson_lower(hits, documents, tail)
     shown["high"] = clopper_pearson_upper(hits, documents, tail)
     return {key: value for key, value in shown.items() if key != "reason"}
