@@ -113,9 +113,9 @@ def unhealthy(receipt: Receipt, limits: Limits) -> list[str]:
         high = domain["nll_increase"]["high"]
         if domain["role"] == "base" and not (high is not None and high < limits.mean):
             reasons.append(f"{domain['name']} may have lost {high} nats, the limit is {limits.mean:g}")
-    for gate in receipt.body["predicates"]["knowledge_expansive"]["evidence"]:
-        if gate["result"] != "pass":
-            reasons.append(f"task success {interval(gate)} does not clear {gate['budget']:g}")
+    gates = receipt.body["predicates"]["knowledge_expansive"]["evidence"]
+    missed = [gate for gate in gates if gate["result"] != "pass"]
+    reasons += [f"task success {interval(gate)} does not clear {gate['budget']:g}" for gate in missed]
     return reasons
 
 
