@@ -16,19 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_atlas.errors import InputRefused
+from moe_atlas.probes.policy import TENSOR_CLASSES
 
-CLASSES = (
-    "router",
-    "selection_bias",
-    "routed_expert",
-    "shared_expert",
-    "dense_mlp",
-    "attention",
-    "norm",
-    "embedding",
-    "head",
-    "other",
-)
 CHUNK = 60 << 9  # elements compared at a time: they stay in the cache, and torch takes one thread for so few
 RUN = 512  # squares added up in float32
 SAFE = (1e-30, 1e37)  # sums of squares that float32 neither loses nor overflows
@@ -171,7 +160,7 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
 
 def summarise(rows: list[TensorChange]) -> dict[str, Any]:
     """Per class: tensors, how many are identical, relative Frobenius change, zero and non-finite counts."""
-    return {kind: _class_row([r for r in rows if r.kind == kind]) for kind in CLASSES}
+    return {kind: _class_row([r for r in rows if r.kind == kind]) for kind in TENSOR_CLASSES}
 
 
 def _class_row(rows: list[TensorChange]) -> dict[str, Any]:
