@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_atlas.auditing.ahead import WORKERS
 from moe_atlas.auditing.batches import BATCH_TOKENS, Batch
+from moe_atlas.auditing.clock import Clock
 from moe_atlas.auditing.experts import LayerExperts
 from moe_atlas.auditing.memory import give_back
 from moe_atlas.auditing.noise import score_changes
@@ -74,6 +75,7 @@ class Walk:
     measures_noise: bool = False
     resume: Resume = field(default_factory=Nowhere)
     evidence: Evidence = field(default_factory=Evidence)
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def alike(self) -> bool:
@@ -103,7 +105,8 @@ class Walk:
 
     def enter(self, refs: Sequence[Sequence[TensorRef]]) -> None:
         """Read tensors of every checkpoint at once, dropping those of the last layer."""
-        list(self.pool.map(Side.enter, self.sides, refs))
+        with self.clock.phase("reading the rest"):
+            list(self.pool.map(Side.enter, self.sides, refs))
 
     def states_identical(self, number: int) -> bool:
         """Whether everything in front of the `number`-th layer is byte-identical and computed alike."""
@@ -135,7 +138,9 @@ def layers_and_outputs(audit: Walk, windows: Sequence[Window]) -> None:
         give_back()
         audit.resume.save(audit, number + 1)
         audit.progress.step(f"layer {layers[0].index}", sum(side.reader.bytes_read for side in sides))
-    outputs(audit, windows)
+    audit.enter([side.spec.final_refs for side in sides])
+    with audit.clock.phase("output"):
+        outputs(audit, windows)
 
 
 def embed(audit: Walk) -> None:
@@ -178,18 +183,22 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     band = audit.bands.get(reading.layer, pair.NoiseBand())
     for part in audit.rounds():
         stream = experts.stream()
-        passages = [
-            Passage(audit.sides, layers, n, audit.batches[n], audit.scope, experts, shared) for n in part
-        ]
-        for expert in stream:
-            for passage in passages:
-                passage.add(expert)
+        with audit.clock.phase("attention and routing"):
+            passages = [
+                Passage(audit.sides, layers, n, audit.batches[n], audit.scope, experts, shared) for n in part
+            ]
+        for expert in audit.clock.waiting("waiting for experts", stream):
+            with audit.clock.phase("experts"):
+                for passage in passages:
+                    passage.add(expert)
         while passages:
             passage = passages.pop(0)
-            passage.read(reading, band)
+            with audit.clock.phase("readings"):
+                passage.read(reading, band)
             if audit.measures_noise and passage.pairs:
                 note_noise(reading.facts, passage)
-            passage.finish()
+            with audit.clock.phase("attention and routing"):
+                passage.finish()
     close_layer(audit, reading, experts, layers)
 
 
@@ -305,7 +314,6 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     """Final norm and head: NLL, divergence and agreement of every window, task windows included."""
     sides = audit.sides
     audit.progress.phase("reading the output", len(audit.batches))
-    audit.enter([side.spec.final_refs for side in sides])
     # A tied head was recorded as the embedding.
     record_weights(audit, None, [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"])
     heads: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,7 +1,8 @@
-"""How much memory an audit needs, from the specs alone, and how much of a stated limit is left to hold experts.
+"""How much memory an audit needs, from the specs alone, and how many tokens a limit lets pass a layer together.
 
-Nothing here depends on the number of layers or on a checkpoint's size: states, one layer's shared tensors, one
-expert of each checkpoint, and the buffers of one batch.
+Nothing here depends on the number of layers, on the number of experts or on a checkpoint's size: the states of all
+tokens, one layer's shared tensors, a few experts of each checkpoint, and what is kept of the tokens that are at the
+experts together. The more of them there are, the fewer times each expert is read.
 """
 
 from __future__ import annotations
@@ -10,41 +11,108 @@ import ctypes
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from moe_atlas.auditing.ahead import DEPTH
 from moe_atlas.auditing.batches import BATCH_TOKENS
 from moe_atlas.errors import ResourceExhausted
-from moe_atlas.families.spec import LayerSpec, ModelSpec, TensorRef
+from moe_atlas.families.spec import ModelSpec, TensorRef
 from moe_atlas.geometry.output import LOGIT_ELEMENTS
+from moe_atlas.replay.attention import PROBABILITIES
 
-RUNTIME = 400 << 20  # interpreter, torch and its libraries
-HELD = 1 << 29  # bytes of experts held between batches when no limit is stated
+RUNTIME = 350 << 20  # interpreter, torch and its libraries
+DEFAULT = 1400 << 20  # what is used when no limit is stated and the minimum is below it
+IN_FLIGHT = DEPTH + 2  # experts of each checkpoint that are read, waiting or being evaluated
 
 
-def minimum(
-    specs: Sequence[ModelSpec], tokens: int, itemsize: int, *, everyone: bool, decoded: Sequence[bool] = ()
-) -> int:
-    """Bytes an audit needs at least, holding no expert between batches.
+@dataclass(frozen=True)
+class Needs:
+    """Bytes an audit needs.
+
+    Attributes:
+        fixed: whatever passes a layer together.
+        token: for every token that passes a layer's experts together with others.
+        ends: while embedding or head are in memory, when no token is at any expert.
+        batch: tokens that must pass together at least.
+    """
+
+    fixed: int
+    token: int
+    ends: int
+    batch: int
+
+    def peak(self, tokens: int) -> int:
+        """Bytes with so many tokens at the experts together."""
+        return max(self.fixed + self.token * tokens, self.ends)
+
+    @property
+    def minimum(self) -> int:
+        """Bytes with one batch at a time."""
+        return self.peak(self.batch)
+
+
+def needs(
+    specs: Sequence[ModelSpec],
+    tokens: int,
+    itemsize: int,
+    stored: int,
+    *,
+    everyone: bool,
+    decoded: Sequence[bool] = (),
+) -> Needs:
+    """What an audit needs.
 
     Args:
         specs: the checkpoints under audit.
         tokens: probe tokens, whose states live throughout.
         itemsize: bytes of the compute dtype.
+        stored: bytes of the widest stored dtype.
         everyone: whether all experts are evaluated.
         decoded: which checkpoints are quantised, and hold their tensors in float32 before they are cast.
     """
-    copies = [3 if quantised else 2 for quantised in decoded] or [2] * len(specs)  # of 2 bytes an element
-    width = specs[0].width
-    batch = min(tokens, BATCH_TOKENS)
-    states = len(specs) * tokens * width * itemsize
-    sides = list(zip(specs, copies, strict=True))
-    resident = sum(max(_shared_bytes(layer) for layer in spec.layers) * n for spec, n in sides)
-    ends = sum(max(_bytes(spec.embed_refs), _bytes(spec.final_refs)) * 2 for spec in specs)
-    experts = sum(max(_expert_bytes(layer) for layer in spec.layers) * n for spec, n in sides)
-    moe = [layer.moe for layer in specs[0].layers if layer.moe]
-    slots = max(m.router.experts + 2 if everyone else m.router.top_k + 2 for m in moe)
-    rows = len(specs) * batch * slots * width * itemsize
-    work = batch * width * 4 * 16 + LOGIT_ELEMENTS * 4 * 3 * len(specs)
-    return RUNTIME + states + max(resident + experts + rows, ends) + work
+    width, sides, batch = specs[0].width, len(specs), min(tokens, BATCH_TOKENS)
+    element = (4 if any(decoded) else 0) + stored + (itemsize if itemsize != stored else 0)
+    layer = max(_elements(layer.refs) for layer in specs[0].layers)
+    expert = max(_elements(layer.moe.expert_refs(0)) for layer in specs[0].layers if layer.moe)
+    moes = [layer.moe for layer in specs[0].layers if layer.moe]
+    slots = max(m.router.experts + 2 if everyone else m.router.top_k + 2 for m in moes)
+    experts = max(m.router.experts for m in moes)
+    states = RUNTIME + sides * tokens * width * itemsize
+    work = batch * width * 40 + PROBABILITIES * 12
+    end = max(_elements(specs[0].embed_refs), _elements(specs[0].final_refs))
+    # One checkpoint: residual, gate coordinate, routed sum; canonical state; expert outputs; routing tables.
+    one = width * (3 * itemsize + 4) + slots * width * itemsize + experts * 20
+    pair = width * (itemsize + 8) + experts * 20 + 2 * slots * 40
+    return Needs(
+        fixed=states + sides * element * (layer + IN_FLIGHT * expert) + work,
+        token=sides * one + (pair if sides == 2 else 0),
+        ends=states + sides * element * end + LOGIT_ELEMENTS * 4 * (2 * sides + 3),
+        batch=batch,
+    )
+
+
+def minimum(
+    specs: Sequence[ModelSpec], tokens: int, itemsize: int, *, everyone: bool, decoded: Sequence[bool] = ()
+) -> int:
+    """Bytes an audit needs at least, of checkpoints stored in the compute dtype."""
+    return needs(specs, tokens, itemsize, itemsize, everyone=everyone, decoded=decoded).minimum
+
+
+def held_tokens(limit: int | None, room: Needs) -> int:
+    """How many tokens may pass a layer's experts together.
+
+    Raises:
+        ResourceExhausted: E_MEMORY when the limit is below the minimum.
+    """
+    if limit is not None and limit < room.minimum:
+        raise ResourceExhausted(
+            "E_MEMORY",
+            f"--memory {_mib(limit)}",
+            f"this audit needs at least {_mib(room.minimum)}",
+            "raise the limit, or register fewer or shorter windows",
+        )
+    bound = max(DEFAULT, room.minimum) if limit is None else limit
+    return max(room.batch, (bound - room.fixed) // room.token)
 
 
 def give_back() -> None:
@@ -58,34 +126,8 @@ def give_back() -> None:
             trim(0)
 
 
-def held_experts(limit: int | None, needed: int) -> int:
-    """Bytes of experts that may be held between batches.
-
-    Raises:
-        ResourceExhausted: E_MEMORY when the limit is below the minimum.
-    """
-    if limit is None:
-        return HELD
-    if limit < needed:
-        raise ResourceExhausted(
-            "E_MEMORY",
-            f"--memory {_mib(limit)}",
-            f"this audit needs at least {_mib(needed)}",
-            "raise the limit, or register fewer or shorter windows",
-        )
-    return limit - needed
-
-
-def _bytes(refs: Sequence[TensorRef]) -> int:
-    return sum(math.prod(ref.shape) for ref in refs) * 2
-
-
-def _shared_bytes(layer: LayerSpec) -> int:
-    return _bytes(layer.refs)
-
-
-def _expert_bytes(layer: LayerSpec) -> int:
-    return _bytes(layer.moe.expert_refs(0)) if layer.moe else 0
+def _elements(refs: Sequence[TensorRef]) -> int:
+    return sum(math.prod(ref.shape) for ref in refs)
 
 
 def _mib(size: int) -> str:

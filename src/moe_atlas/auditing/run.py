@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from moe_atlas.auditing import memory
 from moe_atlas.auditing.batches import BATCH_TOKENS, partition
 from moe_atlas.auditing.loop import Evidence, Walk, walk
-from moe_atlas.auditing.memory import held_experts, minimum
 from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
 from moe_atlas.auditing.options import AuditOptions, Execution
 from moe_atlas.auditing.pairing import other_differences, require_comparable
@@ -29,6 +29,7 @@ from moe_atlas.auditing.side import Side, SideName, compute_dtype
 from moe_atlas.auditing.unreplayed import compare_unreplayed
 from moe_atlas.auditing.view import Scope
 from moe_atlas.checkpoint.digest import CheckpointDigest
+from moe_atlas.checkpoint.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
@@ -92,6 +93,7 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
         "timing": {
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - clock, 3),
+            "phases": audit.clock.facts(),
         },
         "parent": None,
     }
@@ -107,9 +109,9 @@ def prepare(
     config = probes.config
     tokens = sum(len(window.tokens) for window in probes.windows)
     everyone = config.evaluation.experts == "all"
+    stored = max(DTYPE_BITS[tensor.dtype] // 8 for tensor in checkpoints[0].tensors.values())
     decoded = [bool(checkpoint.encoded) for checkpoint in checkpoints]
-    needed = minimum(specs, tokens, dtype.itemsize, everyone=everyone, decoded=decoded)
-    held_experts(options.memory, needed)
+    room = memory.needs(specs, tokens, dtype.itemsize, stored, everyone=everyone, decoded=decoded)
     names: tuple[SideName, ...] = ("base", "tuned")
     sides = [
         Side(name, checkpoint, spec, Replay(spec, dtype=dtype, device=device, router_arithmetic=options.router),
@@ -130,7 +132,7 @@ def prepare(
         ),
         protected=frozenset(config.protected_layers.resolve(specs[0].routed_layers)),
         progress=options.progress,
-        held_tokens=BATCH_TOKENS,
+        held_tokens=memory.held_tokens(options.memory, room),
         skips=options.skips,
         chart_maps=options.chart_maps,
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-LOGIT_ELEMENTS = 1 << 24  # elements of one checkpoint's logits held at a time
+LOGIT_ELEMENTS = 1 << 23  # elements of one checkpoint's logits held at a time
 
 KEYS_ONE = ("nll", "token_accuracy", "exact_match")
 KEYS_PAIR = ("kl", "top1_agreement")

@@ -16,6 +16,7 @@ from moe_atlas.replay.norm import normalise, standardise
 from moe_atlas.replay.rope import rotate, tables
 
 Weights = Mapping[str, Tensor]
+PROBABILITIES = 1 << 23  # attention probabilities held at a time
 
 
 def linear(w: Weights, role: str, x: Tensor) -> Tensor:
@@ -53,9 +54,45 @@ def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
     if m.value_scale != 1.0:
         v_WHSC = v_WHSC * m.value_scale
     mask_SS = causal_mask(length, m.window, m.chunk, x_WSD.device)
-    probs = probabilities(q_WHSC, _repeat(k_WHSC, m), mask_SS, m.scale, m.softmax, w.get("sinks"))
-    o_WSD = merge_heads(torch.matmul(probs, _repeat(v_WHSC, m)))
+    k_WHSC, v_WHSC = _repeat(k_WHSC, m), _repeat(v_WHSC, m)
+    o_WSD = merge_heads(attend(q_WHSC, k_WHSC, v_WHSC, mask_SS, m.scale, m.softmax, w.get("sinks")))
     return linear(w, "o_proj", _gated(m, w, x_WSD, o_WSD, gate))
+
+
+def attend(
+    q_WHSC: Tensor,
+    k_WHSC: Tensor,
+    v_WHSC: Tensor,
+    mask_SS: Tensor,
+    scale: float,
+    softmax: Precision = "float32",
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """Attention output of every head [W, H, S, C], no more than `PROBABILITIES` probabilities at a time."""
+    windows, heads, length = q_WHSC.shape[:3]
+    rows = max(1, PROBABILITIES // (heads * length))
+    if rows >= windows * length:
+        return torch.matmul(probabilities(q_WHSC, k_WHSC, mask_SS, scale, softmax, sinks_H), v_WHSC)
+    outputs = []
+    for window in range(windows):
+        q_1HSC, k_1HSC, v_1HSC = (x[window : window + 1] for x in (q_WHSC, k_WHSC, v_WHSC))
+        mask = mask_SS[window : window + 1] if mask_SS.dim() == 4 and len(mask_SS) > 1 else mask_SS
+        parts = [
+            torch.matmul(
+                probabilities(
+                    q_1HSC[:, :, begin : begin + rows],
+                    k_1HSC,
+                    mask[..., begin : begin + rows, :],
+                    scale,
+                    softmax,
+                    sinks_H,
+                ),
+                v_1HSC,
+            )
+            for begin in range(0, length, rows)
+        ]
+        outputs.append(torch.cat(parts, dim=2))
+    return torch.cat(outputs)
 
 
 def probabilities(

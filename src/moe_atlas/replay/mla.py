@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.families.spec import Latent, Norm
-from moe_atlas.replay.attention import (
-    Weights,
-    causal_mask,
-    linear,
-    merge_heads,
-    position_factor,
-    probabilities,
-)
+from moe_atlas.replay.attention import Weights, attend, causal_mask, linear, merge_heads, position_factor
 from moe_atlas.replay.indexer import chosen_keys
 from moe_atlas.replay.norm import normalise
 from moe_atlas.replay.rope import rotate, tables
@@ -53,8 +46,7 @@ def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
     mask_SS = causal_mask(length, None, None, x_WSD.device)
     if m.indexer is not None and latent_WSR is not None and length > m.indexer.top_k:
         mask_SS = chosen_keys(m, w, x_WSD, latent_WSR, mask_SS)
-    probs = probabilities(q_WHSC, k_WHSC, mask_SS, m.scale)
-    return linear(w, "o_proj", merge_heads(torch.matmul(probs, v_WHSC)))
+    return linear(w, "o_proj", merge_heads(attend(q_WHSC, k_WHSC, v_WHSC, mask_SS, m.scale)))
 
 
 def _latent_q(w: Weights, norm: Norm, x_WSD: Tensor) -> Tensor:
