@@ -46,6 +46,8 @@ def main() -> None:
 
 def write(text: str, page: Path) -> None:
     """Replace what stands between the markers of a page."""
+    if not page.exists():
+        page.write_text(f"# Performance\n\n{BEGIN}\n{END}\n")
     before, rest = page.read_text().split(BEGIN)
     page.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
 
