@@ -60,10 +60,10 @@ def test_numbers_do_not_depend_on_the_batches(place, monkeypatch):
 
 
 def test_bits_do_not_depend_on_the_memory_at_hand(place, monkeypatch):
-    """Experts are read again for every batch where they may not be held."""
+    """Experts are read again for every round of batches that fits."""
     monkeypatch.setattr(run, "partition", partial(partition, limit=50))
     facts, arrays = pairs.audited(*place, dtype="float32")
-    monkeypatch.setattr(run, "held_experts", lambda limit, needed: 0)
+    monkeypatch.setattr(run, "held_tokens", lambda limit, room: 1)
     tight_facts, tight = pairs.audited(*place, dtype="float32")
     for name, values in arrays.items():
         assert np.array_equal(values, tight[name], equal_nan=True), name
