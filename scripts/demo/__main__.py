@@ -6,7 +6,6 @@ sources is not made again.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -63,7 +62,9 @@ def atlas(*arguments: str) -> int:
 
 def main() -> int:
     """The demo in ./demo."""
-    torch.set_num_threads(min(4, os.cpu_count() or 1))  # more threads only wait for each other at this size
+    # At this size threads mostly wait for each other, busily: on a machine that others use too, two of them take
+    # several times as long as one. One thread also trains the same base, bit for bit, whatever the cores.
+    torch.set_num_threads(1)
     started = time.monotonic()
     place = Place(Path("demo"))
     try:
