@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from moe_atlas.auditing import run
+from moe_atlas.auditing import memory, run
 from moe_atlas.auditing.batches import partition
 from moe_atlas.probes.windows import Window
 from tests import pairs, tiny
@@ -63,7 +63,7 @@ def test_bits_do_not_depend_on_the_memory_at_hand(place, monkeypatch):
     """Experts are read again for every round of batches that fits."""
     monkeypatch.setattr(run, "partition", partial(partition, limit=50))
     facts, arrays = pairs.audited(*place, dtype="float32")
-    monkeypatch.setattr(run, "held_tokens", lambda limit, room: 1)
+    monkeypatch.setattr(memory, "held_tokens", lambda limit, room: 1)
     tight_facts, tight = pairs.audited(*place, dtype="float32")
     for name, values in arrays.items():
         assert np.array_equal(values, tight[name], equal_nan=True), name
