@@ -93,8 +93,19 @@ def peer(bench: Bench) -> Figures:
 
 
 def full(bench: Bench) -> Figures:
-    """The whole audit of a pair in which every tensor moved."""
-    return bench.audit(bench.tuned("full", set(checkpoints.files(bench.shape))), bench.probe())
+    """The whole audit of a pair in which every tensor moved, and what `atlas plan` said of it before."""
+    tuned = bench.tuned("full", set(checkpoints.files(bench.shape)))
+    command = [
+        "-m",
+        "moe_atlas",
+        "plan",
+        str(bench.base),
+        str(tuned),
+        "--probe",
+        str(bench.probe()),
+        "--json",
+    ]
+    return {"plan": json.loads(python(command).output), **bench.audit(tuned, bench.probe())}
 
 
 def frozen(bench: Bench) -> Figures:

@@ -11,7 +11,7 @@ import pytest
 
 from moe_atlas.auditing import loop, run
 from moe_atlas.auditing.ahead import ahead
-from moe_atlas.auditing.batches import partition
+from moe_atlas.auditing.batches import partition, rounds
 from tests import pairs, tiny
 
 CASES = ("deepseek_v3", "olmoe", "llama4_text", "gpt_oss")
@@ -103,23 +103,23 @@ def test_frozen_experts_are_not_evaluated_at_the_anchor(base, probes, root, monk
 
 def audited_in_rounds(base, tuned, probes, monkeypatch, held_tokens, threads):
     """An audit in batches of 64 tokens, so many tokens held together, so many threads reading; (result, rounds)."""
-    rounds = []
+    parts = []
 
     class Walk(loop.Walk):
         def __init__(self, **options):
             super().__init__(**options | {"held_tokens": held_tokens, "pool": ThreadPoolExecutor(threads)})
-            rounds.extend(self.rounds())
+            parts.extend(rounds(self.batches, held_tokens))
 
     monkeypatch.setattr(run, "partition", partial(partition, limit=64))
     monkeypatch.setattr(run, "Walk", Walk)
-    return pairs.audited(base, tuned, probes), rounds
+    return pairs.audited(base, tuned, probes), parts
 
 
 def test_neither_rounds_nor_prefetching_move_a_bit(base, probes, root, monkeypatch):
     tuned = pairs.variant(base, root / f"{base.name}-all", pairs.jitter(0.2, lambda name: True))
-    one_by_one, rounds = audited_in_rounds(base, tuned, probes, monkeypatch, 1, 1)
+    one_by_one, singly = audited_in_rounds(base, tuned, probes, monkeypatch, 1, 1)
     together, all_at_once = audited_in_rounds(base, tuned, probes, monkeypatch, 10**9, 5)
-    assert (len(rounds), len(all_at_once)) == (3, 1)
+    assert (len(singly), len(all_at_once)) == (3, 1)
     assert_same(one_by_one, together)
     read = [
         sum(side["bytes_read"] for side in facts["checkpoints"].values())

@@ -257,10 +257,13 @@ def reading(w: Path) -> list[tuple[str, int, list]]:
 
 
 def standing(w: Path) -> list[tuple[str, int, list]]:
-    """Rows of register, init, inspect, history, gate and of atlas itself."""
+    """Rows of register, init, inspect, plan, history, gate and of atlas itself."""
 
     def of_run(command, name):
         return [command, name, "--runs", w / "runs"]
+
+    def plan(tuned, probe):
+        return ["plan", w / "base", w / tuned, "--probe", w / probe / "probes.yaml"]
 
     rows = [
         ("atlas: no command", 2, []),
@@ -269,6 +272,9 @@ def standing(w: Path) -> list[tuple[str, int, list]]:
         ("register: differs", 2, ["register", w / "widened/probes.yaml"]),
         ("init: taken", 2, ["init", w / "probe/probes.yaml"]),
         ("inspect: base", 0, ["inspect", w / "base"]),
+        ("plan: a pair", 0, plan("light", "probe")),
+        ("plan: not a pair", 4, plan("other", "probe")),
+        ("plan: unregistered", 2, plan("light", "unregistered")),
     ]
     for name, code in {
         "started": 3,

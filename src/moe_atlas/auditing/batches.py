@@ -5,7 +5,7 @@ Legend: W windows, S tokens per window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,3 +57,23 @@ def partition(windows: Sequence[Window], measured: int, limit: int = BATCH_TOKEN
         batches.append(Batch(begin, tokens_WS.long(), begin < measured))
         begin = end
     return batches
+
+
+def rounds(batches: Sequence[Batch], held_tokens: int) -> Iterator[list[int]]:
+    """Numbers of the batches that pass a layer's experts together, so that each is read once for all of them.
+
+    Args:
+        batches: the partition.
+        held_tokens: how many tokens may be at the experts together; one batch at least.
+    """
+    part: list[int] = []
+    held = 0
+    for number, batch in enumerate(batches):
+        tokens = batch.tokens_WS.numel()
+        if part and held + tokens > held_tokens:
+            yield part
+            part, held = [], 0
+        part.append(number)
+        held += tokens
+    if part:
+        yield part

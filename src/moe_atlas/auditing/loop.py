@@ -6,7 +6,7 @@ base's canonical states; everything else (windows to intervals to verdict) happe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.ahead import WORKERS
-from moe_atlas.auditing.batches import BATCH_TOKENS, Batch
+from moe_atlas.auditing.batches import BATCH_TOKENS, Batch, rounds
 from moe_atlas.auditing.clock import Clock
 from moe_atlas.auditing.experts import LayerExperts
 from moe_atlas.auditing.memory import give_back
@@ -87,21 +87,6 @@ class Walk:
     def states_shared(self, number: int) -> bool:
         """Whether both checkpoints carry the very same state of a batch."""
         return self.sides[0].states[number] is self.sides[1].states[number]
-
-    def rounds(self) -> Iterator[list[int]]:
-        """Numbers of the batches that pass a layer's experts together, so that each is read once for all of them."""
-        part: list[int] = []
-        for number, batch in enumerate(self.batches):
-            if (
-                part
-                and sum(self.batches[n].tokens_WS.numel() for n in part) + batch.tokens_WS.numel()
-                > self.held_tokens
-            ):
-                yield part
-                part = []
-            part.append(number)
-        if part:
-            yield part
 
     def enter(self, refs: Sequence[Sequence[TensorRef]]) -> None:
         """Read tensors of every checkpoint at once, dropping those of the last layer."""
@@ -181,7 +166,7 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)
     shared = what_is_shared(audit, layers, reading.facts, experts)
     band = audit.bands.get(reading.layer, pair.NoiseBand())
-    for part in audit.rounds():
+    for part in rounds(audit.batches, audit.held_tokens):
         stream = experts.stream()
         with audit.clock.phase("attention and routing"):
             passages = [

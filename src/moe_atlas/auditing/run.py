@@ -58,11 +58,7 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
     started = datetime.now(UTC)
     clock = time.monotonic()
     probes = load_registered(probe, options.policy_from)
-    checkpoints = [open_checkpoint(path) for path in (base, tuned) if path is not None]
-    specs = [resolve(checkpoint) for checkpoint in checkpoints]
-    if len(specs) == 2:
-        require_comparable(specs[0], specs[1], checkpoints[0].label, checkpoints[1].label)
-    require_measurable(probes, specs[0])
+    checkpoints, specs = opened(base, tuned, probes)
     options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
     with exhaustion_named(), threads(options.threads):
         floor = measure_floor(checkpoints[0], specs[0], probes, options) if options.noise_floor else None
@@ -100,6 +96,16 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
     return receipt, window_arrays(probes) | evidence.arrays
 
 
+def opened(base: Path, tuned: Path | None, probes: ProbeSet) -> tuple[list[Checkpoint], list[ModelSpec]]:
+    """The checkpoints under audit and what they are, from their headers, if they can be compared and measured."""
+    checkpoints = [open_checkpoint(path) for path in (base, tuned) if path is not None]
+    specs = [resolve(checkpoint) for checkpoint in checkpoints]
+    if len(specs) == 2:
+        require_comparable(specs[0], specs[1], checkpoints[0].label, checkpoints[1].label)
+    require_measurable(probes, specs[0])
+    return checkpoints, specs
+
+
 def prepare(
     checkpoints: list[Checkpoint], specs: list[ModelSpec], probes: ProbeSet, options: AuditOptions
 ) -> Walk:
@@ -107,11 +113,7 @@ def prepare(
     device = pick_device(options.device)
     dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])
     config = probes.config
-    tokens = sum(len(window.tokens) for window in probes.windows)
-    everyone = config.evaluation.experts == "all"
-    stored = max(DTYPE_BITS[tensor.dtype] // 8 for tensor in checkpoints[0].tensors.values())
-    decoded = [bool(checkpoint.encoded) for checkpoint in checkpoints]
-    room = memory.needs(specs, tokens, dtype.itemsize, stored, everyone=everyone, decoded=decoded)
+    room = needed(checkpoints, specs, probes, dtype)
     names: tuple[SideName, ...] = ("base", "tuned")
     sides = [
         Side(name, checkpoint, spec, Replay(spec, dtype=dtype, device=device, router_arithmetic=options.router),
@@ -119,13 +121,12 @@ def prepare(
         for name, checkpoint, spec in zip(names, checkpoints, specs, strict=False)
     ]  # fmt: skip
     smooth = config.policy.rewrite.smooth
-    measured = sum(config.domains[window.domain].role == "base" for window in probes.windows)
     return Walk(
         sides=sides,
-        batches=partition(probes.windows, measured),
+        batches=partition(probes.windows, measured_windows(probes)),
         scope=Scope(
             seed=config.windows.seed,
-            everyone=everyone,
+            everyone=config.evaluation.experts == "all",
             stride=config.evaluation.token_stride,
             quantile=config.evaluation.quantile,
             adjacency=smooth.adjacency if smooth else None,
@@ -136,6 +137,22 @@ def prepare(
         skips=options.skips,
         chart_maps=options.chart_maps,
     )
+
+
+def needed(
+    checkpoints: list[Checkpoint], specs: list[ModelSpec], probes: ProbeSet, dtype: torch.dtype
+) -> memory.Needs:
+    """The memory that an audit needs with this compute dtype."""
+    tokens = sum(len(window.tokens) for window in probes.windows)
+    everyone = probes.config.evaluation.experts == "all"
+    stored = max(DTYPE_BITS[tensor.dtype] // 8 for tensor in checkpoints[0].tensors.values())
+    decoded = [bool(checkpoint.encoded) for checkpoint in checkpoints]
+    return memory.needs(specs, tokens, dtype.itemsize, stored, everyone=everyone, decoded=decoded)
+
+
+def measured_windows(probes: ProbeSet) -> int:
+    """How many windows are base-role; they come first, and the routed object is read on them."""
+    return sum(probes.config.domains[window.domain].role == "base" for window in probes.windows)
 
 
 def wanted_floor(probes: ProbeSet, spec: ModelSpec, options: AuditOptions) -> Execution | None:

@@ -17,6 +17,7 @@ from moe_atlas.text import shown
 
 COMMANDS = (
     "audit",
+    "plan",
     "baseline",
     "register",
     "init",
