@@ -141,8 +141,10 @@ class Receipt:
     def _repr_html_(self) -> str:
         """What a notebook shows: verdict, reasons and outcomes, without style sheet or script."""
         from moe_atlas.report.html.page import notebook
+        from moe_atlas.report.outputs import readable
 
-        return notebook(self.body, self.path)
+        with readable(self.path):
+            return notebook(self.body, self.path)
 
 
 def _at(layer: Mapping[str, Any], key: str) -> Any:

@@ -10,8 +10,10 @@ import pytest
 
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.report import github, junit, markdown
+from moe_atlas.receipt.compare import Side
+from moe_atlas.report import github, junit, markdown, words
 from moe_atlas.report.outputs import outputs
+from moe_atlas.results import Receipt
 from moe_atlas.text import markdown as escaped
 from moe_atlas.text import workflow
 from tests.report import receipts
@@ -194,3 +196,31 @@ def test_facts_that_cannot_be_shown_are_refused_without_a_traceback():
     receipt["noise_floor"] = {"layers": [7]}
     with pytest.raises(InputRefused, match="E_REPORT"):
         outputs(["html=x.html"]).write(receipt, PATH)
+
+
+def strange() -> dict:
+    """A receipt whose checkpoints are of another form than any that was written."""
+    return receipts.receipt(scale=40.0) | {"checkpoints": {"base": {}, "tuned": {}}}
+
+
+def test_a_notebook_refuses_facts_that_cannot_be_shown():
+    with pytest.raises(InputRefused, match="E_REPORT"):
+        Receipt(PATH, strange())._repr_html_()
+
+
+def test_github_refuses_facts_that_cannot_be_shown_before_it_writes(actions):
+    with pytest.raises(InputRefused, match="E_REPORT"):
+        outputs(github_actions=True).write(strange(), PATH)
+    assert not list(actions.iterdir())
+
+
+def test_diff_refuses_facts_that_cannot_be_compared(monkeypatch, capsys):
+    side = Side(receipts.receipt() | {"method": ["strange"]}, {})
+    monkeypatch.setattr("moe_atlas.cli.diff._side", lambda path: side)
+    assert run(["diff", "a.json", "b.json"]) == 4
+    assert "E_REPORT a.json or b.json" in capsys.readouterr().err
+
+
+def test_a_canary_domain_named_after_its_role_is_not_said_twice():
+    line = {"domain": "canary", "gate": "canary", "estimate": 1.49, "budget": 0.5}
+    assert words.gate_sentence(line) == "domain canary worst window 1.49, budget 0.5"

@@ -25,8 +25,11 @@ def diff(
     Example: atlas diff monday.json tuesday.json
     """
     from moe_atlas.receipt.compare import compare
+    from moe_atlas.report.outputs import readable
 
-    found = compare(_side(first), _side(second))
+    sides = _side(first), _side(second)
+    with readable(first, second):
+        found = compare(*sides)
     if as_json:
         typer.echo(json.dumps(found.describe(), indent=2))
         return
@@ -35,7 +38,9 @@ def diff(
     from moe_atlas.report.diff import sections
 
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
-    console.print(Group(*sections(found, first, second)))
+    with readable(first, second):
+        parts = Group(*sections(found, first, second))
+    console.print(parts)
 
 
 def _side(path: Path) -> Side:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,44 @@ def check_environment() -> None:
             raise UsageError("E_GITHUB", name, "is not set in the environment", hint)
 
 
-def report(receipt: Mapping[str, Any], path: Path) -> str:
-    """Append summary and outputs, and return the annotation line to print (empty on a pass)."""
-    _append(SUMMARY, markdown.render(receipt, path))
-    _outputs(
-        {
-            "verdict": receipt["verdict"] or receipt["kind"],
-            "exit-code": exit_code(receipt),
-            "receipt": path,
-            "receipt-sha256": receipt["evidence"]["receipt_sha256"],
-        }
-    )
+@dataclass(frozen=True)
+class Prepared:
+    """What a receipt says to GitHub Actions, worked out before any of it is written.
+
+    Attributes:
+        summary: Markdown for the step summary.
+        outputs: the step's outputs.
+        annotation: the line to print; empty on a pass.
+    """
+
+    summary: str
+    outputs: Mapping[str, Any]
+    annotation: str
+
+
+def prepared(receipt: Mapping[str, Any], path: Path) -> Prepared:
+    """Work out summary, outputs and annotation of a receipt."""
+    values = {
+        "verdict": receipt["verdict"] or receipt["kind"],
+        "exit-code": exit_code(receipt),
+        "receipt": path,
+        "receipt-sha256": receipt["evidence"]["receipt_sha256"],
+    }
+    return Prepared(markdown.render(receipt, path), values, _annotation(receipt))
+
+
+def report(ready: Prepared) -> str:
+    """Append summary and outputs, and return the annotation line to print.
+
+    Raises:
+        ResourceExhausted: E_WRITE.
+    """
+    _append(SUMMARY, ready.summary)
+    _outputs(ready.outputs)
+    return ready.annotation
+
+
+def _annotation(receipt: Mapping[str, Any]) -> str:
     level = {"fail": "error", "inconclusive": "warning"}.get(str(receipt["verdict"]))
     if level is None:
         return ""

@@ -58,7 +58,9 @@ class Outputs:
         """
         self._emit([(output, _rendered(output.format, receipt, path)) for output in self.wanted])
         if self.github:
-            _print(github.report(receipt, path))
+            with readable(path):
+                report = github.prepared(receipt, path)
+            _print(github.report(report))
         return [output.path for output in self.wanted if output.path is not None]
 
     def write_error(self, error: AtlasError) -> None:
@@ -107,8 +109,8 @@ _STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Refuse a receipt whose open parts are not as this version writes them.
+def readable(*paths: Path) -> Iterator[None]:
+    """Refuse a receipt (of several, one) whose open parts are not as this version writes them.
 
     Raises:
         InputRefused: E_REPORT.
@@ -118,7 +120,8 @@ def readable(path: Path) -> Iterator[None]:
     except _STRANGE as error:
         problem = f"holds facts that cannot be shown ({type(error).__name__}: {shown(str(error))})"
         hint = "its verdict stands if atlas verify says so; report it with the version that wrote it"
-        raise InputRefused("E_REPORT", shown(str(path)), problem, hint) from error
+        label = " or ".join(shown(str(path)) for path in paths)
+        raise InputRefused("E_REPORT", label, problem, hint) from error
 
 
 def _rendered(name: str, receipt: Mapping[str, Any], path: Path) -> str:

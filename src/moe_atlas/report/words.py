@@ -28,7 +28,7 @@ GATES = {
     "refinement_margin": "refinement margin",
     "nll_increase": "NLL increase",
     "tail_guard": "share of damaged documents",
-    "canary": "canary window",
+    "canary": "worst window",
     "non_finite_weights": "non-finite weights",
     "non_finite_output": "non-finite output",
     "weights": "weight rule",
