@@ -200,7 +200,7 @@ def test_facts_that_cannot_be_shown_are_refused_without_a_traceback():
 
 def strange() -> dict:
     """A receipt whose checkpoints are of another form than any that was written."""
-    return receipts.receipt(scale=40.0) | {"checkpoints": {"base": {}, "tuned": {}}}
+    return receipts.receipt(scale=40.0) | {"checkpoints": {"base": {"family": "x"}}, "next_steps": [{}]}
 
 
 def test_a_notebook_refuses_facts_that_cannot_be_shown():
