@@ -25,6 +25,7 @@ from moe_atlas.families.spec import (
     Mixer,
     ModelSpec,
     MoESpec,
+    SharedKeyValue,
     ShortConv,
 )
 from tests import tiny
@@ -37,6 +38,7 @@ MIXERS = {
     KimiDelta: "delta rule by channel",
     Mamba2: "Mamba-2",
     ShortConv: "short convolution",
+    SharedKeyValue: "keys that are values, compressed, window",
 }
 BY_READING = "no oracle: read off remote code; equals glm4_moe on renamed tensors"
 SAME_AS = {

@@ -75,6 +75,15 @@ DELTA = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
 }  # fmt: skip
 INDEX = {"index_topk": 9, "index_head_dim": 12, "index_n_heads": 3}
+DEEPSEEK4 = {
+    "intermediate_size": ABSENT, "num_key_value_heads": 1, "num_hidden_layers": 3, "moe_intermediate_size": 12,
+    "head_dim": 12, "q_lora_rank": 10, "num_experts_per_tok": 3, "n_routed_experts": 8, "hc_mult": 3,
+    "hc_sinkhorn_iters": 2, "swiglu_limit": 0.8, "sliding_window": 6, "o_groups": 2, "o_lora_rank": 5,
+    "index_n_heads": 3, "index_head_dim": 8, "index_topk": 2, "partial_rotary_factor": 0.5,
+    "rope_theta": 300.0, "compress_rope_theta": 90.0, "mlp_layer_types": ["moe"] * 3,
+    "compress_rates": {"compressed_sparse_attention": 3, "heavily_compressed_attention": 5},
+    "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+}  # fmt: skip
 GRANITE = {
     "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "embedding_multiplier": 3.0,
     "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 1.5,
@@ -319,6 +328,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v32": ("deepseek_v32", DEEPSEEK | INDEX),
     "deepseek_v32-yarn": ("deepseek_v32", DEEPSEEK | INDEX | {"rope_parameters": YARN, "index_topk": 64}),
+    "deepseek_v4": ("deepseek_v4", DEEPSEEK4),
+    "deepseek_v4-yarn": (
+        "deepseek_v4",
+        DEEPSEEK4 | {
+            "num_hidden_layers": 2, "mlp_layer_types": ["moe"] * 2,
+            "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"],
+            "rope_parameters": {
+                "main": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5},
+                "compress": {
+                    **{key: value for key, value in YARN.items() if "mscale" not in key}, "partial_rotary_factor": 0.5,
+                    "beta_fast": 0.805, "beta_slow": 0.4,
+                },
+            },
+        },
+    ),
     "glm_moe_dsa": ("glm_moe_dsa", DEEPSEEK | MIXED | INDEX | {"indexer_types": ["full", "full", "full"]}),
     "glm_moe_dsa-shared": (
         "glm_moe_dsa",

@@ -75,3 +75,19 @@ def test_every_familys_perturbed_pair_is_measured_as_transformers_computes_it(ca
     for layer in receipt.body["layers"]:
         drift = layer["pair"]["boundary_drift"]["estimate"]
         assert 0.0 < drift < 1.0
+
+
+def test_a_change_of_how_streams_mix_is_a_change_of_state(tmp_path, judge):
+    base = tiny.save("deepseek_v4", tmp_path / "base", seed=3)
+    tuned = pairs.variant(base, tmp_path / "tuned", pairs.jitter(0.2, lambda name: "layers.0.hc_ffn" in name))
+    first, second, _ = judge(base, tuned).body["layers"]
+    assert [first["exact"][key] for key in ("states", "gain", "router", "experts")] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    for layer in (first, second):
+        assert layer["pair"]["coordinate_drift"]["estimate"] > 0.0
+        assert layer["pair"]["boundary_drift"]["estimate"] == 0.0
+        assert layer["pair"]["content_drift"]["estimate"] == 0.0

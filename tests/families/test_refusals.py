@@ -31,6 +31,13 @@ def test_a_known_architecture_that_is_not_replayed_says_what_is_missing(edited):
     assert "hyper-connections" in refusal(edited("qwen3_moe", lambda c, t: c.update(model_type="hy_v4")))
 
 
+def test_layers_that_look_their_experts_up_by_token_are_refused_by_name(edited):
+    for kinds in (["hash_moe", "moe", "moe"], None):
+        message = refusal(edited("deepseek_v4", lambda c, t, k=kinds: c.update(mlp_layer_types=k)))
+        assert "mlp_layer_types" in message
+        assert "hash_moe" in message
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("logit_softcap", 30.0), ("swiglu_limit", 7.0), ("clip_qkv", 8), ("n_group", 4), ("use_qk_norm", False)],

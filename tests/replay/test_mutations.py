@@ -26,6 +26,7 @@ from moe_atlas.families.spec import (
     Mamba2,
     ModelSpec,
     MoESpec,
+    Norm,
     RouterSpec,
 )
 from tests import tiny
@@ -78,6 +79,11 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
         ("score",),
         "only names the gate probability that is measured",
     ),
+    (
+        lambda o: is_router(o) and o.score == "sqrtsoftplus",
+        ("floor",),
+        "scores have no upper end: those of the chosen add up to more than the floor that is tried",
+    ),
     (lambda o: is_router(o) and o.kept_groups >= o.groups, ("group_score",), "no group is dropped"),
     (
         lambda o: is_router(o),
@@ -114,8 +120,13 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
     ),
     (
         lambda o: isinstance(o, GroupedQuery) and o.qk_norm == "l2_after_rope",
-        ("qk_norm_spec.kind=rms32", "qk_norm_spec.kind=rms1p", "qk_norm_spec.bias"),
-        "the three kinds differ in their gain, and this norm has none",
+        (
+            "qk_norm_spec.kind=rms32",
+            "qk_norm_spec.kind=rms32_stored",
+            "qk_norm_spec.kind=rms1p",
+            "qk_norm_spec.bias",
+        ),
+        "the kinds differ in their gain, and this norm has none",
     ),
     (
         lambda o: isinstance(o, GroupedQuery) and o.qk_norm == "head" and o.rope is None,
@@ -125,8 +136,13 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
     (lambda o: isinstance(o, ModelSpec) and o.tied, ("head_bias",), "a tied head has no bias of its own"),
     (
         lambda o: isinstance(o, Mamba2 | KimiDelta),
-        ("norm.kind=rms32", "norm.kind=rms"),
+        ("norm.kind=rms32", "norm.kind=rms32_stored", "norm.kind=rms"),
         "its product is taken in float32 either way",
+    ),
+    (
+        lambda o: isinstance(o, Norm) and o.kind == "rms32",
+        ("kind=rms32_stored",),
+        "the gains of these families are stored in the activation dtype already",
     ),
     (lambda o: isinstance(o, Latent), ("longest",), "refuses a probe, and computes nothing"),
     (

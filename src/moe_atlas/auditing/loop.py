@@ -237,7 +237,7 @@ def exactness(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, bool]:
     base, tuned = audit.sides
     router = {ref.role for ref in layers[0].refs if ref.kind in ("router", "selection_bias")}
     gains = {ref.role for ref in layers[0].refs if ref.role.startswith("pre_ffn_norm")}
-    before = {ref.role for ref in layers[0].refs if ref.kind in ("attention", "norm")} - gains
+    before = {ref.role for ref in layers[0].refs if ref.kind in ("attention", "norm", "other")} - gains
     same = {role: same_bytes(base.resident[role], tuned.resident[role]) for role in router | gains | before}
     gain = all(same[role] for role in gains)
     equal_spec = layers[0].describe() == layers[1].describe()

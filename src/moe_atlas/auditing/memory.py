@@ -77,11 +77,12 @@ def needs(
     moes = [layer.moe for layer in specs[0].layers if layer.moe]
     slots = max(m.router.experts + 2 if everyone else m.router.top_k + 2 for m in moes)
     experts = max(m.router.experts for m in moes)
-    states = RUNTIME + sides * tokens * width * itemsize
+    streams = specs[0].streams.count if specs[0].streams else 0
+    states = RUNTIME + sides * tokens * max(streams, 1) * width * itemsize
     work = batch * width * 40 + PROBABILITIES * 12
     end = max(_elements(specs[0].embed_refs), _elements(specs[0].final_refs))
-    # One checkpoint: residual, gate coordinate, routed sum; canonical state; expert outputs; routing tables.
-    one = width * (3 * itemsize + 4) + slots * width * itemsize + experts * 20
+    # One checkpoint: streams, residual, gate coordinate, routed sum; canonical state; expert outputs; routing tables.
+    one = width * ((streams + 3) * itemsize + 4) + slots * width * itemsize + experts * 20
     pair = width * (itemsize + 8) + experts * 20 + 2 * slots * 40
     return Needs(
         fixed=states + sides * element * (layer + IN_FLIGHT * expert) + work,

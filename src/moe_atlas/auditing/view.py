@@ -53,12 +53,15 @@ class View:
     """What one checkpoint makes of one batch in front of its experts.
 
     Attributes:
+        state_WSD: residual in front of the block: x_WSD, or the streams that it is read from [W, S, N, D].
+        x_WSD: what enters the norm in front of the block.
         stored_E: index under which the checkpoint itself stores each expert: tuned experts are numbered as the
             base's where they were relabelled.
     """
 
     side: Side
     layer: LayerSpec
+    state_WSD: Tensor
     x_WSD: Tensor
     gate: GateInput
     routing: Routing
@@ -78,7 +81,7 @@ class View:
     def finish(self, number: int) -> None:
         """Leave the layer: the routed sum joins shared experts and residual."""
         state = self.side.replay.finish(
-            self.layer, self.side.weights, self.x_WSD, self.gate, self.fields.routed_TD
+            self.layer, self.side.weights, self.state_WSD, self.gate, self.fields.routed_TD
         )
         self.side.states[number] = state
 
@@ -87,7 +90,8 @@ def look(side: Side, layer: LayerSpec, number: int, batch: Batch, scope: Scope, 
     """Run the batch up to the experts of `layer` and decide what to evaluate there."""
     assert layer.moe is not None
     replay, weights = side.replay, side.weights
-    x_WSD = replay.attention(layer, weights, side.states[number])
+    state_WSD = replay.attention(layer, weights, side.states[number])
+    x_WSD = replay.block_input(layer, weights, state_WSD)
     gate = replay.gate_input(layer, weights, x_WSD.reshape(-1, x_WSD.shape[-1]))
     routing = replay.route(layer, weights, gate)
     measured_M = scope.measured(batch)
@@ -104,7 +108,9 @@ def look(side: Side, layer: LayerSpec, number: int, batch: Batch, scope: Scope, 
         layer.moe.router.experts,
     )
     fields.keep(renumbered(partner_M, torch.argsort(stored_E)), everyone=scope.everyone and batch.measured)
-    return View(side, layer, x_WSD, gate, routing, fields, tangent_of(layer, gate, measured_M), stored_E)
+    return View(
+        side, layer, state_WSD, x_WSD, gate, routing, fields, tangent_of(layer, gate, measured_M), stored_E
+    )
 
 
 def tangent_of(layer: LayerSpec, gate: GateInput, measured_M: Tensor) -> TangentMap:

@@ -72,6 +72,9 @@ class _Binder:
             self.ref(role, shape, "")
             for role, shape in tensors.norm("final_norm", spec.width, spec.final_norm)
         ]
+        if spec.streams is not None:
+            count = spec.streams.count
+            final += self._refs(list(tensors.streams("head_streams", spec.streams, spec.width, count, 1)), "")
         final += [replace(embed[0], role="head")] if spec.tied else list(self._head(spec))
         bound = replace(spec, family=self.family, layers=layers, embed_refs=embed, final_refs=tuple(final))
         return replace(bound, skipped=tuple(self._skipped(bound)))

@@ -46,7 +46,10 @@ MIXTRAL_EXPERTS: dict[str, str] = {
     "experts.down_proj": "block_sparse_moe.experts.down_proj",
 }
 
-BARE = frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D"})
+STREAMS = tuple(f"{block}_streams" for block in ("mixer", "ffn", "head"))
+STREAM_TENSORS = frozenset(f"{block}.{part}" for block in STREAMS for part in ("fn", "base", "scale"))
+POSITION_BIASES = frozenset({"compressor.position_bias", "indexer.position_bias"})
+BARE = frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D"}) | STREAM_TENSORS | POSITION_BIASES
 """Roles whose tensor has no `.weight` behind its name."""
 
 
@@ -54,6 +57,8 @@ def kind_of(role: str) -> str:
     """Ledger class of a role."""
     if role == "selection_bias":
         return "selection_bias"
+    if role in STREAM_TENSORS | POSITION_BIASES:
+        return "other"  # small, and never multiplied in the compute dtype
     role = role.removeprefix("after.")
     head = role.split(".")[0]
     kinds = {

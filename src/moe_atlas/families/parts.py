@@ -63,7 +63,9 @@ def activation(c: Config, *names: str) -> Any:
     return ACTIVATIONS[name]
 
 
-def rms(c: Config, kind: Literal["rms", "rms32", "rms1p"] = "rms", default: float = 1e-6) -> Norm:
+def rms(
+    c: Config, kind: Literal["rms", "rms32", "rms32_stored", "rms1p"] = "rms", default: float = 1e-6
+) -> Norm:
     """RMS normalisation with the config's epsilon."""
     return Norm(kind, c.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon", default=default))
 

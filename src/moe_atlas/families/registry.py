@@ -14,6 +14,7 @@ from moe_atlas.families import (
     dbrx,
     deepseek_v2,
     deepseek_v3,
+    deepseek_v4,
     dots1,
     ernie4_5_moe,
     exaone_moe,
@@ -55,6 +56,7 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
     "deepseek_v2": deepseek_v2.build,
     "deepseek_v3": deepseek_v3.build,
     "deepseek_v32": deepseek_v3.build_sparse,
+    "deepseek_v4": deepseek_v4.build,
     "dots1": dots1.build,
     "ernie4_5_moe": ernie4_5_moe.build,
     "exaone_moe": exaone_moe.build,
@@ -102,7 +104,6 @@ QUANTISATION = ("quantization_config", "compression_config")
 UNSUPPORTED: Mapping[str, str] = {
     "aria_text": "the names and the layout of its fused experts",
     "bailing_hybrid": "its own form of Kimi delta attention and of latent attention",
-    "deepseek_v4": "hyper-connections, compressed keys and values, and a router by hash",
     "gemma4_text": "experts beside a perceptron, each behind norms of its own, and keys shared between layers",
     "glm5_next": "its own form of Kimi delta attention, with a bounded gate",
     "hy_v4": "hyper-connections",

@@ -45,8 +45,9 @@ class TensorRef:
 class Norm:
     """A normalisation: kind and the model's own epsilon."""
 
-    kind: Literal["rms", "rms32", "rms1p", "layer"]
-    """`rms`: w·cast(y); `rms32`: cast(w·y); `rms1p`: cast((1+w)·y); `layer`: LayerNorm, y = (x−mean)/σ."""
+    kind: Literal["rms", "rms32", "rms32_stored", "rms1p", "layer"]
+    """`rms`: w·cast(y); `rms32`: cast(w·y); `rms32_stored`: the same with w as stored, not in the activation
+    dtype; `rms1p`: cast((1+w)·y); `layer`: LayerNorm, y = (x−mean)/σ."""
     eps: float
     bias: bool = False
 
@@ -139,6 +140,38 @@ class Latent(Mixer):
 
 
 @dataclass(frozen=True)
+class Compressor:
+    """Keys that each stand for `rate` tokens: their mean under a softmax gate, channel by channel."""
+
+    rate: int
+    overlap: bool
+    """A block also takes in the tokens of the one before, by projections of their own."""
+    indexer: Indexer | None
+    """Picks which blocks a query sees, from keys compressed alike; None: all that are complete."""
+
+
+@dataclass(frozen=True)
+class SharedKeyValue(Mixer):
+    """Attention to one sequence of vectors that are key and value of every head at once.
+
+    They are rotated as keys, so the output is rotated back; it is projected in groups of heads, then together.
+    """
+
+    heads: int
+    head_dim: int
+    q_rank: int
+    groups: int
+    group_rank: int
+    scale: float
+    rope: Rope
+    norm: Norm
+    """Of q's latent, of the keys and, without weight, of every head's q."""
+    window: int
+    """Single tokens seen by a query, itself included."""
+    compressor: Compressor | None
+
+
+@dataclass(frozen=True)
 class DeltaNet(Mixer):
     """Gated delta rule: a matrix per head that decays and is corrected towards v at k, read at q."""
 
@@ -199,7 +232,7 @@ class RouterSpec:
 
     experts: int
     top_k: int
-    score: Literal["softmax", "sigmoid"]
+    score: Literal["softmax", "sigmoid", "sqrtsoftplus"]
     """The map from logits to scores; also defines the full gate probability ρ."""
     dispatch: Literal["logits", "scores"]
     """What top-k is taken on, before bias and masks."""
@@ -237,7 +270,7 @@ class FeedForward:
     gated: bool = True
     bias: bool = False
     limit: float | None = None
-    """Clamp of `clamped_swiglu`."""
+    """Upper clamp of the gate and clamp of the up projection, in front of the activation."""
     alpha: float | None = None
     """Slope of the sigmoid of `clamped_swiglu`."""
     separate_bias: bool = False
@@ -312,6 +345,22 @@ class MoESpec:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """A residual of several streams: a block reads a mixture of them and writes into all (hyper-connections).
+
+    The streams are mixed among each other by a matrix made doubly stochastic (mHC, arXiv 2512.24880).
+    """
+
+    count: int
+    iterations: int
+    """Rounds of Sinkhorn-Knopp normalisation."""
+    eps: float
+    """Added to reading weights, to the entries of the matrix and to its sums."""
+    norm_eps: float
+    """Of the RMS norm, without gain, over all streams together."""
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One decoder layer: a mixer, then a mixture-of-experts or a dense block, each with its norms.
 
@@ -330,6 +379,8 @@ class LayerSpec:
     block: Literal["sequential", "parallel"] = "sequential"
     """`parallel`: mixer and feed-forward read the same normalised state and are added together."""
     residual_scale: float = 1.0
+    streams: Streams | None = None
+    """How the blocks read and write a residual of several streams; then they are sequential."""
     after: LayerSpec | None = None
     """A second layer, without router, between this one's mixture of experts and where its routed sum is added."""
     refs: tuple[TensorRef, ...] = ()
@@ -360,6 +411,11 @@ class ModelSpec:
     final_refs: tuple[TensorRef, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     """(stored tensor, reason) for everything on disk that is not replayed."""
+
+    @property
+    def streams(self) -> Streams | None:
+        """Of a residual of several streams, alike in every layer; the embedding starts, the final norm ends them."""
+        return self.layers[0].streams if self.layers else None
 
     @property
     def routed_layers(self) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from moe_atlas.families.spec import (
+    Compressor,
     DeltaNet,
     FeedForward,
     GroupedQuery,
@@ -14,7 +15,9 @@ from moe_atlas.families.spec import (
     LayerSpec,
     Mamba2,
     Norm,
+    SharedKeyValue,
     ShortConv,
+    Streams,
 )
 
 INDEX_NORM = Norm("layer", 1e-6, bias=True)
@@ -78,6 +81,43 @@ def latent(m: Latent, width: int) -> Iterator[Need]:
         yield "indexer.wk", (m.indexer.dim, width)
         yield from norm("indexer.k_norm", m.indexer.dim, INDEX_NORM)
         yield "indexer.weights_proj", (m.indexer.heads, width)
+
+
+def shared_key_value(m: SharedKeyValue, width: int) -> Iterator[Need]:
+    """Low-rank q, the one projection of keys and values, grouped output, sinks, and what compresses keys."""
+    inner = m.heads * m.head_dim
+    yield "q_a_proj", (m.q_rank, width)
+    yield from norm("q_a_layernorm", m.q_rank, m.norm)
+    yield "q_b_proj", (inner, m.q_rank)
+    yield "kv_proj", (m.head_dim, width)
+    yield from norm("kv_norm", m.head_dim, m.norm)
+    yield "o_a_proj", (m.groups * m.group_rank, inner // m.groups)
+    yield "o_proj", (width, m.groups * m.group_rank)
+    yield "sinks", (m.heads,)
+    if m.compressor is None:
+        return
+    yield from compressor("compressor", m.compressor, m.head_dim, width, m.norm)
+    index = m.compressor.indexer
+    if index is not None:
+        yield from compressor("indexer", m.compressor, index.dim, width, m.norm)
+        yield "indexer.wq_b", (index.heads * index.dim, m.q_rank)
+        yield "indexer.weights_proj", (index.heads, width)
+
+
+def compressor(role: str, c: Compressor, dim: int, width: int, spec: Norm) -> Iterator[Need]:
+    """Projections of tokens and of their gates, the gates' bias by place in the block, and a norm."""
+    rows = dim * (2 if c.overlap else 1)
+    yield f"{role}.kv_proj", (rows, width)
+    yield f"{role}.gate_proj", (rows, width)
+    yield f"{role}.position_bias", (c.rate, rows)
+    yield from norm(f"{role}.kv_norm", dim, spec)
+
+
+def streams(role: str, s: Streams, width: int, coefficients: int, scales: int) -> Iterator[Need]:
+    """The linear map from all streams to mixing coefficients, its bias, and a scale for each kind of them."""
+    yield f"{role}.fn", (coefficients, s.count * width)
+    yield f"{role}.base", (coefficients,)
+    yield f"{role}.scale", (scales,)
 
 
 def feed_forward(f: FeedForward, width: int, prefix: str = "") -> Iterator[Need]:
@@ -150,6 +190,7 @@ MIXERS: dict[type, Callable[[Any, int], Iterator[Need]]] = {
     DeltaNet: delta_net,
     KimiDelta: kimi_delta,
     Mamba2: mamba2,
+    SharedKeyValue: shared_key_value,
     ShortConv: short_conv,
 }
 """Mixer type to its tensors."""
@@ -162,6 +203,10 @@ def layer(spec: LayerSpec, width: int) -> Iterator[Need]:
             yield from norm(name, width, spec.norm)
     if spec.mixer is not None:
         yield from MIXERS[type(spec.mixer)](spec.mixer, width)
+    if spec.streams is not None:
+        count = spec.streams.count
+        for role in ("mixer_streams", "ffn_streams"):
+            yield from streams(role, spec.streams, width, (2 + count) * count, 3)
     if spec.dense is not None:
         yield from feed_forward(spec.dense, width, "dense.")
     if spec.after is not None:

@@ -25,8 +25,17 @@ def log_gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
     logits_TE = logits_TE.double()
     if router.score == "softmax":
         return torch.log_softmax(logits_TE, dim=-1)
-    log_TE = torch.nn.functional.logsigmoid(logits_TE)
+    log_TE = log_score(router, logits_TE)
     return log_TE - torch.logsumexp(log_TE, dim=-1, keepdim=True)
+
+
+def log_score(router: RouterSpec, logits_TE: Tensor) -> Tensor:
+    """Logarithm of an expert's own score, float64 [T, E]."""
+    if router.score == "sigmoid":
+        return torch.nn.functional.logsigmoid(logits_TE)
+    # ½ ln ln(1 + eˣ), and eˣ is far below the last bit of 1 where the inner logarithm would underflow
+    small_TE = logits_TE < -40
+    return 0.5 * torch.where(small_TE, logits_TE, torch.nn.functional.softplus(logits_TE).log())
 
 
 def overlap(kappa_TPP: Tensor, log_probs_TK: Tensor) -> Tensor:

@@ -107,7 +107,8 @@ def probabilities(
     scores = torch.matmul(q_WHSC, k_WHSC.transpose(2, 3)) * scale
     scores = scores.masked_fill(~mask_SS, float("-inf"))
     if sinks_H is not None:
-        sink = sinks_H.to(scores.dtype).view(1, -1, 1, 1).expand(len(scores), -1, scores.shape[2], 1)
+        kept = scores.dtype if softmax == "native" else torch.float32
+        sink = sinks_H.to(kept).view(1, -1, 1, 1).expand(len(scores), -1, scores.shape[2], 1)
         scores = torch.cat((scores, sink), dim=-1)
     if softmax == "native":
         probs = torch.softmax(scores - scores.amax(-1, keepdim=True), dim=-1)

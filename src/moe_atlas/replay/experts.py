@@ -50,8 +50,9 @@ def separate_linear(w: Weights, role: str, x: Tensor) -> Tensor:
 
 def gate(f: FeedForward, gate_PH: Tensor, up_PH: Tensor) -> Tensor:
     """Gated activation."""
+    if f.limit is not None:
+        gate_PH, up_PH = gate_PH.clamp(max=f.limit), up_PH.clamp(-f.limit, f.limit)
     if f.activation == "clamped_swiglu":
         assert f.limit is not None and f.alpha is not None, "clamped_swiglu is defined by both"  # noqa: PT018
-        bounded = gate_PH.clamp(max=f.limit)
-        return (up_PH.clamp(-f.limit, f.limit) + 1) * (bounded * torch.sigmoid(bounded * f.alpha))
+        return (up_PH + 1) * (gate_PH * torch.sigmoid(gate_PH * f.alpha))
     return ACTIVATIONS[f.activation](gate_PH) * up_PH

@@ -23,9 +23,10 @@ from moe_atlas.families.spec import (
     Mamba2,
     ModelSpec,
     MoESpec,
+    SharedKeyValue,
     ShortConv,
 )
-from moe_atlas.replay import attention, convolution, delta, kimi_delta, mamba, mla
+from moe_atlas.replay import attention, convolution, delta, kimi_delta, mamba, mla, shared_kv, streams
 from moe_atlas.replay.attention import Weights, linear
 from moe_atlas.replay.experts import feed_forward
 from moe_atlas.replay.norm import apply_gain, gain_float32, normalise, standardise
@@ -37,6 +38,7 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
     DeltaNet: delta.gated_delta,
     KimiDelta: kimi_delta.kimi_delta,
     Mamba2: mamba.mamba2,
+    SharedKeyValue: shared_kv.shared_key_value,
     ShortConv: convolution.short_conv,
 }
 """Mixer type to its primitive."""
@@ -83,19 +85,31 @@ class Replay:
 
     def computes_like(self, other: Replay) -> bool:
         """Whether `other` turns equal weights and equal states into equal bits, layer specs being equal."""
-        options = [(type(r), r.dtype, r.device, r.native, r.spec.embed_scale) for r in (self, other)]
+        options = [
+            (type(r), r.dtype, r.device, r.native, r.spec.embed_scale, r.spec.streams) for r in (self, other)
+        ]
         return options[0] == options[1]
 
     def embed(self, w: Weights, tokens_WS: Tensor) -> Tensor:
-        """Residual state [W, S, D] from token ids, int64 [W, S]."""
-        state = w["embedding"][tokens_WS].to(self.device, self.dtype)
-        return state if self.spec.embed_scale == 1.0 else state * self.spec.embed_scale
+        """Residual state [W, S, D], with N streams [W, S, N, D], from token ids, int64 [W, S]."""
+        state = _scaled(w["embedding"][tokens_WS].to(self.device, self.dtype), self.spec.embed_scale)
+        return state if self.spec.streams is None else streams.start(self.spec.streams, state)
 
     def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
-        """Residual entering the norm in front of the layer's mixture-of-experts or dense block."""
+        """Residual in front of the layer's mixture-of-experts or dense block, shaped as it came."""
+        if layer.streams is not None:
+            x_WSD = streams.read(layer.streams, w, "mixer_streams", state_WSD)
+            y_WSD = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
+            return streams.write(layer.streams, w, "mixer_streams", state_WSD, y_WSD)
         if layer.mixer is None or layer.block == "parallel":
             return state_WSD
         return state_WSD + _scaled(self._mixer_branch(layer, w, state_WSD), layer.residual_scale)
+
+    def block_input(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
+        """What enters the norm in front of the block [W, S, D]: the residual, or what is read from its streams."""
+        if layer.streams is None:
+            return state_WSD
+        return streams.read(layer.streams, w, "ffn_streams", state_WSD)
 
     def gate_input(self, layer: LayerSpec, w: Weights, x_TD: Tensor) -> GateInput:
         """Canonical state and gate coordinate of every token, from the residual."""
@@ -161,7 +175,10 @@ class Replay:
     def finish(
         self, layer: LayerSpec, w: Weights, x_WSD: Tensor, gate: GateInput, routed_TD: Tensor
     ) -> Tensor:
-        """State after the layer: shared experts, scales, norms and residual around the routed sum."""
+        """State after the layer: shared experts, scales, norms and residual around the routed sum.
+
+        `x_WSD` is what `attention` left: with streams, all of them.
+        """
         moe = _moe(layer)
         y_TD = _scaled(routed_TD.to(x_WSD.dtype), moe.routed_scale)
         if moe.shared is not None:
@@ -177,19 +194,22 @@ class Replay:
                 role.removeprefix("after."): tensor for role, tensor in w.items() if role.startswith("after.")
             }
             x_WSD = self.dense(layer.after, inner, self.attention(layer.after, inner, x_WSD))
-        return self._residual(layer, w, x_WSD, y_TD.view_as(x_WSD))
+        return self._residual(layer, w, x_WSD, y_TD.view(*x_WSD.shape[:2], -1))
 
     def dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
         """State after a layer without router."""
         if layer.dense is None:
             return x_WSD
         norm = _norm_weights(layer, w, "pre_ffn_norm") if layer.pre_ffn_norm else None
-        g_WSD = x_WSD if norm is None else normalise(x_WSD, layer.norm, *norm)
+        g_WSD = self.block_input(layer, w, x_WSD)
+        g_WSD = g_WSD if norm is None else normalise(g_WSD, layer.norm, *norm)
         return self._residual(layer, w, x_WSD, feed_forward(layer.dense, w, g_WSD, "dense."))
 
     def logits(self, w: Weights, state_TD: Tensor) -> Tensor:
-        """Next-token logits, float32 [T, V]."""
+        """Next-token logits, float32 [T, V], from states [T, D] or, with streams, [T, N, D]."""
         spec = self.spec
+        if spec.streams is not None:
+            state_TD = streams.end(spec.streams, w, state_TD)
         hidden = normalise(state_TD, spec.final_norm, w["final_norm"], w.get("final_norm.bias"))
         logits = _scaled(linear(w, "head", hidden), spec.logit_scale)
         return (logits if spec.logit_divisor == 1.0 else logits / spec.logit_divisor).float()
@@ -215,7 +235,7 @@ class Replay:
             if layer.moe is None:
                 state = self.dense(layer, w, x_WSD)
                 continue
-            gate = self.gate_input(layer, w, x_WSD.flatten(0, 1))
+            gate = self.gate_input(layer, w, self.block_input(layer, w, x_WSD).flatten(0, 1))
             routing = self.route(layer, w, gate)
             if observe is not None:
                 observe(layer, gate, routing)
@@ -259,6 +279,9 @@ class Replay:
     def _residual(self, layer: LayerSpec, w: Weights, x_WSD: Tensor, y_WSD: Tensor) -> Tensor:
         if layer.post_ffn_norm:
             y_WSD = normalise(y_WSD, layer.norm, *_norm_weights(layer, w, "post_ffn_norm"))
+        if layer.streams is not None:
+            y_WSD = _scaled(y_WSD, layer.residual_scale)
+            return streams.write(layer.streams, w, "ffn_streams", x_WSD, y_WSD)
         if layer.block == "parallel":
             mixed = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
             return x_WSD + mixed + _scaled(y_WSD, layer.residual_scale)

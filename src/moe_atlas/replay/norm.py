@@ -30,7 +30,7 @@ def apply_gain(
     """Gate coordinate Γz (Eq. 3) in `dtype`, rounded where the reference implementation rounds."""
     if spec.kind == "rms":
         return weight_D.to(dtype) * z_TD.to(dtype)
-    weight = weight_D.to(dtype).float()
+    weight = weight_D.float() if spec.kind == "rms32_stored" else weight_D.to(dtype).float()
     if spec.kind == "rms1p":
         return ((1.0 + weight) * z_TD).to(dtype)
     g_TD = weight * z_TD

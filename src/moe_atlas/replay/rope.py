@@ -87,6 +87,16 @@ def tables(rope: Rope, length: int, dtype: torch.dtype, device: torch.device) ->
     return (rounded[0].float(), rounded[1].float()) if rope.arithmetic == "mixed" else rounded
 
 
+def rotate_last(x_WHSR: Tensor, cos_SR: Tensor, sin_SR: Tensor, rope: Rope) -> Tensor:
+    """Rotate the last `rope.dim` dimensions of every head, each staying in its place; the rest passes through."""
+    rest, turned = x_WHSR[..., : -rope.dim], x_WHSR[..., -rope.dim :].to(cos_SR.dtype)
+    paired = turned.unflatten(-1, (-1, 2)) if rope.pairing == "pairs" else turned.unflatten(-1, (2, -1)).mT
+    first, second = paired.unbind(-1)
+    both = torch.stack((first * cos_SR - second * sin_SR, second * cos_SR + first * sin_SR), dim=-1)
+    whole = (both if rope.pairing == "pairs" else both.mT).flatten(-2)
+    return torch.cat((rest, whole.to(x_WHSR.dtype)), dim=-1)
+
+
 def rotate(x_WHSR: Tensor, cos_SR: Tensor, sin_SR: Tensor, rope: Rope) -> Tensor:
     """Rotate the first `rope.dim` dimensions of every head; the rest passes through.
 

@@ -5,6 +5,7 @@ Shapes: T tokens, D width, E experts, K top-k, G groups.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_atlas.families.spec import RouterSpec
+
+SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: torch.softmax(x, dim=-1),
+    "sigmoid": torch.sigmoid,
+    "sqrtsoftplus": lambda x: F.softplus(x).sqrt(),
+}
+"""Score map by name."""
 
 
 @dataclass
@@ -21,7 +29,7 @@ class Routing:
     logits_TE: Tensor
     """Router output, linear bias included."""
     probs_TE: Tensor
-    """Full gate probability ρ: softmax(logits), or σ(logits) / Σσ(logits); no selection bias, no mask."""
+    """Full gate probability ρ: softmax(logits), or s(logits) / Σs(logits); no selection bias, no mask."""
     scores_TE: Tensor
     """Dispatch score: the very vector that top-k is taken on; −inf where a group was dropped."""
     topk_TK: Tensor
@@ -93,16 +101,16 @@ def router_logits(
 
 
 def router_scores(router: RouterSpec, logits_TE: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Softmax or sigmoid of the logits, float32, evaluated in `dtype` where the family does so."""
+    """The score map of the logits, float32, evaluated in `dtype` where the family does so."""
     x_TE = logits_TE.to(dtype) if router.probabilities == "native" else logits_TE
-    return (torch.softmax(x_TE, dim=-1) if router.score == "softmax" else x_TE.sigmoid()).float()
+    return SCORES[router.score](x_TE).float()
 
 
 def gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
     """Full routed gate probability ρ over all experts, float32; every row sums to 1."""
     if router.score == "softmax":
         return torch.softmax(logits_TE, dim=-1)
-    scores_TE = logits_TE.sigmoid()
+    scores_TE = SCORES[router.score](logits_TE)
     return scores_TE / scores_TE.sum(-1, keepdim=True)
 
 
