@@ -21,6 +21,7 @@ from moe_atlas.families.spec import (
     Mixer,
     ModelSpec,
     MoESpec,
+    SharedKeyValue,
     TensorRef,
 )
 from moe_atlas.probes.windows import Window
@@ -144,6 +145,13 @@ def mixing(mixer: Mixer, tokens: Tokens) -> int:
             indexer = mixer.indexer.heads * mixer.indexer.dim if mixer.indexer else 0
             head = mixer.nope_dim + mixer.rope_dim + mixer.v_dim
             return 2 * tokens.pairs * (mixer.heads * head + indexer)
+        case SharedKeyValue():
+            keys = 4 * tokens.pairs * mixer.heads * mixer.head_dim
+            far = mixer.compressor
+            if far is None:
+                return keys
+            indexer = 2 * tokens.pairs * far.indexer.heads * far.indexer.dim if far.indexer else 0
+            return keys + (keys + indexer) // far.rate
         case DeltaNet():
             return 6 * tokens.total * mixer.value_heads * mixer.key_dim * mixer.value_dim
         case KimiDelta():
