@@ -192,12 +192,16 @@ def test_verify_lists_what_the_probe_file_and_its_lock_do_not_bear_out(place, tm
     facts = {key: value for key, value in body.items() if key != "evidence"}
     arrays = decode_windows(receipt.with_name("r.windows.safetensors").read_bytes(), "windows")
     capsys.readouterr()
+    other_lock = {"sha256": "0" * 64, "registered_at": "2020-01-01", "policy_sha256": "0" * 64}
     edits = {
         "probe.protected_layers": ("protected_layers", [0]),
         "probe.policy.confidence": ("policy", body["probe"]["policy"] | {"confidence": 0.6}),
         "probe.lock.registered_at": ("lock", body["probe"]["lock"] | {"registered_at": "2020-01-01"}),
-        "probe.lock.predecessor": ("lock", body["probe"]["lock"] | {"predecessor": {"sha256": "0" * 64}}),
-        "probe.lock.policy_from": ("lock", body["probe"]["lock"] | {"policy_from": {"name": "x"}}),
+        "probe.lock.predecessor": ("lock", body["probe"]["lock"] | {"predecessor": other_lock}),
+        "probe.lock.policy_from": (
+            "lock",
+            body["probe"]["lock"] | {"policy_from": {"name": "x", "sha256": "0" * 64}},
+        ),
     }
     for where, (key, value) in edits.items():
         write_receipt(facts | {"probe": facts["probe"] | {key: value}}, arrays, receipt, force=True)

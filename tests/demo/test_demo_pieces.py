@@ -129,7 +129,7 @@ def test_what_was_deleted_is_made_again(small):
 
 def test_a_reference_that_did_not_learn_the_task_sets_no_budget(small):
     place, recipes, references = small
-    with pytest.raises(stages.DemoError, match="task success .* does not clear 0.7"):
+    with pytest.raises(stages.DemoError, match="task success .* does not clear 0.8"):
         stages.write_policy(place, recipes, references)
     assert not place.probes.exists()
 

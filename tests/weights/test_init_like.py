@@ -26,7 +26,7 @@ def accounts(base, tuned, match=None):
         [e for e, expert in enumerate(side) if looks_initialised(expert)] for side in (base, tuned)
     )
     match_E = None if match is None else torch.tensor(match)
-    return layer_identity(3, *sides, match_E, ([], []), untrained)
+    return layer_identity(3, *sides, match_E, ([], []), untrained, ([], []))
 
 
 def kinds(account):
