@@ -14,20 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.families.registry import FAMILIES, resolve
-from moe_atlas.families.spec import (
+from moe_atlas.families.mixers import (
     DeltaNet,
     GroupedQuery,
     KimiDelta,
     Latent,
-    LayerSpec,
     Mamba2,
     Mixer,
-    ModelSpec,
-    MoESpec,
     SharedKeyValue,
     ShortConv,
 )
+from moe_atlas.families.registry import FAMILIES, resolve
+from moe_atlas.families.spec import LayerSpec, ModelSpec, MoESpec
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -11,19 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moe_atlas.checkpoint.index import Checkpoint
-from moe_atlas.families.spec import (
-    DeltaNet,
-    GroupedQuery,
-    KimiDelta,
-    Latent,
-    LayerSpec,
-    Mamba2,
-    Mixer,
-    ModelSpec,
-    MoESpec,
-    SharedKeyValue,
-    TensorRef,
-)
+from moe_atlas.families.mixers import DeltaNet, GroupedQuery, KimiDelta, Latent, Mamba2, Mixer, SharedKeyValue
+from moe_atlas.families.spec import LayerSpec, ModelSpec, MoESpec, TensorRef
 from moe_atlas.probes.windows import Window
 
 

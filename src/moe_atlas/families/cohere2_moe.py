@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import GroupedQuery, Norm
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -16,7 +17,7 @@ from moe_atlas.families.parts import (
     softmax_router,
 )
 from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import FeedForward, GroupedQuery, MoESpec, Norm
+from moe_atlas.families.spec import FeedForward, MoESpec
 
 NAMES = STANDARD | {"pre_ffn_norm": "input_layernorm"}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import Norm
 from moe_atlas.families.parts import Blueprint, decoder, grouped_query, moe, softmax_router
 from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import FeedForward, Norm
+from moe_atlas.families.spec import FeedForward
 
 ATTENTION, EXPERTS = "norm_attn_norm.attn", "ffn.experts.mlp"
 NAMES = {

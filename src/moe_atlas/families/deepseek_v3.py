@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import Indexer
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -20,7 +21,6 @@ from moe_atlas.families.parts import (
     rms,
 )
 from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import Indexer
 
 
 def build(c: Config) -> Blueprint:

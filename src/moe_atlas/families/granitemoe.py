@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import GroupedQuery, Mamba2, Mixer, Rope
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -21,7 +22,6 @@ from moe_atlas.families.parts import (
     softmax_router,
 )
 from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import GroupedQuery, Mamba2, Mixer, Rope
 
 NAMES = {
     **STANDARD,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import KimiDelta
 from moe_atlas.families.names import MIXTRAL_EXPERTS, MLP, STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -15,7 +16,6 @@ from moe_atlas.families.parts import (
     moe,
     rms,
 )
-from moe_atlas.families.spec import KimiDelta
 
 DELTA = ("q_conv1d", "k_conv1d", "v_conv1d", "f_a_proj", "f_b_proj", "g_a_proj", "g_b_proj", "b_proj")
 NAMES = {

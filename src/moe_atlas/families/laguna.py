@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import GroupedQuery
 from moe_atlas.families.names import MLP, STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -16,7 +17,6 @@ from moe_atlas.families.parts import (
     sigmoid_router,
 )
 from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import GroupedQuery
 
 NAMES = {
     **STANDARD,

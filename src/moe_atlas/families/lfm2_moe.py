@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import ShortConv
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -15,7 +16,7 @@ from moe_atlas.families.parts import (
     sigmoid_router,
 )
 from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import FeedForward, ShortConv
+from moe_atlas.families.spec import FeedForward
 
 FEED_FORWARD = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 NAMES = {

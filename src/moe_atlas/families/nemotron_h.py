@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import Mamba2
 from moe_atlas.families.names import MLP, STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -15,7 +16,7 @@ from moe_atlas.families.parts import (
     moe,
     rms,
 )
-from moe_atlas.families.spec import FeedForward, Mamba2
+from moe_atlas.families.spec import FeedForward
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 NAMES = {

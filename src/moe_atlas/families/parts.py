@@ -7,19 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import GroupedQuery, Latent, Mixer, Norm, Rope
 from moe_atlas.families.rope import softmax_sharpening
-from moe_atlas.families.spec import (
-    FeedForward,
-    GroupedQuery,
-    Latent,
-    LayerSpec,
-    Mixer,
-    ModelSpec,
-    MoESpec,
-    Norm,
-    Rope,
-    RouterSpec,
-)
+from moe_atlas.families.spec import FeedForward, LayerSpec, ModelSpec, MoESpec, RouterSpec
 
 WIDTH = ("hidden_size", "d_model")
 HEADS = ("num_attention_heads", "n_heads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import Norm
 from moe_atlas.families.names import MIXTRAL_EXPERTS, STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -15,7 +16,6 @@ from moe_atlas.families.parts import (
     softmax_router,
 )
 from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import Norm
 
 
 def build(c: Config) -> Blueprint:

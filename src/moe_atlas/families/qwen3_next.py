@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.mixers import DeltaNet
 from moe_atlas.families.names import MLP, STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -19,7 +20,7 @@ from moe_atlas.families.parts import (
     softmax_router,
 )
 from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import DeltaNet, FeedForward
+from moe_atlas.families.spec import FeedForward
 
 DELTA = ("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 NAMES = {

@@ -10,7 +10,7 @@ import math
 from typing import Any, Literal
 
 from moe_atlas.families.config import Config
-from moe_atlas.families.spec import Rope
+from moe_atlas.families.mixers import Rope
 
 
 def rope(

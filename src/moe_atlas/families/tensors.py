@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from moe_atlas.families.spec import (
+from moe_atlas.families.mixers import (
     Compressor,
     DeltaNet,
-    FeedForward,
     GroupedQuery,
     KimiDelta,
     Latent,
-    LayerSpec,
     Mamba2,
     Norm,
     SharedKeyValue,
     ShortConv,
-    Streams,
 )
+from moe_atlas.families.spec import FeedForward, LayerSpec, Streams
 
 INDEX_NORM = Norm("layer", 1e-6, bias=True)
 """In front of an indexer's keys, in every model that has one."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_atlas.families.spec import GroupedQuery, Norm, Precision
+from moe_atlas.families.mixers import GroupedQuery, Norm, Precision
 from moe_atlas.replay.norm import normalise, standardise
 from moe_atlas.replay.rope import rotate, tables
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_atlas.families.spec import ShortConv
+from moe_atlas.families.mixers import ShortConv
 from moe_atlas.replay.attention import Weights, linear
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_atlas.families.spec import DeltaNet
+from moe_atlas.families.mixers import DeltaNet
 from moe_atlas.replay.attention import Weights, linear
 from moe_atlas.replay.convolution import causal
 from moe_atlas.replay.norm import normalise

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moe_atlas.families.spec import Latent
+from moe_atlas.families.mixers import Latent
 from moe_atlas.families.tensors import INDEX_NORM
 from moe_atlas.replay.attention import Weights, linear
 from moe_atlas.replay.norm import normalise

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_atlas.families.spec import KimiDelta
+from moe_atlas.families.mixers import KimiDelta
 from moe_atlas.replay.attention import Weights, linear
 from moe_atlas.replay.convolution import causal
 from moe_atlas.replay.delta import CHUNK, chunks, solve, unit

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.families.spec import Latent, Norm
+from moe_atlas.families.mixers import Latent, Norm
 from moe_atlas.replay.attention import Weights, attend, causal_mask, linear, merge_heads, position_factor
 from moe_atlas.replay.indexer import chosen_keys
 from moe_atlas.replay.norm import normalise

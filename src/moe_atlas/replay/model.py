@@ -14,18 +14,16 @@ import torch
 from torch import Tensor
 
 from moe_atlas.families.load import ReaderLike, load_all
-from moe_atlas.families.spec import (
+from moe_atlas.families.mixers import (
     DeltaNet,
     GroupedQuery,
     KimiDelta,
     Latent,
-    LayerSpec,
     Mamba2,
-    ModelSpec,
-    MoESpec,
     SharedKeyValue,
     ShortConv,
 )
+from moe_atlas.families.spec import LayerSpec, ModelSpec, MoESpec
 from moe_atlas.replay import attention, convolution, delta, kimi_delta, mamba, mla, shared_kv, streams
 from moe_atlas.replay.attention import Weights, linear
 from moe_atlas.replay.experts import feed_forward

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.families.spec import Norm
+from moe_atlas.families.mixers import Norm
 
 
 def standardise(x_TD: Tensor, spec: Norm) -> Tensor:

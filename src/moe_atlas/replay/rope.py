@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_atlas.families.spec import Rope
+from moe_atlas.families.mixers import Rope
 
 
 def frequencies(rope: Rope, device: torch.device | None = None) -> tuple[Tensor, float]:

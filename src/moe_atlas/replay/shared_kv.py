@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moe_atlas.families.spec import Compressor, SharedKeyValue
+from moe_atlas.families.mixers import Compressor, SharedKeyValue
 from moe_atlas.replay.attention import Weights, attend, causal_mask, linear
 from moe_atlas.replay.norm import normalise
 from moe_atlas.replay.rope import rotate_last, tables

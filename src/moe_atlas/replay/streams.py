@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_atlas.families.spec import Norm, Streams
+from moe_atlas.families.mixers import Norm
+from moe_atlas.families.spec import Streams
 from moe_atlas.replay.norm import standardise
 
 Weights = Mapping[str, Tensor]
