@@ -57,7 +57,7 @@ docs: $(READY)        ## the pages as a site in build/site
 	$(BIN)/mkdocs build -q -f configs/mkdocs.yml
 
 goldens: $(READY)     ## write the snapshots anew; read the diff before you commit it
-	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -n 0 tests/report/test_goldens.py tests/cli/test_surface.py
+	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -n 0 tests/report/test_goldens.py tests/cli/test_surface.py tests/receipt/test_derivation.py
 
 clean:
 	rm -rf $(VENV) demo lab build dist

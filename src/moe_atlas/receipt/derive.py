@@ -23,8 +23,12 @@ from moe_atlas.verdict.next_steps import derive_next_steps
 from moe_atlas.verdict.predicates import derive_predicates
 
 SCHEMA = "atlas/receipt/v1"
+# How intervals, predicates, claims and the verdict follow from facts and window data. Raise it with every change that
+# derives anything else from the same evidence: a receipt of other rules is then refused by name, not called edited.
+DERIVATION = 1
 ORDER = (
     "schema",
+    "derivation",
     "kind",
     "verdict",
     "predicates",
@@ -85,6 +89,7 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
     _add_simultaneous(context, results)
     receipt = dict(facts) | {
         "schema": SCHEMA,
+        "derivation": DERIVATION,
         "margins": derive_margins(context, results, reference),
         "aggregates": derive_aggregates(context, results),
         "domains": derive_domains(context),

@@ -19,7 +19,7 @@ from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import lock_path, read_lock
 from moe_atlas.receipt.canonical import MAX_RECEIPT_BYTES, encode_receipt, parse_receipt, receipt_digest
-from moe_atlas.receipt.derive import derive
+from moe_atlas.receipt.derive import DERIVATION, SCHEMA, derive
 from moe_atlas.receipt.files import read_bounded
 from moe_atlas.receipt.schema import schema_problems, window_problems
 from moe_atlas.receipt.window_file import Arrays, decode_windows
@@ -93,8 +93,8 @@ def verify(
 
     Raises:
         UsageError: the receipt, or a file named beside it, does not exist.
-        InputRefused: it is no regular file or beyond the size limit. Anything else that is wrong with it is a
-            mismatch.
+        InputRefused: it is no regular file or beyond the size limit; ``E_DERIVATION`` when it is whole, but its
+            verdict was derived by other rules than these. Anything else that is wrong with it is a mismatch.
     """
     report = VerifyReport()
     raw = read_bounded(receipt_path, MAX_RECEIPT_BYTES)
@@ -134,6 +134,7 @@ def _parsed(raw: bytes, path: Path, report: VerifyReport) -> dict[str, Any] | No
     except AtlasError as error:
         report.add("receipt", str(error))
         return None
+    _require_derivation(raw, receipt, path)
     problems = schema_problems(receipt)
     for where, problem in problems:
         report.add(where, problem)
@@ -147,6 +148,35 @@ def _parsed(raw: bytes, path: Path, report: VerifyReport) -> dict[str, Any] | No
         report.add("evidence.receipt_sha256", "the receipt was changed after it was written")
     report.checked.append("receipt digest")
     return receipt
+
+
+def _require_derivation(raw: bytes, receipt: Mapping[str, Any], path: Path) -> None:
+    """Refuse a whole receipt of other rules in one line; a damaged one goes on to have its damage listed.
+
+    Raises:
+        InputRefused: ``E_DERIVATION``.
+    """
+    found = receipt.get("derivation")
+    if found == DERIVATION or receipt.get("schema") != SCHEMA or not _is_sealed(raw, receipt):
+        return
+    version = (
+        "before derivations had a version" if found is None else f"by derivation {shown(repr(found), 40)}"
+    )
+    environment = receipt.get("environment")
+    wrote = environment.get("moe_atlas") if isinstance(environment, Mapping) else None
+    writer = f"moe-atlas {shown(str(wrote), 40)}" if wrote else "the version that wrote it"
+    problem = f"its verdict was derived {version}, this atlas derives by {DERIVATION}"
+    raise InputRefused(
+        "E_DERIVATION", shown(str(path)), problem, f"verify it with {writer}, or audit the pair again"
+    )
+
+
+def _is_sealed(raw: bytes, receipt: Mapping[str, Any]) -> bool:
+    """Whether the bytes are those that were written, by the digest that they carry of themselves."""
+    evidence = receipt.get("evidence")
+    if not isinstance(evidence, Mapping) or encode_receipt(receipt) != raw:
+        return False
+    return bool(evidence.get("receipt_sha256") == receipt_digest(receipt))
 
 
 def _windows(path: Path, receipt: Mapping[str, Any], report: VerifyReport) -> Arrays | None:
