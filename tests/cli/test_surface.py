@@ -15,7 +15,7 @@ from moe_atlas.cli import COMMANDS, app, run
 from moe_atlas.errors import NEXT_STEPS
 from tests import golden
 
-SCREEN = (80, 50)
+SCREEN = (80, 45)
 ERRORS = {"InputRefused", "UsageError", "IntegrityError", "ResourceExhausted"}
 
 
@@ -26,11 +26,9 @@ def surface() -> str:
         command = group.commands[name]
         lines.append(f"atlas {name}")
         for parameter in command.params:
-            spelled = (
-                " ".join(sorted(parameter.opts))
-                if parameter.opts[0].startswith("-")
-                else parameter.name.upper()
-            )
+            placeholder = parameter.metavar or ""
+            dashed = parameter.opts[0].startswith("-")
+            spelled = f"{' '.join(sorted(parameter.opts))} {placeholder}".rstrip() if dashed else placeholder
             marks = [
                 *(["required"] if parameter.required else []),
                 *(["repeatable"] if parameter.multiple or parameter.nargs == -1 else []),
@@ -61,6 +59,8 @@ def test_every_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypa
     assert len(lines) <= SCREEN[1]
     assert max(map(len, lines)) <= SCREEN[0]
     assert any(f"Example: atlas {command}".rstrip() in line for line in lines)
+    assert not [line for line in lines if "<" in line.replace("<=", "") or "{" in line]
+    assert not [line for line in lines[1:] if "..." in line]
 
 
 def test_no_command_imports_torch_or_matplotlib_to_be_listed():

@@ -12,26 +12,28 @@ from typing import Any, TextIO
 
 import typer
 
+from moe_atlas.cli.help import Command
 from moe_atlas.errors import AtlasError, Exit
 from moe_atlas.text import shown
 
-COMMANDS = (
-    "audit",
-    "plan",
-    "baseline",
-    "register",
-    "init",
-    "inspect",
-    "families",
-    "verify",
-    "report",
-    "diff",
-    "history",
-    "gate",
-    "calibrate",
-    "falsify",
-    "attest",
-)
+COMMANDS = {
+    "audit": "Compare two checkpoints and write a receipt.",
+    "plan": "Say what an audit would read, hold and take.",
+    "baseline": "Record the state of one checkpoint.",
+    "register": "Bind a probe file in a lock, before the run.",
+    "init": "Write a commented probe file to edit.",
+    "inspect": "Show what a checkpoint is and what would be replayed.",
+    "families": "List the families and stored formats that can be read.",
+    "verify": "Derive every number and the verdict of a receipt again.",
+    "report": "Explain a receipt: terminal, HTML, Markdown, JUnit, JSON.",
+    "diff": "Show what moved between two receipts.",
+    "history": "Show a run's baselines and gates.",
+    "gate": "Answer for a run with an exit code.",
+    "calibrate": "Set budgets from pairs whose fate is known.",
+    "falsify": "Hold the method against simpler measures, over many pairs.",
+    "attest": "Wrap a verified receipt as an in-toto Statement.",
+}
+"""Every command, with the line that `atlas --help` gives it."""
 
 CRASHED = 70
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -48,8 +50,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _name in COMMANDS:
-    app.command(_name)(getattr(import_module(f"moe_atlas.cli.{_name}"), _name))
+for _name, _line in COMMANDS.items():
+    _command = getattr(import_module(f"moe_atlas.cli.{_name}"), _name)
+    app.command(_name, cls=Command, short_help=_line)(_command)
 
 
 class Stopped(BaseException):

@@ -14,15 +14,16 @@ from moe_atlas.text import shown
 
 
 def attest(
-    receipt: Annotated[Path, typer.Argument(help="The receipt of an audit.")],
+    receipt: Annotated[Path, typer.Argument(metavar="RECEIPT", help="The receipt of an audit.")],
     checkpoint: Annotated[
-        Path, typer.Option(help="The tuned checkpoint; every byte is read.", show_default=False)
+        Path, typer.Option(metavar="CHECKPOINT", help="The tuned checkpoint; every byte is read.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the statement goes.")] = Path(
-        "statement.json"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Where the statement goes.")
+    ] = Path("statement.json"),
     key: Annotated[
-        Path | None, typer.Option("--sign", help="PEM private key; adds a DSSE envelope beside it.")
+        Path | None,
+        typer.Option("--sign", metavar="FILE", help="PEM private key; adds a DSSE envelope beside it."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> int:

@@ -12,8 +12,8 @@ from moe_atlas.ledger.store import DEFAULT_RUNS
 
 
 def audit(
-    base: Annotated[Path, typer.Argument(help="Base checkpoint: folder, HF snapshot or .safetensors file.")],
-    tuned: Annotated[Path, typer.Argument(help="Tuned checkpoint.")],
+    base: o.Base,
+    tuned: o.Tuned,
     probe: o.Probe,
     policy_from: o.PolicyFrom = None,
     receipt: o.ReceiptPath = Path("receipt.json"),
@@ -23,14 +23,19 @@ def audit(
     threads: o.Threads = None,
     memory: o.Memory = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Baseline receipt as reference of the handoff margin.")
+        Path | None,
+        typer.Option(metavar="RECEIPT", help="Baseline receipt as reference of the handoff margin."),
     ] = None,
     attempt: Annotated[
-        list[Path] | None, typer.Option(help="Receipt of another attempt at the objective; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="RECEIPT", help="Receipt of another attempt; repeatable."),
     ] = None,
     noise_floor: o.NoiseFloor = None,
     chart_maps: Annotated[
-        int, typer.Option(min=0, help="Pairs of experts per layer for rank and condition of T (slow).")
+        int,
+        typer.Option(
+            min=0, metavar="INTEGER", help="Pairs of experts per layer for rank and condition of T (slow)."
+        ),
     ] = 0,
     run: o.Run = None,
     runs: o.Runs = DEFAULT_RUNS,

@@ -12,7 +12,7 @@ from moe_atlas.ledger.store import DEFAULT_RUNS
 
 
 def baseline(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: folder, HF snapshot or .safetensors file.")],
+    checkpoint: o.Checkpoint,
     probe: o.Probe,
     policy_from: o.PolicyFrom = None,
     receipt: o.ReceiptPath = Path("baseline.json"),
@@ -23,13 +23,14 @@ def baseline(
     memory: o.Memory = None,
     noise_floor: o.NoiseFloor = None,
     previous: Annotated[
-        Path | None, typer.Option(help="Earlier receipt of the run: are these still the same tensors?")
+        Path | None,
+        typer.Option(metavar="RECEIPT", help="Earlier receipt of the run: are these still the same tensors?"),
     ] = None,
     run: o.Run = None,
     runs: o.Runs = DEFAULT_RUNS,
     step: o.Step = None,
     reason: Annotated[
-        str | None, typer.Option(help="Why a baseline is taken anew, such as 'node failure'.")
+        str | None, typer.Option(metavar="TEXT", help="Why a baseline is taken anew, such as 'node failure'.")
     ] = None,
     resume: o.Resume = False,
     force: o.Force = False,

@@ -19,18 +19,25 @@ def calibrate(
     healthy: Annotated[
         list[Path],
         typer.Option(
-            "--healthy", help=f"Receipt of a tune one would promote, or a folder; at least {FEWEST}."
+            "--healthy",
+            metavar="RECEIPT",
+            help=f"Receipt of a tune one would promote, or a folder; at least {FEWEST}.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The policy file to write.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The policy file to write.")],
     damaged: Annotated[
         list[Path] | None,
-        typer.Option("--damaged", help="Receipt of a tune one would not promote, or a folder."),
+        typer.Option(
+            "--damaged", metavar="RECEIPT", help="Receipt of a tune one would not promote, or a folder."
+        ),
     ] = None,
     level: Annotated[
-        float, typer.Option(min=0.5, max=0.9999, help="One-sided level of the prediction bound.")
+        float,
+        typer.Option(min=0.5, max=0.9999, metavar="NUMBER", help="One-sided level of the prediction bound."),
     ] = LEVEL,
-    factor: Annotated[float, typer.Option(min=1.0, help="What the bound is multiplied by.")] = FACTOR,
+    factor: Annotated[
+        float, typer.Option(min=1.0, metavar="NUMBER", help="What the bound is multiplied by.")
+    ] = FACTOR,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Set budgets as prediction bounds over healthy pairs, and say what they would have caught.

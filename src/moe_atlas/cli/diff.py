@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(help="The receipt to start from (A).")],
-    second: Annotated[Path, typer.Argument(help="The receipt to hold against it (B).")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="The receipt to start from (A).")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The receipt to hold against it (B).")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what moved between two receipts, and whether the intervals say so.

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def falsify(
-    receipts: Annotated[list[Path], typer.Argument(help="Receipts of audits, or folders of them.")],
+    receipts: Annotated[
+        list[Path], typer.Argument(metavar="RECEIPT", help="Receipts of audits, or folders of them.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Ask whether the atlas says more about forgetting than simpler measures, over many audited pairs.

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from moe_atlas.ledger.history import History
     from moe_atlas.verdict.escalation import Reading
 
-Run = Annotated[str, typer.Argument(help="Name of the run.")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the runs.")]
 Receipts = Annotated[
     list[Path] | None,
-    typer.Option("--receipts", help="Receipts, or folders of them, that the ledger must account for."),
+    typer.Option(
+        "--receipts",
+        metavar="RECEIPT",
+        help="Receipts, or folders of them, that the ledger must account for.",
+    ),
 ]
 STYLES = {"GREEN": "green", "YELLOW": "yellow", "RED": "bold red", None: "cyan"}
 
@@ -32,7 +36,7 @@ def history(
     runs: Runs = DEFAULT_RUNS,
     receipts: Receipts = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the history as an HTML page.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the history as an HTML page.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a page that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

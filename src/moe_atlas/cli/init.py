@@ -14,7 +14,9 @@ from moe_atlas.text import shown
 
 
 def init(
-    path: Annotated[Path, typer.Argument(help="The probe file to write.")] = Path("probes.yaml"),
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The probe file to write.")] = Path(
+        "probes.yaml"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Write a commented probe file to edit and register.

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -14,7 +14,7 @@ from moe_atlas.cli import options as o
 
 
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: folder, HF snapshot or .safetensors file.")],
+    checkpoint: o.Checkpoint,
     as_json: o.AsJson = False,
 ) -> None:
     """Show family, layers, experts, dtypes and sizes, and what would be replayed and skipped.

@@ -15,37 +15,64 @@ from moe_atlas.receipt.write import window_path
 from moe_atlas.report.outputs import Outputs, outputs, readable
 from moe_atlas.text import shown
 
-Probe = Annotated[Path, typer.Option("--probe", help="Registered probe file.", show_default=False)]
-PolicyFrom = Annotated[
-    Path | None, typer.Option("--policy-from", help="Central policy file that governs the probe file.")
+_CHECKPOINT = "folder, HF snapshot or .safetensors file"
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=f"The checkpoint: {_CHECKPOINT}.")]
+Base = Annotated[Path, typer.Argument(metavar="BASE", help=f"Base checkpoint: {_CHECKPOINT}.")]
+Tuned = Annotated[Path, typer.Argument(metavar="TUNED", help="Tuned checkpoint.")]
+Receipt = Annotated[
+    Path, typer.Argument(metavar="RECEIPT", help="The receipt; its window data stand beside it.")
 ]
-ReceiptPath = Annotated[Path, typer.Option("--receipt", help="Where the receipt goes.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]
+
+Probe = Annotated[Path, typer.Option("--probe", metavar="FILE", help="Registered probe file.")]
+PolicyFrom = Annotated[
+    Path | None,
+    typer.Option("--policy-from", metavar="FILE", help="Central policy file that governs the probe file."),
+]
+ReceiptPath = Annotated[Path, typer.Option("--receipt", metavar="FILE", help="Where the receipt goes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing receipt.")]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Keep state beside the receipt; go on from what an interrupted run left."),
 ]
-Dtype = Annotated[str, typer.Option(help="Matrix products in: auto (the checkpoint's), float32, bfloat16.")]
-Router = Annotated[str, typer.Option(help="Routing in: float32 (exact), native (as a serving stack rounds).")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; recorded, bits depend on it.")]
-Memory = Annotated[str | None, typer.Option(help="Most memory to use, such as 2GiB.")]
+Dtype = Annotated[
+    str, typer.Option(metavar="DTYPE", help="Matrix products in: auto (the checkpoint's), float32, bfloat16.")
+]
+Router = Annotated[
+    str,
+    typer.Option(metavar="DTYPE", help="Routing in: float32 (exact), native (as a serving stack rounds)."),
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="INTEGER", help="CPU threads; recorded, bits depend on it.")
+]
+Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory to use, such as 2GiB.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors; the exit code tells.")]
 
-Run = Annotated[str | None, typer.Option("--run", help="Record the result in this run's ledger.")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")]
-Step = Annotated[int | None, typer.Option(min=0, help="Training step of the checkpoint, for the history.")]
+Run = Annotated[
+    str | None, typer.Option("--run", metavar="RUN", help="Record the result in this run's ledger.")
+]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the runs.")]
+Step = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="INTEGER", help="Training step of the checkpoint, for the history."),
+]
 
 Format = Annotated[
     list[str] | None,
-    typer.Option("--format", help="json, markdown, junit or html, with a file: junit=atlas.xml; repeatable."),
+    typer.Option(
+        "--format",
+        metavar="KIND=FILE",
+        help="json, markdown, junit or html, with a file: junit=atlas.xml; repeatable.",
+    ),
 ]
 Github = Annotated[bool, typer.Option("--github", help="Tell GitHub Actions: summary, outputs, annotation.")]
 
 EXECUTIONS = ("order", "float32", "bfloat16")
 NoiseFloor = Annotated[
-    str | None, typer.Option(help="Also audit the base against itself: order, float32 or bfloat16.")
+    str | None,
+    typer.Option(metavar="HOW", help="Also audit the base against itself: order, float32 or bfloat16."),
 ]
 
 

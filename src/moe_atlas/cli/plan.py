@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -12,8 +11,8 @@ from moe_atlas.cli import options as o
 
 
 def plan(
-    base: Annotated[Path, typer.Argument(help="Base checkpoint: folder, HF snapshot or .safetensors file.")],
-    tuned: Annotated[Path, typer.Argument(help="Tuned checkpoint.")],
+    base: o.Base,
+    tuned: o.Tuned,
     probe: o.Probe,
     policy_from: o.PolicyFrom = None,
     dtype: o.Dtype = "auto",

@@ -18,13 +18,15 @@ from moe_atlas.text import shown
 
 
 def register(
-    probes: Annotated[Path, typer.Argument(help="The probe file.")],
+    probes: Annotated[Path, typer.Argument(metavar="FILE", help="The probe file.")],
     policy_from: o.PolicyFrom = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a lock that differs; the new one names it.")
     ] = False,
-    run: Annotated[str | None, typer.Option(help="Record the registration in this run's ledger.")] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.")] = DEFAULT_RUNS,
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Record the registration in this run's ledger.")
+    ] = None,
+    runs: o.Runs = DEFAULT_RUNS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Bind windows, tokenizer, policy and stage in a lock beside the probe file.

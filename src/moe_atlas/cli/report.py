@@ -11,10 +11,12 @@ from moe_atlas.cli import options as o
 
 
 def report(
-    receipt: Annotated[Path, typer.Argument(help="The receipt; its window data stand beside it.")],
+    receipt: o.Receipt,
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", "-o", help="File for .html, .md, .xml (JUnit) or .json; repeatable."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File for .html, .md, .xml (JUnit) or .json; repeatable."
+        ),
     ] = None,
     formats: o.Format = None,
     github: o.Github = False,

@@ -19,13 +19,17 @@ _VERDICTS = {"pass": Exit.PASS, "fail": Exit.FAIL, "inconclusive": Exit.INCONCLU
 
 
 def verify(
-    receipt: Annotated[Path, typer.Argument(help="The receipt; its window data stand beside it.")],
+    receipt: o.Receipt,
     probe: Annotated[
-        Path | None, typer.Option(help="Probe file whose registration the receipt must carry.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Probe file whose registration the receipt must carry."),
     ] = None,
     policy_from: o.PolicyFrom = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Tuned checkpoint (of a baseline: the checkpoint) to hash again.")
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="Tuned checkpoint (of a baseline: the checkpoint) to hash again."
+        ),
     ] = None,
     integrity_only: Annotated[
         bool, typer.Option("--integrity-only", help="Exit 0 on an intact receipt of any verdict.")
