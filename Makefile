@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: check-readme demo test test-slow lint fmt parity coverage mutants lab falsify bench docs goldens clean
+.PHONY: check-readme demo test test-slow lint fmt parity coverage mutants lab falsify bench gate-cost docs goldens clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,9 @@ falsify: $(READY)     ## the programme's own falsifiers on the lab's pairs: docs
 
 bench: $(READY)       ## speed and memory against transformers on the same work
 	$(BIN)/python -m scripts.bench
+
+gate-cost: $(READY)   ## what a gate at every checkpoint costs a training, on what `make demo` left: docs/api.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.gate_cost --write
 
 check-readme: $(READY) ## do README and pages name only commands and options that exist?
 	$(BIN)/python -m pytest -q -n 0 tests/docs/test_pages.py -k "page_names_exists or link"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from moe_atlas.errors import UsageError
-from moe_atlas.integrations import CheckpointGate
+from moe_atlas.integrations import CheckpointGate, GateResult
 from tests import pairs, tiny
 
 
@@ -73,6 +76,21 @@ def test_a_gate_that_cannot_be_carried_out_is_an_error_and_no_verdict(gate, plac
     assert "was not carried out: E_" in caplog.text
 
 
+def test_a_gate_that_cannot_start_leaves_the_training_alone(gate, place, tmp_path, caplog):
+    (tmp_path / "gates").write_text("a file where the folder should be")
+    made = gate()
+    assert made(place / "hard", 10) is False
+    assert [(one.exit_code, one.verdict) for one in made.results] == [(None, None)]
+    assert "was not carried out: [Errno" in caplog.text
+
+
+def test_a_ledger_that_cannot_be_read_is_an_error_and_does_not_stop(gate, place, tmp_path, caplog):
+    made = gate(stop_when="intervene", run="sft", runs=tmp_path / "runs", wait=True)
+    made._judge(GateResult(10, place / "hard", tmp_path / "r.json", 1, "fail", "", 1.0))
+    assert "history cannot be read: E_" in caplog.text
+    assert made.poll() is False
+
+
 def test_an_old_receipt_is_not_taken_for_this_gates(gate, place):
     made = gate(wait=True)
     made(place / "hard", 10)
@@ -116,3 +134,69 @@ def test_the_trainer_stops_at_the_gate_of_its_checkpoint(gate, place, tmp_path):
     trainer.train()
     assert made.results[-1].verdict == "fail", made.results
     assert trainer.state.global_step == made.results[-1].step < 6
+
+
+RANK = """
+import json, os, sys, time
+from pathlib import Path
+import torch, torch.distributed
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from moe_atlas.integrations import CheckpointGate
+from moe_atlas.integrations.transformers import GateCallback
+
+place, here = map(Path, sys.argv[1:])
+rank = int(os.environ["RANK"])
+
+class SlowWriter(TrainerCallback):
+    def on_save(self, args, state, control, **kwargs):
+        if rank == 1:
+            time.sleep(2)
+            (here / "part-of-rank-1").touch()
+
+class Gate(CheckpointGate):
+    def __call__(self, checkpoint, step):
+        assert (here / "part-of-rank-1").exists(), "started before the checkpoint was whole"
+        return super().__call__(checkpoint, step)
+
+torch.manual_seed(0)
+rows = [{"input_ids": torch.randint(0, 48, (12,)), "labels": torch.randint(0, 48, (12,))} for _ in range(32)]
+arguments = TrainingArguments(
+    output_dir=str(here / "out"), max_steps=6, save_steps=2, per_device_train_batch_size=2, learning_rate=0.3,
+    report_to=[], disable_tqdm=True, use_cpu=True, save_only_model=True, ddp_backend="gloo",
+)
+gate = Gate(place / "base", place / "probe/probes.yaml", here / "gates", wait=True)
+model = AutoModelForCausalLM.from_pretrained(place / "base", dtype=torch.float32)
+trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[SlowWriter(), GateCallback(gate)])
+trainer.train()
+said = {"world": torch.distributed.get_world_size(), "step": trainer.state.global_step,
+        "verdicts": [one.verdict for one in gate.results]}
+(here / f"rank-{rank}.json").write_text(json.dumps(said))
+"""
+
+
+def test_two_processes_take_one_gate_and_stop_together(place, tmp_path):
+    pytest.importorskip("accelerate")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(place), str(tmp_path)],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=300)[1].decode() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    found = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert found[0] == {"world": 2, "step": 2, "verdicts": ["fail"]}
+    assert found[1] == {"world": 2, "step": 2, "verdicts": []}
+    assert [log.name for log in (tmp_path / "gates").glob("*.log")] == ["gate-2.log"]

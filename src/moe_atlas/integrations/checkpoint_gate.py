@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_atlas.errors import VERDICT_EXIT, UsageError
+from moe_atlas.errors import VERDICT_EXIT, AtlasError, UsageError
 from moe_atlas.ledger.store import DEFAULT_RUNS
 from moe_atlas.text import shown
 
@@ -41,7 +41,7 @@ class GateResult:
         step: training step of the checkpoint.
         checkpoint: what was audited.
         receipt: where its receipt lies; there is none when the audit could not be carried out.
-        exit_code: of `atlas audit`.
+        exit_code: of `atlas audit`; None when it could not be started.
         verdict: `pass`, `fail` or `inconclusive`; None when there is no receipt.
         message: the first reason, or the error.
         seconds: from start to end.
@@ -50,7 +50,7 @@ class GateResult:
     step: int
     checkpoint: Path
     receipt: Path
-    exit_code: int
+    exit_code: int | None
     verdict: str | None
     message: str
     seconds: float
@@ -154,31 +154,32 @@ class CheckpointGate:
 
     def _start(self, checkpoint: Path, step: int) -> None:
         folder = Path(self.receipts)
-        folder.mkdir(parents=True, exist_ok=True)
         receipt, log = folder / f"gate-{step}.json", folder / f"gate-{step}.log"
+        try:
+            process = self._launch(checkpoint, receipt, log, step)
+        except OSError as error:  # a full disk must not end the training
+            self._judge(GateResult(step, checkpoint, receipt, None, None, shown(str(error), 400), 0.0))
+            return
+        self._running = _Running(step, checkpoint, receipt, log, process, time.monotonic())
+        logger.info("gate at step %d: auditing %s (process %d)", step, shown(str(checkpoint)), process.pid)
+
+    def _launch(self, checkpoint: Path, receipt: Path, log: Path, step: int) -> subprocess.Popen[bytes]:
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as said:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 self._command(checkpoint, receipt, step),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 env=_environment(self.threads),
             )
-        self._running = _Running(step, checkpoint, receipt, log, process, time.monotonic())
-        logger.info("gate at step %d: auditing %s (process %d)", step, shown(str(checkpoint)), process.pid)
 
     def _command(self, checkpoint: Path, receipt: Path, step: int) -> list[str]:
         """`atlas audit` with this interpreter; `nice` because a hook between fork and exec may deadlock."""
         command = ["nice", "-n", str(self.niceness), sys.executable, "-m", "moe_atlas", "audit"]
         command += [os.fspath(self.base), os.fspath(checkpoint), "--probe", os.fspath(self.probe)]
-        command += [
-            "--receipt",
-            os.fspath(receipt),
-            "--json",
-            "--threads",
-            str(self.threads),
-            *self.arguments,
-        ]
+        command += ["--receipt", os.fspath(receipt), "--json", "--threads", str(self.threads)]
+        command += self.arguments
         if self.run is not None:
             command += ["--run", self.run, "--runs", os.fspath(self.runs), "--step", str(step)]
         return command
@@ -188,7 +189,7 @@ class CheckpointGate:
         assert running is not None
         self._running = None
         code = running.process.returncode
-        summary, message = _read(running.log.read_text("utf-8", "replace"))
+        summary, message = _read(running.log)
         verdict = summary.get("verdict")
         carried_out = verdict is not None and code == VERDICT_EXIT.get(verdict)
         result = GateResult(
@@ -200,10 +201,10 @@ class CheckpointGate:
             message=message,
             seconds=time.monotonic() - running.started,
         )
-        self.results.append(result)
         self._judge(result)
 
     def _judge(self, result: GateResult) -> None:
+        self.results.append(result)
         if result.verdict is None:
             logger.error("gate at step %d was not carried out: %s", result.step, result.message)
             return
@@ -211,18 +212,22 @@ class CheckpointGate:
         logger.log(level, "gate at step %d: %s %s", result.step, result.verdict, result.message)
         if self.stop_when == "fail" and result.verdict == "fail":
             self._stop = True
-        if self.stop_when == "intervene" and self._intervene():
+        if self.stop_when == "intervene" and self._intervene(result.step):
             self._stop = True
         if self._stop:
             logger.warning("gate at step %d: stop training (%s)", result.step, self.stop_when)
 
-    def _intervene(self) -> bool:
+    def _intervene(self, step: int) -> bool:
         from moe_atlas.ledger.history import read_history
         from moe_atlas.ledger.store import Ledger
         from moe_atlas.verdict.escalation import RED
 
         assert self.run is not None
-        last = read_history(Ledger(self.run, Path(self.runs))).last
+        try:
+            last = read_history(Ledger(self.run, Path(self.runs))).last
+        except AtlasError as error:
+            logger.error("gate at step %d: the run's history cannot be read: %s", step, error)
+            return False
         return last is not None and last.colour == RED
 
 
@@ -233,10 +238,14 @@ def _environment(threads: int) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": str(threads)}
 
 
-def _read(text: str) -> tuple[dict[str, Any], str]:
+def _read(log: Path) -> tuple[dict[str, Any], str]:
     """The audit's JSON summary, if it wrote one, and its first reason, its error or its last words."""
     from moe_atlas.report.words import gate_sentence
 
+    try:
+        text = log.read_text("utf-8", "replace")
+    except OSError as error:
+        return {}, shown(str(error), 400)
     try:
         found = json.JSONDecoder().raw_decode(text[max(0, text.find("{")) :])[0]
     except ValueError:

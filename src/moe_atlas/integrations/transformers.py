@@ -23,7 +23,8 @@ from moe_atlas.integrations.checkpoint_gate import CheckpointGate
 class GateCallback(TrainerCallback):
     """Shows every saved checkpoint to a gate on the main process, and stops all processes together.
 
-    A gate that finishes between checkpoints is read at the next one; a gate with ``wait=True`` is read at its own.
+    In a distributed training a gate starts when every process has written its part of the checkpoint. A gate that
+    finishes between checkpoints is read at the next one; a gate with ``wait=True`` is read at its own.
 
     Args:
         gate: what to take, and when to stop.
@@ -37,6 +38,8 @@ class GateCallback(TrainerCallback):
     ) -> TrainerControl:
         """Start the gate of the checkpoint that was just saved."""
         stop = False
+        if _distributed():
+            torch.distributed.barrier()
         if state.is_world_process_zero:
             checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             stop = self.gate(checkpoint, state.global_step)
@@ -54,8 +57,12 @@ class GateCallback(TrainerCallback):
 
 def _agreed(stop: bool) -> bool:
     """The main process's decision on every process: one that went on alone would wait for ever."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _distributed():
         return stop
     decision = [stop]
     torch.distributed.broadcast_object_list(decision, src=0)
     return decision[0]
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
