@@ -60,12 +60,14 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def interval(value: Any) -> str:
-    """An interval as ``estimate [low, high]``."""
+    """An interval as ``estimate [low, high]``; with one bound, ``estimate, at most high`` or ``at least low``."""
     if not isinstance(value, dict) or value.get("estimate") is None:
         return "–"
-    if value.get("low") is None or value.get("high") is None:
-        return number(value["estimate"])
-    return f"{number(value['estimate'])} [{number(value['low'])}, {number(value['high'])}]"
+    estimate, low, high = (value.get(bound) for bound in ("estimate", "low", "high"))
+    if low is not None and high is not None:
+        return f"{number(estimate)} [{number(low)}, {number(high)}]"
+    words = [f"at least {number(low)}"] * (low is not None) + [f"at most {number(high)}"] * (high is not None)
+    return ", ".join([number(estimate), *words])
 
 
 def size(count: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.receipt.compare import Side
+from moe_atlas.receipt.write import write_receipt
 from moe_atlas.report import github, junit, markdown, words
 from moe_atlas.report.outputs import outputs
 from moe_atlas.results import Receipt
 from moe_atlas.text import markdown as escaped
 from moe_atlas.text import workflow
+from tests.receipt import synthetic
 from tests.report import receipts
 
 PATH = Path("receipt.json")
@@ -196,6 +199,17 @@ def test_facts_that_cannot_be_shown_are_refused_without_a_traceback():
     receipt["noise_floor"] = {"layers": [7]}
     with pytest.raises(InputRefused, match="E_REPORT"):
         outputs(["html=x.html"]).write(receipt, PATH)
+
+
+def test_a_fact_that_a_page_reads_and_a_receipt_lacks_is_refused_in_one_line(tmp_path, capsys):
+    facts = receipts.facts()
+    del facts["timing"]["started"]
+    path = tmp_path / "receipt.json"
+    write_receipt(facts, synthetic.windows(facts, seed=3), path)
+    assert run(["report", str(path), "-o", str(tmp_path / "r.html")]) == 4
+    said = capsys.readouterr()
+    assert re.fullmatch(r"atlas: E_REPORT \S*receipt.json: holds facts .*started.*\n", said.err)
+    assert not (tmp_path / "r.html").exists()
 
 
 def strange() -> dict:

@@ -104,13 +104,13 @@ def _print(text: str) -> None:
         print(text, end="", flush=True)
 
 
-# Parts of a receipt that its schema leaves open may hold anything and still re-derive.
+# The schema says what a fact looks like, not that it is there: a receipt that re-derives may lack what a report shows.
 _STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 @contextlib.contextmanager
 def readable(*paths: Path) -> Iterator[None]:
-    """Refuse a receipt (of several, one) whose open parts are not as this version writes them.
+    """Refuse a receipt (of several, one) that lacks what this version would show, or holds it in another form.
 
     Raises:
         InputRefused: E_REPORT.

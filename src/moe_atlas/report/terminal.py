@@ -98,10 +98,17 @@ def predicate_table(receipt: dict[str, Any]) -> Table:
         table.add_column(column, overflow="fold")
     for name, predicate in receipt["predicates"].items():
         passed = {True: "green", False: "red", None: "yellow"}[predicate["passed"]]
-        gated = [line for line in predicate["evidence"] if line["result"] != "not-gated"]
-        worst = words.gate_sentence(gated[0]) if gated else "–"
-        table.add_row(words.PREDICATES[name], Text(predicate["outcome"], style=passed), Text(worst))
+        worst = _telling(predicate)
+        sentence = words.gate_sentence(worst) if worst else "–"
+        table.add_row(words.PREDICATES[name], Text(predicate["outcome"], style=passed), Text(sentence))
     return table
+
+
+def _telling(predicate: dict[str, Any]) -> dict[str, Any] | None:
+    """The line nearest to its budget, or furthest past it; of a pass, the nearest that has an interval to show."""
+    gated = [line for line in predicate["evidence"] if line["result"] != "not-gated"]
+    measured = [line for line in gated if line["low"] is not None and line["high"] is not None]
+    return next(iter(measured if predicate["passed"] and measured else gated), None)
 
 
 def layer_table(receipt: dict[str, Any]) -> Table:

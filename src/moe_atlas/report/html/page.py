@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import missing
 from markupsafe import Markup
 
 from moe_atlas.report import words
@@ -20,13 +21,20 @@ SYMBOLS = {"pass": "✓", "fail": "✗", "inconclusive": "?", None: "●"}
 CLASSES = {"pass": "pass", "fail": "fail", "inconclusive": "undetermined", None: "neutral"}
 
 
+class Missing(StrictUndefined):
+    """What a template reads and a receipt lacks: the KeyError that it would be anywhere else."""
+
+    def __init__(self, hint: str | None = None, obj: Any = missing, name: str | None = None, exc: Any = None):
+        super().__init__(hint, obj, name, KeyError)
+
+
 @cache
 def environment() -> Environment:
     """The templates: everything escaped, nothing undefined, names from files inert."""
     made = Environment(
         loader=PackageLoader("moe_atlas.report", "html/templates"),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=Missing,
         finalize=_inert,
         trim_blocks=True,
         lstrip_blocks=True,
