@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from jinja2.utils import missing
 from markupsafe import Markup
 
@@ -21,11 +21,15 @@ SYMBOLS = {"pass": "✓", "fail": "✗", "inconclusive": "?", None: "●"}
 CLASSES = {"pass": "pass", "fail": "fail", "inconclusive": "undetermined", None: "neutral"}
 
 
+class LacksFact(UndefinedError, KeyError):
+    """A template read what a receipt lacks: the KeyError that it would be anywhere else."""
+
+
 class Missing(StrictUndefined):
-    """What a template reads and a receipt lacks: the KeyError that it would be anywhere else."""
+    """Whatever is read and is not there."""
 
     def __init__(self, hint: str | None = None, obj: Any = missing, name: str | None = None, exc: Any = None):
-        super().__init__(hint, obj, name, KeyError)
+        super().__init__(hint, obj, name, exc or LacksFact)
 
 
 @cache
