@@ -68,6 +68,46 @@ def test_every_command_runs_as_written(page, reader_folder, tmp_path, monkeypatc
         assert code == expected, f"{page.name}: atlas {line}: exit {code}\n{capsys.readouterr().err}"
 
 
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+IN_PYTHON = [page for page in PAGES if PYTHON.search(page.read_text())]
+
+
+@pytest.fixture
+def trainer(reader_folder, tmp_path):
+    """What a page calls `trainer`: transformers' own on the reader's base, two steps and a checkpoint."""
+    transformers = pytest.importorskip("transformers", reason="a page adds a callback to its Trainer")
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs it")
+    import torch
+
+    rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}]
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        reader_folder / "base.ckpt", dtype=torch.float32
+    )
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=2, save_steps=2, report_to=[], disable_tqdm=True,
+        use_cpu=True, save_only_model=True,
+    )  # fmt: skip
+    return transformers.Trainer(model=model, args=arguments, train_dataset=rows)
+
+
+@pytest.mark.parametrize("page", IN_PYTHON, ids=lambda page: page.name)
+def test_python_on_a_page_runs_in_order(page, reader_folder, tmp_path, monkeypatch, trainer):
+    """All blocks of a page in one namespace, in a folder with a registered probe set and the pair that they name."""
+    place = tmp_path / "here"
+    shutil.copytree(reader_folder, place)
+    shutil.copytree(place / "tuned.ckpt", place / "checkpoint-100")
+    monkeypatch.chdir(place)
+    assert run(["register", "probes.yaml"]) == 0
+    names = {"trainer": trainer}
+    for number, block in enumerate(PYTHON.findall(page.read_text())):
+        exec(compile(block, f"{page.name}, Python block {number + 1}", "exec"), names)  # noqa: S102
+    if "gate" in names:
+        trainer.train()
+        found = names["gate"].results
+        assert [result.step for result in found] == [100, 2]
+        assert None not in [result.verdict for result in found], found
+
+
 def anchors(page: Path) -> set[str]:
     """What the headings of a page can be linked by."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
