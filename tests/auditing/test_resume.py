@@ -117,6 +117,23 @@ def interrupted(place: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, at: 
             audited(place, folder, AuditOptions())
 
 
+def test_a_state_that_both_checkpoints_share_is_kept_once_and_shared_again(place, tmp_path, monkeypatch):
+    """What is written after a layer: two states of the windows until the checkpoints part, one as long as not."""
+    root = tmp_path / "late"
+    shutil.copytree(place / "base", root / "base")
+    shutil.copytree(place / "probe", root / "probe")
+    last = pairs.jitter(3e-3, lambda name: "layers.2.mlp" in name)
+    pairs.variant(root / "base", root / "tuned", last)
+    reference(root, "plain", AuditOptions())
+    kept = []
+    for _ in range(3):  # of every resumed audit as of the first
+        interrupted(root, tmp_path, monkeypatch, at=1)
+        kept.append({name.split(".")[0] for name in read_state(tmp_path / STATE)[1] if "array:" not in name})
+    assert kept == [{"base"}, {"base"}, {"base", "tuned"}]
+    audited(root, tmp_path, AuditOptions())
+    assert result(tmp_path) == result(root / "plain")
+
+
 def test_what_was_done_is_not_done_again(place, tmp_path, monkeypatch):
     interrupted(place, tmp_path, monkeypatch)
     saved = []

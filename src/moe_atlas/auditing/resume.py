@@ -83,8 +83,7 @@ class StateFile:
             raise UsageError("E_RESUME", shown(str(self.path)), problem, hint)
         for side, consumed in zip(audit.sides, facts["readers"], strict=True):
             side.reader.restore(consumed["hashed"], consumed["bytes_read"])
-            states = [tensors.pop(f"{side.name}.{n}") for n in range(len(audit.batches))]
-            side.states = [state.to(side.replay.device) for state in states]
+            side.states = [_restored(audit, side, n, tensors) for n in range(len(audit.batches))]
         _restore_evidence(audit, facts, tensors)
         return int(facts["done"])
 
@@ -107,7 +106,12 @@ class StateFile:
             "as_stored": [astuple(row) for row in evidence.ledger.as_stored],
             "changed_layers": list(evidence.ledger.changed_layers),
         }
-        tensors = {f"{side.name}.{n}": state for side in audit.sides for n, state in enumerate(side.states)}
+        tensors = {
+            f"{side.name}.{n}": state
+            for side in audit.sides
+            for n, state in enumerate(side.states)
+            if side is audit.sides[0] or not audit.states_shared(n)
+        }
         tensors |= {f"array:{name}": torch.from_numpy(array) for name, array in evidence.arrays.items()}
         write_state(self.path, facts, tensors)
 
@@ -141,6 +145,12 @@ def _stored(side: Side) -> list[Any]:
 def state_paths(receipt: Path) -> tuple[Path, Path]:
     """Where an audit's state is kept, and that of its noise floor: hidden files beside the receipt."""
     return receipt.with_name(f".{receipt.name}.resume"), receipt.with_name(f".{receipt.name}.floor-resume")
+
+
+def _restored(audit: Walk, side: Side, number: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A batch's state of one side; one that both sides shared was kept once and is shared again."""
+    kept = tensors.pop(f"{side.name}.{number}", None)
+    return audit.sides[0].states[number] if kept is None else kept.to(side.replay.device)
 
 
 def _restore_evidence(audit: Walk, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
