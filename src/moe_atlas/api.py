@@ -19,8 +19,10 @@ from typing import Any
 
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.ledger.recording import Recording
+from moe_atlas.probes.lock import lock_path
+from moe_atlas.receipt.files import require_apart
 from moe_atlas.receipt.lineage import against_previous, previous_facts
-from moe_atlas.receipt.write import as_arrays, check_writable, write_receipt
+from moe_atlas.receipt.write import as_arrays, check_writable, window_path, write_receipt
 from moe_atlas.results import Receipt
 
 Source = str | os.PathLike[str]
@@ -96,6 +98,8 @@ def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: Au
     # State that is still there shows that a receipt beside it is of this audit, killed while it was recorded.
     force = place.force or (place.resume and kept[0].exists())
     check_writable(place.receipt, force)
+    inputs = (base, tuned, probe, lock_path(probe), options.policy_from, options.baseline, place.previous)
+    require_apart((place.receipt, window_path(place.receipt)), (*inputs, *options.attempts))
     head = place.recording.head()
     previous = None if place.previous is None else previous_facts(place.previous)
     facts, arrays = measure(base, tuned, probe, replace(options, resume=kept if place.resume else None))

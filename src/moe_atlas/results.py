@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from moe_atlas.errors import VERDICT_EXIT, UsageError
 from moe_atlas.receipt.verify import intact_receipt
-from moe_atlas.receipt.window_file import decode_windows
-from moe_atlas.receipt.write import window_path
+from moe_atlas.receipt.window_file import recorded_windows
 from moe_atlas.text import shown
 
 if TYPE_CHECKING:
@@ -78,9 +77,8 @@ class Receipt:
         return np.array([_triple(value) for value in found], dtype=np.float64)
 
     def windows(self) -> dict[str, NDArray[Any]]:
-        """The window arrays by name, float64 or int32."""
-        beside = window_path(self.path)
-        return dict(decode_windows(beside.read_bytes(), beside.name))
+        """The window arrays by name, float64 or int32; errors as `recorded_windows`."""
+        return dict(recorded_windows(self.path, self.body))
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
         """A table as plain rows; intervals become three columns: ``x``, ``x_low`` and ``x_high``.
@@ -130,7 +128,7 @@ class Receipt:
         from moe_atlas.report.outputs import outputs
 
         target = Path(path)
-        reserved = (self.path, window_path(self.path))
+        reserved = (self.path, self.path.parent / self.body["evidence"]["windows"])
         outputs(paths=[target], force=force, reserved=reserved).write(self.body, self.path)
         return target
 

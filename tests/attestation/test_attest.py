@@ -24,7 +24,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
 from moe_atlas.attestation.statement import predicate, sha256sums
-from moe_atlas.checkpoint.digest import digest_checkpoint, digest_with_files
+from moe_atlas.checkpoint.digest import config_sha256, digest_checkpoint, digest_with_files
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused
@@ -52,8 +52,13 @@ def place(tmp_path, monkeypatch):
 
 def receipt(folder: Path, scale: float = 1.0, **changes) -> dict:
     facts, windows = synthetic.audit(scale=scale)
-    facts["checkpoints"]["tuned"]["digest"] = digest_checkpoint(open_checkpoint(folder / "tuned")).sha256
+    facts["checkpoints"]["tuned"] |= identity(folder / "tuned")
     return write_receipt(facts | changes, windows, folder / "receipt.json", force=True)
+
+
+def identity(checkpoint: Path) -> dict[str, str]:
+    opened = open_checkpoint(checkpoint)
+    return {"digest": digest_checkpoint(opened).sha256, "config_sha256": config_sha256(opened)}
 
 
 def attest(*extra: str) -> int:
@@ -131,7 +136,7 @@ def test_what_a_subject_per_shard_would_miss(place, damage):
 )
 def test_a_verdict_is_never_softened(place, scale, hole, code, result, verdict):
     facts, windows = synthetic.audit(scale=scale)
-    facts["checkpoints"]["tuned"]["digest"] = digest_checkpoint(open_checkpoint(place / "tuned")).sha256
+    facts["checkpoints"]["tuned"] |= identity(place / "tuned")
     if hole:
         windows["layers.2.pair.content_drift"][:] = float("nan")
     write_receipt(facts, windows, place / "receipt.json", force=True)
@@ -186,6 +191,39 @@ def test_another_checkpoint_is_not_attested(place, capsys):
     assert attest() == 5
     assert refused(capsys, "E_DIGEST")
     assert left(place) == BEFORE
+
+
+def test_the_same_weights_under_another_configuration_are_not_attested(place, capsys):
+    """k stands in config.json: a manifest over the edited file must not carry the verdict of the audited one."""
+    config = place / "tuned/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_experts_per_tok": 1}))
+    assert attest() == 5
+    assert "E_DIGEST tuned: is not the audited checkpoint: expected configuration" in capsys.readouterr().err
+    assert not (place / "statement.json").exists()
+    assert run(["verify", "receipt.json", "--checkpoint", "tuned"]) == 5
+    assert "checkpoints.tuned.config_sha256: expected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "code"),
+    [
+        (["-o", "SHA256SUMS"], "E_OVER_INPUT SHA256SUMS"),
+        (["-o", "x/../SHA256SUMS"], "E_OVER_INPUT"),
+        (["-o", "receipt.json"], "E_OVER_INPUT receipt.json"),
+        (["-o", "receipt.windows.safetensors"], "E_OVER_INPUT"),
+        (["-o", "tuned/config.json"], "E_OVER_INPUT"),
+        (["-o", "tuned/statement.json"], "E_OVER_INPUT"),
+        (["-o", "link.json"], "E_OVER_INPUT link.json"),
+    ],
+)
+def test_a_statement_replaces_neither_its_manifest_nor_an_input(place, capsys, extra, code):
+    (place / "x").mkdir()
+    (place / "link.json").symlink_to("receipt.json")
+    files = [file for file in place.rglob("*") if file.is_file()]
+    before = {file: file.read_bytes() for file in files}
+    assert attest(*extra, "--force") == 2
+    assert f"atlas: {code}" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in place.rglob("*") if file.is_file()} == before
 
 
 def test_a_receipt_that_does_not_verify_is_not_attested(place, capsys):

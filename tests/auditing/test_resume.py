@@ -244,6 +244,18 @@ def test_any_damage_of_the_state_is_noticed(place, tmp_path, monkeypatch):
         audited(place, tmp_path, AuditOptions())
 
 
+def test_a_state_that_is_no_file_neither_hangs_nor_is_written_through(place, tmp_path):
+    os.mkfifo(tmp_path / STATE)
+    with pytest.raises(IntegrityError, match="E_RESUME"):
+        audited(place, tmp_path, AuditOptions())
+    (tmp_path / STATE).unlink()
+    (tmp_path / "other").write_bytes(b"kept")
+    (tmp_path / f"{STATE}.tmp").symlink_to("other")
+    with pytest.raises(UsageError, match="E_WRITE"):
+        audited(place, tmp_path, AuditOptions())
+    assert (tmp_path / "other").read_bytes() == b"kept"
+
+
 def test_a_full_disk_keeps_the_state_before_and_leaves_nothing_else(place, tmp_path, monkeypatch):
     real, calls = os.fsync, []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,44 @@ def test_an_existing_receipt_is_not_overwritten(audit, tmp_path):
     assert must_be_one_line(code, err, "E_EXISTS", "--force") == 2
     assert (tmp_path / "receipt.json").read_text() == "mine"
     assert audit("base", "light", "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "target", ["light/receipt.json", "base/config.json", "base/../light/x.json", "probe/probes.lock.json"]
+)
+def test_a_receipt_goes_neither_over_an_input_nor_into_a_checkpoint(audit, place, target):
+    """Its window data are a safetensors file: the checkpoint beside it would be another one from then on."""
+    before = {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
+    code, _, err = audit("base", "light", "--receipt", str(place / target), "--force")
+    assert must_be_one_line(code, err, "E_OVER_INPUT", "choose another place") == 2
+    assert {file: file.read_bytes() for file in place.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("name", [".", "", "/", "..", "receipt.txt"])
+@pytest.mark.parametrize("option", ["--receipt", "--probe", "--policy-from", "--baseline"])
+def test_a_path_that_names_no_file_is_one_line(audit, option, name, tmp_path):
+    code, _, err = audit("base", "light", option, name)
+    assert len(err.splitlines()) == 1
+    assert err.startswith("atlas: E_")
+    assert code in (2, 4)
+    assert left_behind(tmp_path) == []
+
+
+def test_an_output_without_our_characters_does_not_change_the_exit_code(place, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "moe_atlas",
+        "audit",
+        str(place / "base"),
+        str(place / "hard"),
+        "--probe",
+    ]
+    command += [str(place / "probe/probes.yaml"), "--receipt", str(tmp_path / "receipt.json")]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, env=ascii_only, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+    assert done.stdout.isascii()
 
 
 def test_a_missing_checkpoint_is_named(audit, tmp_path):

@@ -20,6 +20,7 @@ import yaml
 
 from moe_atlas.cli import run
 from moe_atlas.ledger import Ledger
+from moe_atlas.receipt.canonical import encode_receipt, receipt_digest
 from moe_atlas.receipt.write import write_receipt
 from tests import pairs, tiny
 from tests.receipt import synthetic
@@ -77,6 +78,9 @@ def checkpoints(root: Path) -> None:
     family.write_text(
         json.dumps(json.loads(family.read_text()) | {"model_type": "nope", "architectures": ["No"]})
     )
+    shutil.copytree(root / "hard", root / "other-config")
+    config = root / "other-config/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_experts_per_tok": 1}))
     (root / "empty-folder").mkdir()
 
 
@@ -129,6 +133,9 @@ def receipts(root: Path) -> None:
             (root / "fail.windows.safetensors").write_bytes(evidence)
 
     forged("edited", whole.replace(b'"verdict": "fail"', b'"verdict": "pass"'))
+    rules = json.loads((root / "pass.json").read_bytes()) | {"derivation": 0}
+    rules["evidence"]["receipt_sha256"] = receipt_digest(rules)
+    forged("rules", encode_receipt(rules))
     forged("half", whole[: len(whole) // 2])
     forged("nothing", b"")
     forged("array", b"[]")
@@ -198,6 +205,8 @@ def measuring(w: Path) -> list[tuple[str, int, list]]:
         ("audit: handoff reference edited", 5, audit("base", "light", "--baseline", w / "edited.json")),
         ("audit: handoff reference missing", 2, audit("base", "light", "--baseline", w / "none.json")),
         ("audit: attempt edited", 5, audit("base", "light", "--attempt", w / "edited.json")),
+        ("audit: receipt into a checkpoint", 2, audit("base", "light", "--receipt", w / "light/receipt.json")),
+        ("audit: receipt of another name", 2, audit("base", "light", "--receipt", w / "receipt.txt")),
         ("audit: no arguments", 2, ["audit"]),
         ("audit: unknown option", 2, audit("base", "light", "--force-pass")),
         ("audit: no folder for the receipt", 2, audit("base", "light", "--receipt", w / "no/where.json")),
@@ -227,13 +236,30 @@ BROKEN_RECEIPTS = {
 
 
 def reading(w: Path) -> list[tuple[str, int, list]]:
-    """Rows of verify, report and attest."""
+    """Rows of the commands that read receipts."""
+
+    def calibrate(*extra):
+        return ["calibrate", "--out", w / "budgets.yaml", *extra]
+
     rows = [
+        ("diff: a pair", 0, ["diff", w / "pass.json", w / "fail.json"]),
+        ("diff: one receipt", 2, ["diff", w / "pass.json"]),
+        ("falsify: a baseline", 2, ["falsify", w / "pass.json", w / "baseline.json"]),
+        ("falsify: no receipt", 2, ["falsify"]),
+        ("calibrate: too few", 2, calibrate("--healthy", w / "pass.json")),
+        ("calibrate: a baseline", 2, calibrate("--healthy", w / "baseline.json")),
+        ("calibrate: no receipt", 2, calibrate()),
+        ("verify: other rules", 4, ["verify", w / "rules.json"]),
+        ("report: other rules", 4, ["report", w / "rules.json"]),
+        ("attest: other rules", 4, ["attest", w / "rules.json", "--checkpoint", w / "base"]),
+        ("attest: other configuration", 5, ["attest", w / "real.json", "--checkpoint", w / "other-config"]),
+        ("verify: other configuration", 5, ["verify", w / "real.json", "--checkpoint", w / "other-config"]),
         ("verify: pass", 0, ["verify", w / "pass.json"]),
         ("verify: fail", 1, ["verify", w / "fail.json"]),
         ("verify: fail, as JSON", 1, ["verify", w / "fail.json", "--json"]),
         ("verify: inconclusive", 3, ["verify", w / "open.json"]),
-        ("verify: baseline", 0, ["verify", w / "baseline.json"]),
+        ("verify: baseline", 3, ["verify", w / "baseline.json"]),
+        ("verify: baseline, integrity only", 0, ["verify", w / "baseline.json", "--integrity-only"]),
         ("verify: fail, integrity only", 0, ["verify", w / "fail.json", "--integrity-only"]),
         ("verify: other probe", 5, ["verify", w / "pass.json", "--probe", w / "probe/probes.yaml"]),
         ("verify: no probe", 2, ["verify", w / "pass.json", "--probe", w / "none.yaml"]),
@@ -248,6 +274,9 @@ def reading(w: Path) -> list[tuple[str, int, list]]:
     ]
     for name, code in BROKEN_RECEIPTS.items():
         rows += [
+            (f"diff: {name}", code, ["diff", w / "pass.json", w / name]),
+            (f"falsify: {name}", code, ["falsify", w / "pass.json", w / name]),
+            (f"calibrate: {name}", code, calibrate("--healthy", w / "pass.json", "--damaged", w / name)),
             (f"verify: {name}", code, ["verify", w / name]),
             (f"verify: {name}, integrity only", code, ["verify", w / name, "--integrity-only"]),
             (f"report: {name}", code, ["report", w / name]),
@@ -272,6 +301,8 @@ def standing(w: Path) -> list[tuple[str, int, list]]:
         ("register: differs", 2, ["register", w / "widened/probes.yaml"]),
         ("init: taken", 2, ["init", w / "probe/probes.yaml"]),
         ("inspect: base", 0, ["inspect", w / "base"]),
+        ("families: all", 0, ["families"]),
+        ("families: an argument", 2, ["families", "x"]),
         ("plan: a pair", 0, plan("light", "probe")),
         ("plan: not a pair", 4, plan("other", "probe")),
         ("plan: unregistered", 2, plan("light", "unregistered")),
@@ -286,6 +317,8 @@ def standing(w: Path) -> list[tuple[str, int, list]]:
         "none": 2,
     }.items():
         rows.append((f"gate: {name}", code, of_run("gate", name)))
+        witness = [*of_run("gate", name), "--receipts", w / "no-receipts"]
+        rows.append((f"gate: {name}, no such receipts", {3: 2}.get(code, code), witness))
         rows.append(
             (f"history: {name}", {3: 0}.get(code, 0 if name == "torn" else code), of_run("history", name))
         )
@@ -357,7 +390,7 @@ def cells(chosen: list, flags: list[str], folder: Path) -> list[list]:
         asked.append([row[0], output, placed(row, folder / f"{flags}{number}")])
     (folder / "rows.json").write_text(json.dumps(asked))
     command = [sys.executable, *flags, str(WORKER), str(folder / "rows.json"), str(folder / "cells.json")]
-    subprocess.run(command, check=True, cwd=folder, timeout=1800)
+    subprocess.run(command, check=True, cwd=folder, timeout=7200)
     found = json.loads((folder / "cells.json").read_text())
     assert len(found) == len(chosen)
     return found

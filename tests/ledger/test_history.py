@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -13,7 +15,7 @@ from moe_atlas.cli.gate import gate as gate_command
 from moe_atlas.cli.history import history as history_command
 from moe_atlas.cli.register import register as register_command
 from moe_atlas.errors import IntegrityError, UsageError
-from moe_atlas.ledger import Ledger
+from moe_atlas.ledger import Ledger, recording
 from moe_atlas.ledger.history import read_history
 from moe_atlas.ledger.receipts import check_witnesses, find_witnesses
 from moe_atlas.ledger.recording import record_receipt
@@ -307,6 +309,37 @@ def test_other_files_beside_the_receipts_are_passed_over(ledger: Ledger, tmp_pat
     (tmp_path / "z.json").write_text("[1]")
     (tmp_path / "d.json").mkdir()
     assert read_history(ledger).witnesses == 1
+
+
+def test_a_witness_that_is_named_must_be_one(ledger: Ledger, tmp_path: Path) -> None:
+    """A mistyped folder would be a check that never fails."""
+    gate(ledger, tmp_path / "g0.json", 0)
+    write(Ledger("other", tmp_path / "runs"), tmp_path / "elsewhere.json")
+    os.mkfifo(tmp_path / "pipe")
+    for place, code in (("nowhere", "E_NO_FILE"), ("elsewhere.json", "E_RUN"), ("pipe", "E_RUN")):
+        with pytest.raises(UsageError, match=code):
+            read_history(ledger, [tmp_path, tmp_path / place])
+    assert read_history(ledger, [tmp_path, tmp_path / "g0.json"]).witnesses == 1
+
+
+def test_a_receipt_swapped_while_it_is_recorded_is_noticed(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry names the bytes that verified, whatever lies there a moment later."""
+    path = tmp_path / "g.json"
+    write(ledger, path)
+    verified = hashlib.sha256(path.read_bytes()).hexdigest()
+    real = recording.intact_receipt
+
+    def swapped(where: Path) -> dict[str, Any]:
+        receipt = real(where)
+        where.write_bytes(b"{}")
+        return receipt
+
+    monkeypatch.setattr(recording, "intact_receipt", swapped)
+    assert record_receipt(ledger, path).body["receipt_sha256"] == verified
+    with pytest.raises(IntegrityError, match="is not the receipt"):
+        read_history(ledger)
 
 
 def test_a_torn_tail_is_shown_and_blocks_the_gate(ledger: Ledger, tmp_path: Path, app: typer.Typer) -> None:

@@ -105,7 +105,12 @@ def facts(
             "protected_layers": [layer for layer in layers if layer != 1],
         },
         "checkpoints": {
-            side: {"family": "test", "digest": SHA if side == "base" else "cd" * 32} for side in sides
+            side: {
+                "family": "test",
+                "digest": SHA if side == "base" else "cd" * 32,
+                "config_sha256": "ef" * 32,
+            }
+            for side in sides
         },
         "layers": [
             {

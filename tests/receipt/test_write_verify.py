@@ -25,6 +25,7 @@ from moe_atlas.receipt.reference import attempt_facts, reference_facts
 from moe_atlas.receipt.verify import VerifyReport, intact_receipt, verify
 from moe_atlas.receipt.window_file import decode_windows, encode_windows
 from moe_atlas.receipt.write import window_path, write_receipt
+from moe_atlas.results import Receipt
 from tests.receipt import synthetic
 
 Case = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -85,6 +86,14 @@ def test_an_existing_receipt_is_kept_unless_forced(written: Path, small: Case) -
     write_receipt(facts, small[1], written, force=True)
     assert written.read_bytes() != before
     assert verify(written).mismatches == []
+
+
+@pytest.mark.parametrize("name", ["receipt", "receipt.txt", "receipt.JSON", "", ".", ".json"])
+def test_a_receipt_ends_in_json(small: Case, tmp_path: Path, name: str) -> None:
+    """Receipts that differ in their suffix alone would share window data, and a ledger looks for ``*.json``."""
+    with pytest.raises(UsageError, match="E_RECEIPT_NAME"):
+        write_receipt(*small, tmp_path / name if name else Path(name))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_missing_folder_is_usage(small: Case, tmp_path: Path) -> None:
@@ -413,6 +422,28 @@ def test_a_deterministic_error_while_deriving_is_a_mismatch(
     assert "ZeroDivisionError" in report.mismatches[0].problem
 
 
+def test_a_renamed_receipt_keeps_its_own_window_data(written: Path, small: Case) -> None:
+    """They are those it records, not those that happen to lie under its new name; and those bytes alone."""
+    renamed = written.rename(written.with_name("monday.json"))
+    write_receipt(
+        small[0], synthetic.windows(small[0], seed=1), written
+    )  # now recorded.windows are another's
+    other = written.rename(written.with_name("tuesday.json"))
+    window_path(written).rename(window_path(renamed))
+    assert verify(renamed).mismatches
+    with pytest.raises(IntegrityError, match="E_RECEIPT"):
+        Receipt.load(renamed)
+    window_path(written).write_bytes(encode_windows(small[1]))
+    loaded = Receipt.load(renamed)
+    assert all(
+        np.array_equal(array, small[1][name], equal_nan=True) for name, array in loaded.windows().items()
+    )
+    window_path(written).write_bytes(window_path(renamed).read_bytes())
+    with pytest.raises(IntegrityError, match="E_WINDOWS"):
+        loaded.windows()
+    assert Receipt.load(other).windows()
+
+
 # --- earlier receipts ------------------------------------------------------------------------------------------
 
 
@@ -481,7 +512,8 @@ def test_the_command_exits_with_the_verdict_of_an_intact_receipt(tmp_path: Path)
     windows["layers.2.pair.content_drift"][:] = np.nan
     write_receipt(facts, windows, open_)
     write_receipt(*synthetic.baseline(), base)
-    expected = [(passing, Exit.PASS), (failing, Exit.FAIL), (open_, Exit.INCONCLUSIVE), (base, Exit.PASS)]
+    expected = [(passing, Exit.PASS), (failing, Exit.FAIL)]
+    expected += [(open_, Exit.INCONCLUSIVE), (base, Exit.INCONCLUSIVE)]  # a baseline compares nothing
     for path, code in expected:
         assert run_verify(path)[0] == code, path
         assert run_verify(path, "--integrity-only")[0] == Exit.PASS

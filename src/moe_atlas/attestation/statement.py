@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.checkpoint.digest import digest_with_files
+from moe_atlas.checkpoint.digest import config_sha256, digest_with_files
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.errors import InputRefused, IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt
@@ -63,11 +63,19 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
         raise UsageError(
             "E_KIND", shown(str(receipt_path)), "is a baseline, which compares nothing", "attest an audit"
         )
-    digest, files = digest_with_files(open_checkpoint(checkpoint_path))
-    audited = receipt["checkpoints"]["tuned"]["digest"]
-    if digest.sha256 != audited:
-        problem = f"is not the audited checkpoint: expected tensors {audited}, found {digest.sha256}"
-        raise IntegrityError("E_DIGEST", shown(str(checkpoint_path)), problem, "give the tuned checkpoint")
+    checkpoint = open_checkpoint(checkpoint_path)
+    digest, files = digest_with_files(checkpoint)
+    audited = receipt["checkpoints"]["tuned"]
+    found = {
+        "digest": ("tensors", digest.sha256),
+        "config_sha256": ("configuration", config_sha256(checkpoint)),
+    }
+    for key, (what, value) in found.items():
+        if value != audited[key]:
+            problem = f"is not the audited checkpoint: expected {what} {audited[key]}, found {value}"
+            raise IntegrityError(
+                "E_DIGEST", shown(str(checkpoint_path)), problem, "give the tuned checkpoint"
+            )
     manifest = sha256sums(files)
     statement = {
         "_type": STATEMENT_TYPE,

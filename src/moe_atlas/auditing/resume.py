@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import astuple
@@ -73,7 +74,7 @@ class StateFile:
             IntegrityError: ``E_RESUME`` for a damaged file, ``E_CHANGED`` when a checkpoint's bytes are not those
                 that were consumed.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return 0
         facts, tensors = read_state(self.path)
         differing = sorted(name for name in self._parts if self._parts[name] != facts["parts"].get(name))
@@ -144,7 +145,8 @@ def _stored(side: Side) -> list[Any]:
 
 def state_paths(receipt: Path) -> tuple[Path, Path]:
     """Where an audit's state is kept, and that of its noise floor: hidden files beside the receipt."""
-    return receipt.with_name(f".{receipt.name}.resume"), receipt.with_name(f".{receipt.name}.floor-resume")
+    folder, name = receipt.parent, receipt.name
+    return folder / f".{name}.resume", folder / f".{name}.floor-resume"
 
 
 def _restored(audit: Walk, side: Side, number: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -28,7 +28,7 @@ from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.side import Side, SideName, compute_dtype
 from moe_atlas.auditing.unreplayed import compare_unreplayed
 from moe_atlas.auditing.view import Scope
-from moe_atlas.checkpoint.digest import CheckpointDigest
+from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
 from moe_atlas.checkpoint.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
@@ -231,6 +231,7 @@ def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
         "path": side.checkpoint.label,
         "family": side.spec.family,
         "digest": digest.sha256,
+        "config_sha256": config_sha256(side.checkpoint),
         "classes": class_digests(side.spec, side.checkpoint, digest),
         "tensors": len(side.checkpoint.tensors),
         "bytes": sum(tensor.nbytes for tensor in stored),

@@ -40,7 +40,8 @@ def write_state(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tens
     temporary = path.with_name(path.name + ".tmp")
     with write_errors(path):
         try:
-            with temporary.open("wb") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(temporary, flags, 0o644), "wb") as file:
                 _write(file, facts, tensors)
                 file.flush()
                 os.fsync(file.fileno())
@@ -76,7 +77,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     damaged = IntegrityError("E_RESUME", shown(str(path)), "is damaged", "remove it to start anew")
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if _read(file, len(MAGIC), digest) != MAGIC:
                 raise damaged
             length = int.from_bytes(_read(file, 8, digest), "little")

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.receipt.verify import intact_receipt
-from moe_atlas.receipt.window_file import decode_windows
-from moe_atlas.receipt.write import window_path
+from moe_atlas.receipt.window_file import recorded_windows
 from moe_atlas.text import shown
 from moe_atlas.verdict.atlas import CHANNELS
 
@@ -73,8 +72,7 @@ def read_pair(path: Path) -> Pair:
         AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no audit.
     """
     receipt = intact_receipt(path)
-    beside = window_path(path)
-    return pair_of(receipt, decode_windows(beside.read_bytes(), beside.name), str(path))
+    return pair_of(receipt, recorded_windows(path, receipt), str(path))
 
 
 def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> Pair:

@@ -7,6 +7,7 @@ changed bit, name, dtype or shape does not.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,15 @@ class CheckpointDigest:
 
     sha256: str
     tensors: Mapping[str, str]
+
+
+def config_sha256(checkpoint: Checkpoint) -> str:
+    """Return the sha256 of what ``config.json`` says: keys sorted, ASCII, no spaces; its layout does not matter.
+
+    The same tensors under another configuration are another model: k, an epsilon or a rotation base stands there.
+    """
+    text = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 class TensorHash:

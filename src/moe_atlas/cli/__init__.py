@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 import typer
@@ -80,8 +81,15 @@ def main() -> None:
 
 
 def _open(stream: TextIO | None) -> TextIO:
-    """A stream that can be written to: the interpreter leaves None where the descriptor was closed."""
-    return open(os.devnull, "w") if stream is None else stream  # noqa: SIM115  open until the process ends
+    """A stream that can be written to: the interpreter leaves None where the descriptor was closed.
+
+    A character that a pipeline's encoding does not have is escaped: words about a result must not change its code.
+    """
+    if stream is None:
+        return open(os.devnull, "w")  # noqa: SIM115  open until the process ends
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 def _crash(*error: Any) -> None:

@@ -10,6 +10,8 @@ import typer
 
 from moe_atlas.durable import write_atomic
 from moe_atlas.errors import VERDICT_EXIT, ResourceExhausted, UsageError
+from moe_atlas.receipt.files import require_apart
+from moe_atlas.receipt.write import window_path
 from moe_atlas.text import shown
 
 
@@ -37,9 +39,10 @@ def attest(
     from moe_atlas.attestation.statement import MANIFEST_NAME, encode
     from moe_atlas.attestation.statement import attest as make
 
-    envelope = output.with_name(output.stem + ".dsse.json")
-    targets = [output.with_name(MANIFEST_NAME), output, *([] if key is None else [envelope])]
+    envelope = output.parent / f"{output.stem}.dsse.json"
+    targets = [output.parent / MANIFEST_NAME, output, *([] if key is None else [envelope])]
     _require_free(targets, force)
+    require_apart(targets, (receipt, window_path(receipt), checkpoint, key))
     made = make(receipt, checkpoint)
     contents = [made.manifest, made.statement]
     contents += [] if key is None else [encode(sign(made.statement, key))]
@@ -53,6 +56,9 @@ def attest(
 
 
 def _require_free(targets: list[Path], force: bool) -> None:
+    if len({os.path.realpath(path) for path in targets}) < len(targets):
+        problem = "is the name of the manifest or of the envelope beside it"
+        raise UsageError("E_OVER_INPUT", shown(str(targets[1])), problem, "choose another name")
     for path in targets:
         if not path.parent.is_dir():
             raise UsageError("E_NO_FOLDER", shown(str(path)), "its folder does not exist")

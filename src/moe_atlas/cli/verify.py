@@ -38,8 +38,8 @@ def verify(
 ) -> int:
     """Derive every interval and the verdict again from the window data, and list every mismatch.
 
-    Exits with the verdict's own code when everything agrees (0 pass or baseline, 1 fail, 3 inconclusive), 5 when
-    anything does not.
+    Exits with the verdict's own code when everything agrees (0 pass, 1 fail, 3 inconclusive or a baseline, which
+    compares nothing), 5 when anything does not.
 
     Example: atlas verify receipt.json --probe probes.yaml
     """
@@ -55,8 +55,10 @@ def exit_code(report: VerifyReport, *, integrity_only: bool) -> Exit:
     """The exit code of a verification: 5 on any mismatch, else what the verdict itself ends in."""
     if report.mismatches or report.receipt is None:
         return Exit.CHANGED
-    if integrity_only or report.kind == "baseline":
+    if integrity_only:
         return Exit.PASS
+    if report.kind == "baseline":  # it compares nothing: whoever promotes on 0 must not promote on it
+        return Exit.INCONCLUSIVE
     return _VERDICTS.get(str(report.verdict), Exit.CHANGED)
 
 
@@ -77,5 +79,5 @@ def _text(path: Path, report: VerifyReport) -> str:
         lines = [f"{name}: does NOT verify, {len(report.mismatches)} mismatches"]
         lines += [f"  {shown(one.path)}: {shown(one.problem, 300)}" for one in report.mismatches]
         return "\n".join([*lines, "do not rely on any number in it"])
-    verdict = "baseline" if report.kind == "baseline" else f"verdict {report.verdict}"
+    verdict = "baseline: nothing was compared" if report.kind == "baseline" else f"verdict {report.verdict}"
     return f"{name}: intact, {verdict}\n  checked: {', '.join(report.checked)}"

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.errors import Exit, IntegrityError
+from moe_atlas.errors import Exit, IntegrityError, UsageError
 from moe_atlas.ledger.chain import Entry
-from moe_atlas.ledger.receipts import find_witnesses, require_consistent
+from moe_atlas.ledger.receipts import Witness, find_witnesses, require_consistent
 from moe_atlas.ledger.records import gate_records
 from moe_atlas.ledger.store import Ledger, Snapshot
 from moe_atlas.text import shown
@@ -75,17 +75,32 @@ def read_history(ledger: Ledger, receipts: Iterable[Path] = ()) -> History:
         receipts: further receipts, or folders of them.
 
     Raises:
-        UsageError: E_RUN when there is no such run.
+        UsageError: E_RUN when there is no such run, or a file among `receipts` is no receipt of it; E_NO_FILE.
         IntegrityError: E_LEDGER (a line is not what was written), E_LEDGER_CUT (receipts know entries that
             are gone).
     """
     snapshot = ledger.read()
+    receipts = list(receipts)
     witnesses = find_witnesses(snapshot.entries, ledger.run, receipts)
+    _require_heard(receipts, witnesses, ledger.run)
     require_consistent(snapshot.entries, witnesses, shown(str(ledger.path)))
     gates = [entry for entry in snapshot.entries if entry.kind in ("baseline", "resume", "audit")]
     readings = escalate(gate_records(snapshot.entries))
     by_entry = {entry.seq: reading for entry, reading in zip(gates, readings, strict=True)}
     return History(snapshot, by_entry, len(witnesses))
+
+
+def _require_heard(receipts: Iterable[Path], witnesses: Iterable[Witness], run: str) -> None:
+    """Refuse what was named as a witness and is none: a mistyped path would be a check that never fails."""
+    heard = {witness.path for witness in witnesses}
+    for place in receipts:
+        if not place.exists():
+            raise UsageError("E_NO_FILE", shown(str(place)), "there is no such file or folder")
+        if not place.is_dir() and place.resolve() not in heard:
+            problem = f"is no receipt of run {shown(run)}"
+            raise UsageError(
+                "E_RUN", shown(str(place)), problem, "give its receipts, or folders that hold them"
+            )
 
 
 def require_settled(history: History, where: str) -> None:

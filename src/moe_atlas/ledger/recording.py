@@ -13,6 +13,7 @@ from moe_atlas.ledger.receipts import ledger_head
 from moe_atlas.ledger.records import receipt_body
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 from moe_atlas.probes.lock import Lock
+from moe_atlas.receipt.canonical import encode_receipt
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.text import shown
 
@@ -83,7 +84,7 @@ def record_receipt(ledger: Ledger, path: Path, step: int | None = None, reason: 
         problem = f"was not written for run {shown(ledger.run)}"
         raise UsageError("E_RUN", shown(str(path)), problem, f"audit again with --run {shown(ledger.run)}")
     kind = "audit" if receipt["kind"] == "audit" else ("resume" if reason else "baseline")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = hashlib.sha256(encode_receipt(receipt)).hexdigest()  # of the bytes that verified, not read again
     return ledger.append(kind, receipt_body(receipt, path, sha256, step, reason))
 
 

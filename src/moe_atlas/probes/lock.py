@@ -77,7 +77,7 @@ class Lock:
 
 def lock_path(probe_file: Path) -> Path:
     """Where the lock of a probe file lies: ``probes.yaml`` has ``probes.lock.json`` beside it."""
-    return probe_file.with_suffix(".lock.json")
+    return probe_file.parent / f"{probe_file.stem}.lock.json"
 
 
 def window_sha256(window: Window) -> str:

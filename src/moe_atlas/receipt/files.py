@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
@@ -44,6 +44,20 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if len(raw) > limit:
         raise InputRefused("E_SIZE", label, f"more than the {limit} bytes accepted")
     return raw
+
+
+def require_apart(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Refuse to write over an input, or into the folder of a checkpoint, which would be another one then.
+
+    Raises:
+        UsageError: ``E_OVER_INPUT``, whatever was forced.
+    """
+    given = [path for path in inputs if path is not None]
+    for output in outputs:
+        for path in given:
+            if os.path.realpath(output.parent if path.is_dir() else output) == os.path.realpath(path):
+                problem = f"would be written over or into an input, {shown(str(path))}"
+                raise UsageError("E_OVER_INPUT", shown(str(output)), problem, "choose another place")
 
 
 @contextlib.contextmanager

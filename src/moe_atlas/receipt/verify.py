@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.checkpoint.digest import digest_checkpoint
+from moe_atlas.checkpoint.digest import config_sha256, digest_checkpoint
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
 from moe_atlas.probes.load import load_probes
@@ -22,12 +22,11 @@ from moe_atlas.receipt.canonical import MAX_RECEIPT_BYTES, encode_receipt, parse
 from moe_atlas.receipt.derive import DERIVATION, SCHEMA, derive
 from moe_atlas.receipt.files import read_bounded
 from moe_atlas.receipt.schema import schema_problems, window_problems
-from moe_atlas.receipt.window_file import Arrays, decode_windows
+from moe_atlas.receipt.window_file import MAX_WINDOW_BYTES, Arrays, decode_windows
 from moe_atlas.text import shown
 
 RELATIVE = 1e-9  # sums in another order, on another machine
 ABSOLUTE = 1e-12
-MAX_WINDOW_BYTES = 8 << 30
 # What arithmetic on a receipt of the right form, but with absurd contents, can still run into.
 _ABSURD = (
     ValueError,
@@ -282,14 +281,16 @@ def _check_probe(
 
 
 def _check_checkpoint(receipt: Mapping[str, Any], checkpoint: Path, report: VerifyReport) -> None:
-    """Hash the weights again and compare with what the audit consumed."""
+    """Hash the weights and the configuration again and compare with what the audit consumed."""
     side = "tuned" if receipt["kind"] == "audit" else "base"
-    recorded = receipt["checkpoints"][side]["digest"]
+    recorded = receipt["checkpoints"][side]
     try:
-        found = digest_checkpoint(open_checkpoint(checkpoint)).sha256
+        opened = open_checkpoint(checkpoint)
+        found = {"digest": digest_checkpoint(opened).sha256, "config_sha256": config_sha256(opened)}
     except (InputRefused, IntegrityError) as error:
         report.add(f"checkpoints.{side}", str(error))
         return
-    if found != recorded:
-        report.add(f"checkpoints.{side}.digest", f"expected {recorded}, the checkpoint has {found}")
-    report.checked.append(f"weights of the {side} checkpoint")
+    for key, value in found.items():
+        if value != recorded[key]:
+            report.add(f"checkpoints.{side}.{key}", f"expected {recorded[key]}, the checkpoint has {value}")
+    report.checked.append(f"weights and configuration of the {side} checkpoint")

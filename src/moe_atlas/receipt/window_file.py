@@ -6,25 +6,48 @@ equal bytes, and the reader refuses whatever the writer would not have written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.checkpoint.strict_json import parse_json_object
-from moe_atlas.errors import InputRefused
+from moe_atlas.errors import InputRefused, IntegrityError
+from moe_atlas.receipt.files import read_bounded
+from moe_atlas.text import shown
 
 Arrays = dict[str, NDArray[Any]]
 
 MAX_HEADER_BYTES = 16 << 20
+MAX_WINDOW_BYTES = 8 << 30
 _DTYPES: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "I32": np.dtype("<i4")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*\Z")
 _ALIGNMENT = 8
+
+
+def recorded_windows(path: Path, receipt: Mapping[str, Any]) -> Arrays:
+    """Return the arrays that a verified receipt was derived from, under the name and with the digest it records.
+
+    Args:
+        path: the receipt, which may have been renamed since.
+        receipt: its content.
+
+    Raises:
+        AtlasError: ``E_WINDOWS`` (IntegrityError) when the file is not the recorded one; whatever keeps it from being
+            read.
+    """
+    beside = path.parent / receipt["evidence"]["windows"]
+    raw = read_bounded(beside, MAX_WINDOW_BYTES)
+    if hashlib.sha256(raw).hexdigest() != receipt["evidence"]["sha256"]:
+        raise IntegrityError("E_WINDOWS", shown(str(beside)), "is not the window data that the receipt names")
+    return decode_windows(raw, beside.name)
 
 
 def encode_windows(arrays: Mapping[str, NDArray[Any]]) -> bytes:

@@ -23,16 +23,20 @@ SUFFIX = ".windows.safetensors"
 
 def window_path(receipt: Path) -> Path:
     """Return where the window data of a receipt stand: ``receipt.json`` -> ``receipt.windows.safetensors``."""
-    return receipt.with_name(receipt.stem + SUFFIX)
+    return receipt.parent / (receipt.stem + SUFFIX)
 
 
 def check_writable(path: Path, force: bool = False) -> None:
     """Refuse early, before hours of work, what `write_receipt` would refuse at the end.
 
     Raises:
-        UsageError: ``E_EXISTS`` when the receipt is there already and is not to be replaced; ``E_NO_FOLDER``.
+        UsageError: ``E_EXISTS`` when the receipt is there already and is not to be replaced; ``E_NO_FOLDER``;
+            ``E_RECEIPT_NAME`` when it does not end in ``.json``: two receipts would share their window data, and a
+            ledger would not find this one.
     """
     label = shown(str(path))
+    if path.suffix != ".json":
+        raise UsageError("E_RECEIPT_NAME", label, "a receipt's name ends in .json", "call it receipt.json")
     if not path.parent.is_dir():
         raise UsageError("E_NO_FOLDER", label, "its folder does not exist")
     if path.is_dir() or (os.path.lexists(path) and not force):
