@@ -88,7 +88,8 @@ def _open(stream: TextIO | None) -> TextIO:
     if stream is None:
         return open(os.devnull, "w")  # noqa: SIM115  open until the process ends
     if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")
     return stream
 
 
