@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: check-readme demo test test-slow lint fmt parity coverage mutants lab falsify bench gate-cost docs goldens clean
+.PHONY: check-readme demo test test-slow lint fmt parity coverage mutants lab falsify bench gate-cost docs docs-images goldens clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,9 @@ check-readme: $(READY) ## do README and pages name only commands and options tha
 
 docs: $(READY)        ## the pages as a site in build/site
 	$(BIN)/mkdocs build -q -f configs/mkdocs.yml
+
+docs-images: $(READY) ## the pictures of the pages, from what `make demo` left; needs Chromium
+	$(BIN)/python -m scripts.docs_images
 
 goldens: $(READY)     ## write the snapshots anew; read the diff before you commit it
 	UPDATE_GOLDENS=1 $(BIN)/python -m pytest -n 0 tests/report/test_goldens.py tests/cli/test_surface.py tests/receipt/test_derivation.py

@@ -63,11 +63,15 @@ def interval(value: Any) -> str:
     """An interval as ``estimate [low, high]``; with one bound, ``estimate, at most high`` or ``at least low``."""
     if not isinstance(value, dict) or value.get("estimate") is None:
         return "–"
-    estimate, low, high = (value.get(bound) for bound in ("estimate", "low", "high"))
-    if low is not None and high is not None:
-        return f"{number(estimate)} [{number(low)}, {number(high)}]"
-    words = [f"at least {number(low)}"] * (low is not None) + [f"at most {number(high)}"] * (high is not None)
-    return ", ".join([number(estimate), *words])
+    estimate, low, high = (number(value.get(bound)) for bound in ("estimate", "low", "high"))
+    if "–" not in (low, high):
+        return f"{estimate} [{low}, {high}]"
+    bounds = [
+        f"{word} {bound}"
+        for word, bound in (("at least", low), ("at most", high))
+        if bound not in ("–", estimate)
+    ]
+    return ", ".join([estimate, *bounds])
 
 
 def size(count: float) -> str:

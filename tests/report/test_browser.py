@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe_atlas.report.html import audit_page, history_page
+from scripts import docs_images
 from tests.report import receipts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -102,6 +103,20 @@ def test_keyboard_reaches_the_skip_link_first_and_opens_details(opened):
     summary.focus()
     page.keyboard.press("Enter")
     assert summary.evaluate("one => one.parentElement.open") is not before
+
+
+def test_callouts_of_the_pages_find_their_places(browser, tmp_path):
+    report = tmp_path / "fail.html"
+    report.write_text(PAGES["fail"](), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    said = Path(docs_images.__file__).parents[1].joinpath("docs/reading.md").read_text()
+    for number, (selector, _) in {**docs_images.VERDICT_CALLOUTS, **docs_images.LAYER_CALLOUTS}.items():
+        assert page.locator(selector).first.is_visible(), selector
+        assert f"\n{number}. **" in said
+    for shot in docs_images.SHOTS:
+        assert page.locator(shot.end).count() == 1
+    page.close()
 
 
 def test_paper_shows_what_is_folded_on_the_screen(browser, file):

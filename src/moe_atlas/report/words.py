@@ -16,6 +16,15 @@ PREDICATES = {
     "base_domain_damage": "base-domain damage",
     "knowledge_expansive": "knowledge-expansive",
 }
+OUTCOMES = {
+    "chart-preserving": "the task was reached and the atlas preserved",
+    "chart-redefining": "the task was reached by rewriting the atlas, and no attempt shows that it had to be",
+    "knowledge-expansive": "the task was reached by rewriting the atlas, and an attempt that kept it missed the task",
+    "misclassified": "the task was reached by rewriting the atlas, and an attempt reached it without",
+    "task-not-reached": "the task was missed; a preserved atlas earns nothing for that",
+    "not-applicable": "no task was registered",
+}
+"""What the classification means, for those outcomes whose name does not say it."""
 GATES = {
     "coordinate": "coordinate drift",
     "boundary": "boundary drift",

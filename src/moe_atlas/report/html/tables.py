@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moe_atlas.report.words import PASSED, PREDICATES, SYMBOLS, Receipt, gate_name, grouped, place
+from moe_atlas.report.words import (
+    OUTCOMES,
+    PASSED,
+    PREDICATES,
+    SYMBOLS,
+    Receipt,
+    estimate,
+    gate_name,
+    grouped,
+    place,
+)
 from moe_atlas.text import interval, number, shown, size
 
 CLAIM_SYMBOLS = {"licensed": "✓", "contradicted": "✗", "unlicensed": "–"}
@@ -26,6 +36,7 @@ def predicates(receipt: Receipt) -> list[dict[str, Any]]:
         {
             "name": PREDICATES[name],
             "outcome": predicate["outcome"],
+            "meaning": OUTCOMES.get(predicate["outcome"]),
             "result": PASSED[predicate["passed"]],
             "symbol": SYMBOLS[PASSED[predicate["passed"]]],
             "reason": predicate.get("reason"),
@@ -63,8 +74,8 @@ def domains(receipt: Receipt) -> list[dict[str, Any]]:
             "name": row["name"],
             "role": row["role"],
             "documents": row["documents"],
-            "base": interval(row["nll_base"]),
-            "tuned": interval(row.get("nll_tuned")),
+            "base": number(estimate(row["nll_base"]), 4),
+            "tuned": number(estimate(row.get("nll_tuned")), 4),
             "increase": interval(row.get("nll_increase")),
             "kl": interval(row.get("kl")),
             "agreement": interval(row.get("top1_agreement")),

@@ -1,0 +1,122 @@
+"""Take the pictures of the pages: `make docs-images`, from the report of the demo's failing pair.
+
+A headless Chromium opens the report as `atlas report` writes it, in both themes and at two widths. The annotated
+pictures carry numbered callouts, which docs/reading.md explains; each is drawn at the element it speaks of.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from moe_atlas.results import Receipt
+
+RECEIPT = Path("demo/hard.receipt.json")
+IMAGES = Path("docs/images")
+
+# Number to the first element that matches, and how far right of its left edge the number stands.
+VERDICT_CALLOUTS = {
+    1: (".verdict .word", -34),
+    2: (".verdict ul li", -44),
+    3: (".verdict ol li", -44),
+    4: (".card .mark", -30),
+}
+LAYER_CALLOUTS = {
+    5: (".heat tbody td.fail", 6),
+    6: (".heat tbody abbr", 15),
+    7: (".heat tfoot td", 6),
+    8: ("#domains + .charts figcaption", -26),
+}
+
+DRAW = """(callouts) => {
+  for (const [number, [selector, right]] of Object.entries(callouts)) {
+    const box = document.querySelector(selector).getBoundingClientRect();
+    const one = document.createElement('span');
+    one.textContent = number;
+    one.style.cssText = `position:absolute; left:${box.left + scrollX + right}px; top:${box.top + scrollY - 1}px;
+      width:26px; height:26px; border-radius:50%; background:#0b57d0; color:#fff; border:2px solid #fff;
+      font:700 15px/22px system-ui, sans-serif; text-align:center; z-index:99; box-sizing:border-box;
+      box-shadow:0 1px 3px rgba(0,0,0,.5)`;
+    document.body.append(one);
+  }
+}"""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture.
+
+    Attributes:
+        name: file name.
+        width: of the window, CSS pixels.
+        theme: light or dark.
+        begin: selector of the element it starts at; None is the top of the page.
+        end: selector of the first element that it leaves out.
+        callouts: as above.
+    """
+
+    name: str
+    width: int
+    theme: str
+    end: str
+    begin: str | None = None
+    callouts: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+
+
+SHOTS = (
+    Shot("verdict.png", 1000, "light", "nav"),
+    Shot("report-light.png", 1280, "light", "#domains"),
+    Shot("report-dark.png", 1280, "dark", "#domains"),
+    Shot("report-phone-light.png", 390, "light", "#layers"),
+    Shot("report-phone-dark.png", 390, "dark", "#layers"),
+    Shot("reading-verdict.png", 1100, "light", "#layers", callouts=VERDICT_CALLOUTS),
+    Shot("reading-layers.png", 1100, "light", "#occupancy", "#layers", LAYER_CALLOUTS),
+)
+
+
+def take(browser: Browser, report: Path, shot: Shot, target: Path) -> None:
+    """Open the report, draw the callouts, write the part of the page that is wanted."""
+    context: Any = browser.new_context(
+        viewport={"width": shot.width, "height": 900}, color_scheme=shot.theme, offline=True
+    )
+    page = context.new_page()
+    page.goto(report.as_uri())
+    page.evaluate(DRAW, {str(number): place for number, place in shot.callouts.items()})
+    top = page.locator(shot.begin).bounding_box()["y"] if shot.begin else 0
+    bottom = page.locator(shot.end).bounding_box()["y"]
+    page.screenshot(
+        path=target, full_page=True, clip={"x": 0, "y": top, "width": shot.width, "height": bottom - top}
+    )
+    context.close()
+    Image.open(target).convert("RGB").quantize(method=Image.Quantize.FASTOCTREE).save(target, optimize=True)
+
+
+def main() -> int:
+    """Take every picture."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not RECEIPT.exists() or chromium is None:
+        print(f"needs {RECEIPT} (make demo) and Chromium (apt-get install chromium)", file=sys.stderr)
+        return 1
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        report = Receipt.load(RECEIPT).report(folder / "report.html")
+        playwright = stack.enter_context(sync_playwright())
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for shot in SHOTS:
+            take(browser, report, shot, IMAGES / shot.name)
+            print(f"wrote {IMAGES / shot.name}")
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
