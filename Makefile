@@ -57,7 +57,7 @@ check-readme: $(READY) ## do README and pages name only commands and options tha
 	$(BIN)/python -m pytest -q -n 0 tests/docs/test_pages.py -k "page_names_exists or link"
 
 docs: $(READY)        ## the pages as a site in build/site
-	$(BIN)/mkdocs build -q -f configs/mkdocs.yml
+	$(BIN)/mkdocs build -q --strict -f configs/mkdocs.yml
 
 docs-images: $(READY) ## the pictures of the pages, from what `make demo` left; needs Chromium
 	$(BIN)/python -m scripts.docs_images

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,16 @@ def test_probe_files_on_pages_parse(tmp_path):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block)
         assert load_probes(path).domains
+
+
+def test_the_site_builds_without_a_warning_and_names_every_page(tmp_path):
+    site = ["-m", "mkdocs", "build", "--strict", "-f", "configs/mkdocs.yml", "-d", str(tmp_path / "site")]
+    built = subprocess.run([sys.executable, *site], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    start = (tmp_path / "site/index.html").read_text()
+    assert [page.name for page in ROOT.glob("docs/*.md") if f'href="{page.stem}.html"' not in start] == [
+        "index.md"
+    ]
 
 
 def test_no_page_is_an_orphan():
