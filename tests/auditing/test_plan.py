@@ -37,13 +37,13 @@ def base(request, root):
 
 
 def geometry(spec, tokens, everyone):
-    """Operations of κ (all slots) and of two field norms (K + 1 and K slots; one slot is no product), both sides."""
+    """Operations of κ (all slots) and of two field norms (K + 1 and K slots) of both sides, and of V⁰ at the anchor."""
     total = 0
     for layer in spec.layers:
         if layer.moe:
             k, width = layer.moe.router.top_k, spec.width
             slots = k + 2 + (layer.moe.router.experts if everyone else 0)
-            total += 2 * 2 * tokens * width * (slots**2 + k + 1 + (k if k > 1 else 0))
+            total += 2 * 2 * tokens * width * (slots**2 + k + 1 + k) + 2 * tokens * width * k
     return total
 
 

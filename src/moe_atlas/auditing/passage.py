@@ -18,7 +18,7 @@ from moe_atlas.auditing.side import Side
 from moe_atlas.auditing.view import Scope, View, look
 from moe_atlas.families.spec import LayerSpec
 from moe_atlas.geometry import assumptions, health, pair
-from moe_atlas.geometry.fields import PairFields
+from moe_atlas.geometry.pair_fields import PairFields
 from moe_atlas.replay.router import Routing
 
 

@@ -81,7 +81,7 @@ class View:
     def finish(self, number: int) -> None:
         """Leave the layer: the routed sum joins shared experts and residual."""
         state = self.side.replay.finish(
-            self.layer, self.side.weights, self.state_WSD, self.gate, self.fields.routed_TD
+            self.layer, self.side.weights, self.state_WSD, self.gate, self.fields.routed_sum()
         )
         self.side.states[number] = state
 

@@ -8,12 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_atlas.geometry.tangent import length, pieces
+
 
 def coordinate_drift(state0_TD: Tensor, state1_TD: Tensor) -> Tensor:
-    """½‖ŝ⁰ − ŝ¹‖² = 1 − cos(s⁰, s¹), float64 [T], 0..2; exactly 0 for equal states."""
-    unit0_TD = torch.nn.functional.normalize(state0_TD.double(), dim=-1, eps=0.0)
-    unit1_TD = torch.nn.functional.normalize(state1_TD.double(), dim=-1, eps=0.0)
-    return 0.5 * (unit0_TD - unit1_TD).square().sum(-1)
+    """½‖ŝ⁰ − ŝ¹‖² = 1 − cos(s⁰, s¹), float64 [T], 0..2; exactly 0 for equal states.
+
+    In float32: as the square of a difference of unit vectors it is right to about 1e-14, which 1 − cos is not.
+    """
+    drift_T = state0_TD.new_empty(len(state0_TD), dtype=torch.float64)
+    for p in pieces(*state0_TD.shape):
+        unit0_TD, unit1_TD = (
+            torch.nn.functional.normalize(state_TD[p].float(), dim=-1, eps=0.0)
+            for state_TD in (state0_TD, state1_TD)
+        )
+        drift_T[p] = 0.5 * length(unit0_TD - unit1_TD).square()
+    return drift_T
 
 
 def shared_members(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:

@@ -60,19 +60,31 @@ def specificity_partner(
 
 
 class RowGroup:
-    """The rows of some slots of a table, grouped by expert: one stable sort, then a slice per expert."""
+    """The rows of some slots of a table in the order of their experts: one stable sort, then a slice per expert.
+
+    Attributes:
+        count: how many rows; an empty slot has none.
+        tokens_R, slots_R: token and slot of each row, int64, tokens rising for each expert.
+    """
 
     def __init__(self, table_TP: Tensor, slots: slice, experts: int) -> None:
         part_TP = table_TP[:, slots]
-        width = max(part_TP.shape[1], 1)
-        flat = part_TP.reshape(-1)
+        self._shape = part_TP.shape
+        width, flat = max(self._shape[1], 1), part_TP.reshape(-1)
         order = torch.argsort(flat, stable=True)
-        self._tokens = order // width
-        self._slots = order % width + (slots.start or 0)
-        edges = torch.arange(experts + 1, device=flat.device)
-        self._begin = torch.searchsorted(flat[order], edges).tolist()
+        edges = torch.searchsorted(flat[order], torch.arange(experts + 1, device=flat.device)).tolist()
+        self._order_R = order[edges[0] :]  # empty slots come first
+        self._begin = [edge - edges[0] for edge in edges]
+        self.count = len(self._order_R)
+        self.tokens_R = self._order_R // width
+        self.slots_R = self._order_R % width + (slots.start or 0)
 
-    def rows(self, expert: int) -> tuple[Tensor, Tensor]:
-        """(tokens, slots) of `expert`, int64 [P] each, tokens ascending."""
-        part = slice(self._begin[expert], self._begin[expert + 1])
-        return self._tokens[part], self._slots[part]
+    def part(self, expert: int) -> slice:
+        """The rows of `expert`."""
+        return slice(self._begin[expert], self._begin[expert + 1])
+
+    def places(self, first: int, empty: int) -> Tensor:
+        """Where each slot's row is when the group's rows begin at `first`, [T, P]; `empty` where there is none."""
+        places = torch.full((self._shape.numel(),), empty, device=self._order_R.device)
+        places[self._order_R] = torch.arange(first, first + self.count, device=places.device)
+        return places.view(self._shape)

@@ -18,11 +18,9 @@ from moe_atlas.geometry.overlap import (
     swap_coefficients,
 )
 from moe_atlas.geometry.smooth import smooth_overlap
-from moe_atlas.geometry.tangent import TangentMap, relative_change
+from moe_atlas.geometry.tangent import TangentMap, length, pieces
 from moe_atlas.geometry.tokens import settle
 from moe_atlas.replay.router import Routing
-
-CHUNK = 256  # tokens whose fields are held in float64 at a time
 
 
 def state1(routing: Routing) -> dict[str, Tensor]:
@@ -41,10 +39,9 @@ def state2(fields: NativeFields, tangent: TangentMap, adjacency: float | None) -
         tangent: P_z at the checkpoint's own canonical states of the measured tokens.
         adjacency: β_adj of the smooth overlap; not measured when None.
     """
-    chunks = [
-        _state2(fields, tangent, adjacency, torch.arange(begin, min(begin + CHUNK, len(fields.table_MP))))
-        for begin in range(0, len(fields.table_MP), CHUNK)
-    ]
+    m, slots = fields.place_MP.shape
+    parts = pieces(m, slots * fields.rows_RD.shape[1])
+    chunks = [_state2(fields, tangent, adjacency, torch.arange(part.start, part.stop)) for part in parts]
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 
@@ -53,7 +50,7 @@ def _state2(
 ) -> dict[str, Tensor]:
     k, table_MP = fields.top_k, fields.table_MP[part_M]
     tokens = fields.measured_M[part_M]
-    v_MPD = tangent(fields.rows_MPD[part_M], part_M)
+    v_MPD = tangent(fields.rows_RD[fields.place_MP[part_M]], part_M)
     kappa_MPP = compatibility(v_MPD)
     assert fields.layer.moe is not None
     log_probs_ME = log_gate_probability(fields.layer.moe.router, fields.routing.logits_TE[tokens])
@@ -92,7 +89,7 @@ def _jump(
         fields.layer, fields.replay.combine(fields.layer, routing.logits_TE[tokens], swapped_MK)
     )
     coefficients_MP = swap_coefficients(weights_MK, swapped_weights_MK)
-    change_M = relative_change(v_MPD[:, k - 1], v_MPD[:, k])[3]
+    change_M = length(v_MPD[:, k] - v_MPD[:, k - 1])
     return {
         "jump": settle(field_norm(v_MPD, coefficients_MP), defined_M),
         "jump_idealised": settle(weights_MK[:, k - 1].double() * change_M, defined_M),

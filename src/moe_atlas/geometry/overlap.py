@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from moe_atlas.families.spec import RouterSpec
-from moe_atlas.geometry.tangent import KAPPA_EPS
+from moe_atlas.geometry.tangent import KAPPA_EPS, length
 
 
 def compatibility(v_TPD: Tensor) -> Tensor:
-    """Stabilised field compatibility κ of every pair of experts of a token (Eq. 20), float64 [T, P, P]."""
-    v_TPD = v_TPD.double()
-    gram_TPP = v_TPD @ v_TPD.transpose(1, 2)
+    """Stabilised field compatibility κ of every pair of experts of a token (Eq. 20), float64 [T, P, P].
+
+    Inner products are added up in the dtype of the fields.
+    """
+    gram_TPP = torch.bmm(v_TPD, v_TPD.transpose(1, 2)).double()
     norm_TP = gram_TPP.diagonal(dim1=1, dim2=2).sqrt()
     return gram_TPP / (norm_TP[:, :, None] * norm_TP[:, None, :] + KAPPA_EPS)
 
@@ -70,7 +72,6 @@ def swap_coefficients(weights_TK: Tensor, swapped_weights_TK: Tensor) -> Tensor:
 
 
 def field_norm(v_TPD: Tensor, coefficients_TP: Tensor) -> Tensor:
-    """‖Σ c_e v_e‖, float64 [T]."""
-    field_TD = torch.einsum("tp,tpd->td", coefficients_TP.double(), v_TPD.double())
-    norm_T: Tensor = torch.linalg.vector_norm(field_TD, dim=-1)
-    return norm_T
+    """‖Σ c_e v_e‖, float64 [T]; the sum is added up in the dtype of the fields."""
+    field_TD = torch.bmm(coefficients_TP.to(v_TPD.dtype)[:, None], v_TPD).squeeze(1)
+    return length(field_TD)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from moe_atlas.geometry import drift, smooth
 from moe_atlas.geometry.evaluation import EMPTY, renumbered
-from moe_atlas.geometry.fields import PairFields
+from moe_atlas.geometry.pair_fields import PairFields
+from moe_atlas.geometry.tangent import length, pieces
 from moe_atlas.geometry.tokens import settle
 from moe_atlas.replay.model import GateInput
 from moe_atlas.replay.router import Routing
@@ -91,21 +92,23 @@ def perturbation_budget(fields: PairFields, evaluated_MP: Tensor) -> dict[str, T
     content_MP = omega1_MP * fields.change_MP
     router_M = torch.where(evaluated_MP, router_MP, 0.0).sum(1)
     content_M = torch.where(evaluated_MP, content_MP, 0.0).sum(1)
-    norm = torch.linalg.vector_norm
+    change_M, norm0_M = fields.changes()
     return {
-        "perturbation_budget.actual": norm(fields.delta_MD, dim=-1, dtype=torch.float64),
+        "perturbation_budget.actual": change_M,
         "perturbation_budget.router_term": router_M,
         "perturbation_budget.content_term": content_M,
         "perturbation_budget.bound": router_M + content_M,
-        "perturbation_budget.base_norm": norm(fields.field0_MD, dim=-1, dtype=torch.float64),
+        "perturbation_budget.base_norm": norm0_M,
     }
 
 
 def controls(x0_TD: Tensor, x1_TD: Tensor) -> dict[str, Tensor]:
     """Raw-norm controls for falsification, float64 [T]: |‖x¹‖−‖x⁰‖|/‖x⁰‖ and ‖x¹−x⁰‖/‖x⁰‖."""
-    x0_TD, x1_TD = x0_TD.double(), x1_TD.double()
-    norm0_T, norm1_T = torch.linalg.vector_norm(x0_TD, dim=-1), torch.linalg.vector_norm(x1_TD, dim=-1)
-    change_T = torch.linalg.vector_norm(x1_TD - x0_TD, dim=-1)
+    parts = []
+    for p in pieces(*x0_TD.shape):
+        piece0_TD, piece1_TD = x0_TD[p].float(), x1_TD[p].float()
+        parts.append(torch.stack([length(x) for x in (piece0_TD, piece1_TD, piece1_TD - piece0_TD)]))
+    norm0_T, norm1_T, change_T = torch.cat(parts, dim=1)
     defined_T = norm0_T > 0
     return {
         "raw_norm_drift": settle((norm1_T - norm0_T).abs() / norm0_T, defined_T),

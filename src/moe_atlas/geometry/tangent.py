@@ -10,6 +10,7 @@ from torch import Tensor
 
 KAPPA_EPS = 1e-12  # ε_κ of Eq. 20
 RATIO_EPS = 1e-12  # ε of the content drift and of Eq. 28
+PIECE = 1 << 19  # elements whose geometry is computed at a time
 
 
 class TangentMap:
@@ -36,13 +37,23 @@ class TangentMap:
         z_TD = self.z_TD if tokens_T is None else self.z_TD[tokens_T]
         z_TXD = z_TD if u_TXD.dim() == 2 else z_TD[:, None, :]
         radial_TX1 = (u_TXD * z_TXD).sum(-1, keepdim=True) / z_TD.shape[-1]
-        v_TXD = u_TXD - radial_TX1 * z_TXD
+        v_TXD = torch.addcmul(u_TXD, radial_TX1, z_TXD, value=-1)
         return v_TXD - v_TXD.mean(-1, keepdim=True) if self.removes_mean else v_TXD
+
+
+def pieces(rows: int, width: int) -> list[slice]:
+    """Consecutive slices of so many rows of `width` elements, each small enough to stay in the cache."""
+    step = max(1, PIECE // max(width, 1))
+    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+def length(v_PD: Tensor) -> Tensor:
+    """Euclidean norm of every row, float64 [P], added up in float32."""
+    norm_P: Tensor = torch.linalg.vector_norm(v_PD, dim=-1, dtype=torch.float32)
+    return norm_P.double()
 
 
 def relative_change(v0_PD: Tensor, v1_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """‖v¹−v⁰‖/(‖v¹‖+‖v⁰‖+ε) with its parts: (ratio, ‖v⁰‖, ‖v¹‖, ‖v¹−v⁰‖), each float64 [P] (content drift, Eq. 28)."""
-    norm0_P = torch.linalg.vector_norm(v0_PD, dim=-1).double()
-    norm1_P = torch.linalg.vector_norm(v1_PD, dim=-1).double()
-    change_P = torch.linalg.vector_norm(v1_PD - v0_PD, dim=-1).double()
+    norm0_P, norm1_P, change_P = length(v0_PD), length(v1_PD), length(v1_PD - v0_PD)
     return change_P / (norm0_P + norm1_P + RATIO_EPS), norm0_P, norm1_P, change_P

@@ -41,6 +41,8 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
 }
 """Mixer type to its primitive."""
 
+SUMMED = 256  # tokens whose expert outputs are added up at a time
+
 
 @dataclass
 class GateInput:
@@ -154,21 +156,32 @@ class Replay:
             g_PD = g_PD * weights_P.to(g_PD.dtype)[:, None]
         return feed_forward(moe.experts, w_expert, g_PD) if w_expert else g_PD
 
-    def empty_sum(self, layer: LayerSpec, g_TD: Tensor) -> Tensor:
-        """Where the weighted outputs of the experts are added up, zeros [T, D]."""
-        wide = _moe(layer).accumulate == "float32"
-        return torch.zeros_like(g_TD, dtype=torch.float32 if wide else g_TD.dtype)
+    def weighted_sum(self, layer: LayerSpec, rows_RD: Tensor, place_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Σ ω_e u_e of every token, [T, D], added up and rounded as the family does.
 
-    def accumulate(
-        self, layer: LayerSpec, out_TD: Tensor, tokens_P: Tensor, u_PD: Tensor, weights_P: Tensor
-    ) -> None:
-        """Add one expert's weighted output in place, rounded as the family does; in rising expert order."""
+        Args:
+            layer: the layer.
+            rows_RD: expert outputs, compute dtype.
+            place_TK: the row of each of a token's experts, in rising expert order.
+            weights_TK: their combine weights, float32.
+        """
+        wide = _moe(layer).accumulate == "float32"
+        dtype = torch.float32 if wide else rows_RD.dtype
+        out_TD = rows_RD.new_zeros(len(place_TK), rows_RD.shape[1], dtype=dtype)
+        for out_PD, place_PK, weights_PK in zip(
+            *(x.split(SUMMED) for x in (out_TD, place_TK, weights_TK)), strict=True
+        ):
+            for place_P, weights_P in zip(place_PK.T, weights_PK.T, strict=True):
+                out_PD += self._weighted(layer, rows_RD[place_P], weights_P).to(dtype)
+        return out_TD
+
+    def _weighted(self, layer: LayerSpec, u_PD: Tensor, weights_P: Tensor) -> Tensor:
+        """One expert's outputs as they enter the sum."""
         moe = _moe(layer)
         if moe.weight_on_input:
-            out_TD.index_add_(0, tokens_P, u_PD)
-            return
+            return u_PD
         weight = weights_P.to(u_PD.dtype) if moe.router.weight_dtype == "native" else weights_P
-        out_TD.index_add_(0, tokens_P, (u_PD * weight[:, None]).to(out_TD.dtype))
+        return u_PD * weight[:, None]
 
     def finish(
         self, layer: LayerSpec, w: Weights, x_WSD: Tensor, gate: GateInput, routed_TD: Tensor
@@ -243,16 +256,18 @@ class Replay:
 
     def routed(self, reader: ReaderLike, layer: LayerSpec, gate: GateInput, routing: Routing) -> Tensor:
         """Weighted sum of the routed experts, one expert in memory at a time."""
-        out_TD = self.empty_sum(layer, gate.g_TD)
+        ids_TK, order_TK = routing.topk_TK.sort(dim=1)
+        weights_TK = routing.weights_TK.gather(1, order_TK)
+        rows_TKD = gate.g_TD.new_empty(*ids_TK.shape, gate.g_TD.shape[1])
         for expert in range(_moe(layer).router.experts):
-            tokens_P, place_P = torch.where(routing.topk_TK == expert)
+            tokens_P, slots_P = torch.where(ids_TK == expert)
             if not len(tokens_P):
                 continue
             w = self.place(load_all(reader, _moe(layer).expert_refs(expert)))
-            weights_P = routing.weights_TK[tokens_P, place_P]
-            u_PD = self.expert(layer, w, gate.g_TD[tokens_P], weights_P)
-            self.accumulate(layer, out_TD, tokens_P, u_PD, weights_P)
-        return out_TD
+            omega_P = weights_TK[tokens_P, slots_P]
+            rows_TKD[tokens_P, slots_P] = self.expert(layer, w, gate.g_TD[tokens_P], omega_P)
+        place_TK = torch.arange(ids_TK.numel(), device=ids_TK.device).view_as(ids_TK)
+        return self.weighted_sum(layer, rows_TKD.flatten(0, 1), place_TK, weights_TK)
 
     def place(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights on the compute device, in their stored dtype."""
