@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from itertools import islice
+from threading import Condition
 from typing import TypeVar
 
 T = TypeVar("T")
 DEPTH = 2  # steps ahead
+NICE = 10
 WORKERS = 2  # threads: one step is hashed while the next one is read
 
 
@@ -35,3 +39,37 @@ def _results(
         for future in waiting:
             future.cancel()
         wait(waiting)
+
+
+class Turns:
+    """A part of every step that is done in the order of the steps, whoever does the rest of them when.
+
+    Steps must begin in order, as those of `ahead` do: then each one's turn comes.
+    """
+
+    def __init__(self) -> None:
+        self._next, self._passed = 0, Condition()
+
+    def wait(self, step: int) -> None:
+        """Wait until every earlier step's turn is over."""
+        with self._passed:
+            self._passed.wait_for(lambda: self._next >= step)
+
+    def over(self, step: int) -> None:
+        """Let the next step have its turn."""
+        with self._passed:
+            self._next = max(self._next, step + 1)
+            self._passed.notify_all()
+
+
+def background() -> ThreadPoolExecutor:
+    """Threads for work done ahead, which leave the processor to the matrix products when both want it.
+
+    A product is divided evenly among its threads, so one that shares its core holds up all the others.
+    """
+    return ThreadPoolExecutor(WORKERS, initializer=_step_back)
+
+
+def _step_back() -> None:
+    if sys.platform.startswith("linux"):  # elsewhere it is the process that would step back
+        os.nice(NICE)

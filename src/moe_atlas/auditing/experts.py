@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.ahead import ahead
+from moe_atlas.auditing.ahead import Turns, ahead
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.storage import kept, storage
 from moe_atlas.families.spec import LayerSpec
@@ -88,6 +88,7 @@ class LayerExperts:
         self.count = moe.router.experts
         self._samples: dict[tuple[int, int], Sample] = {}
         self._recorded = False
+        self._turns: list[Turns] = []
         self.identical = len(sides) == 2
         self.match_E = self._find_relabelling() if len(sides) == 2 else None
 
@@ -98,6 +99,7 @@ class LayerExperts:
             InputRefused: E_NONFINITE when the base holds a NaN or an infinity.
             IntegrityError: E_CHANGED when a file changed since it was opened.
         """
+        self._turns = [Turns() for _ in self.sides]
         return self._prepared(ahead(self._pool, self._read, range(self.count)))
 
     def _prepared(self, reads: Iterator[_Read]) -> Iterator[Expert]:
@@ -107,7 +109,17 @@ class LayerExperts:
             extra = self.sides[1].multiplied(read.stored[2]) if len(read.stored) > 2 else None
             requantised = None if read.requantised is None else self.sides[0].multiplied(read.requantised)
             yield Expert(index, tuple(prepared), read.identical, extra, requantised)
+            del prepared, extra
+            self._recycle(read)
         self._recorded = True
+        for side in self.sides:
+            side.reader.forget()
+
+    def _recycle(self, read: _Read) -> None:
+        """Give the memory of an expert that has passed to those that are still to be read."""
+        for side, owner in zip(read.stored, (*self.sides, self.sides[-1]), strict=False):
+            if side is not read.stored[0] or owner is self.sides[0]:  # an identical expert is held once
+                owner.reader.recycle(side.values())
 
     def stored(self, side: int) -> Tensor:
         """Index under which a checkpoint itself stores each expert, int64 [E]."""
@@ -161,7 +173,7 @@ class LayerExperts:
         indices = [(side, int(self.stored(side)[expert])) for side in range(len(self.sides))]
         if indices[-1][1] != expert:
             indices.append((1, expert))
-        stored = [self._stored(side, index) for side, index in indices]
+        stored = self._load(expert, indices)
         pair = len(self.sides) == 2
         read = _Read(stored, pair and _equal(stored[0], stored[1]))
         read.requantised = self._requantised(expert, stored[0]) if pair else None
@@ -171,8 +183,22 @@ class LayerExperts:
             if len(stored) > 2:
                 read.rows_as_stored = self._compare(expert, stored[0], stored[2])
         if read.identical:
+            self.sides[1].reader.recycle(stored[1].values())
             stored[1] = stored[0]
         return read
+
+    def _load(self, expert: int, indices: Sequence[tuple[int, int]]) -> list[Weights]:
+        """Read in the order of the experts, checkpoint by checkpoint: a running hash takes bytes in order only."""
+        stored = []
+        try:
+            for side, index in indices:
+                self._turns[side].wait(expert)
+                stored.append(self._stored(side, index))
+                self._turns[side].over(expert)
+        finally:  # nobody waits for what failed
+            for turns in self._turns:
+                turns.over(expert)
+        return stored
 
     def _requantised(self, expert: int, base: Weights) -> Weights | None:
         """Base expert `expert` as the tuned checkpoint's format would keep it; None where both store alike."""

@@ -7,7 +7,7 @@ base's canonical states; everything else (windows to intervals to verdict) happe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.ahead import WORKERS
+from moe_atlas.auditing.ahead import background
 from moe_atlas.auditing.batches import BATCH_TOKENS, Batch, rounds
 from moe_atlas.auditing.clock import Clock
 from moe_atlas.auditing.experts import LayerExperts
@@ -68,7 +68,7 @@ class Walk:
     protected: frozenset[int]
     progress: Progress
     bands: dict[int, pair.NoiseBand] = field(default_factory=dict)
-    pool: Executor = field(default_factory=partial(ThreadPoolExecutor, WORKERS))
+    pool: Executor = field(default_factory=background)
     held_tokens: int = BATCH_TOKENS
     skips: bool = True
     chart_maps: int = 0

@@ -7,7 +7,7 @@ stay in its memory. A positional read gives an error that can be caught, and mem
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
 from typing import Any
@@ -31,6 +31,7 @@ from moe_atlas.checkpoint.refuse import place, refusal
 from moe_atlas.errors import IntegrityError, ResourceExhausted
 
 _ALIGNMENT = 64
+SPARE = 16  # pieces of recycled memory of one size
 _TORCH_NAMES = {
     **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"},
     **{"U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64"},
@@ -54,6 +55,7 @@ class Reader:
         self.bytes_read = 0
         self._hashes = {name: TensorHash() for name in checkpoint.tensors}
         self._lock = Lock()
+        self._spare: dict[int, list[torch.Tensor]] = {}
 
     def read(self, name: str, index: int | None = None) -> torch.Tensor:
         """Read a tensor, or one entry of its leading dimension; a quantised one is decoded.
@@ -90,11 +92,38 @@ class Reader:
         tensor = self.checkpoint.tensors[name]
         dtype = _torch_dtype(tensor)
         shape, start, stop = _extent(tensor, index)
-        data = _aligned_bytes(stop - start)
+        data = self._memory(stop - start)
         self._read_into(data.numpy().data, tensor, start)
         if dtype is torch.bool:
             return data.ne(0).reshape(shape)  # a byte other than 0 and 1 is no valid bool in memory
         return data.view(dtype).reshape(shape)
+
+    def recycle(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Take back the memory of tensors that nobody looks at any more, for later reads of the same size.
+
+        Fresh memory costs as much as reading into it does.
+        """
+        storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
+        with self._lock:
+            for storage in storages.values():
+                spare = self._spare.get(len(storage))
+                if spare is not None and len(spare) < SPARE:
+                    spare.append(torch.empty(0, dtype=torch.uint8).set_(storage))
+
+    def forget(self) -> None:
+        """Let go of recycled memory."""
+        with self._lock:
+            self._spare.clear()
+
+    def _memory(self, nbytes: int) -> torch.Tensor:
+        """Uninitialised bytes that start on a 64-byte boundary, recycled where there are any of the size."""
+        size = nbytes + _ALIGNMENT
+        with self._lock:
+            spare = self._spare.setdefault(size, [])
+            whole = spare.pop() if spare else None
+        whole = _fresh_bytes(size) if whole is None else whole
+        offset = -whole.data_ptr() % _ALIGNMENT
+        return whole[offset : offset + nbytes]
 
     def read_bytes(self, tensor: StoredTensor, start: int = 0, stop: int | None = None) -> memoryview:
         """Read the bytes from `start` to `stop` of a tensor's data as they are stored.
@@ -180,14 +209,11 @@ def _extent(tensor: StoredTensor, index: int | None) -> tuple[tuple[int, ...], i
     return shape, index * nbytes, (index + 1) * nbytes
 
 
-def _aligned_bytes(nbytes: int) -> torch.Tensor:
-    """Allocate uninitialised bytes that start on a 64-byte boundary."""
+def _fresh_bytes(nbytes: int) -> torch.Tensor:
     try:
-        data = torch.empty(nbytes + _ALIGNMENT, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8)
     except RuntimeError:
         step = "run on a machine with more free memory"
         raise ResourceExhausted(
             "E_MEMORY", "reading a tensor", f"no memory for {nbytes} bytes", step
         ) from None
-    offset = -data.data_ptr() % _ALIGNMENT
-    return data[offset : offset + nbytes]

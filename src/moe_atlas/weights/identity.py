@@ -45,26 +45,24 @@ def looks_initialised(tensors: list[Tensor]) -> bool:
 
 def _disperses_as_initialised(matrix: Tensor) -> bool:
     rows, columns = matrix.shape
-    squares_rows: list[Tensor] = []
+    parts = matrix.split(max(1, PART // columns))
+    norms_rows = torch.cat([torch.linalg.vector_norm(part.float(), dim=1) for part in parts])
+    if _dispersion(norms_rows) > INIT_DISPERSION / math.sqrt(2 * columns):
+        return False  # as in nearly every trained matrix
     squares_columns = torch.zeros(columns, dtype=torch.float64)
-    for part in matrix.split(max(1, PART // columns)):
-        square = part.float().square()
-        squares_rows.append(square.sum(1))
-        squares_columns += square.sum(0)
-    return all(
-        _dispersion(squares) <= INIT_DISPERSION / math.sqrt(2 * length)
-        for squares, length in ((torch.cat(squares_rows).double(), columns), (squares_columns, rows))
-    )
+    for part in parts:
+        squares_columns += part.float().square().sum(0)
+    return _dispersion(squares_columns.sqrt()) <= INIT_DISPERSION / math.sqrt(2 * rows)
 
 
-def _dispersion(squares: Tensor) -> float:
-    norms = squares.sqrt()
+def _dispersion(norms: Tensor) -> float:
+    norms = norms.double()
     return float(norms.std(correction=0) / norms.mean())
 
 
 def is_zeroed(tensors: list[Tensor]) -> bool:
     """Whether one of an expert's matrices is zero throughout: what it should compute is lost."""
-    return any(matrix.dim() == 2 and not bool(matrix.any()) for matrix in tensors)
+    return any(matrix.dim() == 2 and not bool(matrix[:1].any() or matrix.any()) for matrix in tensors)
 
 
 def distances(base_EN: Tensor, tuned_EN: Tensor) -> Tensor:

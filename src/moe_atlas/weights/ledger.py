@@ -189,34 +189,39 @@ def _both(rows: list[TensorChange], key: str) -> dict[str, int | None]:
 
 
 def _squares(base: Tensor, tuned: Tensor | None) -> tuple[tuple[float, float], float]:
-    """((‖W0‖², ‖W1‖²), ‖W1−W0‖²) of flat tensors in one pass; 0 for what there is not."""
-    sums = [0.0, 0.0, 0.0]
-    others = base.split(CHUNK) if tuned is None else tuned.split(CHUNK)
-    for piece0, piece1 in zip(base.split(CHUNK), others, strict=True):
-        values0 = _floating(piece0)
-        sums[0] += square_sum(values0)
-        if tuned is not None:
-            values1 = _floating(piece1)
-            sums[1] += square_sum(values1)
-            sums[2] += square_sum(values1 - values0)
+    """((‖W0‖², ‖W1‖²), ‖W1−W0‖²) of flat tensors; 0 for what there is not.
+
+    Short runs are added up in float32, those in float64; all in float64 where float32 does not hold the values
+    exactly, or would lose or overflow a square.
+    """
+    present = [tensor for tensor in (base, tuned) if tensor is not None]
+    if all(t.dtype.is_floating_point and t.dtype.itemsize <= 4 for t in present):
+        sums = _sums(base, tuned, torch.float32)
+        if all(SAFE[0] < total < SAFE[1] for total in sums[: 1 if tuned is None else 3]):
+            return (sums[0], sums[1]), sums[2]
+    sums = _sums(base, tuned, torch.float64)
     return (sums[0], sums[1]), sums[2]
 
 
-def _floating(piece: Tensor) -> Tensor:
-    """The values in float32 where that holds them exactly, else in float64."""
-    exact = piece.dtype.is_floating_point and piece.dtype.itemsize <= 4
-    return piece.to(torch.float32 if exact else torch.float64)
+def _sums(base: Tensor, tuned: Tensor | None, dtype: torch.dtype) -> list[float]:
+    """‖W0‖², ‖W1‖² and ‖W1−W0‖², their runs added up in `dtype`, in one pass over pieces that stay in the cache."""
+    norms: list[list[Tensor]] = [[], [], []]
+    others = base.split(CHUNK) if tuned is None else tuned.split(CHUNK)
+    for piece0, piece1 in zip(base.split(CHUNK), others, strict=True):
+        values0 = piece0.to(dtype)
+        norms[0] += _run_norms(values0)
+        if tuned is not None:
+            values1 = piece1.to(dtype)
+            norms[1] += _run_norms(values1)
+            norms[2] += _run_norms(values1 - values0)
+    return [float(torch.cat(runs).double().square().sum()) if runs else 0.0 for runs in norms]
 
 
-def square_sum(values: Tensor) -> float:
-    """Σx² of a flat tensor: short float32 sums added up in float64; all in float64 where float32 would not do."""
-    if values.dtype == torch.float32:
-        whole = len(values) // RUN * RUN
-        norms = torch.linalg.vector_norm(values[:whole].view(-1, RUN), dim=1)
-        total = float(norms.double().square().sum() + values[whole:].double().square().sum())
-        if SAFE[0] < total < SAFE[1]:
-            return total
-    return float(values.double().square().sum())
+def _run_norms(values: Tensor) -> list[Tensor]:
+    """Norms of runs of `RUN` values, and of what is left."""
+    whole = len(values) // RUN * RUN
+    runs = torch.linalg.vector_norm(values[:whole].view(-1, RUN), dim=1)
+    return [runs] if whole == len(values) else [runs, torch.linalg.vector_norm(values[whole:])[None]]
 
 
 def _zeros(flat: Tensor) -> int:
