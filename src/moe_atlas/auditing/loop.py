@@ -30,7 +30,7 @@ from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.view import Scope
 from moe_atlas.families.spec import LayerSpec, TensorRef
 from moe_atlas.geometry import assumptions, pair
-from moe_atlas.geometry.output import window_outputs
+from moe_atlas.geometry.output import Head, window_outputs
 from moe_atlas.probes.windows import Window
 from moe_atlas.weights.identity import layer_identity
 from moe_atlas.weights.ledger import WeightsLedger, same_bytes
@@ -301,9 +301,7 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     audit.progress.phase("reading the output", len(audit.batches))
     # A tied head was recorded as the embedding.
     record_weights(audit, None, [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"])
-    heads: dict[str, Callable[[Tensor], Tensor]] = {
-        side.name: partial(side.replay.logits, side.weights) for side in sides
-    }
+    heads: dict[str, Callable[[Tensor], Head]] = {side.name: partial(head, side) for side in sides}
     columns: dict[str, list[float]] = {}
     for number, batch in enumerate(audit.batches):
         for row, window in enumerate(batch.windows):
@@ -315,3 +313,8 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
         audit.progress.step(f"batch {number + 1}", sum(side.reader.bytes_read for side in sides))
     for key, column in columns.items():
         audit.evidence.arrays[f"output.{key}"] = np.array(column, dtype=np.float64)
+
+
+def head(side: Side, state_PD: Tensor) -> Head:
+    """The logits of some final states, by parts of the vocabulary."""
+    return partial(side.replay.logits, side.weights, side.replay.hidden(side.weights, state_PD))

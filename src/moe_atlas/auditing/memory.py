@@ -17,7 +17,7 @@ from moe_atlas.auditing.ahead import DEPTH
 from moe_atlas.auditing.batches import BATCH_TOKENS
 from moe_atlas.errors import ResourceExhausted
 from moe_atlas.families.spec import ModelSpec, TensorRef
-from moe_atlas.geometry.output import LOGIT_ELEMENTS
+from moe_atlas.geometry.output import PART, POSITIONS
 from moe_atlas.replay.attention import PROBABILITIES
 
 RUNTIME = 350 << 20  # interpreter, torch and its libraries
@@ -87,7 +87,7 @@ def needs(
     return Needs(
         fixed=states + sides * element * (layer + IN_FLIGHT * expert) + work,
         token=sides * one + (pair if sides == 2 else 0),
-        ends=states + sides * element * end + LOGIT_ELEMENTS * 4 * (2 * sides + 3),
+        ends=states + sides * element * end + PART * POSITIONS * 4 * (2 * sides + 3),
         batch=batch,
     )
 

@@ -1,6 +1,9 @@
 """State3 and the output shift: next-token NLL, KL divergence, agreement and task success, per window.
 
-Legend: W windows, S tokens per window, P scored positions, V vocabulary.
+The vocabulary passes in parts, so that no whole row of logits is ever held; sums over it are kept relative to the
+largest logit so far, in float64.
+
+Legend: W windows, S tokens per window, P scored positions, V vocabulary, C its part at hand.
 """
 
 from __future__ import annotations
@@ -10,14 +13,61 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-LOGIT_ELEMENTS = 1 << 23  # elements of one checkpoint's logits held at a time
+PART = 4096  # columns of the head multiplied at a time
+POSITIONS = 512  # positions they are multiplied with
+LOWEST = torch.finfo(torch.float32).min
 
 KEYS_ONE = ("nll", "token_accuracy", "exact_match")
 KEYS_PAIR = ("kl", "top1_agreement")
 
+Head = Callable[[slice], Tensor]
+"""Maps a part of the vocabulary to float32 logits [P, C] of some positions."""
+
+
+class Vocabulary:
+    """What is kept of the logits of some positions while the vocabulary passes: one checkpoint's distribution.
+
+    Attributes:
+        peak_P: largest logit so far, float32; the lowest number there is before the first.
+        total_P: Σ exp(logit − peak), float64.
+        target_P: logit of the target, float32.
+        best_P: index of the largest logit, the lowest one of equals.
+    """
+
+    def __init__(self, targets_P: Tensor) -> None:
+        self._targets_P = targets_P
+        self.peak_P = torch.full(targets_P.shape, LOWEST, device=targets_P.device)
+        self.total_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
+        self.target_P = torch.full_like(self.peak_P, torch.nan)
+        self.best_P = torch.zeros_like(targets_P)
+
+    def see(self, logits_PC: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Take in the logits of vocabulary entries from `first` on.
+
+        Returns:
+            exp(logit − peak), float32 [P, C], and the factor by which what was added up before shrinks, float64 [P].
+        """
+        here_P = logits_PC.amax(-1)
+        higher = (here_P > self.peak_P).nonzero().squeeze(1)
+        self.best_P[higher] = logits_PC[higher].argmax(-1) + first
+        peak_P = torch.maximum(self.peak_P, here_P)
+        shrink_P = (self.peak_P - peak_P).double().exp()
+        terms_PC = (logits_PC - peak_P[:, None]).exp_()
+        self.total_P = self.total_P * shrink_P + terms_PC.sum(-1)
+        self.peak_P = peak_P
+        inside = ((self._targets_P >= first) & (self._targets_P < first + logits_PC.shape[1])).nonzero()
+        inside = inside.squeeze(1)
+        self.target_P[inside] = logits_PC[inside, self._targets_P[inside] - first]
+        return terms_PC, shrink_P
+
+    @property
+    def log_total_P(self) -> Tensor:
+        """Ln Σ exp(logit), float64 [P]."""
+        return self.peak_P.double() + self.total_P.log()
+
 
 def window_outputs(
-    heads: dict[str, Callable[[Tensor], Tensor]],
+    heads: dict[str, Callable[[Tensor], Head]],
     states: dict[str, Tensor],
     tokens_S: Tensor,
     scored_S: Tensor,
@@ -26,11 +76,11 @@ def window_outputs(
     """Means over the scored positions of one window, nats per token; infinite where not finite.
 
     Args:
-        heads: per checkpoint (`base`, `tuned`) the map from final states [P, D] to float32 logits [P, V].
+        heads: per checkpoint (`base`, `tuned`) the map from final states [P, D] to their head.
         states: per checkpoint the window's final states [S, D].
         tokens_S: token ids, int64.
         scored_S: bool [S−1], positions 0…S−2 whose next-token prediction counts.
-        vocab: V, which decides how many positions are held at a time.
+        vocab: V.
 
     Returns:
         `nll_base`, `token_accuracy_base`, `exact_match_base`, with a pair also `…_tuned`, `kl` (θ0‖θ1) and
@@ -39,13 +89,10 @@ def window_outputs(
     positions_P = scored_S.nonzero().squeeze(1)
     targets_P = tokens_S[1:][positions_P]
     sums: dict[str, float] = {}
-    for part in range(0, len(positions_P), step := max(1, LOGIT_ELEMENTS // vocab)):
-        chosen = positions_P[part : part + step]
-        log_probs = {
-            name: torch.log_softmax(head(states[name][chosen]).float(), dim=-1)
-            for name, head in heads.items()
-        }
-        for key, value in _chunk_sums(log_probs, targets_P[part : part + step]).items():
+    for begin in range(0, len(positions_P), POSITIONS):
+        chosen_P = positions_P[begin : begin + POSITIONS]
+        chosen = {name: head(states[name][chosen_P]) for name, head in heads.items()}
+        for key, value in _sums(chosen, targets_P[begin : begin + POSITIONS], vocab).items():
             sums[key] = sums.get(key, 0.0) + value
     count = max(len(positions_P), 1)
     means = {key: value / count for key, value in sums.items()}
@@ -56,16 +103,30 @@ def window_outputs(
     }
 
 
-def _chunk_sums(log_probs: dict[str, Tensor], targets_P: Tensor) -> dict[str, float]:
+def _sums(heads: dict[str, Head], targets_P: Tensor, vocab: int) -> dict[str, float]:
+    """Sums over some positions."""
+    seen = {name: Vocabulary(targets_P) for name in heads}
+    shift_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
+    for first in range(0, vocab, PART):
+        logits = {name: head(slice(first, min(first + PART, vocab))) for name, head in heads.items()}
+        terms = {name: seen[name].see(logits_PC, first) for name, logits_PC in logits.items()}
+        if len(heads) == 2:
+            base_PC, shrink_P = terms["base"]
+            shift_P = shift_P * shrink_P + _weighted(base_PC, logits["base"] - logits["tuned"])
     sums: dict[str, float] = {}
-    top = {name: log_PV.argmax(-1) for name, log_PV in log_probs.items()}
-    for name, log_PV in log_probs.items():
-        sums[f"nll_{name}"] = float(-log_PV.gather(1, targets_P[:, None]).double().sum())
-        sums[f"token_accuracy_{name}"] = float((top[name] == targets_P).sum())
-    if len(log_probs) == 2:
-        base_PV, tuned_PV = log_probs["base"], log_probs["tuned"]
-        terms_PV = base_PV.exp() * (base_PV - tuned_PV)
-        terms_PV = torch.where(base_PV == -torch.inf, 0.0, terms_PV)  # 0·ln 0
-        sums["kl"] = float(terms_PV.double().sum())
-        sums["top1_agreement"] = float((top["base"] == top["tuned"]).sum())
+    for name, one in seen.items():
+        sums[f"nll_{name}"] = float((one.log_total_P - one.target_P.double()).sum())
+        sums[f"token_accuracy_{name}"] = float((one.best_P == targets_P).sum())
+    if len(heads) == 2:
+        base, tuned = seen["base"], seen["tuned"]
+        sums["kl"] = float((shift_P / base.total_P - base.log_total_P + tuned.log_total_P).sum())
+        sums["top1_agreement"] = float((base.best_P == tuned.best_P).sum())
     return sums
+
+
+def _weighted(terms_PC: Tensor, difference_PC: Tensor) -> Tensor:
+    """Σ exp(logit⁰ − peak)·(logit⁰ − logit¹) over a part of the vocabulary, [P]; a term of weight 0 is 0."""
+    sum_P = (terms_PC * difference_PC).sum(-1)
+    if bool(torch.isfinite(sum_P).all()):
+        return sum_P
+    return torch.where(terms_PC == 0, 0.0, terms_PC * difference_PC).sum(-1)

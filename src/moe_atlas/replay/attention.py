@@ -16,7 +16,7 @@ from moe_atlas.replay.norm import normalise, standardise
 from moe_atlas.replay.rope import rotate, tables
 
 Weights = Mapping[str, Tensor]
-PROBABILITIES = 1 << 23  # attention probabilities held at a time
+PROBABILITIES = 1 << 21  # attention probabilities held at a time
 
 
 def linear(w: Weights, role: str, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,7 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
 }
 """Mixer type to its primitive."""
 
+TOGETHER = 1024  # tokens that pass a mixer or a dense block together
 SUMMED = 256  # tokens whose expert outputs are added up at a time
 
 
@@ -97,12 +99,15 @@ class Replay:
 
     def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
         """Residual in front of the layer's mixture-of-experts or dense block, shaped as it came."""
+        if layer.mixer is None or (layer.block == "parallel" and layer.streams is None):
+            return state_WSD
+        return _by_windows(partial(self._attention, layer, w), state_WSD)
+
+    def _attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
         if layer.streams is not None:
             x_WSD = streams.read(layer.streams, w, "mixer_streams", state_WSD)
             y_WSD = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
             return streams.write(layer.streams, w, "mixer_streams", state_WSD, y_WSD)
-        if layer.mixer is None or layer.block == "parallel":
-            return state_WSD
         return state_WSD + _scaled(self._mixer_branch(layer, w, state_WSD), layer.residual_scale)
 
     def block_input(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
@@ -209,20 +214,28 @@ class Replay:
 
     def dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
         """State after a layer without router."""
-        if layer.dense is None:
-            return x_WSD
+        return x_WSD if layer.dense is None else _by_windows(partial(self._dense, layer, w), x_WSD)
+
+    def _dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
+        assert layer.dense is not None, "a layer without a block is left as it is"
         norm = _norm_weights(layer, w, "pre_ffn_norm") if layer.pre_ffn_norm else None
         g_WSD = self.block_input(layer, w, x_WSD)
         g_WSD = g_WSD if norm is None else normalise(g_WSD, layer.norm, *norm)
         return self._residual(layer, w, x_WSD, feed_forward(layer.dense, w, g_WSD, "dense."))
 
-    def logits(self, w: Weights, state_TD: Tensor) -> Tensor:
-        """Next-token logits, float32 [T, V], from states [T, D] or, with streams, [T, N, D]."""
+    def hidden(self, w: Weights, state_TD: Tensor) -> Tensor:
+        """What the head is multiplied with [T, D], from states [T, D] or, with streams, [T, N, D]."""
         spec = self.spec
         if spec.streams is not None:
             state_TD = streams.end(spec.streams, w, state_TD)
-        hidden = normalise(state_TD, spec.final_norm, w["final_norm"], w.get("final_norm.bias"))
-        logits = _scaled(linear(w, "head", hidden), spec.logit_scale)
+        return normalise(state_TD, spec.final_norm, w["final_norm"], w.get("final_norm.bias"))
+
+    def logits(self, w: Weights, hidden_TD: Tensor, part: slice | None = None) -> Tensor:
+        """Next-token logits of a part of the vocabulary (of all of it when None), float32 [T, V], from `hidden`."""
+        spec, head = self.spec, {role: w[role] for role in ("head", "head.bias") if role in w}
+        if part is not None:
+            head = {role: tensor[part] for role, tensor in head.items()}
+        logits = _scaled(linear(head, "head", hidden_TD), spec.logit_scale)
         return (logits if spec.logit_divisor == 1.0 else logits / spec.logit_divisor).float()
 
     @torch.no_grad()
@@ -252,7 +265,9 @@ class Replay:
                 observe(layer, gate, routing)
             state = self.finish(layer, w, x_WSD, gate, self.routed(reader, layer, gate, routing))
         final = self.place(load_all(reader, self.spec.final_refs))
-        return self.logits(final, state.flatten(0, 1)).view(*tokens_WS.shape, self.spec.vocab)
+        return self.logits(final, self.hidden(final, state.flatten(0, 1))).view(
+            *tokens_WS.shape, self.spec.vocab
+        )
 
     def routed(self, reader: ReaderLike, layer: LayerSpec, gate: GateInput, routing: Routing) -> Tensor:
         """Weighted sum of the routed experts, one expert in memory at a time."""
@@ -299,6 +314,14 @@ class Replay:
             mixed = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
             return x_WSD + mixed + _scaled(y_WSD, layer.residual_scale)
         return x_WSD + _scaled(y_WSD, layer.residual_scale)
+
+
+def _by_windows(step: Callable[[Tensor], Tensor], state_WSD: Tensor) -> Tensor:
+    """`step` of a few windows at a time, so that what it makes on the way stays small; windows never mix."""
+    few = max(1, TOGETHER // state_WSD.shape[1])
+    if len(state_WSD) <= few:
+        return step(state_WSD)
+    return torch.cat([step(part) for part in state_WSD.split(few)])
 
 
 def _norm_weights(layer: LayerSpec, w: Weights, role: str) -> tuple[Tensor, Tensor | None]:
