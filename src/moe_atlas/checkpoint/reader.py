@@ -121,7 +121,7 @@ class Reader:
         with self._lock:
             spare = self._spare.setdefault(size, [])
             whole = spare.pop() if spare else None
-        whole = _fresh_bytes(size) if whole is None else whole
+        whole = _fresh_bytes(nbytes) if whole is None else whole
         offset = -whole.data_ptr() % _ALIGNMENT
         return whole[offset : offset + nbytes]
 
@@ -211,7 +211,7 @@ def _extent(tensor: StoredTensor, index: int | None) -> tuple[tuple[int, ...], i
 
 def _fresh_bytes(nbytes: int) -> torch.Tensor:
     try:
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return torch.empty(nbytes + _ALIGNMENT, dtype=torch.uint8)
     except RuntimeError:
         step = "run on a machine with more free memory"
         raise ResourceExhausted(
