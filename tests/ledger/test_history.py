@@ -302,6 +302,15 @@ def test_a_receipt_recorded_no_later_than_what_it_follows(ledger: Ledger, tmp_pa
         assert "recorded before" in check_witnesses(entries, [early])[0]
 
 
+@pytest.mark.parametrize("seq", [-2, 3, 10**30, None, "0", 0.0])
+def test_a_head_that_no_ledger_has_is_unknown(ledger: Ledger, tmp_path: Path, seq: object) -> None:
+    """Minus two would be the last entry, counted from the end."""
+    entries = [gate(ledger, tmp_path / f"g{n}.json", n) for n in range(3)]
+    witness = find_witnesses(entries, ledger.run)[0]
+    forged = replace(witness, head={"run": ledger.run, "seq": seq, "hash": entries[-1].hash})
+    assert "does not have" in check_witnesses(entries, [forged])[0]
+
+
 def test_other_files_beside_the_receipts_are_passed_over(ledger: Ledger, tmp_path: Path) -> None:
     gate(ledger, tmp_path / "g0.json", 0)
     (tmp_path / "x.json").write_bytes(b"\xff")

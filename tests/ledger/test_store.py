@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import resource
 import signal
@@ -20,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from moe_atlas.errors import Exit, InputRefused, IntegrityError, ResourceExhausted, UsageError
 from moe_atlas.ledger import Ledger
 from moe_atlas.ledger import store as store_module
-from moe_atlas.ledger.chain import MAX_LINE_BYTES, render
+from moe_atlas.ledger.chain import GENESIS, MAX_LINE_BYTES, Head, render
 
 
 def bodies(ledger: Ledger) -> list[object]:
@@ -75,6 +76,7 @@ def test_a_torn_tail_is_set_aside_and_recorded(tmp_path: Path, torn: bytes) -> N
     assert [entry.kind for entry in snapshot.entries] == ["audit", "repair", "audit"]
     repair = snapshot.entries[1].body
     assert repair["torn_bytes"] == len(torn)
+    assert repair["kept_as"] == f"torn-1-{hashlib.sha256(torn).hexdigest()[:16]}.bin"
     assert (ledger.folder / str(repair["kept_as"])).read_bytes() == torn
 
 
@@ -84,6 +86,65 @@ def test_a_torn_first_line_is_set_aside_too(tmp_path: Path) -> None:
     ledger.path.write_bytes(b'{"body"')
     ledger.append("baseline", {"n": 0})
     assert [entry.kind for entry in ledger.read().entries] == ["repair", "baseline"]
+
+
+def test_an_empty_ledger_has_the_head_of_none(tmp_path: Path) -> None:
+    ledger = Ledger("r", tmp_path)
+    ledger.folder.mkdir()
+    ledger.path.write_bytes(b"")
+    assert ledger.head() == ledger.read().head == Head("r", -1, GENESIS)
+
+
+def test_only_the_tail_is_read_to_append_and_what_is_no_tail_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger("r", tmp_path)
+    for n in range(9):
+        ledger.append("audit", {"n": n})
+    longest = max(map(len, ledger.path.read_bytes().splitlines(keepends=True)))
+    monkeypatch.setattr(store_module, "MAX_LINE_BYTES", longest)
+    ledger.append("audit", {"n": 9})
+    assert bodies(ledger) == list(range(10))
+    whole = ledger.path.read_bytes()
+    for tail, problem in (
+        (b"x" * (2 * longest), "its last lines are no entries"),
+        (b"x" * 2 * longest + b"\n", "too long"),
+    ):
+        ledger.path.write_bytes(whole + tail)
+        with pytest.raises(IntegrityError, match=problem):
+            ledger.append("audit", {"n": 10})
+        assert ledger.path.read_bytes() == whole + tail
+
+
+def test_a_ledger_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger("r", tmp_path)
+    ledger.append("audit", {"n": 0})
+    size = ledger.path.stat().st_size
+    monkeypatch.setattr(store_module, "MAX_LEDGER_BYTES", size)
+    assert bodies(ledger) == [0]
+    monkeypatch.setattr(store_module, "MAX_LEDGER_BYTES", size - 1)
+    with pytest.raises(InputRefused, match="longer than the limit"):
+        ledger.read()
+
+
+def test_every_new_folder_reaches_the_disk_before_the_first_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    ledger = Ledger("r", tmp_path / "new" / "runs")
+    ledger.append("audit", {"n": 0})
+    folders = {str(folder) for folder in (ledger.folder, ledger.folder.parent, tmp_path / "new", tmp_path)}
+    assert set(synced[: synced.index(str(ledger.path))]) == folders
+    umask = os.umask(0)
+    os.umask(umask)
+    assert ledger.path.stat().st_mode & 0o777 == 0o644 & ~umask
 
 
 @pytest.mark.parametrize("damage", [b"garbage\n", b"{}\n", b"\x00\n"])
@@ -146,6 +207,23 @@ def test_a_failed_sync_is_not_an_acknowledgement(tmp_path: Path, monkeypatch: py
         ledger.append("audit", {"n": 1})
     monkeypatch.undo()
     assert ledger.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOTCONN])
+def test_whatever_the_system_refuses_is_no_acknowledgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    ledger = Ledger("r", tmp_path)
+    ledger.append("audit", {"n": 0})
+
+    def refuse(descriptor: int, data: bytes) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", refuse)
+        with pytest.raises(UsageError, match="E_LEDGER_OPEN"):
+            ledger.append("audit", {"n": 1})
+    assert bodies(ledger) == [0]
 
 
 def test_file_and_folder_are_synced_before_the_acknowledgement(
