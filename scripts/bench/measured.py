@@ -54,10 +54,16 @@ def python(arguments: Sequence[str], codes: Sequence[int] = (0,)) -> Run:
 
 
 def audit(
-    base: Path, tuned: Path, probe: Path, work: Path, options: Sequence[str] = ()
+    base: Path, tuned: Path, probe: Path, work: Path, options: Sequence[str] = (), processes: int = 1
 ) -> tuple[Run, Mapping[str, Any]]:
-    """One `atlas audit` as a user runs it, and its receipt; a verdict of any kind is a success."""
+    """One `atlas audit` as a user runs it, and its receipt; a verdict of any kind is a success.
+
+    Where several processes share it, `peak` is that of the largest, and torchrun's own start is part of the time.
+    """
     receipt = work / "receipt.json"
+    receipt.unlink(missing_ok=True)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     arguments = ["-m", "moe_atlas", "audit", str(base), str(tuned), "--probe", str(probe)]
+    arguments = arguments if processes == 1 else torchrun + arguments
     run = python([*arguments, "--receipt", str(receipt), "--force", "--quiet", *options], codes=(0, 1, 3))
     return run, json.loads(receipt.read_text())

@@ -178,6 +178,24 @@ def scaling(bench: Bench) -> Figures:
     return {"tokens": tokens, "seconds": seconds, "time": line(tokens, seconds)}
 
 
+def ranks(bench: Bench) -> Figures:
+    """The whole audit by two processes on a thread each, and by one on two: how many bytes the busier one reads."""
+    pair = bench.base, bench.tuned("full", set(checkpoints.files(bench.shape))), bench.probe(), bench.work
+    alone, receipt = audit(*pair, ["--threads", "2"])
+    bytes_alone = sum(side["bytes_read"] for side in receipt["checkpoints"].values())
+    run, receipt = audit(*pair, ["--threads", "1"], processes=2)
+    shares = [sum(part["bytes_read"].values()) for part in receipt["timing"]["processes"]]
+    return {
+        "seconds": run.seconds,
+        "peak": run.peak,
+        "bytes_read": max(shares),
+        "bytes_per_rank": shares,
+        "bytes_alone": bytes_alone,
+        "seconds_alone": alone.seconds,
+        "phases": receipt["timing"]["phases"],
+    }
+
+
 def line(x: Any, y: Any) -> Figures:
     """Least squares slope, intercept and R²."""
     slope, intercept = np.polyfit(x, y, 1)
@@ -196,4 +214,5 @@ SECTIONS: dict[str, Callable[[Bench], Figures]] = {
     "io": io,
     "memory": memory,
     "scaling": scaling,
+    "ranks": ranks,
 }

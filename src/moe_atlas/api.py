@@ -15,15 +15,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_atlas.auditing.options import AuditOptions
+from moe_atlas.errors import UsageError
 from moe_atlas.ledger.recording import Recording
 from moe_atlas.probes.lock import lock_path
 from moe_atlas.receipt.files import require_apart
 from moe_atlas.receipt.lineage import against_previous, previous_facts
 from moe_atlas.receipt.write import as_arrays, check_writable, window_path, write_receipt
 from moe_atlas.results import Receipt
+
+if TYPE_CHECKING:
+    from moe_atlas.auditing.ranks import Alone
 
 Source = str | os.PathLike[str]
 
@@ -91,9 +95,26 @@ class _Place:
 
 
 def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions) -> Receipt:
-    from moe_atlas.auditing.resume import state_paths
-    from moe_atlas.auditing.run import measure  # imports torch, which reading a receipt must not
+    from moe_atlas.auditing.ranks import joined  # imports torch, which reading a receipt must not
 
+    if options.place is not None and place.resume:
+        step = "leave it out, or run the audit in one process"
+        raise UsageError("E_RANK", "--resume", "several processes keep no state between layers", step)
+    with joined(options.place, cuda=options.device == "cuda") as group:
+        body = _recorded(base, tuned, probe, place, options, group)
+        return Receipt(place.receipt, group.leave(body))
+
+
+def _recorded(
+    base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions, group: Alone
+) -> dict[str, Any] | None:
+    """Do this process's part of the work; the one that leads writes the receipt and returns it."""
+    from moe_atlas.auditing.resume import state_paths
+    from moe_atlas.auditing.run import measure
+
+    if not group.leads:
+        measure(base, tuned, probe, options, group)
+        return None
     kept = state_paths(place.receipt)
     # State that is still there shows that a receipt beside it is of this audit, killed while it was recorded.
     force = place.force or (place.resume and kept[0].exists())
@@ -102,13 +123,14 @@ def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: Au
     require_apart((place.receipt, window_path(place.receipt)), (*inputs, *options.attempts))
     head = place.recording.head()
     previous = None if place.previous is None else previous_facts(place.previous)
-    facts, arrays = measure(base, tuned, probe, replace(options, resume=kept if place.resume else None))
+    options = replace(options, resume=kept if place.resume else None)
+    facts, arrays = measure(base, tuned, probe, options, group)
     parent = _parent(place.recording, head, previous, facts["checkpoints"]["base"])
     body = write_receipt(facts | {"parent": parent}, as_arrays(arrays), place.receipt, force=force)
     place.recording.record(place.receipt)
     for path in kept if place.resume else ():
         path.unlink(missing_ok=True)
-    return Receipt(place.receipt, body)
+    return body
 
 
 def _parent(

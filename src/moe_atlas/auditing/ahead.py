@@ -44,11 +44,11 @@ def _results(
 class Turns:
     """A part of every step that is done in the order of the steps, whoever does the rest of them when.
 
-    Steps must begin in order, as those of `ahead` do: then each one's turn comes.
+    Steps must begin in order, as those of `ahead` do, with `first`: then each one's turn comes.
     """
 
-    def __init__(self) -> None:
-        self._next, self._passed = 0, Condition()
+    def __init__(self, first: int = 0) -> None:
+        self._next, self._passed = first, Condition()
 
     def wait(self, step: int) -> None:
         """Wait until every earlier step's turn is over."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.ahead import Turns, ahead
+from moe_atlas.auditing.ranks import Alone
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.storage import kept, storage
 from moe_atlas.families.spec import LayerSpec
@@ -60,19 +61,39 @@ class Expert:
 
 
 @dataclass
+class Found:
+    """What the first pass keeps of an expert once its weights are gone.
+
+    Attributes:
+        samples: by (checkpoint, index there).
+        rows: its rows of the weights ledger.
+        rows_as_stored: those of what is stored under the same index, where a relabelling moved another there.
+    """
+
+    samples: dict[tuple[int, int], Sample] = field(default_factory=dict)
+    rows: list[TensorChange] = field(default_factory=list)
+    rows_as_stored: list[TensorChange] = field(default_factory=list)
+
+
+@dataclass
 class _Read:
     """An expert as stored, and what comparing it found."""
 
     stored: list[Weights]
     identical: bool
     requantised: Weights | None = None
-    samples: dict[tuple[int, int], Sample] = field(default_factory=dict)
-    rows: list[TensorChange] = field(default_factory=list)
-    rows_as_stored: list[TensorChange] = field(default_factory=list)
+    found: Found = field(default_factory=Found)
 
 
 class LayerExperts:
     """Experts of one layer of every checkpoint under audit, numbered as in the base.
+
+    Args:
+        sides: the checkpoints under audit.
+        layers: their specs of this layer.
+        ledger: where their changes are entered.
+        pool: threads that read ahead.
+        group: the processes that share the audit; each reads its share.
 
     Attributes:
         match_E: the consistent relabelling (tuned index of each base expert), or None.
@@ -80,38 +101,61 @@ class LayerExperts:
     """
 
     def __init__(
-        self, sides: Sequence[Side], layers: Sequence[LayerSpec], ledger: WeightsLedger, pool: Executor
+        self,
+        sides: Sequence[Side],
+        layers: Sequence[LayerSpec],
+        ledger: WeightsLedger,
+        pool: Executor,
+        group: Alone,
     ) -> None:
-        self.sides, self._layers, self._ledger, self._pool = sides, layers, ledger, pool
+        self.sides, self._layers, self._ledger, self._pool, self._group = sides, layers, ledger, pool, group
         moe = layers[0].moe
         assert moe is not None
         self.count = moe.router.experts
         self._samples: dict[tuple[int, int], Sample] = {}
+        self._found: dict[int, Found] = {}
         self._recorded = False
         self._turns: list[Turns] = []
         self.identical = len(sides) == 2
         self.match_E = self._find_relabelling() if len(sides) == 2 else None
 
     def stream(self) -> Iterator[Expert]:
-        """Every expert in rising order; the first ones are read from now on, the next ones always in the background.
+        """This process's experts in rising order; the first ones are read from now on, the next in the background.
+
+        Raises:
+            IntegrityError: E_CHANGED when a file changed since it was opened.
+        """
+        share = self._group.share(self.count)
+        self._turns = [Turns(share.start) for _ in self.sides]
+        return self._prepared(share, ahead(self._pool, self._read, share))
+
+    def record(self) -> None:
+        """Enter what the first pass found, in the order of the experts.
 
         Raises:
             InputRefused: E_NONFINITE when the base holds a NaN or an infinity.
-            IntegrityError: E_CHANGED when a file changed since it was opened.
         """
-        self._turns = [Turns() for _ in self.sides]
-        return self._prepared(ahead(self._pool, self._read, range(self.count)))
+        if self._recorded:
+            return
+        found = {expert: kept for part in self._group.gather(self._found) for expert, kept in part.items()}
+        for expert in range(self.count):
+            self._samples |= found[expert].samples
+            for change in found[expert].rows:
+                self._ledger.enter(change)
+                self.identical &= bool(change.identical)
+            for change in found[expert].rows_as_stored:
+                self._ledger.enter(change, as_stored=True)
+        self._recorded = True
 
-    def _prepared(self, reads: Iterator[_Read]) -> Iterator[Expert]:
-        for index, read in enumerate(reads):
-            self._record(read)
+    def _prepared(self, share: range, reads: Iterator[_Read]) -> Iterator[Expert]:
+        for index, read in zip(share, reads, strict=True):
+            self._found[index] = read.found
             prepared = [side.multiplied(w) for side, w in zip(self.sides, read.stored, strict=False)]
             extra = self.sides[1].multiplied(read.stored[2]) if len(read.stored) > 2 else None
             requantised = None if read.requantised is None else self.sides[0].multiplied(read.requantised)
             yield Expert(index, tuple(prepared), read.identical, extra, requantised)
             del prepared, extra
             self._recycle(read)
-        self._recorded = True
         for side in self.sides:
             side.reader.forget()
 
@@ -178,10 +222,10 @@ class LayerExperts:
         read = _Read(stored, pair and _equal(stored[0], stored[1]))
         read.requantised = self._requantised(expert, stored[0]) if pair else None
         if not self._recorded:
-            read.samples = {key: _sample(weights) for key, weights in zip(indices, stored, strict=True)}
-            read.rows = self._compare(expert, stored[0], stored[1] if pair else None)
+            read.found.samples = {key: _sample(weights) for key, weights in zip(indices, stored, strict=True)}
+            read.found.rows = self._compare(expert, stored[0], stored[1] if pair else None)
             if len(stored) > 2:
-                read.rows_as_stored = self._compare(expert, stored[0], stored[2])
+                read.found.rows_as_stored = self._compare(expert, stored[0], stored[2])
         if read.identical:
             self.sides[1].reader.recycle(stored[1].values())
             stored[1] = stored[0]
@@ -220,24 +264,19 @@ class LayerExperts:
             for ref in layer.moe.expert_refs(expert)
         ]
 
-    def _record(self, read: _Read) -> None:
-        """Enter what the first pass found, in the order of the experts."""
-        self._samples |= read.samples
-        for change in read.rows:
-            self._ledger.enter(change)
-            self.identical &= bool(change.identical)
-        for change in read.rows_as_stored:
-            self._ledger.enter(change, as_stored=True)
-
     def _find_relabelling(self) -> Tensor | None:
         rows = [
             router_rows(side.resident, layer) for side, layer in zip(self.sides, self._layers, strict=True)
         ]
         if not may_be_relabelled(*rows):
             return None
-        for side in range(2):
-            for expert in range(self.count):
-                self._samples[side, expert] = _sample(self._stored(side, expert))
+        mine = {
+            (side, expert): _sample(self._stored(side, expert))
+            for side in range(2)
+            for expert in self._group.share(self.count)
+        }
+        for samples in self._group.gather(mine):
+            self._samples |= samples
         return relabelling(rows[0], rows[1], self.sketches(0), self.sketches(1))
 
 

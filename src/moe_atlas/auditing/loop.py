@@ -24,6 +24,7 @@ from moe_atlas.auditing.memory import give_back
 from moe_atlas.auditing.noise import score_changes
 from moe_atlas.auditing.options import Progress
 from moe_atlas.auditing.passage import Passage, Shared
+from moe_atlas.auditing.ranks import Alone
 from moe_atlas.auditing.reading import Arrays, LayerReading
 from moe_atlas.auditing.resume import Nowhere, Resume
 from moe_atlas.auditing.side import Side, Weights
@@ -33,7 +34,7 @@ from moe_atlas.geometry import assumptions, pair
 from moe_atlas.geometry.output import Head, window_outputs
 from moe_atlas.probes.windows import Window
 from moe_atlas.weights.identity import layer_identity
-from moe_atlas.weights.ledger import WeightsLedger, same_bytes
+from moe_atlas.weights.ledger import TensorChange, WeightsLedger, compare, same_bytes
 
 
 @dataclass
@@ -57,6 +58,8 @@ class Walk:
         pool: threads that read ahead.
         held_tokens: tokens whose evaluated experts may be in memory together; one batch at least.
         skips: leave out what equal bytes make unnecessary; the numbers are the same, bit for bit, either way.
+        group: the processes that share the audit.
+        in_step: whether both checkpoints carry the very same states.
         measures_noise: the sides are one checkpoint under two execution orders.
         resume: where the state between layers is kept.
         chart_maps: sample this many experts per layer for rank and condition of the overlap maps; 0 for none.
@@ -73,6 +76,8 @@ class Walk:
     skips: bool = True
     chart_maps: int = 0
     measures_noise: bool = False
+    group: Alone = field(default_factory=Alone)
+    in_step: bool = False
     resume: Resume = field(default_factory=Nowhere)
     evidence: Evidence = field(default_factory=Evidence)
     clock: Clock = field(default_factory=Clock)
@@ -84,14 +89,18 @@ class Walk:
             self.skips and len(self.sides) == 2 and self.sides[0].replay.computes_like(self.sides[1].replay)
         )
 
-    def states_shared(self, number: int) -> bool:
-        """Whether both checkpoints carry the very same state of a batch."""
-        return self.sides[0].states[number] is self.sides[1].states[number]
+    @property
+    def own(self) -> list[int]:
+        """Numbers of the batches whose states this process holds."""
+        return [number for number in range(len(self.batches)) if self.group.owns(number)]
 
     def enter(self, refs: Sequence[Sequence[TensorRef]]) -> None:
         """Read tensors of every checkpoint at once, dropping those of the last layer."""
         with self.clock.phase("reading the rest"):
-            list(self.pool.map(Side.enter, self.sides, refs))
+            for side in self.sides:
+                side.leave()
+            readers = self.group.deliver([side.reader for side in self.sides], refs, self.pool)
+            list(self.pool.map(Side.enter, self.sides, refs, readers))
 
     def states_identical(self, number: int) -> bool:
         """Whether everything in front of the `number`-th layer is byte-identical and computed alike."""
@@ -133,24 +142,23 @@ def embed(audit: Walk) -> None:
     refs = [side.spec.embed_refs for side in audit.sides]
     audit.enter(refs)
     record_weights(audit, None, refs[0])
-    audit.sides[0].embed(batch.tokens_WS for batch in audit.batches)
-    for side in audit.sides[1:]:
-        if audit.alike and not audit.evidence.ledger.changed_layers:
-            side.states = list(audit.sides[0].states)
-        else:
-            side.embed(batch.tokens_WS for batch in audit.batches)
+    audit.in_step = audit.alike and not audit.evidence.ledger.changed_layers
+    own = {number: audit.batches[number].tokens_WS for number in audit.own}
+    for side in audit.sides[:1] if audit.in_step else audit.sides:
+        side.embed(len(audit.batches), own)
+    if audit.in_step:
+        audit.sides[1].states = list(audit.sides[0].states)
 
 
 def dense_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     """Replayed, not measured."""
     record_weights(audit, layers[0].index, layers[0].refs)
-    same = audit.alike and layers[0] == layers[1] and all_same(audit, layers)
-    for number in range(len(audit.batches)):
-        follows = same and audit.states_shared(number)
-        for side, layer in zip(audit.sides[:1] if follows else audit.sides, layers, strict=False):
+    audit.in_step = audit.in_step and layers[0] == layers[1] and all_same(audit, layers)
+    for number in audit.own:
+        for side, layer in zip(audit.sides[:1] if audit.in_step else audit.sides, layers, strict=False):
             x_WSD = side.replay.attention(layer, side.weights, side.states[number])
             side.states[number] = side.replay.dense(layer, side.weights, x_WSD)
-        if follows:
+        if audit.in_step:
             audit.sides[1].states[number] = audit.sides[0].states[number]
 
 
@@ -160,7 +168,7 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     After a consistent relabelling the tuned checkpoint is read in the base's numbering throughout, so that the very
     same arithmetic runs as without it: a pure relabelling is exactly 0, and moves no verdict.
     """
-    experts = LayerExperts(audit.sides, layers, audit.evidence.ledger, audit.pool)
+    experts = LayerExperts(audit.sides, layers, audit.evidence.ledger, audit.pool, audit.group)
     as_stored = {} if experts.match_E is None else audit.sides[1].renumber(layers[1], experts.match_E)
     record_weights(audit, layers[0].index, layers[0].refs, as_stored)
     reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)
@@ -169,22 +177,39 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     for part in rounds(audit.batches, audit.held_tokens):
         stream = experts.stream()
         with audit.clock.phase("attention and routing"):
+            attend(audit, layers, part, shared)
             passages = [
-                Passage(audit.sides, layers, n, audit.batches[n], audit.scope, experts, shared) for n in part
+                Passage(audit.sides, layers, n, audit.batches[n], audit.scope, experts, shared, audit.group)
+                for n in part
             ]
         for expert in audit.clock.waiting("waiting for experts", stream):
             with audit.clock.phase("experts"):
                 for passage in passages:
                     passage.add(expert)
+        with audit.clock.phase("exchanging"):
+            experts.record()
+            for passage in passages:
+                passage.exchange(identical=experts.identical)
+        passages = [passage for passage in passages if audit.group.owns(passage.number)]
         while passages:
             passage = passages.pop(0)
             with audit.clock.phase("readings"):
                 passage.read(reading, band)
             if audit.measures_noise and passage.pairs:
-                note_noise(reading.facts, passage)
+                reading.noise(score_changes(*passage.routings))
             with audit.clock.phase("attention and routing"):
                 passage.finish()
+    audit.in_step = shared.view and experts.identical
     close_layer(audit, reading, experts, layers)
+
+
+def attend(audit: Walk, layers: Sequence[LayerSpec], part: Sequence[int], shared: Shared) -> None:
+    """Take this process's batches through whatever stands in front of the block."""
+    for number in filter(audit.group.owns, part):
+        for side, layer in zip(audit.sides[:1] if shared.view else audit.sides, layers, strict=False):
+            side.states[number] = side.replay.attention(layer, side.weights, side.states[number])
+        if shared.view:
+            audit.sides[1].states[number] = audit.sides[0].states[number]
 
 
 def what_is_shared(
@@ -193,9 +218,8 @@ def what_is_shared(
     """What the tuned checkpoint need not compute again at this layer."""
     if not audit.alike or layers[0].describe() != layers[1].describe():
         return Shared()
-    in_step = all(map(audit.states_shared, range(len(audit.batches))))
     return Shared(
-        view=in_step and all_same(audit, layers) and experts.match_E is None,
+        view=audit.in_step and all_same(audit, layers) and experts.match_E is None,
         gate=facts["exact"]["gain"],
         routing=facts["exact"]["router"],
     )
@@ -205,12 +229,6 @@ def all_same(audit: Walk, layers: Sequence[LayerSpec]) -> bool:
     """Whether every tensor of the layer at hand, routed experts aside, is byte-identical."""
     base, tuned = (side.resident for side in audit.sides)
     return all(same_bytes(base[ref.role], tuned[ref.role]) for ref in layers[0].refs)
-
-
-def note_noise(facts: dict[str, Any], passage: Passage) -> None:
-    """Keep the largest change of a dispatch score and of a group score between the two executions."""
-    changes, noise = score_changes(*passage.routings), facts.setdefault("noise", {})
-    noise |= {key: max(value, noise.get(key, 0.0)) for key, value in changes.items()}
 
 
 def layer_facts(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, Any]:
@@ -252,6 +270,11 @@ def close_layer(
     audit: Walk, reading: LayerReading, experts: LayerExperts, layers: Sequence[LayerSpec]
 ) -> None:
     """Turn the layer's tokens into window arrays and its experts into an account of their identity."""
+    for rank, other in enumerate(audit.group.bring(reading)):
+        if rank != audit.group.rank:
+            reading.join(other)
+    if not audit.group.leads:
+        return
     audit.evidence.arrays |= reading.arrays()
     facts = reading.facts
     for side in audit.sides:
@@ -287,31 +310,37 @@ def record_weights(
     audit: Walk, layer: int | None, refs: Sequence[TensorRef], as_stored: Weights | None = None
 ) -> None:
     """Enter the tensors at hand in the weights ledger, and beside them those that a relabelling reordered."""
-    ledger = audit.evidence.ledger
-    for ref in refs:
-        tensors = [side.resident[ref.role] for side in audit.sides]
-        ledger.add(ref.name, ref.kind, layer, tensors[0], tensors[1] if len(tensors) == 2 else None)
-        if as_stored and ref.role in as_stored:
-            ledger.add(ref.name, ref.kind, layer, tensors[0], as_stored[ref.role], as_stored=True)
+    base, tuned = audit.sides[0].resident, audit.sides[1].resident if len(audit.sides) == 2 else {}
+
+    def compared(work: tuple[TensorRef, Weights]) -> TensorChange:
+        ref, others = work
+        return compare(ref.name, ref.kind, layer, base[ref.role], others.get(ref.role))
+
+    for change in audit.group.spread(compared, [(ref, tuned) for ref in refs]):
+        audit.evidence.ledger.enter(change)
+    moved = [(ref, as_stored) for ref in refs if as_stored and ref.role in as_stored]
+    for change in audit.group.spread(compared, moved):
+        audit.evidence.ledger.enter(change, as_stored=True)
 
 
 def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     """Final norm and head: NLL, divergence and agreement of every window, task windows included."""
     sides = audit.sides
-    audit.progress.phase("reading the output", len(audit.batches))
+    audit.progress.phase("reading the output", len(audit.own))
     # A tied head was recorded as the embedding.
     record_weights(audit, None, [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"])
     heads: dict[str, Callable[[Tensor], Head]] = {side.name: partial(head, side) for side in sides}
-    columns: dict[str, list[float]] = {}
-    for number, batch in enumerate(audit.batches):
+    found: dict[int, dict[str, float]] = {}
+    for number in audit.own:
+        batch = audit.batches[number]
         for row, window in enumerate(batch.windows):
             states: dict[str, Tensor] = {side.name: side.states[number][row] for side in sides}
             scored_S = torch.from_numpy(windows[window].scored)
-            values = window_outputs(heads, states, batch.tokens_WS[row], scored_S, sides[0].spec.vocab)
-            for key, value in values.items():
-                columns.setdefault(key, []).append(value)
+            found[window] = window_outputs(heads, states, batch.tokens_WS[row], scored_S, sides[0].spec.vocab)
         audit.progress.step(f"batch {number + 1}", sum(side.reader.bytes_read for side in sides))
-    for key, column in columns.items():
+    everyone = {window: values for part in audit.group.bring(found) for window, values in part.items()}
+    for key in everyone.get(0, {}):
+        column = [everyone[window][key] for window in range(len(windows))]
         audit.evidence.arrays[f"output.{key}"] = np.array(column, dtype=np.float64)
 
 

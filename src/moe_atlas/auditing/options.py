@@ -30,6 +30,21 @@ class Silent:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a process stands among those that share an audit.
+
+    Attributes:
+        rank: its number; 0 leads.
+        size: how many there are.
+        local: its number on its machine, which is also that of its GPU.
+    """
+
+    rank: int
+    size: int
+    local: int
+
+
+@dataclass(frozen=True)
 class AuditOptions:
     """How to run.
 
@@ -49,6 +64,7 @@ class AuditOptions:
         policy_from: the central policy file under which the probe set was registered.
         resume: keep the state after every layer in this file, and in the second that of the noise floor, and go on
             from there if an interrupted audit left one; None keeps nothing.
+        place: this process's among those that share the audit; None when it is alone.
         attempts: receipts of registered attempts at the same objective.
     """
 
@@ -63,5 +79,6 @@ class AuditOptions:
     baseline: Path | None = None
     policy_from: Path | None = None
     resume: tuple[Path, Path] | None = None
+    place: Place | None = None
     attempts: tuple[Path, ...] = ()
     progress: Progress = field(default_factory=Silent)

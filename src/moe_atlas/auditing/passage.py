@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moe_atlas.auditing.batches import Batch
 from moe_atlas.auditing.experts import Expert, LayerExperts
+from moe_atlas.auditing.ranks import Alone
 from moe_atlas.auditing.reading import LayerReading
 from moe_atlas.auditing.side import Side
 from moe_atlas.auditing.view import Scope, View, look
@@ -38,7 +39,9 @@ class Shared:
 
 
 class Passage:
-    """A batch at a layer: first everything in front of the experts, then expert by expert, then the readings.
+    """A batch at a layer: first its routing, then expert by expert, then the readings.
+
+    Every process evaluates its experts on every batch; the readings and what follows are of the batch's owner.
 
     Args:
         sides: the checkpoints under audit.
@@ -48,6 +51,7 @@ class Passage:
         scope: what is evaluated.
         experts: the layer's experts.
         shared: what need not be computed twice.
+        group: the processes that share the audit.
     """
 
     def __init__(
@@ -59,16 +63,18 @@ class Passage:
         scope: Scope,
         experts: LayerExperts,
         shared: Shared,
+        group: Alone,
     ) -> None:
         self.number, self.batch, self.scope = number, batch, scope
-        self.views = [look(sides[0], layers[0], number, batch, scope, experts.stored(0))]
-        if len(sides) == 2:
-            base = self.views[0]
-            self.views.append(
-                replace(base, side=sides[1], layer=layers[1], fields=base.fields.follower())
-                if shared.view
-                else look(sides[1], layers[1], number, batch, scope, experts.stored(1))
-            )
+        self._group, self._owner = group, group.owner(number)
+        self.views: list[View] = []
+        for index, (side, layer) in enumerate(zip(sides, layers, strict=True)):
+            if index and shared.view:
+                base = self.views[0]
+                self.views.append(replace(base, side=side, layer=layer, fields=base.fields.follower()))
+                continue
+            state_WSD = group.broadcast(side.states[number], self._owner)
+            self.views.append(look(side, layer, state_WSD, batch, scope, experts.stored(index)))
         numberings = correspondences(experts) if batch.measured else []
         self.pairs = [Anchored(self.views, match_E, scope, shared) for match_E in numberings]
         self._states: dict[str, Tensor] = {}
@@ -84,11 +90,35 @@ class Passage:
         for anchored in self.pairs:
             anchored.add(expert)
 
+    def exchange(self, *, identical: bool) -> None:
+        """Let the owner have what every process evaluated.
+
+        Args:
+            identical: whether every expert of the layer is, in all processes.
+        """
+        # Each process routes for itself; where they come to other sets, what they hold does not belong together.
+        sets = {
+            f"the routing of the {view.side.name} checkpoint": view.routing.topk_TK for view in self.views
+        }
+        anchored_sets = [anchored.routing.topk_TK for anchored in self.pairs]
+        self._group.agree(sets | {f"the routing at the anchor ({n})": s for n, s in enumerate(anchored_sets)})
+        for view in self.views:
+            if not identical:
+                view.fields.part()
+            if not view.fields.follows:
+                count = view.fields.experts
+                self._group.collect(view.fields.rows_RD, view.fields.parts, count, self._owner)
+        for anchored in self.pairs:
+            fields = anchored.fields
+            for values_MP in fields.entries():
+                self._group.collect(values_MP, fields.parts, fields.base.experts, self._owner)
+            self._group.add_up(fields.delta_MD, self._owner)
+
     def read(self, reading: LayerReading, band: pair.NoiseBand) -> None:
         """Enter what the batch says about the layer."""
         if not self.batch.measured:
             return
-        windows = len(self.batch.tokens_WS)
+        windows = self.batch.windows
         values: dict[str, Tensor] = {}
         for view in self.views:
             if not view.fields.follows:
@@ -118,7 +148,7 @@ class Passage:
         values |= health.state2(view.fields, view.tangent, self.scope.adjacency)
         return values | {"radial_to_tangent": assumptions.radial_to_tangent(view.x_TD, view.layer)}
 
-    def _read_pairs(self, reading: LayerReading, band: pair.NoiseBand, windows: int) -> None:
+    def _read_pairs(self, reading: LayerReading, band: pair.NoiseBand, windows: range) -> None:
         """The drift channels and the perturbation budget, after a relabelling and as stored."""
         base, tuned = self.views
         for prefix, anchored in zip(("pair", "same_index"), self.pairs, strict=False):

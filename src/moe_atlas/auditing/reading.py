@@ -5,6 +5,7 @@ Legend: W windows, S tokens per window, M measured tokens per window, E experts,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ PERCENTILES = {"p01": 0.01, "p10": 0.10, "p50": 0.50}
 
 
 class LayerReading:
-    """Collects one layer batch by batch.
+    """Collects one layer batch by batch, in any order; arrays come in the order of the windows.
 
     Attributes:
         layer: the model's own layer index; names of window arrays start with ``layers.{layer}.``.
@@ -30,33 +31,56 @@ class LayerReading:
 
     def __init__(self, layer: int, facts: dict[str, Any], stride: int) -> None:
         self.layer, self.facts, self.stride = layer, facts, stride
-        self._tokens: dict[str, list[Tensor]] = {}
-        self._windows: dict[str, list[Tensor]] = {}
-        self._topk: dict[str, list[Tensor]] = {}
+        # By name, and within it by a batch's first window.
+        self._tokens: dict[str, dict[int, Tensor]] = {}
+        self._windows: dict[str, dict[int, Tensor]] = {}
+        self._topk: dict[str, dict[int, Tensor]] = {}
 
-    def tokens(self, prefix: str, values: dict[str, Tensor], windows: int) -> None:
+    def tokens(self, prefix: str, values: dict[str, Tensor], windows: range) -> None:
         """Record values per token, float64 [W·S], of consecutive windows; what is undefined here is dropped."""
         undefined = self.facts.get("undefined", ())
         for key, value_T in values.items():
             if key.split(".")[0] in undefined:
                 continue
-            self._tokens.setdefault(f"{prefix}.{key}", []).append(value_T.reshape(windows, -1))
+            self._tokens.setdefault(f"{prefix}.{key}", {})[windows.start] = value_T.reshape(len(windows), -1)
 
-    def routing(self, side: str, routing: Routing, windows: int) -> None:
+    def routing(self, side: str, routing: Routing, windows: range) -> None:
         """Record occupancy of one checkpoint: counts, mean ρ, top-k sets, ties and undefined margins."""
         experts = routing.probs_TE.shape[1]
-        counts_WE = window_counts(routing.topk_TK, windows, experts)
-        self._windows.setdefault(f"{side}.counts", []).append(counts_WE)
-        self._windows.setdefault(f"{side}.rho", []).append(window_mean_probs(routing.probs_TE, windows))
-        self._topk.setdefault(side, []).append(routing.topk_TK)
-        facts = self.facts[side]
-        facts["ties"] = facts.get("ties", 0) + int(routing.ties_T.sum())
-        undefined = int((routing.competitor_T < 0).sum())
-        facts["margin_undefined"] = facts.get("margin_undefined", 0) + undefined
+        counts_WE = window_counts(routing.topk_TK, len(windows), experts)
+        rho_WE = window_mean_probs(routing.probs_TE, len(windows))
+        self._windows.setdefault(f"{side}.counts", {})[windows.start] = counts_WE
+        self._windows.setdefault(f"{side}.rho", {})[windows.start] = rho_WE
+        self._topk.setdefault(side, {})[windows.start] = routing.topk_TK
+        self._count(side, "ties", int(routing.ties_T.sum()))
+        self._count(side, "margin_undefined", int((routing.competitor_T < 0).sum()))
+
+    def noise(self, changes: Mapping[str, float]) -> None:
+        """Keep the largest change of a dispatch score and of a group score between two executions."""
+        noise = self.facts.setdefault("noise", {})
+        noise |= {key: max(value, noise.get(key, 0.0)) for key, value in changes.items()}
+
+    def join(self, other: LayerReading) -> None:
+        """Take in what another process read of the same layer on its batches."""
+        for mine, theirs in (
+            (self._tokens, other._tokens),
+            (self._windows, other._windows),
+            (self._topk, other._topk),
+        ):
+            for name, parts in theirs.items():
+                mine.setdefault(name, {}).update(parts)
+        for side in other._topk:
+            for key in ("ties", "margin_undefined"):
+                self._count(side, key, other.facts[side][key])
+        if "noise" in other.facts:
+            self.noise(other.facts["noise"])
+
+    def _count(self, side: str, key: str, number: int) -> None:
+        self.facts[side][key] = self.facts[side].get(key, 0) + number
 
     def arrays(self) -> Arrays:
         """Window arrays by name; also completes the point facts (quantiles, cells)."""
-        values_WS = {key: torch.cat(parts) for key, parts in self._tokens.items()}
+        values_WS = {key: _joined(parts) for key, parts in self._tokens.items()}
         out: Arrays = {}
         for key, value_WS in values_WS.items():
             if ".flips." in key:
@@ -65,7 +89,7 @@ class LayerReading:
                 out[key] = window_means(value_WS).numpy()
         for key, parts in self._windows.items():
             kind = torch.int32 if key.endswith(".counts") else torch.float64
-            out[key] = torch.cat(parts).to(kind).numpy()
+            out[key] = _joined(parts).to(kind).numpy()
         for side in self._topk:
             out |= self._tails(side, values_WS)
             self._points(side, values_WS)
@@ -99,8 +123,12 @@ class LayerReading:
             margin_WS = values_WS.get(f"{side}.{key}")
             for name, q in PERCENTILES.items():
                 facts[f"{key}_{name}"] = _quantile_fact(margin_WS, q, key)
-        topk_TK = torch.cat(self._topk[side]).numpy()
+        topk_TK = _joined(self._topk[side]).numpy()
         facts["cells"], facts["cell_entropy"] = cells(topk_TK)
+
+
+def _joined(parts: Mapping[int, Tensor]) -> Tensor:
+    return torch.cat([parts[first] for first in sorted(parts)])
 
 
 def pooled_quantile(value_WS: Tensor, q: float) -> float:

@@ -85,6 +85,7 @@ class StateFile:
         for side, consumed in zip(audit.sides, facts["readers"], strict=True):
             side.reader.restore(consumed["hashed"], consumed["bytes_read"])
             side.states = [_restored(audit, side, n, tensors) for n in range(len(audit.batches))]
+        audit.in_step = facts["in_step"]
         _restore_evidence(audit, facts, tensors)
         return int(facts["done"])
 
@@ -98,6 +99,7 @@ class StateFile:
         facts = {
             "parts": self._parts,
             "done": done,
+            "in_step": audit.in_step,
             "readers": [
                 {"hashed": side.reader.hashed(), "bytes_read": side.reader.bytes_read} for side in audit.sides
             ],
@@ -111,7 +113,7 @@ class StateFile:
             f"{side.name}.{n}": state
             for side in audit.sides
             for n, state in enumerate(side.states)
-            if side is audit.sides[0] or not audit.states_shared(n)
+            if side is audit.sides[0] or not audit.in_step
         }
         tensors |= {f"array:{name}": torch.from_numpy(array) for name, array in evidence.arrays.items()}
         write_state(self.path, facts, tensors)
@@ -127,7 +129,7 @@ def dependencies(audit: Walk, probes: ProbeSet, options: AuditOptions) -> dict[s
         "the options": {
             "dtype": [str(side.replay.dtype) for side in audit.sides],
             "replay": [type(side.replay).__name__ for side in audit.sides],
-            "device": [str(side.replay.device) for side in audit.sides],
+            "device": [side.replay.device.type for side in audit.sides],
             "router": options.router,
             "threads": torch.get_num_threads(),
             "batches": [list(batch.tokens_WS.shape) for batch in audit.batches],

@@ -19,11 +19,13 @@ import numpy as np
 import torch
 
 from moe_atlas.auditing import memory
-from moe_atlas.auditing.batches import BATCH_TOKENS, partition
+from moe_atlas.auditing.batches import BATCH_TOKENS, partition, rounds
+from moe_atlas.auditing.digests import finish
 from moe_atlas.auditing.loop import Evidence, Walk, walk
 from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
-from moe_atlas.auditing.options import AuditOptions, Execution
+from moe_atlas.auditing.options import AuditOptions, Execution, Place
 from moe_atlas.auditing.pairing import other_differences, require_comparable
+from moe_atlas.auditing.ranks import Alone
 from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.side import Side, SideName, compute_dtype
 from moe_atlas.auditing.unreplayed import compare_unreplayed
@@ -46,35 +48,53 @@ Receipt = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
-def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) -> tuple[Receipt, Arrays]:
+def measure(
+    base: Path, tuned: Path | None, probe: Path, options: AuditOptions, group: Alone | None = None
+) -> tuple[Receipt, Arrays]:
     """Measure a pair (or, with no tuned checkpoint, a baseline) on a registered probe set.
 
+    Args:
+        base: the base checkpoint.
+        tuned: the tuned one.
+        probe: the registered probe file.
+        options: how to run.
+        group: the processes that share the work; all of them call this alike.
+
     Returns:
-        The facts of the receipt, from which every interval and the verdict can be derived, and the window arrays.
+        The facts of the receipt, from which every interval and the verdict can be derived, and the window arrays;
+        both empty but in the process that leads.
 
     Raises:
         AtlasError: for everything a user can cause; nothing has been written then.
     """
     started = datetime.now(UTC)
     clock = time.monotonic()
+    group = group or Alone()
     probes = load_registered(probe, options.policy_from)
     checkpoints, specs = opened(base, tuned, probes)
     options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
     with exhaustion_named(), threads(options.threads):
-        floor = measure_floor(checkpoints[0], specs[0], probes, options) if options.noise_floor else None
-        audit = prepare(checkpoints, specs, probes, options)
+        audit = prepare(checkpoints, specs, probes, options, group)
+        require_alike(audit, probes, options)
+        floor = (
+            measure_floor(checkpoints[0], specs[0], probes, options, group) if options.noise_floor else None
+        )
         audit.bands = bands(floor) if floor else {}
         if options.resume is not None:
             audit.resume = StateFile(options.resume[0], dependencies(audit, probes, options))
         evidence = walk(audit, probes.windows)
-        unpaired = compare_unreplayed(audit.sides, evidence.ledger)
-        digests = [side.reader.finish() for side in audit.sides]
+        unpaired = compare_unreplayed(audit.sides, evidence.ledger, group)
+        digests = [finish(side.reader, group) for side in audit.sides]
+    shares = group.bring(share_facts(audit))
+    if not group.leads:
+        return {}, {}
     receipt: Receipt = {
         "schema": "atlas/receipt/v1",
         "kind": "audit" if len(specs) == 2 else "baseline",
         "probe": probe_facts(probes, specs[0]),
         "checkpoints": {
             side.name: checkpoint_facts(side, digest)
+            | {"bytes_read": sum(share["bytes_read"][side.name] for share in shares)}
             for side, digest in zip(audit.sides, digests, strict=True)
         },
         "layers": evidence.layers,
@@ -90,6 +110,7 @@ def measure(base: Path, tuned: Path | None, probe: Path, options: AuditOptions) 
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - clock, 3),
             "phases": audit.clock.facts(),
+            **({"processes": shares} if len(shares) > 1 else {}),
         },
         "parent": None,
     }
@@ -107,10 +128,14 @@ def opened(base: Path, tuned: Path | None, probes: ProbeSet) -> tuple[list[Check
 
 
 def prepare(
-    checkpoints: list[Checkpoint], specs: list[ModelSpec], probes: ProbeSet, options: AuditOptions
+    checkpoints: list[Checkpoint],
+    specs: list[ModelSpec],
+    probes: ProbeSet,
+    options: AuditOptions,
+    group: Alone,
 ) -> Walk:
     """Everything a walk needs, with the memory limit checked before a tensor is read."""
-    device = pick_device(options.device)
+    device = pick_device(options.device, options.place)
     dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])
     config = probes.config
     room = needed(checkpoints, specs, probes, dtype)
@@ -136,6 +161,7 @@ def prepare(
         held_tokens=memory.held_tokens(options.memory, room),
         skips=options.skips,
         chart_maps=options.chart_maps,
+        group=group,
     )
 
 
@@ -166,11 +192,11 @@ def wanted_floor(probes: ProbeSet, spec: ModelSpec, options: AuditOptions) -> Ex
 
 
 def measure_floor(
-    checkpoint: Checkpoint, spec: ModelSpec, probes: ProbeSet, options: AuditOptions
+    checkpoint: Checkpoint, spec: ModelSpec, probes: ProbeSet, options: AuditOptions, group: Alone
 ) -> dict[str, Any]:
     """Audit the base against itself: in reverse order and other pieces, or in another compute dtype."""
     assert options.noise_floor is not None
-    walked = prepare([checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0))
+    walked = prepare([checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0), group)
     first, second = walked.sides
     other = first.replay.dtype if options.noise_floor == "order" else getattr(torch, options.noise_floor)
     kind = ReorderedReplay if options.noise_floor == "order" else Replay
@@ -179,7 +205,27 @@ def measure_floor(
     if options.resume is not None:
         walked.resume = StateFile(options.resume[1], dependencies(walked, probes, options))
     evidence = walk(walked, probes.windows)
-    return floor_facts(options.noise_floor, evidence.layers, evidence.arrays)
+    if not group.leads:
+        return group.told(None)
+    return group.told(floor_facts(options.noise_floor, evidence.layers, evidence.arrays))
+
+
+def require_alike(audit: Walk, probes: ProbeSet, options: AuditOptions) -> None:
+    """Refuse processes that share an audit and do not see and compute the same, or that outnumber the experts.
+
+    Raises:
+        UsageError: E_RANK.
+    """
+    passes = [list(part) for part in rounds(audit.batches, audit.held_tokens)]
+    audit.group.agree(dependencies(audit, probes, options) | {"the memory": passes, "skipping": audit.skips})
+    fewest = min(layer.moe.router.experts for layer in audit.sides[0].spec.layers if layer.moe)
+    if audit.group.size > fewest:
+        raise UsageError(
+            "E_RANK",
+            f"{audit.group.size} processes",
+            f"a layer has {fewest} experts to share",
+            "start as many processes at most",
+        )
 
 
 def require_measurable(probes: ProbeSet, spec: ModelSpec) -> None:
@@ -235,7 +281,6 @@ def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
         "classes": class_digests(side.spec, side.checkpoint, digest),
         "tensors": len(side.checkpoint.tensors),
         "bytes": sum(tensor.nbytes for tensor in stored),
-        "bytes_read": side.reader.bytes_read,
         "dtype": sorted({tensor.dtype for tensor in stored}),
         "quantised": quantised_facts(side.checkpoint),
         "skipped": [{"tensor": name, "reason": reason} for name, reason in side.spec.skipped],
@@ -267,12 +312,18 @@ def method_facts(audit: Walk, specs: list[ModelSpec], options: AuditOptions) -> 
         "differences": other_differences(specs[0], specs[1]) if len(specs) == 2 else [],
         "compute_dtype": str(side.replay.dtype).removeprefix("torch."),
         "router_arithmetic": options.router,
-        "device": str(side.replay.device),
+        "device": side.replay.device.type,
         "threads": torch.get_num_threads() if options.threads is None else options.threads,
         "batch_tokens": BATCH_TOKENS,
         "evaluation_seed": audit.scope.seed,
         "intervals": "studentised cluster bootstrap over documents; see the reference page",
     }
+
+
+def share_facts(audit: Walk) -> dict[str, Any]:
+    """What this process read, and where its time went."""
+    read = {side.name: side.reader.bytes_read for side in audit.sides}
+    return {"bytes_read": read, "phases": audit.clock.facts()}
 
 
 def environment_facts() -> dict[str, str]:
@@ -299,15 +350,15 @@ def window_arrays(probes: ProbeSet) -> Arrays:
     return {f"windows.{key}": np.array(column, dtype=np.int32) for key, column in columns.items()}
 
 
-def pick_device(name: str) -> torch.device:
-    """The device asked for.
+def pick_device(name: str, place: Place | None = None) -> torch.device:
+    """The device asked for; where processes share an audit, each has its own GPU.
 
     Raises:
         UsageError: E_DEVICE when CUDA is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("E_DEVICE", "--device cuda", "no CUDA device is available here", "use --device cpu")
-    return torch.device(name)
+    return torch.device(name) if name == "cpu" or place is None else torch.device(name, place.local)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
-from moe_atlas.families.load import load_all
+from moe_atlas.families.load import ReaderLike, load_all
 from moe_atlas.families.spec import LayerSpec, ModelSpec, TensorRef
 from moe_atlas.replay.model import Replay
 
@@ -27,7 +27,8 @@ class Side:
     """A checkpoint under audit.
 
     Attributes:
-        states: what each batch carries into the next layer, opaque to the audit.
+        states: what each batch carries into the next layer, opaque to the audit; empty where another process
+            holds it.
         resident: tensors of the layer at hand, as stored, by role.
         weights: the same in the dtypes the replay multiplies in.
     """
@@ -41,10 +42,13 @@ class Side:
     resident: Weights = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
 
-    def enter(self, refs: Sequence[TensorRef]) -> None:
-        """Read the tensors of a layer (or of embedding or head), dropping those of the last one."""
+    def leave(self) -> None:
+        """Drop the tensors of the layer at hand."""
         self.resident, self.weights = {}, {}
-        self.resident = load_all(self.reader, refs)
+
+    def enter(self, refs: Sequence[TensorRef], reader: ReaderLike) -> None:
+        """Read the tensors of a layer (or of embedding or head)."""
+        self.resident = load_all(reader, refs)
         placed = self.replay.place(self.resident)
         cast = {ref.role for ref in refs if ref.kind in MULTIPLIED and len(ref.shape) > 1}
         self.weights = {
@@ -70,9 +74,11 @@ class Side:
         assert layer.moe is not None
         return load_all(self.reader, layer.moe.expert_refs(expert))
 
-    def embed(self, batches: Iterable[Tensor]) -> None:
-        """Start every batch from its tokens."""
-        self.states = [self.replay.embed(self.weights, tokens_WS) for tokens_WS in batches]
+    def embed(self, batches: int, own: Mapping[int, Tensor]) -> None:
+        """Start this process's batches from their tokens; there are so many in all."""
+        self.states = [torch.empty(0)] * batches
+        for number, tokens_WS in own.items():
+            self.states[number] = self.replay.embed(self.weights, tokens_WS)
 
 
 def compute_dtype(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:

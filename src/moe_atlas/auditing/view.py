@@ -86,11 +86,12 @@ class View:
         self.side.states[number] = state
 
 
-def look(side: Side, layer: LayerSpec, number: int, batch: Batch, scope: Scope, stored_E: Tensor) -> View:
-    """Run the batch up to the experts of `layer` and decide what to evaluate there."""
+def look(
+    side: Side, layer: LayerSpec, state_WSD: Tensor, batch: Batch, scope: Scope, stored_E: Tensor
+) -> View:
+    """Route a batch from its residual in front of the block, and decide what to evaluate there."""
     assert layer.moe is not None
     replay, weights = side.replay, side.weights
-    state_WSD = replay.attention(layer, weights, side.states[number])
     x_WSD = replay.block_input(layer, weights, state_WSD)
     gate = replay.gate_input(layer, weights, x_WSD.reshape(-1, x_WSD.shape[-1]))
     routing = replay.route(layer, weights, gate)

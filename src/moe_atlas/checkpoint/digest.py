@@ -76,7 +76,7 @@ def digest_checkpoint(checkpoint: Checkpoint) -> CheckpointDigest:
     hashes = {name: TensorHash() for name in checkpoint.tensors}
     complete_hashes(checkpoint, hashes)
     require_unchanged(checkpoint)
-    return combine(checkpoint, hashes)
+    return combine(checkpoint, hexdigests(hashes))
 
 
 def digest_with_files(checkpoint: Checkpoint) -> tuple[CheckpointDigest, dict[str, str]]:
@@ -97,7 +97,7 @@ def digest_with_files(checkpoint: Checkpoint) -> tuple[CheckpointDigest, dict[st
         with OpenShard(checkpoint, file) as shard:
             files[file] = _digest_file(shard, stored.get(file, []), hashes, buffer)
     require_unchanged(checkpoint)
-    return combine(checkpoint, hashes), files
+    return combine(checkpoint, hexdigests(hashes)), files
 
 
 def _digest_file(
@@ -119,9 +119,11 @@ def _digest_file(
 
 
 def complete_hashes(checkpoint: Checkpoint, hashes: Mapping[str, TensorHash]) -> int:
-    """Read what the running hashes have not seen, in file order and bounded pieces; return the bytes read."""
+    """Read what these running hashes have not seen, in file order and bounded pieces; return the bytes read."""
     total = 0
-    tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: (tensor.file, tensor.begin))
+    tensors = sorted(
+        (checkpoint.tensors[name] for name in hashes), key=lambda tensor: (tensor.file, tensor.begin)
+    )
     buffer = memoryview(bytearray(PIECE_BYTES))
     for file, group in groupby(tensors, key=lambda tensor: tensor.file):
         pending = [tensor for tensor in group if hashes[tensor.name].position < tensor.nbytes]
@@ -156,16 +158,18 @@ def _complete(
     return position - first
 
 
-def combine(checkpoint: Checkpoint, hashes: Mapping[str, TensorHash]) -> CheckpointDigest:
-    """Join complete hashes into the digest of the checkpoint."""
+def hexdigests(hashes: Mapping[str, TensorHash]) -> dict[str, str]:
+    """The sha256 of every tensor by name."""
+    return {name: running.hexdigest() for name, running in hashes.items()}
+
+
+def combine(checkpoint: Checkpoint, digests: Mapping[str, str]) -> CheckpointDigest:
+    """Join the sha256 of every tensor into the digest of the checkpoint."""
     manifest = hashlib.sha256()
-    digests = {}
-    for name in sorted(checkpoint.tensors):
-        tensor = checkpoint.tensors[name]
-        assert hashes[name].position == tensor.nbytes, f"{name} is not fully hashed"
-        digests[name] = hashes[name].hexdigest()
-        manifest.update(manifest_line(tensor, digests[name]))
-    return CheckpointDigest(manifest.hexdigest(), MappingProxyType(digests))
+    ordered = {name: digests[name] for name in sorted(checkpoint.tensors)}
+    for name, sha256 in ordered.items():
+        manifest.update(manifest_line(checkpoint.tensors[name], sha256))
+    return CheckpointDigest(manifest.hexdigest(), MappingProxyType(ordered))
 
 
 def manifest_line(tensor: StoredTensor, sha256: str) -> bytes:

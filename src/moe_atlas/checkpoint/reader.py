@@ -20,6 +20,7 @@ from moe_atlas.checkpoint.digest import (
     TensorHash,
     combine,
     complete_hashes,
+    hexdigests,
     rehash,
     require_unchanged,
 )
@@ -173,11 +174,21 @@ class Reader:
         Raises:
             IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
         """
-        streamed = complete_hashes(self.checkpoint, self._hashes)
+        digests = self.complete(self.checkpoint.tensors)
+        self.unchanged()
+        return combine(self.checkpoint, digests)
+
+    def complete(self, names: Iterable[str]) -> dict[str, str]:
+        """The sha256 of these tensors, of which what was never read in order is hashed now.
+
+        Raises:
+            IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
+        """
+        hashes = {name: self._hashes[name] for name in names}
+        streamed = complete_hashes(self.checkpoint, hashes)
         with self._lock:
             self.bytes_read += streamed
-        self.unchanged()
-        return combine(self.checkpoint, self._hashes)
+        return hexdigests(hashes)
 
     def unchanged(self) -> None:
         """Raise ``E_CHANGED`` unless every file of the checkpoint is the one that was opened."""

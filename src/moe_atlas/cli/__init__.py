@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import typer
 
 from moe_atlas.cli.help import Command
+from moe_atlas.cli.place import leads
 from moe_atlas.errors import AtlasError, Exit
 from moe_atlas.text import shown
 
@@ -67,10 +68,11 @@ class Stopped(BaseException):
 def main() -> None:
     """Run the command line and leave with an exit code that never lies.
 
+    Of several processes that share an audit only the first one speaks; all leave with its code.
     130 and 143 after SIGINT and SIGTERM; 70, with a traceback, for a bug of ours, so that it reads as no verdict.
     """
     sys.excepthook = _crash
-    sys.stdout, sys.stderr = _open(sys.stdout), _open(sys.stderr)
+    sys.stdout, sys.stderr = _open(sys.stdout if leads() else None), _open(sys.stderr if leads() else None)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -95,6 +97,7 @@ def _open(stream: TextIO | None) -> TextIO:
 
 def _crash(*error: Any) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr = sys.__stderr__ or sys.stderr
         sys.__excepthook__(*error)
         sys.stderr.flush()
     os._exit(CRASHED)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_atlas.cli import options as o
+from moe_atlas.cli.place import place
 from moe_atlas.ledger.store import DEFAULT_RUNS
 
 
@@ -80,6 +81,7 @@ def audit(
                 baseline=baseline,
                 attempts=tuple(attempt or ()),
                 policy_from=policy_from,
+                place=place(),
                 progress=watcher,
             ),
         )

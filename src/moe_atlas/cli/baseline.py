@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_atlas.cli import options as o
+from moe_atlas.cli.place import place
 from moe_atlas.ledger.store import DEFAULT_RUNS
 
 
@@ -67,6 +68,7 @@ def baseline(
                 memory=None if memory is None else parse_size(memory),
                 noise_floor=o.execution(noise_floor),
                 policy_from=policy_from,
+                place=place(),
                 progress=watcher,
             ),
         )

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_atlas.cli.place import leads
 from moe_atlas.errors import AtlasError
 from moe_atlas.receipt.write import window_path
 from moe_atlas.report.outputs import Outputs, outputs, readable
@@ -93,11 +94,13 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> Any:
 
 
 def reports(formats: list[str] | None, *, as_json: bool, github: bool, force: bool, receipt: Path) -> Outputs:
-    """The reports that an audit or a baseline was asked for; checked before the work.
+    """The reports that an audit or a baseline was asked for, checked before the work; none of another process.
 
     Raises:
         UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER or E_GITHUB.
     """
+    if not leads():
+        return outputs(())
     names = [*(formats or ()), *(["json"] if as_json else [])]
     reserved = (receipt, window_path(receipt))
     return outputs(names, github_actions=github, force=force, reserved=reserved)

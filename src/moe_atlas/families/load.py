@@ -10,6 +10,9 @@ from torch import Tensor
 
 from moe_atlas.families.spec import TensorRef
 
+Entry = tuple[str, int | None]
+"""What is read at once: a stored tensor, or one entry of its leading dimension."""
+
 
 class ReaderLike(Protocol):
     """The part of a checkpoint reader that loading uses."""
@@ -33,6 +36,15 @@ def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]
             entries[key] = _entry(reader, ref)
         loaded[ref.role] = _cut(entries[key], ref)
     return loaded
+
+
+def entries(refs: Iterable[TensorRef]) -> list[Entry]:
+    """What `load_all` reads for these references, each once, in order."""
+    wanted: dict[Entry, None] = {}
+    for ref in refs:
+        rows = [ref.index] if ref.span is None else range(*ref.span)
+        wanted |= dict.fromkeys((ref.stored, row) for row in rows)
+    return list(wanted)
 
 
 def _entry(reader: ReaderLike, ref: TensorRef) -> Tensor:

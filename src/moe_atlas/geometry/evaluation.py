@@ -83,6 +83,10 @@ class RowGroup:
         """The rows of `expert`."""
         return slice(self._begin[expert], self._begin[expert + 1])
 
+    def span(self, experts: range) -> slice:
+        """The rows of consecutive experts."""
+        return slice(self._begin[experts.start], self._begin[experts.stop])
+
     def places(self, first: int, empty: int) -> Tensor:
         """Where each slot's row is when the group's rows begin at `first`, [T, P]; `empty` where there is none."""
         places = torch.full((self._shape.numel(),), empty, device=self._order_R.device)

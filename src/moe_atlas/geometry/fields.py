@@ -101,14 +101,24 @@ class NativeFields:
         if self.follows:
             if identical:
                 return
-            self.follows = False
-            self.rows_RD = self.rows_RD.clone()
+            self.part()
         for group, tokens_M, first in self._groups:
             part = group.part(expert)
             if part.start < part.stop:
                 tokens_P = tokens_M[group.tokens_R[part]]
                 kept = slice(first + part.start, first + part.stop)
                 self.rows_RD[kept] = self.evaluate(expert, weights, tokens_P)
+
+    def part(self) -> None:
+        """Go on alone, if these were another checkpoint's rows until now."""
+        if self.follows:
+            self.follows = False
+            self.rows_RD = self.rows_RD.clone()
+
+    def parts(self, experts: range) -> list[slice]:
+        """Which of the kept rows are those of consecutive experts."""
+        spans = [(first, group.span(experts)) for group, _, first in self._groups]
+        return [slice(first + span.start, first + span.stop) for first, span in spans]
 
     def rows(self, expert: int, tokens_P: Tensor, weights: Weights) -> Tensor:
         """u_e of `expert` on measured tokens: kept rows where there are any, evaluated where not; [P, D]."""

@@ -27,7 +27,8 @@ class PairFields:
         ratio_requantised_MP: relative change that the tuned checkpoint's format alone makes of the base's visible
             update, float64; None where both checkpoints are stored alike.
         omega0_MP, omega1_MP: weights of the outputs in the routed sum at the anchor, float32.
-        delta_MD: Σ ω¹u¹ − Σ ω⁰u⁰ of Eq. 15 with those weights, float32, before P_z.
+        delta_MD: Σ ω¹u¹ − Σ ω⁰u⁰ of Eq. 15 with those weights, before P_z. The terms are float32 and added up in
+            float64, where their order does not show, so that processes can add up what each of them has.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class PairFields:
         self.norm0_MP, self.change_MP = unknown.clone(), unknown.clone()
         self.ratio_requantised_MP: Tensor | None = None
         self._base_rows: dict[int, Tensor] = {}
-        self.delta_MD = torch.zeros(len(m), base.gate.g_TD.shape[1], device=m.device)
+        self.delta_MD = torch.zeros(len(m), base.gate.g_TD.shape[1], dtype=torch.float64, device=m.device)
 
     def add(
         self, expert: int, tuned_expert: int, weights0: Weights, weights1: Weights, *, identical: bool = False
@@ -85,9 +86,24 @@ class PairFields:
             u0_PD = self.base.rows_RD[part] if number == 0 else self.base.evaluate(expert, weights0, tokens)
             self._base_rows[number] = u0_PD
             u1_PD = self._anchored(expert, tokens, weights1, u0_PD, identical=identical)
-            native_PD = self.tuned.rows(tuned_expert, tokens_M, weights1)
+            # Rows are kept from the same expert's own turn; another one's may be still to come.
+            native_PD = (
+                self.tuned.rows(expert, tokens_M, weights1)
+                if tuned_expert == expert
+                else self.tuned.evaluate(tuned_expert, weights1, tokens)
+            )
             for p in pieces(len(tokens_M), u0_PD.shape[1]):
                 self._record(tokens_M[p], slots[p], u0_PD[p], u1_PD[p], native_PD[p])
+
+    def parts(self, experts: range) -> list[tuple[Tensor, Tensor]]:
+        """Which (tokens, slots) are those of consecutive experts."""
+        spans = [(group, group.span(experts)) for group in self._groups]
+        return [(group.tokens_R[span], group.slots_R[span]) for group, span in spans]
+
+    def entries(self) -> list[Tensor]:
+        """What is measured slot by slot, [M, P] each."""
+        found = [self.ratio_MP, self.ratio_native_MP, self.norm0_MP, self.change_MP]
+        return found if self.ratio_requantised_MP is None else [*found, self.ratio_requantised_MP]
 
     def _anchored(
         self, expert: int, tokens: Tensor, weights1: Weights, u0_PD: Tensor, *, identical: bool
@@ -130,7 +146,8 @@ class PairFields:
         self.ratio_native_MP[at] = native_change_P / (length(native_v_PD) + norm0_P + RATIO_EPS)
         # Two rounded products and their difference, so that equal terms cancel exactly.
         weighted1_PD = u1_PD * self.omega1_MP[at][:, None]
-        self.delta_MD.index_add_(0, tokens_M, weighted1_PD.sub_(u0_PD * self.omega0_MP[at][:, None]))
+        terms_PD = weighted1_PD.sub_(u0_PD * self.omega0_MP[at][:, None])
+        self.delta_MD.index_add_(0, tokens_M, terms_PD.double())
 
     def changes(self) -> tuple[Tensor, Tensor]:
         """‖ΔV‖ and ‖V⁰‖ of Eq. 15 at the anchor, float64 [M]; every expert must have passed."""
@@ -140,6 +157,6 @@ class PairFields:
             tokens_M = torch.arange(p.start, p.stop, device=self.delta_MD.device)
             rows_MKD = self.base.rows_RD[self.base.place_MP[p, :k]].float()
             field0_MD = torch.bmm(self.omega0_MP[p, None, :k], rows_MKD).squeeze(1)
-            change_M[p] = length(self.tangent(self.delta_MD[p], tokens_M))
+            change_M[p] = length(self.tangent(self.delta_MD[p].float(), tokens_M))
             norm0_M[p] = length(self.tangent(field0_MD, tokens_M))
         return change_M, norm0_M

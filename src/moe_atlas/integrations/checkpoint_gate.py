@@ -252,6 +252,6 @@ def _read(log: Path) -> tuple[dict[str, Any], str]:
         lines = text.strip().splitlines()
         return {}, shown(lines[-1] if lines else "no output", 400)
     if found.get("error"):
-        error = found["error"]
-        return found, shown(f"{error['code']} {error['where']}: {error['problem']}", 400)
+        said = found["error"]
+        return found, shown(f"{said['code']} {said['where']}: {said['problem']}", 400)
     return found, gate_sentence(found["failed"][0]) if found.get("failed") else ""
