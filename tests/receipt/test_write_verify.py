@@ -186,6 +186,7 @@ def test_every_single_byte_change_is_noticed(
     monkeypatch.setattr(verifying, "_rederive", lambda *_: None)
     assert verify(written).mismatches == []
     target = written if which == "receipt" else window_path(written)
+    print(f"{len(range(0, target.stat().st_size, stride))} flipped bits, one a byte, in the {which}")
     assert unnoticed_flips(written, target, stride) == []
 
 
