@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moe_atlas.verdict.gates import Gate, worst_first
 from moe_atlas.verdict.predicates import NAMES, derive_predicates, verdict_of
 from tests.verdict.receipts import (
     BUDGETS,
@@ -462,3 +463,71 @@ def test_evidence_is_ordered_worst_first() -> None:
     gates = [line["gate"] for line in derive_predicates(made)["predicates"][ATLAS]["evidence"]]
     assert gates[:3] == ["content", "boundary", "overlap_drop"]
     assert results[:4] == ["fail", "fail", "undetermined", "pass"]
+
+
+# --- on the very edge --------------------------------------------------------------------------------------------
+
+
+def lines(made: dict[str, Any], predicate: str, gate: str) -> list[dict[str, Any]]:
+    found = derive_predicates(made)["predicates"][predicate]["evidence"]
+    return [line for line in found if line["gate"] == gate]
+
+
+@pytest.mark.parametrize(
+    ("margin", "result"),
+    [
+        (interval(0.0, 0.0, exact=True), "undetermined"),  # above 0, not at it
+        (interval(0.1, 0.1, exact=True, documents=3), "pass"),
+        (interval(0.0, 0.2), "undetermined"),
+        (interval(-0.2, 0.0), "undetermined"),
+        (interval(-0.2, -0.1), "fail"),
+    ],
+)
+def test_a_refinement_margin_is_held_against_nought(margin: dict[str, Any], result: str) -> None:
+    made = set_path(receipt(), "margins.refinement_margin", margin)
+    assert [(line["result"], line["budget"]) for line in lines(made, ATLAS, "refinement_margin")] == [
+        (result, 0.0)
+    ]
+
+
+def test_byte_identical_inputs_hold_a_budget_of_nought() -> None:
+    made = set_path(receipt(), "probe.policy.rewrite.content", 0)
+    exact = {"estimate": 0.0, "low": 0.0, "high": 0.0, "documents": 3, "exact": True}
+    for number in (1, 2):
+        set_path(made, f"layers.{number}.pair.content_drift", exact)
+    assert [line["result"] for line in lines(made, ATLAS, "content")] == ["pass", "pass"]
+
+
+@pytest.mark.parametrize(
+    ("exact", "result"), [(True, "pass"), (False, "undetermined"), (None, "undetermined")]
+)
+def test_the_tail_of_byte_identical_inputs_needs_no_documents(exact: bool | None, result: str) -> None:
+    made = receipt()
+    made["domains"][0]["nll_increase"] |= {"exact": exact}
+    made["domains"][0]["damaged_documents"]["documents"] = 12
+    found = {line["domain"]: line["result"] for line in lines(made, DAMAGE, "tail_guard")}
+    assert found == {"prose": result, "code": "pass"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "result"),
+    [
+        ("at_most", interval(1.9, 2.0), "undetermined"),
+        ("at_most", interval(1.8, 1.9), "undetermined"),
+        ("at_least", interval(1.8, 1.9), "undetermined"),
+        ("at_least", interval(1.9, 2.0), "undetermined"),
+        ("at_most", interval(1.91, 2.0), "fail"),
+        ("at_least", interval(1.8, 1.89), "fail"),
+    ],
+)
+def test_a_bound_on_its_target_decides_nothing(rule: str, value: dict[str, Any], result: str) -> None:
+    made = receipt()
+    made["domains"][3]["success"] = {"metric": "nll", "relative_to_base": False, rule: 1.9, "value": value}
+    assert [line["result"] for line in lines(made, TASK, "task_success")] == [result]
+
+
+def test_evidence_stands_worst_first_whatever_its_figures_say() -> None:
+    order = ("fail", "undetermined", "pass", "not-applicable", "not-gated")
+    gates = [Gate(result, result, {}, {"estimate": float(n)}, 1.0) for n, result in enumerate(order)]
+    for given in itertools.permutations(gates):
+        assert [line["result"] for line in worst_first(given)] == list(order)
