@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_atlas.verdict.gates import PASS_FLOOR
 from scripts.coverage.damage import FITTED, LOOSE, MARGIN, Rates
 from scripts.coverage.layers import BUDGET, LAYERS, Family
 
 BEGIN = "<!-- generated section {name}; do not edit below -->"
 END = "<!-- end of section {name} -->"
 NOMINAL = 0.025
+UNDETERMINED = 0.5  # share of healthy pairs that must pass for a cell to count as decided
 TOLERANCE = 3.0  # Monte Carlo standard errors above which a rate is marked
 
 
@@ -79,8 +81,9 @@ def layer_table(families: Sequence[Family], reps: int) -> str:
 
 def summary(rates: Sequence[Rates], reps: int) -> str:
     """The sentences a reader needs, counted from the table."""
-    open_cells = [r for r in rates if r.cell.documents >= 30]
-    closed = [r for r in rates if r.cell.documents < 30]
+    open_cells = [r for r in rates if r.cell.documents >= PASS_FLOOR]
+    closed = [r for r in rates if r.cell.documents < PASS_FLOOR]
+    undecided = [r for r in open_cells if r.healthy_pass < UNDETERMINED]
     limit = NOMINAL + TOLERANCE * error_of(NOMINAL, reps)
     missed_closed = sum(r.bound_missed > limit for r in closed)
     missed_open = sum(r.bound_missed > limit for r in open_cells)
@@ -89,11 +92,14 @@ def summary(rates: Sequence[Rates], reps: int) -> str:
     worst_loose = max(open_cells, key=lambda r: r.false_pass_loose)
     return "\n".join(
         [
-            f"* Under 30 documents the upper bound misses too often in {missed_closed} of {len(closed)} cells. "
-            f"The tool answers undetermined there: {sum(r.false_pass > 0 for r in closed)} cells with a pass.",
-            f"* From 30 documents on the bound alone misses too often in {missed_open} of {len(open_cells)} "
-            f"cells. With the tail guard the whole gate passes falsely too often in {len(over)}; the worst is "
-            f"{_named(worst)} at {100 * worst.false_pass:.1f} %.",
+            f"* Under {PASS_FLOOR} documents the interval's upper bound misses too often in {missed_closed} of "
+            f"{len(closed)} cells. The tool answers undetermined there: {sum(r.false_pass > 0 for r in closed)} "
+            "cells with a pass.",
+            f"* From {PASS_FLOOR} documents on the interval's bound misses too often in {missed_open} of "
+            f"{len(open_cells)} cells. The whole gate (stricter bound, effective documents, tail guard) passes "
+            f"falsely too often in {len(over)}; the worst is {_named(worst)} at {100 * worst.false_pass:.1f} %.",
+            f"* In {len(undecided)} of these {len(open_cells)} cells fewer than half of the healthy pairs pass: the "
+            f"answer there is undetermined. {sum(r.cell.unequal for r in undecided)} of them have unequal windows.",
             f"* With a per-document limit far above what the margin asks for, the worst cell is "
             f"{_named(worst_loose)} at {100 * worst_loose.false_pass_loose:.1f} %.",
         ]

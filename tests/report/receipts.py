@@ -22,7 +22,7 @@ HOSTILE = "x<script>alert(1)</script>](http://evil.example)|`rm`@all\x1b[31m\u20
 def facts(kind: str = "audit", **policy: Any) -> dict[str, Any]:
     """Synthetic facts with everything that an audit records about its checkpoints and its run."""
     made = synthetic.facts(kind)
-    made["probe"]["policy"] |= {"resamples": 60} | policy
+    made["probe"]["policy"] |= {"resamples": 120} | policy
     for side, found in made["checkpoints"].items():
         found |= {"path": f"/models/{side}.ckpt", "tensors": 21, "bytes": 4096, "bytes_read": 4096}
         found |= {"dtype": ["BF16"], "skipped": []}

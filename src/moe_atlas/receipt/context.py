@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from moe_atlas.errors import UsageError
 from moe_atlas.statistics.design import Design, make_design
+from moe_atlas.statistics.passing import passing_bound
 from moe_atlas.statistics.sample import Interval, Sample, interval
 
 F64 = NDArray[np.float64]
@@ -78,6 +79,11 @@ class Context:
         """Return the receipt's interval of a sample, clipped to the range its key can take."""
         floor, ceiling = RANGES.get(key, (-np.inf, np.inf))
         return interval(sample, self.confidence, floor, ceiling)
+
+    def passing(self, sample: Sample, key: str) -> dict[str, float | None]:
+        """Return what a PASS on a mean rests on, clipped alike; empty for what is no mean."""
+        _, ceiling = RANGES.get(key, (-np.inf, np.inf))
+        return passing_bound(sample, self.tail, ceiling)
 
     def domain_design(self, domain_W: NDArray[np.bool_]) -> Design:
         """Return the design of the windows of one domain: the same draws as among the others."""

@@ -25,7 +25,7 @@ from moe_atlas.verdict.predicates import derive_predicates
 SCHEMA = "atlas/receipt/v1"
 # How intervals, predicates, claims and the verdict follow from facts and window data. Raise it with every change that
 # derives anything else from the same evidence: a receipt of other rules is then refused by name, not called edited.
-DERIVATION = 1
+DERIVATION = 2
 ORDER = (
     "schema",
     "derivation",
@@ -86,7 +86,7 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
         derive_layer(context, layer, None if reference is None else reference.get(layer["layer"], {}))
         for layer in facts["layers"]
     ]
-    _add_simultaneous(context, results)
+    _add_gate_bounds(context, results)
     receipt = dict(facts) | {
         "schema": SCHEMA,
         "derivation": DERIVATION,
@@ -107,8 +107,8 @@ def _reference_layers(facts: Facts) -> dict[int, Facts] | None:
     return None if not reference else {layer["layer"]: layer for layer in reference["layers"]}
 
 
-def _add_simultaneous(context: Context, results: list[LayerResult]) -> None:
-    """Put the bound that FAIL is gated on beside each gated interval of the protected layers."""
+def _add_gate_bounds(context: Context, results: list[LayerResult]) -> None:
+    """Put the bounds that FAIL and PASS are gated on beside each gated interval of the protected layers."""
     protected = [result for result in results if result.facts["layer"] in context.protected]
     if not context.is_pair:
         return
@@ -116,3 +116,4 @@ def _add_simultaneous(context: Context, results: list[LayerResult]) -> None:
         samples: list[Sample] = [result.pair[key] for result in protected]
         for result, bound in zip(protected, simultaneous_lower(samples, context.tail), strict=True):
             result.derived["pair"][key]["simultaneous_low"] = None if bound is None else finite(bound)
+            result.derived["pair"][key] |= context.passing(result.pair[key], key)

@@ -44,6 +44,7 @@ def _row(context: Context, number: int, domain: Facts) -> dict[str, Any]:
     increase = columns.get("nll_increase")
     row["non_finite_windows"] = _non_finite(columns)
     if domain["role"] == "base":
+        row["nll_increase"] |= context.passing(samples["nll_increase"], "nll_increase")
         row["damaged_documents"] = _damaged_documents(context, design, increase)
     if domain["role"] == "canary":
         row["worst_window"] = _worst_window(domain, increase)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from moe_atlas.statistics.design import Design
 from moe_atlas.statistics.linearised import Batch, Linearised
+from moe_atlas.statistics.passing import effective_documents
 from moe_atlas.statistics.sample import NO_VARIANCE, Sample, undefined
 
 F64 = NDArray[np.float64]
@@ -91,7 +92,9 @@ def column_means(total_CQ: F64, count_CQ: F64, design: Design, infinite_Q: NDArr
         reason = _reason(design, count_CQ[:, q], bool(infinite_Q[q]), bool(flat_Q[q]), lonely)
         estimate = float("nan") if infinite_Q[q] else float(estimate_Q[q])
         se = float(np.sqrt(variance_Q[q]))
-        out.append(Sample(estimate, se, t_BQ[:, q], int(windows_Q[q]), int(documents_Q[q]), reason))
+        effective = effective_documents(count_CQ[:, q], design.sizes)
+        sizes = int(windows_Q[q]), int(documents_Q[q])
+        out.append(Sample(estimate, se, t_BQ[:, q], *sizes, reason, effective=effective))
     return out
 
 

@@ -37,6 +37,7 @@ class Sample:
             bound takes the wider of the two tails (`switching` in `bootstrap`).
         rare_high: an upper bound that needs no variance (`stringer`), for a non-negative quantity that is zero
             in most documents; takes over where the resamples give none.
+        effective: of a mean, how many equal documents weigh as its own do (`passing`).
     """
 
     estimate: float
@@ -49,6 +50,7 @@ class Sample:
     values_B: F64 | None = None
     rare_high: float | None = None
     switching: bool = False
+    effective: float | None = None
 
 
 def undefined(reason: str, windows: int = 0, documents: int = 0) -> Sample:
