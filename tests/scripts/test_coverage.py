@@ -51,10 +51,17 @@ def test_under_thirty_documents_nothing_passes() -> None:
         assert rates.false_pass == rates.healthy_pass == rates.false_fail == 0.0
 
 
-def test_a_guard_that_fits_the_margin_stops_concentrated_damage() -> None:
-    rates = damage.simulate(Cell("concentrated", True, 50, 0.2), reps=1000, resamples=399, seed=3)
-    assert rates.false_pass_loose > 0.03  # the mean alone is fooled
-    assert rates.false_pass < 0.75 * rates.false_pass_loose
+def test_documents_of_unequal_size_count_as_fewer_and_are_undetermined() -> None:
+    rates = damage.simulate(Cell("concentrated", True, 50, 0.2), reps=500, resamples=399, seed=3)
+    assert rates.bound_missed > 0.03  # the mean alone is fooled
+    assert rates.false_pass == rates.false_pass_loose == rates.healthy_pass == 0.0
+
+
+def test_the_bound_of_a_pass_holds_where_the_interval_does_not() -> None:
+    rates = damage.simulate(Cell("skewed", False, 50, 0.5), reps=1000, resamples=399, seed=3)
+    assert rates.bound_missed > 0.025 + 3 * np.sqrt(0.025 * 0.975 / 1000)
+    assert rates.false_pass <= 0.025 + 2 * np.sqrt(0.025 * 0.975 / 1000)
+    assert rates.healthy_pass > 0.6
 
 
 def test_simultaneous_bounds_hold_where_pointwise_ones_do_not() -> None:
