@@ -115,7 +115,9 @@ def run(arguments: list[str]) -> int:
         complain(str(error))
         return int(error.exit_code)
     except CommandLineError as error:
-        complain(f"E_USAGE {error.format_message()}; atlas --help lists what there is")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "atlas"
+        complain(f"E_USAGE {error.format_message().rstrip('.')}; {command} --help shows what there is")
         return int(Exit.USAGE)
     except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
         complain("stopped before a result was acknowledged")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,14 +32,14 @@ def diff(
     if as_json:
         typer.echo(json.dumps(found.describe(), indent=2))
         return
-    from rich.console import Console, Group
+    from rich.console import Group
 
     from moe_atlas.report.diff import sections
+    from moe_atlas.report.screen import screen
 
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
     with readable(first, second):
         parts = Group(*sections(found, first, second))
-    console.print(parts)
+    screen().print(parts)
 
 
 def _side(path: Path) -> Side:

@@ -32,15 +32,16 @@ def facts() -> dict[str, Any]:
 
 def draw(found: dict[str, Any]) -> None:
     """One row a family, then the formats."""
-    from rich.console import Console
     from rich.table import Table
+
+    from moe_atlas.report.screen import Fitted, screen
 
     columns = ("model_type", "attention", "router", "experts", "tested")
     table = Table(*columns, title=f"{len(found['families'])} families", title_justify="left")
     for row in found["families"]:
         table.add_row(*(row[column] for column in columns))
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+    console = screen()
+    console.print(Fitted(table, ("experts", "attention", "router")))
     console.print("\nformats of stored tensors, in every family:")
     for row in found["formats"]:
         console.print(f"  {row['format']}: {row['tensors']}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +11,9 @@ import typer
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from moe_atlas.ledger.chain import Entry
     from moe_atlas.ledger.history import History
+    from moe_atlas.report.screen import Fitted
     from moe_atlas.verdict.escalation import Reading
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]
@@ -77,12 +75,12 @@ def _write(found: History, path: Path) -> None:
 
 
 def _draw(found: History) -> None:
-    from rich.console import Console
     from rich.text import Text
 
+    from moe_atlas.report.screen import screen
     from moe_atlas.text import shown
 
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    console = screen()
     console.print(_table(found))
     if found.snapshot.torn:
         console.print(
@@ -106,20 +104,22 @@ def _draw(found: History) -> None:
     )
 
 
-def _table(found: History) -> Table:
+def _table(found: History) -> Fitted:
     from rich.table import Table
 
-    table = Table(title=f"run {found.snapshot.run}", title_justify="left", box=None, pad_edge=False)
+    from moe_atlas.report.screen import Fitted
+
+    table = Table(title=f"run {found.snapshot.run}", title_justify="left", box=None)
     for name in ("#", "time", "what", "step", "verdict", "gate"):
         table.add_column(name)
     for name in ("C2", "dead", "CV", "min H", "State1", "NLL", "PPL/100"):
         table.add_column(name, justify="right")
-    table.add_column("note")
+    table.add_column("note", max_width=24)
     for entry in found.snapshot.entries:
         reading = found.readings.get(entry.seq)
         row = _event(entry) if reading is None else _gate(entry, reading)
         table.add_row(*row, style=STYLES[reading.colour] if reading and reading.colour else None)
-    return table
+    return Fitted(table, ("PPL/100", "min H", "State1", "CV", "NLL", "C2", "dead", "time", "note"))
 
 
 def _event(entry: Entry) -> list[str]:
@@ -133,7 +133,7 @@ def _event(entry: Entry) -> list[str]:
         note += f", replaces {str(predecessor.get('sha256'))[:12]}" if predecessor else ""
     elif entry.kind == "repair":
         note = f"{entry.body.get('torn_bytes')} torn bytes set aside"
-    return [str(entry.seq), entry.time[:19], entry.kind, *[""] * 10, shown(note)]
+    return [str(entry.seq), _minute(entry.time), entry.kind, *[""] * 10, shown(note)]
 
 
 def _gate(entry: Entry, reading: Reading) -> list[str]:
@@ -150,5 +150,10 @@ def _gate(entry: Entry, reading: Reading) -> list[str]:
     ]
     decline = "–" if reading.decline is None else f"{reading.decline:+.1%}"
     step = "–" if gate.step is None else str(gate.step)
-    start = [str(entry.seq), entry.time[:19], entry.kind, step, gate.verdict or "–", colour]
+    start = [str(entry.seq), _minute(entry.time), entry.kind, step, gate.verdict or "–", colour]
     return [*start, *(number(value) for value in figures), decline, shown(", ".join(notes), 200)]
+
+
+def _minute(time: str) -> str:
+    """An ISO time to the minute."""
+    return time[:16].replace("T", " ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,11 +126,10 @@ def emit(receipt: dict[str, Any], path: Path, wanted: Outputs, *, quiet: bool) -
 
 def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
     """The terminal report, and what was written where."""
-    from rich.console import Console
-
+    from moe_atlas.report.screen import screen
     from moe_atlas.report.terminal import render
 
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    console = screen()
     with readable(path):
         render(receipt, console)
     digest = receipt["evidence"]["receipt_sha256"][:16]

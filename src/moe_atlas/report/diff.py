@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_atlas.receipt.compare import HIGHER, LOWER, SAME, UNCLEAR, UNDEFINED, Change, Comparison
+from moe_atlas.report.screen import Fitted
 from moe_atlas.report.words import PREDICATES, VERDICTS
 from moe_atlas.text import interval, number, shown
 
@@ -44,21 +45,21 @@ def outcomes(found: Comparison) -> Table:
     return table
 
 
-def changes(found: Comparison) -> Table:
+def changes(found: Comparison) -> Fitted:
     """Every figure in both, and the change."""
     table = Table(title="Protected layers and domains", title_justify="left", expand=False)
     for column in ("figure", "where"):
         table.add_column(column, no_wrap=True)
     for column in ("A", "B", "B - A"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("the intervals say")
+    table.add_column("so it is")
     before = None
     for change in found.changes:
         if before not in (None, change.figure):
             table.add_section()
         before = change.figure
         table.add_row(*_row(change))
-    return table
+    return Fitted(table, ("A", "B"))
 
 
 def _row(change: Change) -> list[str | Text]:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from moe_atlas.report import words
+from moe_atlas.report.screen import Fitted
 from moe_atlas.text import interval, number, shown
 
 STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", None: "bold cyan"}
@@ -80,15 +82,16 @@ def lineage(receipt: dict[str, Any]) -> Iterator[Text]:
         yield Text(f"resumed: not the same tensors; {earlier['reason']}", style="yellow")
 
 
-def reasons(receipt: dict[str, Any]) -> Iterator[Text]:
+def reasons(receipt: dict[str, Any]) -> Iterator[RenderableType]:
     """The gates that decided, worst first, one line for all places of a gate."""
     groups = words.deciding(receipt)
     for group in groups[:REASONS_SHOWN]:
-        yield Text(f"  {group.result}: {group.sentence}", style=RESULTS.get(group.result, ""))
+        text = Text(f"{group.result}: {group.sentence}", style=RESULTS.get(group.result, ""))
+        yield Padding.indent(text, 2)
     if len(groups) > REASONS_SHOWN:
         yield Text(f"  … and {len(groups) - REASONS_SHOWN} more gates")
     for name, reason in words.open_reasons(receipt):
-        yield Text(f"  {name}: {reason}")
+        yield Padding.indent(Text(f"{name}: {reason}"), 2)
 
 
 def predicate_table(receipt: dict[str, Any]) -> Table:
@@ -111,7 +114,7 @@ def _telling(predicate: dict[str, Any]) -> dict[str, Any] | None:
     return next(iter(measured if predicate["passed"] and measured else gated), None)
 
 
-def layer_table(receipt: dict[str, Any]) -> Table:
+def layer_table(receipt: dict[str, Any]) -> Fitted:
     """Every channel of the worst layers, protected ones marked; budgets in the last row."""
     budgets = receipt["probe"]["policy"]["rewrite"]
     layers = sorted(receipt["layers"], key=lambda layer: -_worst(layer, budgets))
@@ -129,7 +132,7 @@ def layer_table(receipt: dict[str, Any]) -> Table:
     table.add_row("budget", *(number(budgets.get(BUDGET_OF[key])) for key in CHANNELS), "", "", style="dim")
     if len(layers) > LAYERS_SHOWN:
         table.caption = f"{len(layers) - LAYERS_SHOWN} more layers in the receipt"
-    return table
+    return Fitted(table, ("margin", "dead", CHANNELS["entropy_drop"], CHANNELS["overlap_drop"]))
 
 
 def _channel(layer: dict[str, Any], key: str, budgets: dict[str, Any]) -> Text:
@@ -153,7 +156,7 @@ def _worst(layer: dict[str, Any], budgets: dict[str, Any]) -> float:
     return max(ratios) + (1000.0 if layer["protected"] else 0.0)
 
 
-def domain_table(receipt: dict[str, Any]) -> Table:
+def domain_table(receipt: dict[str, Any]) -> Fitted:
     """NLL of every domain before and after, and the paired increase."""
     table = Table(title="Domains (NLL, nats per token)", title_justify="left", expand=False)
     for column in ("domain", "role", "documents", "base", "tuned", "increase", "KL", "top-1 agreement"):
@@ -169,7 +172,7 @@ def domain_table(receipt: dict[str, Any]) -> Table:
             number(words.estimate(domain["kl"])),
             number(words.estimate(domain["top1_agreement"])),
         )
-    return table
+    return Fitted(table, ("top-1 agreement", "KL", "role", "documents"))
 
 
 def baseline_table(receipt: dict[str, Any]) -> Table:
