@@ -108,13 +108,13 @@ def tune(family: Family, start: Tensors, recipe: Tune) -> Tensors:
     model = widened(family, start)
     optimizer = torch.optim.AdamW(_groups(model, recipe), betas=(0.9, 0.95), weight_decay=0.0)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    text = Text(corpus(), recipe.seed, recipe.domains)
+    text = Text(corpus(), recipe.seed, recipe.domains) if recipe.replay else None
     task = Task(items(recipe.task)[0], recipe.seed) if recipe.task else None
     for step in range(recipe.steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * cosine(step, recipe.steps)
         batches = [task.draw(recipe.items)] if task else []
-        batches += [text.draw(recipe.replay, TOKENS)] if recipe.replay else []
+        batches += [text.draw(recipe.replay, TOKENS)] if text else []
         scored = [int((batch.targets != IGNORED).sum()) for batch in batches]
         for batch, tokens in zip(batches, scored, strict=True):
             (loss_of(model, batch) * (tokens / sum(scored))).backward()
