@@ -27,7 +27,7 @@ from moe_atlas.receipt.write import as_arrays, check_writable, window_path, writ
 from moe_atlas.results import Receipt
 
 if TYPE_CHECKING:
-    from moe_atlas.auditing.ranks import Alone
+    from moe_atlas.auditing.group import Group
 
 Source = str | os.PathLike[str]
 
@@ -95,7 +95,7 @@ class _Place:
 
 
 def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions) -> Receipt:
-    from moe_atlas.auditing.ranks import joined  # imports torch, which reading a receipt must not
+    from moe_atlas.auditing.group import joined  # imports torch, which reading a receipt must not
 
     if options.place is not None and place.resume:
         step = "leave it out, or run the audit in one process"
@@ -106,7 +106,7 @@ def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: Au
 
 
 def _recorded(
-    base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions, group: Alone
+    base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions, group: Group
 ) -> dict[str, Any] | None:
     """Do this process's part of the work; the one that leads writes the receipt and returns it."""
     from moe_atlas.auditing.resume import state_paths

@@ -11,8 +11,8 @@ from unittest.mock import patch
 
 from moe_atlas.auditing import run
 from moe_atlas.auditing.batches import partition
+from moe_atlas.auditing.group import Group, joined
 from moe_atlas.auditing.options import AuditOptions, Place
-from moe_atlas.auditing.ranks import Alone, joined
 from moe_atlas.receipt.window_file import encode_windows
 from moe_atlas.receipt.write import as_arrays
 
@@ -20,7 +20,7 @@ BATCH = 500  # tokens; small, so that small probes have several batches
 
 
 def measured(
-    base: str, tuned: str | None, probe: str, options: dict, group: Alone | None = None
+    base: str, tuned: str | None, probe: str, options: dict, group: Group | None = None
 ) -> tuple[dict, dict]:
     """An audit in small batches; `held_tokens` among the options says how many tokens pass a layer together."""
     options = dict(options)

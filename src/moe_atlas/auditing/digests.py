@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from moe_atlas.auditing.ranks import Alone
+from moe_atlas.auditing.group import Group
 from moe_atlas.checkpoint.digest import CheckpointDigest, combine
 from moe_atlas.checkpoint.header import StoredTensor
 from moe_atlas.checkpoint.reader import Reader
 
 
-def finish(reader: Reader, group: Alone) -> CheckpointDigest:
+def finish(reader: Reader, group: Group) -> CheckpointDigest:
     """Hash what no process has read in order, and join what all of them hashed.
 
     Raises:

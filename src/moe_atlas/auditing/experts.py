@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.ahead import Turns, ahead
-from moe_atlas.auditing.ranks import Alone
+from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.storage import kept, storage
 from moe_atlas.families.spec import LayerSpec
@@ -106,7 +106,7 @@ class LayerExperts:
         layers: Sequence[LayerSpec],
         ledger: WeightsLedger,
         pool: Executor,
-        group: Alone,
+        group: Group,
     ) -> None:
         self.sides, self._layers, self._ledger, self._pool, self._group = sides, layers, ledger, pool, group
         moe = layers[0].moe

@@ -20,11 +20,11 @@ from moe_atlas.auditing.ahead import background
 from moe_atlas.auditing.batches import BATCH_TOKENS, Batch, rounds
 from moe_atlas.auditing.clock import Clock
 from moe_atlas.auditing.experts import LayerExperts
+from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.memory import give_back
 from moe_atlas.auditing.noise import score_changes
 from moe_atlas.auditing.options import Progress
 from moe_atlas.auditing.passage import Passage, Shared
-from moe_atlas.auditing.ranks import Alone
 from moe_atlas.auditing.reading import Arrays, LayerReading
 from moe_atlas.auditing.resume import Nowhere, Resume
 from moe_atlas.auditing.side import Side, Weights
@@ -76,7 +76,7 @@ class Walk:
     skips: bool = True
     chart_maps: int = 0
     measures_noise: bool = False
-    group: Alone = field(default_factory=Alone)
+    group: Group = field(default_factory=Group)
     in_step: bool = False
     resume: Resume = field(default_factory=Nowhere)
     evidence: Evidence = field(default_factory=Evidence)

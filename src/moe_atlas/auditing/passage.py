@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe_atlas.auditing.batches import Batch
 from moe_atlas.auditing.experts import Expert, LayerExperts
-from moe_atlas.auditing.ranks import Alone
+from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.reading import LayerReading
 from moe_atlas.auditing.side import Side
 from moe_atlas.auditing.view import Scope, View, look
@@ -63,7 +63,7 @@ class Passage:
         scope: Scope,
         experts: LayerExperts,
         shared: Shared,
-        group: Alone,
+        group: Group,
     ) -> None:
         self.number, self.batch, self.scope = number, batch, scope
         self._group, self._owner = group, group.owner(number)

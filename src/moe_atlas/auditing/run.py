@@ -5,11 +5,8 @@ Nothing is written here; `moe_atlas.receipt` derives, writes and re-reads.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,11 +18,12 @@ import torch
 from moe_atlas.auditing import memory
 from moe_atlas.auditing.batches import BATCH_TOKENS, partition, rounds
 from moe_atlas.auditing.digests import finish
+from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.loop import Evidence, Walk, walk
+from moe_atlas.auditing.machine import environment_facts, exhaustion_named, pick_device, threads
 from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
-from moe_atlas.auditing.options import AuditOptions, Execution, Place
+from moe_atlas.auditing.options import AuditOptions, Execution
 from moe_atlas.auditing.pairing import other_differences, require_comparable
-from moe_atlas.auditing.ranks import Alone
 from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.side import Side, SideName, compute_dtype
 from moe_atlas.auditing.unreplayed import compare_unreplayed
@@ -34,14 +32,13 @@ from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
 from moe_atlas.checkpoint.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
-from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
+from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.families.registry import resolve
 from moe_atlas.families.spec import ModelSpec
 from moe_atlas.probes.registration import ProbeSet, load_registered
 from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_floor
 from moe_atlas.receipt.warnings import within_floor
 from moe_atlas.replay.model import Replay
-from moe_atlas.version import __version__
 from moe_atlas.weights.class_digests import class_digests
 
 Receipt = dict[str, Any]
@@ -49,7 +46,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def measure(
-    base: Path, tuned: Path | None, probe: Path, options: AuditOptions, group: Alone | None = None
+    base: Path, tuned: Path | None, probe: Path, options: AuditOptions, group: Group | None = None
 ) -> tuple[Receipt, Arrays]:
     """Measure a pair (or, with no tuned checkpoint, a baseline) on a registered probe set.
 
@@ -69,7 +66,7 @@ def measure(
     """
     started = datetime.now(UTC)
     clock = time.monotonic()
-    group = group or Alone()
+    group = group or Group()
     probes = load_registered(probe, options.policy_from)
     checkpoints, specs = opened(base, tuned, probes)
     options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
@@ -132,7 +129,7 @@ def prepare(
     specs: list[ModelSpec],
     probes: ProbeSet,
     options: AuditOptions,
-    group: Alone,
+    group: Group,
 ) -> Walk:
     """Everything a walk needs, with the memory limit checked before a tensor is read."""
     device = pick_device(options.device, options.place)
@@ -192,7 +189,7 @@ def wanted_floor(probes: ProbeSet, spec: ModelSpec, options: AuditOptions) -> Ex
 
 
 def measure_floor(
-    checkpoint: Checkpoint, spec: ModelSpec, probes: ProbeSet, options: AuditOptions, group: Alone
+    checkpoint: Checkpoint, spec: ModelSpec, probes: ProbeSet, options: AuditOptions, group: Group
 ) -> dict[str, Any]:
     """Audit the base against itself: in reverse order and other pieces, or in another compute dtype."""
     assert options.noise_floor is not None
@@ -326,18 +323,6 @@ def share_facts(audit: Walk) -> dict[str, Any]:
     return {"bytes_read": read, "phases": audit.clock.facts()}
 
 
-def environment_facts() -> dict[str, str]:
-    """Versions and machine."""
-    return {
-        "moe_atlas": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "system": platform.system(),
-    }
-
-
 def window_arrays(probes: ProbeSet) -> Arrays:
     """Which window belongs to which domain and document, and how many positions it scores."""
     windows = probes.windows
@@ -348,44 +333,3 @@ def window_arrays(probes: ProbeSet) -> Arrays:
         "scored": [int(window.scored.sum()) for window in windows],
     }
     return {f"windows.{key}": np.array(column, dtype=np.int32) for key, column in columns.items()}
-
-
-def pick_device(name: str, place: Place | None = None) -> torch.device:
-    """The device asked for; where processes share an audit, each has its own GPU.
-
-    Raises:
-        UsageError: E_DEVICE when CUDA is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("E_DEVICE", "--device cuda", "no CUDA device is available here", "use --device cpu")
-    return torch.device(name) if name == "cpu" or place is None else torch.device(name, place.local)
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Pin the CPU threads of matrix products while the audit runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def exhaustion_named() -> Iterator[None]:
-    """Turn an allocation that failed into one line and exit code 6."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise out_of_memory() from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise out_of_memory() from error
-
-
-def out_of_memory() -> ResourceExhausted:
-    """The error of an audit that ran out of memory."""
-    step = "register fewer or shorter windows, or a token_stride, and try again"
-    return ResourceExhausted("E_MEMORY", "audit", "an allocation failed; nothing was written", step)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moe_atlas.auditing.ranks import Alone
+from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side
 from moe_atlas.weights.ledger import TensorChange, WeightsLedger, compare
 
 
-def compare_unreplayed(sides: Sequence[Side], ledger: WeightsLedger, group: Alone) -> list[dict[str, Any]]:
+def compare_unreplayed(sides: Sequence[Side], ledger: WeightsLedger, group: Group) -> list[dict[str, Any]]:
     """Enter what the specs skip in the ledger as class `other`; list what only one checkpoint has."""
 
     def compared(name: str) -> TensorChange:

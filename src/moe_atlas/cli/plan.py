@@ -26,9 +26,9 @@ def plan(
 
     Example: atlas plan base.ckpt tuned.ckpt --probe probes.yaml
     """
+    from moe_atlas.auditing.machine import threads as pinned
     from moe_atlas.auditing.options import AuditOptions
     from moe_atlas.auditing.plan import plan as make
-    from moe_atlas.auditing.run import threads as pinned
     from moe_atlas.text import parse_size
 
     options = AuditOptions(
