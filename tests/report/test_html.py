@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_atlas.report.html import audit_page, history_page
+from moe_atlas.report.html.history import _ticks
 from moe_atlas.text import number
 from tests.report import receipts
 
@@ -155,6 +156,20 @@ def test_a_baseline_licenses_nothing():
     assert "BASELINE" in text
     assert "It licenses no claim of preservation" in text
     assert "The three predicates" not in text
+
+
+def test_a_baseline_has_no_columns_of_a_comparison():
+    text = Page(audit_page(receipts.receipt("baseline"), PATH)).text
+    for heading in ("before and after", "tuned", "relative change", "registered rule"):
+        assert heading not in text.split("What this receipt lets you say")[0], heading
+
+
+def test_a_long_history_labels_every_tick_with_its_own_step():
+    gates = [{"seq": seq, "body": {"step": 100 * seq}} for seq in range(3, 60)]
+    places, labels = _ticks(gates)
+    assert len(places) <= 8
+    assert labels == [f"{place}\n({100 * place})" for place in places]
+    assert _ticks([{"seq": 1, "body": {}}]) == ([1], ["1"])
 
 
 def test_a_page_depends_on_nothing_but_its_receipt():

@@ -31,6 +31,7 @@ PANELS = {
     "load_cv": "load CV",
     "nll": "NLL, nats",
 }
+TICKS = 8
 EVENTS = {"resume": "resume", "registration": "registered", "repair": "repair"}
 
 
@@ -57,7 +58,7 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
     colour = reading["colour"] if reading else None
     return {
         "seq": entry["seq"],
-        "time": entry["time"][:19],
+        "time": entry["time"][:16].replace("T", " "),
         "kind": entry["kind"],
         "step": "–" if body.get("step") is None else body["step"],
         "verdict": body.get("verdict") or "–",
@@ -100,8 +101,7 @@ def _chart(entries: Sequence[Mapping[str, Any]]) -> Markup | None:
                     plot.axvline(entry["seq"], color=svg.MUTED, linewidth=0.8, linestyle=":")
         _named_events(plots[0], entries)
         plots[-1].set_xlabel("ledger entry (training step)")
-        plots[-1].set_xticks([e["seq"] for e in gates], [_tick(e) for e in gates])
-        plots[-1].xaxis.set_major_locator(_at_most(gates))
+        plots[-1].set_xticks(*_ticks(gates))
         handles = [plots[0].plot([], [], marker, color=colour, linestyle="none", label=name or "baseline")[0]
                    for name, (colour, marker, _) in MARKERS.items()]  # fmt: skip
         figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=10)
@@ -132,13 +132,12 @@ def _named_events(plot: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
             )  # fmt: skip
 
 
-def _tick(entry: Mapping[str, Any]) -> str:
-    step = entry["body"].get("step")
-    return str(entry["seq"]) if step is None else f"{entry['seq']} ({step})"
-
-
-def _at_most(gates: Sequence[Mapping[str, Any]]) -> Any:
-    from matplotlib.ticker import FixedLocator
-
-    stride = max(1, -(-len(gates) // 8))
-    return FixedLocator([entry["seq"] for entry in gates[::stride]])
+def _ticks(gates: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[str]]:
+    """Places and labels of at most `TICKS` gates: the entry, and below it the training step."""
+    some = gates[:: max(1, -(-len(gates) // TICKS))]
+    steps = [entry["body"].get("step") for entry in some]
+    places = [entry["seq"] for entry in some]
+    return places, [
+        str(place) if step is None else f"{place}\n({step})"
+        for place, step in zip(places, steps, strict=True)
+    ]

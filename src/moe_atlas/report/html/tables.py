@@ -176,14 +176,15 @@ def _listed(experts: Sequence[int]) -> str:
 def weights(receipt: Receipt) -> list[dict[str, Any]]:
     """The weights ledger by class, with the registered rule; classes without tensors are left out."""
     rules = receipt["probe"]["policy"].get("weights") or {}
+    sides = ("base", "tuned") if receipt["kind"] == "audit" else ("base",)
     return [
         {
             "name": name.replace("_", " "),
             "tensors": entry["tensors"],
             "changed": _plain(entry.get("changed")),
             "relative": number(entry.get("relative_change")),
-            "zeros": f"{_side(entry, 'zeros', 'base')} → {_side(entry, 'zeros', 'tuned')}",
-            "nonfinite": _side(entry, "nonfinite", "tuned" if receipt["kind"] == "audit" else "base"),
+            "zeros": " → ".join(_side(entry, "zeros", side) for side in sides),
+            "nonfinite": _side(entry, "nonfinite", sides[-1]),
             "rule": ", ".join(rule.replace("_", " ") for rule, names in rules.items() if name in names)
             or "–",
         }
