@@ -16,6 +16,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+A4 = 718  # CSS pixels between the margins of a sheet
 PAGES = {
     "fail": lambda: audit_page(receipts.receipt(scale=40.0), Path("receipt.json")),
     "baseline": lambda: audit_page(receipts.receipt("baseline"), Path("baseline.json")),
@@ -123,6 +124,8 @@ def test_paper_shows_what_is_folded_on_the_screen(browser, file):
     page = browser.new_page()
     page.goto(file.as_uri())
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": A4, "height": 1000})
+    assert page.evaluate("document.documentElement.scrollWidth") <= A4
     for hidden in page.locator("details:not([open]) dl").all():
         assert hidden.bounding_box()["height"] > 20
     assert page.pdf()[:5] == b"%PDF-"
