@@ -64,6 +64,8 @@ def _interval(one: Statistic) -> str:
 def main() -> None:
     """Write both tables."""
     every, trained = readings(ROOT), readings(ROOT, only_training=True)
+    if not trained:
+        raise SystemExit(f"no judged pair under {ROOT}/judged: run make lab first")
     body = f"""\
 Command: `make falsify`. {len(every)} judged pairs of the lab, ranks within each family, 95 % intervals over resampled
 pairs.
