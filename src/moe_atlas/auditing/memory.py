@@ -18,6 +18,7 @@ from moe_atlas.auditing.batches import BATCH_TOKENS
 from moe_atlas.errors import ResourceExhausted
 from moe_atlas.families.spec import ModelSpec, TensorRef
 from moe_atlas.geometry.output import PART, POSITIONS
+from moe_atlas.geometry.tangent import PIECE
 from moe_atlas.replay.attention import PROBABILITIES
 
 RUNTIME = 350 << 20  # interpreter, torch and its libraries
@@ -49,6 +50,54 @@ class Needs:
     def minimum(self) -> int:
         """Bytes with one batch at a time."""
         return self.peak(self.batch)
+
+
+def needs(
+    specs: Sequence[ModelSpec],
+    tokens: int,
+    itemsize: int,
+    stored: int,
+    *,
+    everyone: bool,
+    decoded: Sequence[bool] = (),
+) -> Needs:
+    """What an audit needs.
+
+    Args:
+        specs: the checkpoints under audit.
+        tokens: probe tokens, whose states live throughout.
+        itemsize: bytes of the compute dtype.
+        stored: bytes of the widest stored dtype.
+        everyone: whether all experts are evaluated.
+        decoded: which checkpoints are quantised, and hold their tensors in float32 before they are cast.
+    """
+    width, sides, batch = specs[0].width, len(specs), min(tokens, BATCH_TOKENS)
+    element = (4 if any(decoded) else 0) + stored + (itemsize if itemsize != stored else 0)
+    layer = max(_elements(layer.refs) for layer in specs[0].layers)
+    expert = max(_elements(layer.moe.expert_refs(0)) for layer in specs[0].layers if layer.moe)
+    moes = [layer.moe for layer in specs[0].layers if layer.moe]
+    slots = max(m.router.experts + 2 if everyone else m.router.top_k + 2 for m in moes)
+    experts = max(m.router.experts for m in moes)
+    streams = specs[0].streams.count if specs[0].streams else 0
+    states = RUNTIME + sides * tokens * max(streams, 1) * width * itemsize
+    # One batch in front of its router: canonical state and router input in float32; scores and probabilities.
+    work = sides * batch * width * 8 + PROBABILITIES * 16 + PIECE * 32
+    end = max(_elements(specs[0].embed_refs), _elements(specs[0].final_refs))
+    # One checkpoint: streams, residual, gate coordinate, expert outputs; routing tables and places.
+    one = width * (streams + 2 + slots) * itemsize + experts * 20 + slots * 24
+    # The pair: gate coordinate at the anchor, ΔV in float32; routing tables and what is known of every slot.
+    pair = width * (itemsize + 4) + experts * 16 + 2 * slots * 56
+    return Needs(
+        fixed=states + sides * element * (layer + IN_FLIGHT * expert) + work,
+        token=sides * one + (pair if sides == 2 else 0),
+        ends=states + sides * element * end + PART * POSITIONS * 4 * (2 * sides + 3),
+        batch=batch,
+    )
+
+
+def minimum(self) -> int:
+    """Bytes with one batch at a time."""
+    return self.peak(self.batch)
 
 
 def needs(

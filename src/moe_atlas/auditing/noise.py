@@ -40,10 +40,12 @@ class ReorderedReplay(Replay):
         parts = [super(ReorderedReplay, self).attention(layer, w, one) for one in state_WSD.flip(0).split(1)]
         return torch.cat(parts).flip(0)
 
-    def expert(self, layer: LayerSpec, w_expert: Weights, g_PD: Tensor, weights_P: Tensor) -> Tensor:
-        """Raw output of one expert, piece by piece in reverse."""
-        pieces = zip(g_PD.flip(0).split(PIECE), weights_P.flip(0).split(PIECE), strict=True)
-        parts = [super(ReorderedReplay, self).expert(layer, w_expert, g, omega) for g, omega in pieces]
+    def expert(
+        self, layer: LayerSpec, w_expert: Weights, g_TD: Tensor, tokens_P: Tensor, weights_P: Tensor
+    ) -> Tensor:
+        """Raw outputs of one expert, piece by piece in reverse."""
+        pieces = zip(tokens_P.flip(0).split(PIECE), weights_P.flip(0).split(PIECE), strict=True)
+        parts = [super(ReorderedReplay, self).expert(layer, w_expert, g_TD, *piece) for piece in pieces]
         return torch.cat(parts).flip(0)
 
 

@@ -81,7 +81,7 @@ class Passage:
         if self.pairs:
             self._states = pair.coordinate_channels(self.views[0].gate, self.views[1].gate)
         for view in self.views:
-            view.forget_router_input()
+            view.forget()
 
     def add(self, expert: Expert) -> None:
         """Evaluate one expert wherever this batch needs it."""
@@ -169,10 +169,8 @@ class Anchored:
         replay, weights = tuned.side.replay, tuned.side.weights
         gate = base.gate if shared.gate else replay.anchored(tuned.layer, weights, base.gate.z_TD, base.x_TD)
         routing = base.routing if shared.routing else replay.route(tuned.layer, weights, gate)
-        if gate is not base.gate:
-            gate.router_TD = gate.router_TD.new_empty(
-                0
-            )  # as large as the canonical state, and of no more use
+        if gate is not base.gate:  # both as large as the residual or larger, and of no more use
+            gate.router_TD, gate.z_TD = gate.router_TD.new_empty(0), None
         self.match_E = match_E
         self.as_numbered = torch.equal(match_E, torch.arange(len(match_E)))
         self.routing: Routing = pair.relabelled(routing, match_E)

@@ -18,6 +18,7 @@ from moe_atlas.geometry.evaluation import renumbered, specificity_partner
 from moe_atlas.geometry.fields import NativeFields
 from moe_atlas.geometry.tangent import TangentMap
 from moe_atlas.replay.model import GateInput
+from moe_atlas.replay.norm import Canonical
 from moe_atlas.replay.router import Routing
 
 
@@ -74,9 +75,10 @@ class View:
         """The residual entering the norm in front of the MoE block, flat over tokens."""
         return self.x_WSD.reshape(-1, self.x_WSD.shape[-1])
 
-    def forget_router_input(self) -> None:
-        """Let go of what only the router reads; it is as large as the canonical state."""
+    def forget(self) -> None:
+        """Let go of what only the router reads, and of the canonical states, which can be made again."""
         self.gate.router_TD = self.gate.router_TD.new_empty(0)
+        self.gate.z_TD = None
 
     def finish(self, number: int) -> None:
         """Leave the layer: the routed sum joins shared experts and residual."""
@@ -93,7 +95,8 @@ def look(
     assert layer.moe is not None
     replay, weights = side.replay, side.weights
     x_WSD = replay.block_input(layer, weights, state_WSD)
-    gate = replay.gate_input(layer, weights, x_WSD.reshape(-1, x_WSD.shape[-1]))
+    x_TD = x_WSD.reshape(-1, x_WSD.shape[-1])
+    gate = replay.gate_input(layer, weights, x_TD)
     routing = replay.route(layer, weights, gate)
     measured_M = scope.measured(batch)
     fields = NativeFields(replay, layer, gate, routing, measured_M)
@@ -110,14 +113,12 @@ def look(
     )
     fields.keep(renumbered(partner_M, torch.argsort(stored_E)), everyone=scope.everyone and batch.measured)
     return View(
-        side, layer, state_WSD, x_WSD, gate, routing, fields, tangent_of(layer, gate, measured_M), stored_E
+        side, layer, state_WSD, x_WSD, gate, routing, fields, tangent_of(layer, x_TD, measured_M), stored_E
     )
 
 
-def tangent_of(layer: LayerSpec, gate: GateInput, measured_M: Tensor) -> TangentMap:
+def tangent_of(layer: LayerSpec, x_TD: Tensor, measured_M: Tensor) -> TangentMap:
     """P_z at the measured tokens' canonical states."""
     assert layer.moe is not None
-    z_MD = gate.z_TD
-    if z_MD is not None and len(measured_M) < len(z_MD):
-        z_MD = z_MD[measured_M]
+    z_MD = Canonical(x_TD, layer.norm, measured_M) if layer.pre_ffn_norm else None
     return TangentMap(z_MD, removes_mean=layer.moe.norm_kind == "layer")

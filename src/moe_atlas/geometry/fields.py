@@ -132,7 +132,7 @@ class NativeFields:
     def evaluate(self, expert: int, weights: Weights, tokens_P: Tensor) -> Tensor:
         """u_e of `expert` at this checkpoint's own states of any tokens of the batch, compute dtype [P, D]."""
         omega_P = self.input_weights(expert, tokens_P)
-        return self.replay.expert(self.layer, weights, self.gate.g_TD[tokens_P], omega_P)
+        return self.replay.expert(self.layer, weights, self.gate.g_TD, tokens_P, omega_P)
 
     def input_weights(self, expert: int, tokens_P: Tensor) -> Tensor:
         """Gate weight that `expert` is evaluated with on these tokens, float32 [P]; see `expert_weights`."""

@@ -114,7 +114,7 @@ class PairFields:
             not self._weighs_input or torch.equal(gate1_P, self.base.input_weights(expert, tokens))
         ):
             return u0_PD
-        return self.tuned.replay.expert(self.tuned.layer, weights1, self.gate.g_TD[tokens], gate1_P)
+        return self.tuned.replay.expert(self.tuned.layer, weights1, self.gate.g_TD, tokens, gate1_P)
 
     def add_requantised(self, expert: int, weights: Weights) -> None:
         """Evaluate base expert `expert` once more, as another format would keep it, at the base's own state."""

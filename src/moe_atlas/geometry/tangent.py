@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_atlas.replay.norm import Canonical
+
 KAPPA_EPS = 1e-12  # ε_κ of Eq. 20
 RATIO_EPS = 1e-12  # ε of the content drift and of Eq. 28
 PIECE = 1 << 19  # elements whose geometry is computed at a time
@@ -20,7 +22,7 @@ class TangentMap:
     the raw residual there is no z and the map is the identity; `defined` says so.
     """
 
-    def __init__(self, z_TD: Tensor | None, *, removes_mean: bool = False) -> None:
+    def __init__(self, z_TD: Tensor | Canonical | None, *, removes_mean: bool = False) -> None:
         self.z_TD = z_TD
         self.removes_mean = removes_mean
 
@@ -34,7 +36,9 @@ class TangentMap:
         u_TXD = u_TXD.float()
         if self.z_TD is None:
             return u_TXD
-        z_TD = self.z_TD if tokens_T is None else self.z_TD[tokens_T]
+        if tokens_T is None:
+            tokens_T = torch.arange(len(u_TXD), device=u_TXD.device)
+        z_TD = self.z_TD[tokens_T]
         z_TXD = z_TD if u_TXD.dim() == 2 else z_TD[:, None, :]
         radial_TX1 = (u_TXD * z_TXD).sum(-1, keepdim=True) / z_TD.shape[-1]
         v_TXD = torch.addcmul(u_TXD, radial_TX1, z_TXD, value=-1)

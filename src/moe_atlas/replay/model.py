@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_atlas.families.load import ReaderLike, load_all
@@ -43,6 +44,9 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
 """Mixer type to its primitive."""
 
 TOGETHER = 1024  # tokens that pass a mixer or a dense block together
+ROWS = (
+    16  # an expert's rows are filled up to a multiple: a product prepared for one count serves its neighbours
+)
 SUMMED = 256  # tokens whose expert outputs are added up at a time
 
 
@@ -154,12 +158,24 @@ class Replay:
             _moe(layer).router, logits_TE, ids_TK, self.dtype if self.native else torch.float32
         )
 
-    def expert(self, layer: LayerSpec, w_expert: Weights, g_PD: Tensor, weights_P: Tensor) -> Tensor:
-        """Raw expert output, compute dtype; `weights_P` matters only where it scales the input."""
-        moe = _moe(layer)
+    def expert(
+        self, layer: LayerSpec, w_expert: Weights, g_TD: Tensor, tokens_P: Tensor, weights_P: Tensor
+    ) -> Tensor:
+        """Raw outputs of one expert on some tokens, compute dtype [P, D].
+
+        Args:
+            layer: the layer.
+            w_expert: the expert's tensors; none for an identity expert.
+            g_TD: gate coordinates.
+            tokens_P: which of them.
+            weights_P: gate weights, which matter only where they scale the input.
+        """
+        moe, count = _moe(layer), len(tokens_P)
+        more = -count % ROWS
+        g_PD = g_TD[F.pad(tokens_P, (0, more))]
         if moe.weight_on_input:
-            g_PD = g_PD * weights_P.to(g_PD.dtype)[:, None]
-        return feed_forward(moe.experts, w_expert, g_PD) if w_expert else g_PD
+            g_PD = g_PD * F.pad(weights_P, (0, more)).to(g_PD.dtype)[:, None]
+        return (feed_forward(moe.experts, w_expert, g_PD) if w_expert else g_PD)[:count]
 
     def weighted_sum(self, layer: LayerSpec, rows_RD: Tensor, place_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Σ ω_e u_e of every token, [T, D], added up and rounded as the family does.
@@ -280,7 +296,7 @@ class Replay:
                 continue
             w = self.place(load_all(reader, _moe(layer).expert_refs(expert)))
             omega_P = weights_TK[tokens_P, slots_P]
-            rows_TKD[tokens_P, slots_P] = self.expert(layer, w, gate.g_TD[tokens_P], omega_P)
+            rows_TKD[tokens_P, slots_P] = self.expert(layer, w, gate.g_TD, tokens_P, omega_P)
         place_TK = torch.arange(ids_TK.numel(), device=ids_TK.device).view_as(ids_TK)
         return self.weighted_sum(layer, rows_TKD.flatten(0, 1), place_TK, weights_TK)
 

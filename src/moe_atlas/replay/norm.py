@@ -24,6 +24,24 @@ def standardise(x_TD: Tensor, spec: Norm) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + spec.eps)
 
 
+class Canonical:
+    """Canonical states of some tokens, made anew whenever they are looked at: kept, they are twice the residuals.
+
+    Args:
+        x_TD: residuals of a batch, any floating dtype.
+        spec: the norm in front of the router.
+        tokens_M: which of them, int64; the states are numbered by this.
+    """
+
+    def __init__(self, x_TD: Tensor, spec: Norm, tokens_M: Tensor) -> None:
+        self._x_TD, self._spec, self._tokens_M = x_TD, spec, tokens_M
+        self.shape = (len(tokens_M), x_TD.shape[1])
+
+    def __getitem__(self, tokens_P: Tensor) -> Tensor:
+        """Z of some tokens, float32 [P, D]."""
+        return standardise(self._x_TD[self._tokens_M[tokens_P]], self._spec)
+
+
 def apply_gain(
     z_TD: Tensor, spec: Norm, weight_D: Tensor, bias_D: Tensor | None, dtype: torch.dtype
 ) -> Tensor:

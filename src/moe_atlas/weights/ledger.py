@@ -205,23 +205,25 @@ def _squares(base: Tensor, tuned: Tensor | None) -> tuple[tuple[float, float], f
 
 def _sums(base: Tensor, tuned: Tensor | None, dtype: torch.dtype) -> list[float]:
     """‖W0‖², ‖W1‖² and ‖W1−W0‖², their runs added up in `dtype`, in one pass over pieces that stay in the cache."""
-    norms: list[list[Tensor]] = [[], [], []]
-    others = base.split(CHUNK) if tuned is None else tuned.split(CHUNK)
-    for piece0, piece1 in zip(base.split(CHUNK), others, strict=True):
-        values0 = piece0.to(dtype)
-        norms[0] += _run_norms(values0)
+    # In one place: small survivors between freed pieces would keep all of these from the system.
+    norms_3R = torch.zeros(3, -(-len(base) // RUN), dtype=dtype)
+    for begin in range(0, len(base), CHUNK):
+        runs = slice(begin // RUN, (begin + CHUNK) // RUN)
+        values0 = base[begin : begin + CHUNK].to(dtype)
+        _norms_of_runs(values0, norms_3R[0, runs])
         if tuned is not None:
-            values1 = piece1.to(dtype)
-            norms[1] += _run_norms(values1)
-            norms[2] += _run_norms(values1 - values0)
-    return [float(torch.cat(runs).double().square().sum()) if runs else 0.0 for runs in norms]
+            values1 = tuned[begin : begin + CHUNK].to(dtype)
+            _norms_of_runs(values1, norms_3R[1, runs])
+            _norms_of_runs(values1 - values0, norms_3R[2, runs])
+    return norms_3R.double().square().sum(1).tolist()
 
 
-def _run_norms(values: Tensor) -> list[Tensor]:
-    """Norms of runs of `RUN` values, and of what is left."""
-    whole = len(values) // RUN * RUN
-    runs = torch.linalg.vector_norm(values[:whole].view(-1, RUN), dim=1)
-    return [runs] if whole == len(values) else [runs, torch.linalg.vector_norm(values[whole:])[None]]
+def _norms_of_runs(values: Tensor, norms_R: Tensor) -> None:
+    """Write the norms of runs of `RUN` values, the last of which may be shorter."""
+    whole = len(values) // RUN
+    torch.linalg.vector_norm(values[: whole * RUN].view(-1, RUN), dim=1, out=norms_R[:whole])
+    if whole < len(norms_R):
+        norms_R[whole] = torch.linalg.vector_norm(values[whole * RUN :])
 
 
 def _zeros(flat: Tensor) -> int:
