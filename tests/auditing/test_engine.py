@@ -69,9 +69,9 @@ def counted(monkeypatch):
     counts = {"rows": 0, "attended": 0}
     evaluate, attention = run.Replay.expert, run.Replay.attention
 
-    def counting_expert(self, layer, w, g_PD, weights_P):
-        counts["rows"] += len(g_PD)
-        return evaluate(self, layer, w, g_PD, weights_P)
+    def counting_expert(self, layer, w, g_TD, tokens_P, weights_P):
+        counts["rows"] += len(tokens_P)
+        return evaluate(self, layer, w, g_TD, tokens_P, weights_P)
 
     def counting_attention(self, layer, w, state):
         counts["attended"] += state.shape[0] * state.shape[1]

@@ -95,52 +95,6 @@ def needs(
     )
 
 
-def minimum(self) -> int:
-    """Bytes with one batch at a time."""
-    return self.peak(self.batch)
-
-
-def needs(
-    specs: Sequence[ModelSpec],
-    tokens: int,
-    itemsize: int,
-    stored: int,
-    *,
-    everyone: bool,
-    decoded: Sequence[bool] = (),
-) -> Needs:
-    """What an audit needs.
-
-    Args:
-        specs: the checkpoints under audit.
-        tokens: probe tokens, whose states live throughout.
-        itemsize: bytes of the compute dtype.
-        stored: bytes of the widest stored dtype.
-        everyone: whether all experts are evaluated.
-        decoded: which checkpoints are quantised, and hold their tensors in float32 before they are cast.
-    """
-    width, sides, batch = specs[0].width, len(specs), min(tokens, BATCH_TOKENS)
-    element = (4 if any(decoded) else 0) + stored + (itemsize if itemsize != stored else 0)
-    layer = max(_elements(layer.refs) for layer in specs[0].layers)
-    expert = max(_elements(layer.moe.expert_refs(0)) for layer in specs[0].layers if layer.moe)
-    moes = [layer.moe for layer in specs[0].layers if layer.moe]
-    slots = max(m.router.experts + 2 if everyone else m.router.top_k + 2 for m in moes)
-    experts = max(m.router.experts for m in moes)
-    streams = specs[0].streams.count if specs[0].streams else 0
-    states = RUNTIME + sides * tokens * max(streams, 1) * width * itemsize
-    work = batch * width * 40 + PROBABILITIES * 12
-    end = max(_elements(specs[0].embed_refs), _elements(specs[0].final_refs))
-    # One checkpoint: streams, residual, gate coordinate, routed sum; canonical state; expert outputs; routing tables.
-    one = width * ((streams + 3) * itemsize + 4) + slots * width * itemsize + experts * 20
-    pair = width * (itemsize + 8) + experts * 20 + 2 * slots * 40
-    return Needs(
-        fixed=states + sides * element * (layer + IN_FLIGHT * expert) + work,
-        token=sides * one + (pair if sides == 2 else 0),
-        ends=states + sides * element * end + PART * POSITIONS * 4 * (2 * sides + 3),
-        batch=batch,
-    )
-
-
 def minimum(
     specs: Sequence[ModelSpec], tokens: int, itemsize: int, *, everyone: bool, decoded: Sequence[bool] = ()
 ) -> int:

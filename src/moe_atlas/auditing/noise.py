@@ -35,6 +35,8 @@ PIECE = 37  # rows of an expert multiplied together: odd and small, so that prod
 class ReorderedReplay(Replay):
     """The same arithmetic in another order: windows one at a time and last first, expert rows in small pieces."""
 
+    rows = 1
+
     def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
         """Residual entering the norm in front of the block, window by window in reverse."""
         parts = [super(ReorderedReplay, self).attention(layer, w, one) for one in state_WSD.flip(0).split(1)]
