@@ -82,7 +82,7 @@ def test_operations_by_hand(root):
 
 
 @pytest.mark.parametrize("held", [1, 10**9])
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "longcat_flash"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "longcat_flash", "gpt_oss", "llama4_text"])
 def test_bytes_are_those_of_the_receipt(family, root, held, monkeypatch):
     base = tiny.save(family, root / f"{family}-bytes", seed=5)
     probe = pairs.probe(root / "probe-bytes", documents=6)
