@@ -24,7 +24,12 @@ SHOWN = re.compile(r"`atlas ([a-z]+)[ `]|\$ atlas ([a-z]+)")
 OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]+)(?![\w-])")
 BLOCK = re.compile(r"^( *)```console\n(.*?)^\1```$", re.M | re.S)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
-FOREIGN = {"--check", "--strict", "--nproc-per-node"}  # of sha256sum and torchrun
+FOREIGN = {
+    "--check",
+    "--strict",
+    "--nproc-per-node",
+    "--hypothesis-show-statistics",
+}  # sha256sum, torchrun, pytest
 OWN_TOOL = {"statistics.md"}  # shows the options of scripts.coverage
 EXIT = re.compile(r"#\s*exit (\d+)")
 

@@ -540,3 +540,26 @@ def test_evidence_stands_worst_first_whatever_its_figures_say() -> None:
     gates = [Gate(result, result, {}, {"estimate": float(n)}, 1.0) for n, result in enumerate(order)]
     for given in itertools.permutations(gates):
         assert [line["result"] for line in worst_first(given)] == list(order)
+
+
+TASKS = {
+    "task-not-reached": interval(2.0, 2.1),
+    "reached": interval(1.6, 1.7),
+    "undetermined": interval(1.8, 2.0),
+}
+
+
+@pytest.mark.parametrize("stage", ["chart-preserving", "knowledge-expansive"])
+@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("change", [lambda made: made, rewritten], ids=["preserved", "rewritten"])
+def test_what_each_classification_is_worth_under_each_stage(stage: str, task: str, change: Any) -> None:
+    """No credit for a task that was not reached, whatever was rewritten and declared."""
+    made = set_path(change(receipt(stage)), "domains.3.success.value", TASKS[task])
+    kept = change is not rewritten
+    reached = "chart-preserving" if kept else "chart-redefining"
+    outcome = reached if task == "reached" else task
+    passed = {"task-not-reached": False, "undetermined": None}.get(task, kept or False)
+    if task == "reached" and stage == "knowledge-expansive":
+        passed = None
+    assert judged(made)[1][TASK] == (outcome, passed)
+    assert (judged(made)[0] == "pass") == (stage == "chart-preserving" and kept and task == "reached")
