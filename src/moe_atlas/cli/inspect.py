@@ -81,7 +81,7 @@ def draw(found: dict[str, Any]) -> None:
             "experts",
             f"{found['experts']}, {found['experts_per_token']} per token, width {found['expert_width']}",
         ),
-        ("stored", f"{found['tensors']} tensors in {found['shards']} files, {size(found['bytes'])}"),
+        ("stored", f"{found['tensors']} tensors, files: {found['shards']}, {size(found['bytes'])}"),
         *((f"  as {name}", size(count)) for name, count in found["bytes_by_dtype"].items()),
         *(("quantised", f"{count} tensors as {name}") for name, count in found["quantised"].items()),
         ("replayed", "all layers" if not found["skipped"] else "all but what is skipped"),

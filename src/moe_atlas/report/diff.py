@@ -52,7 +52,7 @@ def changes(found: Comparison) -> Fitted:
         table.add_column(column, no_wrap=True)
     for column in ("A", "B", "B - A"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("so it is")
+    table.add_column("moved?")
     before = None
     for change in found.changes:
         if before not in (None, change.figure):
