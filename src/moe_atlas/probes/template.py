@@ -27,7 +27,7 @@ protected_layers: mid-band
 
 # Sources lie beside this file: .jsonl (text, or tokens, or prompt and completion; optional id names the
 # document), .txt, a folder of them, or .safetensors (int64 tokens [documents, tokens]).
-#   base    what the fine-tune must not damage. Under 30 documents nothing can pass; use 100 or more.
+#   base    what the fine-tune must not damage. Under 36 documents nothing can pass; use 100 or more.
 #   canary  a few documents, each guarded by itself: max_nll_increase in nats per token.
 #   task    what was to be learnt, with a success rule; prompt and completion are scored on the completion.
 domains:
