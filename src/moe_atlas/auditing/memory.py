@@ -85,8 +85,8 @@ def needs(
     end = max(_elements(specs[0].embed_refs), _elements(specs[0].final_refs))
     # One checkpoint: streams, residual, gate coordinate, expert outputs; routing tables and places.
     one = width * (streams + 2 + slots) * itemsize + experts * 20 + slots * 24
-    # The pair: gate coordinate at the anchor, ΔV in float32; routing tables and what is known of every slot.
-    pair = width * (itemsize + 4) + experts * 16 + 2 * slots * 56
+    # The pair: gate coordinate at the anchor, ΔV in float64; routing tables and what is known of every slot.
+    pair = width * (itemsize + 8) + experts * 16 + 2 * slots * 56
     return Needs(
         fixed=states + sides * element * (layer + IN_FLIGHT * expert) + work,
         token=sides * one + (pair if sides == 2 else 0),
