@@ -181,10 +181,18 @@ class Ranks(Group):
         if one_is_gone:
             return  # it will not answer
         with contextlib.suppress(RuntimeError):
-            end = time.monotonic() + HEARD
-            self._store.add("heard", 1)
-            while self._store.add("heard", 0) < self.size and time.monotonic() < end:
-                time.sleep(0.01)
+            self._all_have("heard")
+            if self.leads:  # it may hold the store, and is the last to leave it
+                self._all_have("left")
+            else:
+                self._store.add("left", 1)
+
+    def _all_have(self, what: str) -> None:
+        """Say that this process has, and wait until all have."""
+        end = time.monotonic() + HEARD
+        self._store.add(what, 1)
+        while self._store.add(what, 0) < self.size and time.monotonic() < end:
+            time.sleep(0.01)
 
     @property
     def _name(self) -> str:
