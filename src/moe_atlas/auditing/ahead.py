@@ -11,9 +11,11 @@ from itertools import islice
 from threading import Condition
 from typing import TypeVar
 
+import torch
+
 T = TypeVar("T")
 DEPTH = 2  # steps ahead
-NICE = 10
+NICE = 19
 WORKERS = 2  # threads: one step is hashed while the next one is read
 
 
@@ -71,5 +73,6 @@ def background() -> ThreadPoolExecutor:
 
 
 def _step_back() -> None:
+    torch.set_num_threads(1)  # of this thread
     if sys.platform.startswith("linux"):  # elsewhere it is the process that would step back
         os.nice(NICE)

@@ -18,7 +18,7 @@ from moe_atlas.auditing.batches import BATCH_TOKENS
 from moe_atlas.errors import ResourceExhausted
 from moe_atlas.families.spec import ModelSpec, TensorRef
 from moe_atlas.geometry.output import PART, POSITIONS
-from moe_atlas.geometry.tangent import PIECE
+from moe_atlas.geometry.pieces import PIECE
 from moe_atlas.replay.attention import PROBABILITIES
 
 RUNTIME = 350 << 20  # interpreter, torch and its libraries

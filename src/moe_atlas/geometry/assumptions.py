@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.families.spec import LayerSpec, MoESpec
-from moe_atlas.geometry.tangent import length, pieces
+from moe_atlas.geometry.pieces import each, length
 from moe_atlas.geometry.tokens import settle
 from moe_atlas.replay.norm import gain_float32
 
@@ -41,12 +41,14 @@ def gain_anisotropy(gain_D: Tensor | None) -> dict[str, Any] | float:
 
 def radial_to_tangent(x_TD: Tensor, layer: LayerSpec) -> Tensor:
     """ε / r_ε² of each token (Eq. 9), float64 [T]; a LayerNorm's r_ε is that of the centred state."""
-    mean_square_T = x_TD.new_empty(len(x_TD), dtype=torch.float64)
-    for p in pieces(*x_TD.shape):
+
+    def mean_square(p: slice) -> Tensor:
         part_TD = x_TD[p].float()
         if layer.norm.kind == "layer":
             part_TD = part_TD - part_TD.mean(-1, keepdim=True)
-        mean_square_T[p] = length(part_TD).square() / x_TD.shape[1]
+        return length(part_TD).square() / x_TD.shape[1]
+
+    mean_square_T = torch.cat(each(mean_square, *x_TD.shape))
     return settle(layer.norm.eps / (mean_square_T + layer.norm.eps))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.geometry.tangent import length, pieces
+from moe_atlas.geometry.pieces import each, length
 
 
 def coordinate_drift(state0_TD: Tensor, state1_TD: Tensor) -> Tensor:
@@ -16,14 +16,15 @@ def coordinate_drift(state0_TD: Tensor, state1_TD: Tensor) -> Tensor:
 
     In float32: as the square of a difference of unit vectors it is right to about 1e-14, which 1 − cos is not.
     """
-    drift_T = state0_TD.new_empty(len(state0_TD), dtype=torch.float64)
-    for p in pieces(*state0_TD.shape):
+
+    def drift(p: slice) -> Tensor:
         unit0_TD, unit1_TD = (
             torch.nn.functional.normalize(state_TD[p].float(), dim=-1, eps=0.0)
             for state_TD in (state0_TD, state1_TD)
         )
-        drift_T[p] = 0.5 * length(unit0_TD - unit1_TD).square()
-    return drift_T
+        return 0.5 * length(unit0_TD - unit1_TD).square()
+
+    return torch.cat(each(drift, *state0_TD.shape))
 
 
 def shared_members(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:

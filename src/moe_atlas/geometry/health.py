@@ -17,8 +17,9 @@ from moe_atlas.geometry.overlap import (
     overlap,
     swap_coefficients,
 )
+from moe_atlas.geometry.pieces import each, length
 from moe_atlas.geometry.smooth import smooth_overlap
-from moe_atlas.geometry.tangent import TangentMap, length, pieces
+from moe_atlas.geometry.tangent import TangentMap
 from moe_atlas.geometry.tokens import settle
 from moe_atlas.replay.router import Routing
 
@@ -40,8 +41,12 @@ def state2(fields: NativeFields, tangent: TangentMap, adjacency: float | None) -
         adjacency: β_adj of the smooth overlap; not measured when None.
     """
     m, slots = fields.place_MP.shape
-    parts = pieces(m, slots * fields.rows_RD.shape[1])
-    chunks = [_state2(fields, tangent, adjacency, torch.arange(part.start, part.stop)) for part in parts]
+
+    def values(p: slice) -> dict[str, Tensor]:
+        part_M = torch.arange(p.start, p.stop, device=fields.place_MP.device)
+        return _state2(fields, tangent, adjacency, part_M)
+
+    chunks = each(values, m, slots * fields.rows_RD.shape[1])
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 

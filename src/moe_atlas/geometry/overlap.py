@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from moe_atlas.families.spec import RouterSpec
-from moe_atlas.geometry.tangent import KAPPA_EPS, length
+from moe_atlas.geometry.pieces import length
+from moe_atlas.geometry.tangent import KAPPA_EPS
 
 
 def compatibility(v_TPD: Tensor) -> Tensor:

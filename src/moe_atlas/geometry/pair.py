@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_atlas.geometry import drift, smooth
 from moe_atlas.geometry.evaluation import EMPTY, renumbered
 from moe_atlas.geometry.pair_fields import PairFields
-from moe_atlas.geometry.tangent import length, pieces
+from moe_atlas.geometry.pieces import each, length
 from moe_atlas.geometry.tokens import settle
 from moe_atlas.replay.model import GateInput
 from moe_atlas.replay.router import Routing
@@ -104,11 +104,12 @@ def perturbation_budget(fields: PairFields, evaluated_MP: Tensor) -> dict[str, T
 
 def controls(x0_TD: Tensor, x1_TD: Tensor) -> dict[str, Tensor]:
     """Raw-norm controls for falsification, float64 [T]: |‖x¹‖−‖x⁰‖|/‖x⁰‖ and ‖x¹−x⁰‖/‖x⁰‖."""
-    parts = []
-    for p in pieces(*x0_TD.shape):
+
+    def norms(p: slice) -> Tensor:
         piece0_TD, piece1_TD = x0_TD[p].float(), x1_TD[p].float()
-        parts.append(torch.stack([length(x) for x in (piece0_TD, piece1_TD, piece1_TD - piece0_TD)]))
-    norm0_T, norm1_T, change_T = torch.cat(parts, dim=1)
+        return torch.stack([length(x) for x in (piece0_TD, piece1_TD, piece1_TD - piece0_TD)])
+
+    norm0_T, norm1_T, change_T = torch.cat(each(norms, *x0_TD.shape), dim=1)
     defined_T = norm0_T > 0
     return {
         "raw_norm_drift": settle((norm1_T - norm0_T).abs() / norm0_T, defined_T),

@@ -5,12 +5,15 @@ Legend: T tokens of the batch, M measured tokens (every n-th of a window), P slo
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from moe_atlas.geometry.evaluation import RowGroup, all_others, join
 from moe_atlas.geometry.fields import NativeFields, Weights, expert_weights, slot_weights
-from moe_atlas.geometry.tangent import RATIO_EPS, TangentMap, length, pieces, relative_change
+from moe_atlas.geometry.pieces import each, length, pieces
+from moe_atlas.geometry.tangent import RATIO_EPS, TangentMap, relative_change
 from moe_atlas.replay.model import GateInput
 from moe_atlas.replay.router import Routing
 
@@ -92,8 +95,8 @@ class PairFields:
                 if tuned_expert == expert
                 else self.tuned.evaluate(tuned_expert, weights1, tokens)
             )
-            for p in pieces(len(tokens_M), u0_PD.shape[1]):
-                self._record(tokens_M[p], slots[p], u0_PD[p], u1_PD[p], native_PD[p])
+            record = partial(self._record, tokens_M, slots, u0_PD, u1_PD, native_PD)
+            each(record, *u0_PD.shape)
 
     def parts(self, experts: range) -> list[tuple[Tensor, Tensor]]:
         """Which (tokens, slots) are those of consecutive experts."""
@@ -133,9 +136,11 @@ class PairFields:
                 )[0]
 
     def _record(
-        self, tokens_M: Tensor, slots: Tensor, u0_PD: Tensor, u1_PD: Tensor, native_PD: Tensor
+        self, tokens_M: Tensor, slots: Tensor, u0_PD: Tensor, u1_PD: Tensor, native_PD: Tensor, part: slice
     ) -> None:
-        """Enter the visible changes of some rows, and their share of Eq. 15."""
+        """Enter the visible changes of some rows, and their share of Eq. 15; every row is of another token."""
+        tokens_M, slots = tokens_M[part], slots[part]
+        u0_PD, u1_PD, native_PD = u0_PD[part], u1_PD[part], native_PD[part]
         at = (tokens_M, slots)
         u0_PD, u1_PD = u0_PD.float(), u1_PD.float()
         v0_PD = self.tangent(u0_PD, tokens_M)
@@ -152,11 +157,13 @@ class PairFields:
     def changes(self) -> tuple[Tensor, Tensor]:
         """‖ΔV‖ and ‖V⁰‖ of Eq. 15 at the anchor, float64 [M]; every expert must have passed."""
         k, width = self.base.top_k, self.delta_MD.shape[1]
-        change_M, norm0_M = (self.norm0_MP.new_empty(len(self.delta_MD)) for _ in range(2))
-        for p in pieces(len(self.delta_MD), width * (k + 1)):
+
+        def norms(p: slice) -> Tensor:
             tokens_M = torch.arange(p.start, p.stop, device=self.delta_MD.device)
             rows_MKD = self.base.rows_RD[self.base.place_MP[p, :k]].float()
             field0_MD = torch.bmm(self.omega0_MP[p, None, :k], rows_MKD).squeeze(1)
-            change_M[p] = length(self.tangent(self.delta_MD[p].float(), tokens_M))
-            norm0_M[p] = length(self.tangent(field0_MD, tokens_M))
+            fields = (self.delta_MD[p].float(), field0_MD)
+            return torch.stack([length(self.tangent(field_MD, tokens_M)) for field_MD in fields])
+
+        change_M, norm0_M = torch.cat(each(norms, len(self.delta_MD), width * (k + 1)), dim=1)
         return change_M, norm0_M

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_atlas.geometry.pieces import length
 from moe_atlas.replay.norm import Canonical
 
 KAPPA_EPS = 1e-12  # ε_κ of Eq. 20
 RATIO_EPS = 1e-12  # ε of the content drift and of Eq. 28
-PIECE = 1 << 19  # elements whose geometry is computed at a time
 
 
 class TangentMap:
@@ -43,18 +43,6 @@ class TangentMap:
         radial_TX1 = (u_TXD * z_TXD).sum(-1, keepdim=True) / z_TD.shape[-1]
         v_TXD = torch.addcmul(u_TXD, radial_TX1, z_TXD, value=-1)
         return v_TXD - v_TXD.mean(-1, keepdim=True) if self.removes_mean else v_TXD
-
-
-def pieces(rows: int, width: int) -> list[slice]:
-    """Consecutive slices of so many rows of `width` elements, each small enough to stay in the cache."""
-    step = max(1, PIECE // max(width, 1))
-    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
-
-
-def length(v_PD: Tensor) -> Tensor:
-    """Euclidean norm of every row, float64 [P], added up in float32."""
-    norm_P: Tensor = torch.linalg.vector_norm(v_PD, dim=-1, dtype=torch.float32)
-    return norm_P.double()
 
 
 def relative_change(v0_PD: Tensor, v1_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

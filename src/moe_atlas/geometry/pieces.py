@@ -1,0 +1,50 @@
+"""Geometry a few rows at a time: pieces that stay in the cache, several of them at once.
+
+Products are divided among torch's own threads; everything else here is so little work per operation that waking
+those threads takes longer than the work. So whole pieces are divided instead, one thread each.
+
+Legend: P rows, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+PIECE = 1 << 19  # elements of a piece
+
+
+def pieces(rows: int, width: int) -> list[slice]:
+    """Consecutive slices of so many rows of `width` elements, the same whatever the machine."""
+    step = max(1, PIECE // max(width, 1))
+    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+def each(work: Callable[[slice], T], rows: int, width: int) -> list[T]:
+    """`work` of every piece, in order; pieces must not touch what another one writes."""
+    parts, threads = pieces(rows, width), torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+
+    def quietly(part: slice) -> T:
+        with torch.inference_mode():  # is a matter of the thread
+            return work(part)
+
+    return list(_workers(threads).map(quietly, parts))
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "geometry", torch.set_num_threads, (1,))
+
+
+def length(v_PD: Tensor) -> Tensor:
+    """Euclidean norm of every row, float64 [P], added up in float32."""
+    norm_P: Tensor = torch.linalg.vector_norm(v_PD, dim=-1, dtype=torch.float32)
+    return norm_P.double()
