@@ -173,34 +173,46 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     record_weights(audit, layers[0].index, layers[0].refs, as_stored)
     reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)
     shared = what_is_shared(audit, layers, reading.facts, experts)
-    band = audit.bands.get(reading.layer, pair.NoiseBand())
     for part in rounds(audit.batches, audit.held_tokens):
-        stream = experts.stream()
-        with audit.clock.phase("attention and routing"):
-            attend(audit, layers, part, shared)
-            passages = [
-                Passage(audit.sides, layers, n, audit.batches[n], audit.scope, experts, shared, audit.group)
-                for n in part
-            ]
-        for expert in audit.clock.waiting("waiting for experts", stream):
-            with audit.clock.phase("experts"):
-                for passage in passages:
-                    passage.add(expert)
-        with audit.clock.phase("exchanging"):
-            experts.record()
-            for passage in passages:
-                passage.exchange(identical=experts.identical)
-        passages = [passage for passage in passages if audit.group.owns(passage.number)]
-        while passages:
-            passage = passages.pop(0)
-            with audit.clock.phase("readings"):
-                passage.read(reading, band)
-            if audit.measures_noise and passage.pairs:
-                reading.noise(score_changes(*passage.routings))
-            with audit.clock.phase("attention and routing"):
-                passage.finish()
+        pass_together(audit, layers, part, experts, shared, reading)
     audit.in_step = shared.view and experts.identical
     close_layer(audit, reading, experts, layers)
+
+
+def pass_together(
+    audit: Walk,
+    layers: Sequence[LayerSpec],
+    part: Sequence[int],
+    experts: LayerExperts,
+    shared: Shared,
+    reading: LayerReading,
+) -> None:
+    """Take some batches through one layer; nothing of them but their states outlives this call."""
+    band = audit.bands.get(reading.layer, pair.NoiseBand())
+    stream = experts.stream()
+    with audit.clock.phase("attention and routing"):
+        attend(audit, layers, part, shared)
+        passages = [
+            Passage(audit.sides, layers, n, audit.batches[n], audit.scope, experts, shared, audit.group)
+            for n in part
+        ]
+    for expert in audit.clock.waiting("waiting for experts", stream):
+        with audit.clock.phase("experts"):
+            for passage in passages:
+                passage.add(expert)
+    with audit.clock.phase("exchanging"):
+        experts.record()
+        for passage in passages:
+            passage.exchange(identical=experts.identical)
+    passages = [passage for passage in passages if audit.group.owns(passage.number)]
+    while passages:
+        passage = passages.pop(0)
+        with audit.clock.phase("readings"):
+            passage.read(reading, band)
+        if audit.measures_noise and passage.pairs:
+            reading.noise(score_changes(*passage.routings))
+        with audit.clock.phase("attention and routing"):
+            passage.finish()
 
 
 def attend(audit: Walk, layers: Sequence[LayerSpec], part: Sequence[int], shared: Shared) -> None:
