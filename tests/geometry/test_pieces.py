@@ -1,0 +1,55 @@
+"""Rows in pieces: every row once, in order, in whatever thread, and an error of one is an error of all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe_atlas.geometry import pieces
+from moe_atlas.geometry.evaluation import EMPTY, RowGroup
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def test_every_row_is_worked_on_once_and_in_order(threads, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 20)
+    x_PD = torch.randn(33, 4)
+    out_PD = torch.zeros_like(x_PD)
+
+    def work(part):
+        out_PD[part] += 2 * x_PD[part]
+        return x_PD[part].sum(1)
+
+    sums = pieces.each(work, *x_PD.shape)
+    assert [len(part) for part in sums] == [5, 5, 5, 5, 5, 5, 3]
+    assert torch.equal(torch.cat(sums), x_PD.sum(1))
+    assert torch.equal(out_PD, 2 * x_PD)
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_in_a_piece_is_raised(threads, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 4)
+
+    def work(part):
+        if part.start == 3:
+            raise ValueError("third")
+
+    with pytest.raises(ValueError, match="third"):
+        pieces.each(work, 9, 4)
+
+
+def test_rows_of_a_table_are_kept_by_expert_and_found_by_slot():
+    table_TP = torch.tensor([[2, 0, EMPTY], [0, 1, 2], [EMPTY, 2, 1]])
+    group = RowGroup(table_TP, slice(1, 3), 4)
+    assert group.count == 5
+    assert [group.tokens_R[group.part(e)].tolist() for e in range(4)] == [[0], [1, 2], [1, 2], []]
+    assert [group.slots_R[group.part(e)].tolist() for e in range(4)] == [[1], [1, 2], [2, 1], []]
+    place_TP = group.places(10, 99)
+    assert place_TP.tolist() == [[10, 99], [11, 13], [14, 12]]
