@@ -342,18 +342,30 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     # A tied head was recorded as the embedding.
     record_weights(audit, None, [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"])
     heads: dict[str, Callable[[Tensor], Head]] = {side.name: partial(head, side) for side in sides}
+    same = audit.in_step and heads_alike(sides)
     found: dict[int, dict[str, float]] = {}
     for number in audit.own:
         batch = audit.batches[number]
         for row, window in enumerate(batch.windows):
             states: dict[str, Tensor] = {side.name: side.states[number][row] for side in sides}
             scored_S = torch.from_numpy(windows[window].scored)
-            found[window] = window_outputs(heads, states, batch.tokens_WS[row], scored_S, sides[0].spec.vocab)
+            found[window] = window_outputs(
+                heads, states, batch.tokens_WS[row], scored_S, sides[0].spec.vocab, same=same
+            )
         audit.progress.step(f"batch {number + 1}", sum(side.reader.bytes_read for side in sides))
     everyone = {window: values for part in audit.group.bring(found) for window, values in part.items()}
     for key in everyone.get(0, {}):
         column = [everyone[window][key] for window in range(len(windows))]
         audit.evidence.arrays[f"output.{key}"] = np.array(column, dtype=np.float64)
+
+
+def heads_alike(sides: Sequence[Side]) -> bool:
+    """Whether equal final states give equal logits."""
+    specs = [(s.spec.final_norm, s.spec.logit_scale, s.spec.logit_divisor) for s in sides]
+    base, tuned = (side.resident for side in sides)
+    return specs[0] == specs[1] and all(
+        same_bytes(base[r.role], tuned[r.role]) for r in sides[0].spec.final_refs
+    )
 
 
 def head(side: Side, state_PD: Tensor) -> Head:

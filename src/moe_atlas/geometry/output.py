@@ -72,6 +72,8 @@ def window_outputs(
     tokens_S: Tensor,
     scored_S: Tensor,
     vocab: int,
+    *,
+    same: bool = False,
 ) -> dict[str, float]:
     """Means over the scored positions of one window, nats per token; infinite where not finite.
 
@@ -81,6 +83,7 @@ def window_outputs(
         tokens_S: token ids, int64.
         scored_S: bool [S−1], positions 0…S−2 whose next-token prediction counts.
         vocab: V.
+        same: the tuned checkpoint's head and states are the base's, bit for bit: multiplied once.
 
     Returns:
         `nll_base`, `token_accuracy_base`, `exact_match_base`, with a pair also `…_tuned`, `kl` (θ0‖θ1) and
@@ -92,6 +95,8 @@ def window_outputs(
     for begin in range(0, len(positions_P), POSITIONS):
         chosen_P = positions_P[begin : begin + POSITIONS]
         chosen = {name: head(states[name][chosen_P]) for name, head in heads.items()}
+        if same:
+            chosen["tuned"] = chosen["base"]
         for key, value in _sums(chosen, targets_P[begin : begin + POSITIONS], vocab).items():
             sums[key] = sums.get(key, 0.0) + value
     count = max(len(positions_P), 1)
@@ -108,7 +113,9 @@ def _sums(heads: dict[str, Head], targets_P: Tensor, vocab: int) -> dict[str, fl
     seen = {name: Vocabulary(targets_P) for name in heads}
     shift_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
     for first in range(0, vocab, PART):
-        logits = {name: head(slice(first, min(first + PART, vocab))) for name, head in heads.items()}
+        part = slice(first, min(first + PART, vocab))
+        once = {head: head(part) for head in set(heads.values())}  # the very same head is multiplied once
+        logits = {name: once[head] for name, head in heads.items()}
         terms = {name: seen[name].see(logits_PC, first) for name, logits_PC in logits.items()}
         if len(heads) == 2:
             base_PC, shrink_P = terms["base"]
