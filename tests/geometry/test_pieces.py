@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -53,3 +58,17 @@ def test_rows_of_a_table_are_kept_by_expert_and_found_by_slot():
     assert [group.slots_R[group.part(e)].tolist() for e in range(4)] == [[1], [1, 2], [2, 1], []]
     place_TP = group.places(10, 99)
     assert place_TP.tolist() == [[10, 99], [11, 13], [14, 12]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 4)
+    monkeypatch.setattr(pieces, "torch", SimpleNamespace(**{**vars(torch), "get_num_threads": lambda: 3}))
+    work = partial(pieces.each, lambda part: part.start, 9, 4)
+    assert work() == list(range(9))
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(20)
+    code = child.exitcode
+    child.kill()
+    assert code == 0

@@ -85,9 +85,42 @@ def measure(
     shares = group.bring(share_facts(audit))
     if not group.leads:
         return {}, {}
-    receipt: Receipt = {
+    receipt = body(audit, evidence, probes, options, digests, shares) | {
+        "noise_floor": floor,
+        "timing": {
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - clock, 3),
+            "phases": audit.clock.facts(),
+            **({"processes": shares} if len(shares) > 1 else {}),
+        },
+    }
+    receipt["weights"]["unpaired"] = unpaired
+    return receipt, window_arrays(probes) | evidence.arrays
+
+
+def body(
+    audit: Walk,
+    evidence: Evidence,
+    probes: ProbeSet,
+    options: AuditOptions,
+    digests: list[CheckpointDigest],
+    shares: list[dict[str, Any]],
+) -> Receipt:
+    """The facts of the receipt that do not depend on the clock or on a noise-floor run.
+
+    Args:
+        audit: the walk that was done.
+        evidence: what it found.
+        probes: what was asked.
+        options: how it ran.
+        digests: of each checkpoint.
+        shares: what each process read and how long it took.
+    """
+    specs = [side.spec for side in audit.sides]
+    pair = len(specs) == 2
+    return {
         "schema": "atlas/receipt/v1",
-        "kind": "audit" if len(specs) == 2 else "baseline",
+        "kind": "audit" if pair else "baseline",
         "probe": probe_facts(probes, specs[0]),
         "checkpoints": {
             side.name: checkpoint_facts(side, digest)
@@ -95,23 +128,15 @@ def measure(
             for side, digest in zip(audit.sides, digests, strict=True)
         },
         "layers": evidence.layers,
-        "weights": evidence.ledger.facts() | {"unpaired": unpaired},
+        "weights": evidence.ledger.facts(),
         "identity": identity_facts(evidence, specs),
-        "controls": {"parameter_distance": evidence.ledger.parameter_distance() if tuned else None},
-        "noise_floor": floor,
+        "controls": {"parameter_distance": evidence.ledger.parameter_distance() if pair else None},
         "reference": reference_facts(options.baseline),
         "attempts": [attempt_facts(path) for path in options.attempts],
         "method": method_facts(audit, specs, options),
         "environment": environment_facts(),
-        "timing": {
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - clock, 3),
-            "phases": audit.clock.facts(),
-            **({"processes": shares} if len(shares) > 1 else {}),
-        },
         "parent": None,
     }
-    return receipt, window_arrays(probes) | evidence.arrays
 
 
 def opened(base: Path, tuned: Path | None, probes: ProbeSet) -> tuple[list[Checkpoint], list[ModelSpec]]:

@@ -24,46 +24,49 @@ Head = Callable[[slice], Tensor]
 """Maps a part of the vocabulary to float32 logits [P, C] of some positions."""
 
 
-class Vocabulary:
-    """What is kept of the logits of some positions while the vocabulary passes: one checkpoint's distribution.
+class OnlineSoftmax:
+    """The softmax of some positions while the vocabulary passes: largest logit and normaliser so far.
+
+    Rescaled whenever a larger logit comes, as in Milakov and Gimelshein, "Online normalizer calculation for softmax"
+    (arXiv:1805.02867).
 
     Attributes:
-        peak_P: largest logit so far, float32; the lowest number there is before the first.
-        total_P: Σ exp(logit − peak), float64.
+        max_P: largest logit so far, float32; the lowest number there is before the first.
+        normaliser_P: Σ exp(logit − max), float64.
         target_P: logit of the target, float32.
         best_P: index of the largest logit, the lowest one of equals.
     """
 
     def __init__(self, targets_P: Tensor) -> None:
         self._targets_P = targets_P
-        self.peak_P = torch.full(targets_P.shape, LOWEST, device=targets_P.device)
-        self.total_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
-        self.target_P = torch.full_like(self.peak_P, torch.nan)
+        self.max_P = torch.full(targets_P.shape, LOWEST, device=targets_P.device)
+        self.normaliser_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
+        self.target_P = torch.full_like(self.max_P, torch.nan)
         self.best_P = torch.zeros_like(targets_P)
 
     def see(self, logits_PC: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Take in the logits of vocabulary entries from `first` on.
 
         Returns:
-            exp(logit − peak), float32 [P, C], and the factor by which what was added up before shrinks, float64 [P].
+            exp(logit − max), float32 [P, C], and the factor by which what was added up before shrinks, float64 [P].
         """
         here_P = logits_PC.amax(-1)
-        higher = (here_P > self.peak_P).nonzero().squeeze(1)
+        higher = (here_P > self.max_P).nonzero().squeeze(1)
         self.best_P[higher] = logits_PC[higher].argmax(-1) + first
-        peak_P = torch.maximum(self.peak_P, here_P)
-        shrink_P = (self.peak_P - peak_P).double().exp()
-        terms_PC = (logits_PC - peak_P[:, None]).exp_()
-        self.total_P = self.total_P * shrink_P + terms_PC.sum(-1)
-        self.peak_P = peak_P
+        max_P = torch.maximum(self.max_P, here_P)
+        shrink_P = (self.max_P - max_P).double().exp()
+        terms_PC = (logits_PC - max_P[:, None]).exp_()
+        self.normaliser_P = self.normaliser_P * shrink_P + terms_PC.sum(-1)
+        self.max_P = max_P
         inside = ((self._targets_P >= first) & (self._targets_P < first + logits_PC.shape[1])).nonzero()
         inside = inside.squeeze(1)
         self.target_P[inside] = logits_PC[inside, self._targets_P[inside] - first]
         return terms_PC, shrink_P
 
     @property
-    def log_total_P(self) -> Tensor:
+    def log_normaliser_P(self) -> Tensor:
         """Ln Σ exp(logit), float64 [P]."""
-        return self.peak_P.double() + self.total_P.log()
+        return self.max_P.double() + self.normaliser_P.log()
 
 
 def window_outputs(
@@ -110,7 +113,7 @@ def window_outputs(
 
 def _sums(heads: dict[str, Head], targets_P: Tensor, vocab: int) -> dict[str, float]:
     """Sums over some positions."""
-    seen = {name: Vocabulary(targets_P) for name in heads}
+    seen = {name: OnlineSoftmax(targets_P) for name in heads}
     shift_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
     for first in range(0, vocab, PART):
         part = slice(first, min(first + PART, vocab))
@@ -122,17 +125,19 @@ def _sums(heads: dict[str, Head], targets_P: Tensor, vocab: int) -> dict[str, fl
             shift_P = shift_P * shrink_P + _weighted(base_PC, logits["base"] - logits["tuned"])
     sums: dict[str, float] = {}
     for name, one in seen.items():
-        sums[f"nll_{name}"] = float((one.log_total_P - one.target_P.double()).sum())
+        sums[f"nll_{name}"] = float((one.log_normaliser_P - one.target_P.double()).sum())
         sums[f"token_accuracy_{name}"] = float((one.best_P == targets_P).sum())
     if len(heads) == 2:
         base, tuned = seen["base"], seen["tuned"]
-        sums["kl"] = float((shift_P / base.total_P - base.log_total_P + tuned.log_total_P).sum())
+        sums["kl"] = float(
+            (shift_P / base.normaliser_P - base.log_normaliser_P + tuned.log_normaliser_P).sum()
+        )
         sums["top1_agreement"] = float((base.best_P == tuned.best_P).sum())
     return sums
 
 
 def _weighted(terms_PC: Tensor, difference_PC: Tensor) -> Tensor:
-    """Σ exp(logit⁰ − peak)·(logit⁰ − logit¹) over a part of the vocabulary, [P]; a term of weight 0 is 0."""
+    """Σ exp(logit⁰ − max)·(logit⁰ − logit¹) over a part of the vocabulary, [P]; a term of weight 0 is 0."""
     sum_P = (terms_PC * difference_PC).sum(-1)
     if bool(torch.isfinite(sum_P).all()):
         return sum_P

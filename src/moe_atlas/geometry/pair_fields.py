@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_atlas.geometry.evaluation import RowGroup, all_others, join
 from moe_atlas.geometry.fields import NativeFields, Weights, expert_weights, slot_weights
-from moe_atlas.geometry.pieces import each, length, pieces
+from moe_atlas.geometry.pieces import each, length
 from moe_atlas.geometry.tangent import RATIO_EPS, TangentMap, relative_change
 from moe_atlas.replay.model import GateInput
 from moe_atlas.replay.router import Routing
@@ -129,11 +129,15 @@ class PairFields:
                 continue
             tokens_M, slots = group.tokens_R[part], group.slots_R[part]
             kept_PD = self.base.evaluate(expert, weights, self.base.measured_M[tokens_M])
-            for p in pieces(len(tokens_M), kept_PD.shape[1]):
-                v0_PD = self.tangent(self._base_rows[number][p], tokens_M[p])
-                self.ratio_requantised_MP[tokens_M[p], slots[p]] = relative_change(
-                    v0_PD, self.tangent(kept_PD[p], tokens_M[p])
-                )[0]
+            ratio_P = torch.cat(
+                each(partial(self._kept, tokens_M, self._base_rows[number], kept_PD), *kept_PD.shape)
+            )
+            self.ratio_requantised_MP[tokens_M, slots] = ratio_P
+
+    def _kept(self, tokens_M: Tensor, u0_PD: Tensor, kept_PD: Tensor, part: slice) -> Tensor:
+        """Relative change of some visible updates by the format alone, float64."""
+        visible = (self.tangent(u_PD[part], tokens_M[part]) for u_PD in (u0_PD, kept_PD))
+        return relative_change(*visible)[0]
 
     def _record(
         self, tokens_M: Tensor, slots: Tensor, u0_PD: Tensor, u1_PD: Tensor, native_PD: Tensor, part: slice

@@ -8,6 +8,7 @@ Legend: P rows, D model width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -42,6 +43,10 @@ def each(work: Callable[[slice], T], rows: int, width: int) -> list[T]:
 @cache
 def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "geometry", torch.set_num_threads, (1,))
+
+
+if hasattr(os, "register_at_fork"):  # a child has the pool but none of its threads
+    os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 def length(v_PD: Tensor) -> Tensor:
