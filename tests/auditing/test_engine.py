@@ -12,6 +12,7 @@ import pytest
 from moe_atlas.auditing import loop, run
 from moe_atlas.auditing.ahead import ahead
 from moe_atlas.auditing.batches import partition, rounds
+from moe_atlas.auditing.experts import LayerExperts
 from tests import pairs, tiny
 
 CASES = ("deepseek_v3", "olmoe", "llama4_text", "gpt_oss")
@@ -101,13 +102,14 @@ def test_frozen_experts_are_not_evaluated_at_the_anchor(base, probes, root, monk
     assert 0 <= published < 0.2 * alone
 
 
-def audited_in_rounds(base, tuned, probes, monkeypatch, held_tokens, threads):
-    """An audit in batches of 64 tokens, so many tokens held together, so many threads reading; (result, rounds)."""
+def audited_in_rounds(base, tuned, probes, monkeypatch, held_tokens, threads, depth):
+    """An audit in batches of 64 tokens, so many held together, so many threads reading ahead; (result, rounds)."""
     parts = []
 
     class Walk(loop.Walk):
         def __init__(self, **options):
-            super().__init__(**options | {"held_tokens": held_tokens, "pool": ThreadPoolExecutor(threads)})
+            pool = ThreadPoolExecutor(threads)
+            super().__init__(**options | {"held_tokens": held_tokens, "pool": pool, "depth": depth})
             parts.extend(rounds(self.batches, held_tokens))
 
     monkeypatch.setattr(run, "partition", partial(partition, limit=64))
@@ -117,8 +119,8 @@ def audited_in_rounds(base, tuned, probes, monkeypatch, held_tokens, threads):
 
 def test_neither_rounds_nor_prefetching_move_a_bit(base, probes, root, monkeypatch):
     tuned = pairs.variant(base, root / f"{base.name}-all", pairs.jitter(0.2, lambda name: True))
-    one_by_one, singly = audited_in_rounds(base, tuned, probes, monkeypatch, 1, 1)
-    together, all_at_once = audited_in_rounds(base, tuned, probes, monkeypatch, 10**9, 5)
+    one_by_one, singly = audited_in_rounds(base, tuned, probes, monkeypatch, 1, 1, 0)
+    together, all_at_once = audited_in_rounds(base, tuned, probes, monkeypatch, 10**9, 5, 4)
     assert (len(singly), len(all_at_once)) == (3, 1)
     assert_same(one_by_one, together)
     read = [
@@ -126,6 +128,39 @@ def test_neither_rounds_nor_prefetching_move_a_bit(base, probes, root, monkeypat
         for facts, _ in (one_by_one, together)
     ]
     assert read[1] < read[0]
+
+
+def test_nothing_ahead_is_only_what_is_asked_for():
+    started = []
+    with ThreadPoolExecutor(2) as pool:
+        results = ahead(pool, lambda step: started.append(step) or step, range(3), depth=0)
+        for step in range(3):
+            assert started == list(range(step))
+            assert next(results) == step
+        assert next(results, None) is None
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_no_more_experts_are_read_ahead_than_the_walk_allows(base, probes, monkeypatch, depth):
+    reads, most = [], 0
+    read, recycle = LayerExperts._read, LayerExperts._recycle
+
+    def reading(self, expert):
+        reads.append(expert)
+        return read(self, expert)
+
+    def recycling(self, one):
+        nonlocal most
+        most = max(most, len(reads))
+        reads.pop(0)
+        recycle(self, one)
+
+    monkeypatch.setattr(LayerExperts, "_read", reading)
+    monkeypatch.setattr(LayerExperts, "_recycle", recycling)
+    monkeypatch.setattr(run, "Walk", partial(loop.Walk, pool=ThreadPoolExecutor(4)))
+    monkeypatch.setattr(run.memory, "read_ahead", lambda limit, room: depth)
+    pairs.audited(base, base, probes)
+    assert 1 <= most <= depth + 1
 
 
 def test_work_ahead_is_ordered_bounded_and_stops():

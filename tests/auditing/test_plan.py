@@ -81,6 +81,25 @@ def test_operations_by_hand(root):
     }
 
 
+def test_experts_that_are_too_large_for_the_limit_are_not_read_ahead():
+    mib = 1 << 20
+    room = memory.Needs(fixed=400 * mib, expert=100 * mib, token=mib, ends=0, batch=300)
+    assert room.minimum == 900 * mib  # one evaluated, one being read
+    for limit, depth, tokens in (
+        (900, 0, 300),
+        (999, 0, 399),
+        (1000, 1, 300),
+        (1100, 2, 300),
+        (2000, 2, 1200),
+    ):
+        assert memory.read_ahead(limit * mib, room) == depth
+        assert memory.held_tokens(limit * mib, room) == tokens
+        assert room.peak(tokens, depth) <= limit * mib
+    assert memory.read_ahead(None, room) == 2
+    huge = memory.Needs(fixed=400 * mib, expert=1200 * mib, token=mib, ends=0, batch=300)
+    assert (memory.read_ahead(None, huge), memory.held_tokens(None, huge)) == (0, 300)
+
+
 @pytest.mark.parametrize("held", [1, 10**9])
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "longcat_flash", "gpt_oss", "llama4_text"])
 def test_bytes_are_those_of_the_receipt(family, root, held, monkeypatch):

@@ -22,8 +22,8 @@ WORKERS = 2  # threads: one step is hashed while the next one is read
 def ahead(pool: Executor, work: Callable[[int], T], steps: Iterable[int], depth: int = DEPTH) -> Iterator[T]:
     """`work(step)` of every step in order; `pool` starts at once and stays at most `depth` steps ahead.
 
-    An error of the work is raised where its result would have been. Once the iterator is exhausted, is closed or has
-    raised, nothing is under way any more.
+    With a depth of 0 a step starts when it is asked for. An error of the work is raised where its result would have
+    been. Once the iterator is exhausted, is closed or has raised, nothing is under way any more.
     """
     todo = iter(steps)
     waiting = deque(pool.submit(work, step) for step in islice(todo, depth))
@@ -34,8 +34,10 @@ def _results(
     pool: Executor, work: Callable[[int], T], todo: Iterator[int], waiting: deque[Future[T]]
 ) -> Iterator[T]:
     try:
-        while waiting:
+        while True:
             waiting.extend(pool.submit(work, step) for step in islice(todo, 1))
+            if not waiting:
+                return
             yield waiting.popleft().result()
     finally:
         for future in waiting:

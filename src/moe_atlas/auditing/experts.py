@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.ahead import Turns, ahead
+from moe_atlas.auditing.ahead import DEPTH, Turns, ahead
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.storage import kept, storage
@@ -94,6 +94,7 @@ class LayerExperts:
         ledger: where their changes are entered.
         pool: threads that read ahead.
         group: the processes that share the audit; each reads its share.
+        depth: how many experts are read ahead.
 
     Attributes:
         match_E: the consistent relabelling (tuned index of each base expert), or None.
@@ -107,11 +108,13 @@ class LayerExperts:
         ledger: WeightsLedger,
         pool: Executor,
         group: Group,
+        *,
+        depth: int = DEPTH,
     ) -> None:
         self.sides, self._layers, self._ledger, self._pool, self._group = sides, layers, ledger, pool, group
         moe = layers[0].moe
         assert moe is not None
-        self.count = moe.router.experts
+        self.count, self._depth = moe.router.experts, depth
         self._samples: dict[tuple[int, int], Sample] = {}
         self._found: dict[int, Found] = {}
         self._recorded = False
@@ -127,7 +130,7 @@ class LayerExperts:
         """
         share = self._group.share(self.count)
         self._turns = [Turns(share.start) for _ in self.sides]
-        return self._prepared(share, ahead(self._pool, self._read, share))
+        return self._prepared(share, ahead(self._pool, self._read, share, self._depth))
 
     def record(self) -> None:
         """Enter what the first pass found, in the order of the experts.

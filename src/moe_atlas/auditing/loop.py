@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.ahead import background
+from moe_atlas.auditing.ahead import DEPTH, background
 from moe_atlas.auditing.batches import BATCH_TOKENS, Batch, rounds
 from moe_atlas.auditing.clock import Clock
 from moe_atlas.auditing.experts import LayerExperts
@@ -56,6 +56,7 @@ class Walk:
         batches: the partition of the probe windows.
         bands: noise band per layer index.
         pool: threads that read ahead.
+        depth: experts read ahead.
         held_tokens: tokens whose evaluated experts may be in memory together; one batch at least.
         skips: leave out what equal bytes make unnecessary; the numbers are the same, bit for bit, either way.
         group: the processes that share the audit.
@@ -72,6 +73,7 @@ class Walk:
     progress: Progress
     bands: dict[int, pair.NoiseBand] = field(default_factory=dict)
     pool: Executor = field(default_factory=background)
+    depth: int = DEPTH
     held_tokens: int = BATCH_TOKENS
     skips: bool = True
     chart_maps: int = 0
@@ -168,7 +170,9 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     After a consistent relabelling the tuned checkpoint is read in the base's numbering throughout, so that the very
     same arithmetic runs as without it: a pure relabelling is exactly 0, and moves no verdict.
     """
-    experts = LayerExperts(audit.sides, layers, audit.evidence.ledger, audit.pool, audit.group)
+    experts = LayerExperts(
+        audit.sides, layers, audit.evidence.ledger, audit.pool, audit.group, depth=audit.depth
+    )
     as_stored = {} if experts.match_E is None else audit.sides[1].renumber(layers[1], experts.match_E)
     record_weights(audit, layers[0].index, layers[0].refs, as_stored)
     reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)

@@ -23,7 +23,7 @@ from moe_atlas.replay.attention import PROBABILITIES
 
 RUNTIME = 350 << 20  # interpreter, torch and its libraries
 DEFAULT = 1400 << 20  # what is used when no limit is stated and the minimum is below it
-IN_FLIGHT = DEPTH + 2  # experts of each checkpoint that are read, waiting or being evaluated
+AT_HAND = 2  # experts of each checkpoint in memory beside those that wait: evaluated, being read
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,31 @@ class Needs:
     """Bytes an audit needs.
 
     Attributes:
-        fixed: whatever passes a layer together.
+        fixed: whatever passes a layer together, its experts aside.
+        expert: an expert of every checkpoint.
         token: for every token that passes a layer's experts together with others.
         ends: while embedding or head are in memory, when no token is at any expert.
         batch: tokens that must pass together at least.
     """
 
     fixed: int
+    expert: int
     token: int
     ends: int
     batch: int
 
-    def peak(self, tokens: int) -> int:
-        """Bytes with so many tokens at the experts together."""
-        return max(self.fixed + self.token * tokens, self.ends)
+    def layer(self, depth: int) -> int:
+        """Bytes of a layer that no token is at, so many experts being read ahead."""
+        return self.fixed + (depth + AT_HAND) * self.expert
+
+    def peak(self, tokens: int, depth: int) -> int:
+        """Bytes with so many tokens at the experts together, and so many experts read ahead."""
+        return max(self.layer(depth) + self.token * tokens, self.ends)
 
     @property
     def minimum(self) -> int:
-        """Bytes with one batch at a time."""
-        return self.peak(self.batch)
+        """Bytes with one batch at a time and nothing read ahead."""
+        return self.peak(self.batch, 0)
 
 
 def needs(
@@ -88,7 +94,8 @@ def needs(
     # The pair: gate coordinate at the anchor, ΔV in float64; routing tables and what is known of every slot.
     pair = width * (itemsize + 8) + experts * 16 + 2 * slots * 56
     return Needs(
-        fixed=states + sides * element * (layer + IN_FLIGHT * expert) + work,
+        fixed=states + sides * element * layer + work,
+        expert=sides * element * expert,
         token=sides * one + (pair if sides == 2 else 0),
         ends=states + sides * element * end + PART * POSITIONS * 4 * (2 * sides + 3),
         batch=batch,
@@ -115,8 +122,18 @@ def held_tokens(limit: int | None, room: Needs) -> int:
             f"this audit needs at least {_mib(room.minimum)}",
             "raise the limit, or register fewer or shorter windows",
         )
-    bound = max(DEFAULT, room.minimum) if limit is None else limit
-    return max(room.batch, (bound - room.fixed) // room.token)
+    bound = _bound(limit, room)
+    return max(room.batch, (bound - room.layer(read_ahead(limit, room))) // room.token)
+
+
+def read_ahead(limit: int | None, room: Needs) -> int:
+    """How many experts are read ahead: as many as leave room for one batch, `DEPTH` at most."""
+    fitting = (depth for depth in range(DEPTH, 0, -1) if room.peak(room.batch, depth) <= _bound(limit, room))
+    return next(fitting, 0)
+
+
+def _bound(limit: int | None, room: Needs) -> int:
+    return max(DEFAULT, room.minimum) if limit is None else limit
 
 
 def give_back() -> None:

@@ -35,7 +35,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
     config, measured = probes.config, measured_windows(probes)
     everyone = config.evaluation.experts == "all"
     room = needed(checkpoints, specs, probes, dtype)
-    held = memory.held_tokens(options.memory, room)
+    held, depth = memory.held_tokens(options.memory, room), memory.read_ahead(options.memory, room)
     passes = len(list(rounds(partition(probes.windows, measured), held)))
     tokens = work.tokens_of(probes.windows, measured, config.evaluation.token_stride)
     flops = work.flops(specs, tokens, everyone=everyone, requantised=stored_differently(checkpoints, specs))
@@ -49,7 +49,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
         "passes": passes,
         "bytes": {"base": read[0], "tuned": read[1], "total": sum(read)},
         "flops": {**flops, "total": sum(flops.values())},
-        "memory": {"minimum": room.minimum, "peak": room.peak(min(held, tokens.total))},
+        "memory": {"minimum": room.minimum, "peak": room.peak(min(held, tokens.total), depth)},
         "rates": speed,
         "seconds": estimate(flops, tokens.measured * len(specs[0].routed_layers), sum(read), experts, speed),
     }

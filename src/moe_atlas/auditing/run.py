@@ -181,6 +181,7 @@ def prepare(
         protected=frozenset(config.protected_layers.resolve(specs[0].routed_layers)),
         progress=options.progress,
         held_tokens=memory.held_tokens(options.memory, room),
+        depth=memory.read_ahead(options.memory, room),
         skips=options.skips,
         chart_maps=options.chart_maps,
         group=group,
