@@ -42,16 +42,17 @@ class LayerReading:
         for key, value_T in values.items():
             if key.split(".")[0] in undefined:
                 continue
-            self._tokens.setdefault(f"{prefix}.{key}", {})[windows.start] = value_T.reshape(len(windows), -1)
+            value_WS = value_T.reshape(len(windows), -1).cpu()
+            self._tokens.setdefault(f"{prefix}.{key}", {})[windows.start] = value_WS
 
     def routing(self, side: str, routing: Routing, windows: range) -> None:
         """Record occupancy of one checkpoint: counts, mean ρ, top-k sets, ties and undefined margins."""
         experts = routing.probs_TE.shape[1]
         counts_WE = window_counts(routing.topk_TK, len(windows), experts)
         rho_WE = window_mean_probs(routing.probs_TE, len(windows))
-        self._windows.setdefault(f"{side}.counts", {})[windows.start] = counts_WE
-        self._windows.setdefault(f"{side}.rho", {})[windows.start] = rho_WE
-        self._topk.setdefault(side, {})[windows.start] = routing.topk_TK
+        self._windows.setdefault(f"{side}.counts", {})[windows.start] = counts_WE.cpu()
+        self._windows.setdefault(f"{side}.rho", {})[windows.start] = rho_WE.cpu()
+        self._topk.setdefault(side, {})[windows.start] = routing.topk_TK.cpu()
         self._count(side, "ties", int(routing.ties_T.sum()))
         self._count(side, "margin_undefined", int((routing.competitor_T < 0).sum()))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +40,7 @@ class Scope:
     adjacency: float | None
 
     def measured(self, batch: Batch) -> Tensor:
-        """Indices into the batch's tokens of those measured, int64 [M]; none outside base-role windows."""
+        """Indices into the batch's tokens of those measured, int64 [M] on the CPU; none outside base-role windows."""
         windows, length = batch.tokens_WS.shape
         if not batch.measured:
             return torch.empty(0, dtype=torch.int64)
@@ -98,15 +97,16 @@ def look(
     x_TD = x_WSD.reshape(-1, x_WSD.shape[-1])
     gate = replay.gate_input(layer, weights, x_TD)
     routing = replay.route(layer, weights, gate)
-    measured_M = scope.measured(batch)
+    places_M = scope.measured(batch)
+    measured_M = places_M.to(replay.device)
     fields = NativeFields(replay, layer, gate, routing, measured_M)
     length = batch.tokens_WS.shape[1]
     excluded = torch.cat([routing.topk_TK, routing.competitor_T[:, None]], dim=1)[measured_M]
     # Drawn in the checkpoint's own numbering, so that its health does not depend on the other checkpoint.
     partner_M = specificity_partner(
         scope.seed,
-        batch.first + np.asarray(measured_M) // length,
-        np.asarray(measured_M) % length,
+        batch.first + places_M.numpy() // length,
+        places_M.numpy() % length,
         layer.index,
         renumbered(excluded, stored_E),
         layer.moe.router.experts,

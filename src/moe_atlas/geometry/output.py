@@ -93,7 +93,7 @@ def window_outputs(
         `top1_agreement`.
     """
     positions_P = scored_S.nonzero().squeeze(1)
-    targets_P = tokens_S[1:][positions_P]
+    targets_P = tokens_S[1:][positions_P].to(states["base"].device)
     sums: dict[str, float] = {}
     for begin in range(0, len(positions_P), POSITIONS):
         chosen_P = positions_P[begin : begin + POSITIONS]

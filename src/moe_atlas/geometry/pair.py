@@ -119,6 +119,7 @@ def controls(x0_TD: Tensor, x1_TD: Tensor) -> dict[str, Tensor]:
 
 def relabelled(routing: Routing, match_E: Tensor) -> Routing:
     """`routing` in another expert numbering: expert e of the result is expert `match_E[e]` of the input."""
+    match_E = match_E.to(routing.topk_TK.device)
     inverse_E = torch.argsort(match_E)
     return Routing(
         logits_TE=routing.logits_TE[:, match_E],
