@@ -56,6 +56,6 @@ for refused in (lambda: there + here, lambda: here[there.long()], lambda: torch.
     raise SystemExit("taken")
 assert (there + 1)[here.long()].cpu().tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 assert there[torch.ones(6, dtype=torch.bool)].sum().item() == 15.0
-assert {"index by mask": 1, "_local_scalar_dense": 1}.items() <= pretend.waited.items()
+assert {"index by mask": 1, "_local_scalar_dense": 1}.items() <= pretend.counts.items()
 """
     run("-c", code)

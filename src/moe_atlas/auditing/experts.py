@@ -6,9 +6,10 @@ account of their identity. No more than a few experts are in memory at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from moe_atlas.auditing.ahead import DEPTH, Turns, ahead
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.storage import kept, storage
+from moe_atlas.auditing.transit import transit
 from moe_atlas.families.spec import LayerSpec
 from moe_atlas.geometry.chart_maps import overlap_map
 from moe_atlas.weights.identity import (
@@ -85,6 +87,9 @@ class _Read:
     found: Found = field(default_factory=Found)
 
 
+Moved = tuple[list[Weights], Weights | None, Weights | None]
+
+
 class LayerExperts:
     """Experts of one layer of every checkpoint under audit, numbered as in the base.
 
@@ -119,6 +124,7 @@ class LayerExperts:
         self._found: dict[int, Found] = {}
         self._recorded = False
         self._turns: list[Turns] = []
+        self._transit = transit(sides[0].replay.device)
         self.identical = len(sides) == 2
         self.match_E = self._find_relabelling() if len(sides) == 2 else None
 
@@ -130,7 +136,9 @@ class LayerExperts:
         """
         share = self._group.share(self.count)
         self._turns = [Turns(share.start) for _ in self.sides]
-        return self._prepared(share, ahead(self._pool, self._read, share, self._depth))
+        for side in self.sides:
+            side.reader.page_locked = self._transit.page_locked
+        return self._prepared(share, ahead(self._pool, self._bring, share, self._depth))
 
     def record(self) -> None:
         """Enter what the first pass found, in the order of the experts.
@@ -150,17 +158,33 @@ class LayerExperts:
                 self._ledger.enter(change, as_stored=True)
         self._recorded = True
 
-    def _prepared(self, share: range, reads: Iterator[_Read]) -> Iterator[Expert]:
-        for index, read in zip(share, reads, strict=True):
+    def _prepared(self, share: range, reads: Iterator[tuple[_Read, Callable[[], Moved]]]) -> Iterator[Expert]:
+        for index, (read, arrive) in zip(share, reads, strict=True):
             self._found[index] = read.found
-            prepared = [side.multiplied(w) for side, w in zip(self.sides, read.stored, strict=False)]
-            extra = self.sides[1].multiplied(read.stored[2]) if len(read.stored) > 2 else None
-            requantised = None if read.requantised is None else self.sides[0].multiplied(read.requantised)
-            yield Expert(index, tuple(prepared), read.identical, extra, requantised)
-            del prepared, extra
-            self._recycle(read)
+            moved = arrive()
+            prepared, by_index, requantised = moved
+            yield Expert(index, tuple(prepared), read.identical, by_index, requantised)
+            del prepared, by_index, requantised
+            self._transit.used(moved, partial(self._recycle, read))
+            del moved
+        self._transit.finish()
         for side in self.sides:
             side.reader.forget()
+
+    def _bring(self, expert: int) -> tuple[_Read, Callable[[], Moved]]:
+        """Read one expert of each checkpoint and begin to move it to where it is multiplied."""
+        read = self._read(expert)
+        return read, self._transit.send(partial(self._moved, read))
+
+    def _moved(self, read: _Read) -> Moved:
+        """What was read, as it is multiplied: of each checkpoint, by index, and requantised."""
+        prepared = [side.multiplied(w) for side, w in zip(self.sides, read.stored, strict=False)]
+        by_index = self.sides[1].multiplied(read.stored[2]) if len(read.stored) > 2 else None
+        return (
+            prepared,
+            by_index,
+            None if read.requantised is None else self.sides[0].multiplied(read.requantised),
+        )
 
     def _recycle(self, read: _Read) -> None:
         """Give the memory of an expert that has passed to those that are still to be read."""

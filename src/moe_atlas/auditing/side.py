@@ -66,8 +66,12 @@ class Side:
         return as_stored
 
     def multiplied(self, stored: Weights) -> Weights:
-        """An expert's tensors where and in the dtype they are multiplied in: cast once, not at every product."""
-        return {role: tensor.to(self.replay.dtype) for role, tensor in self.replay.place(stored).items()}
+        """An expert's tensors where and in the dtype they are multiplied in: cast once, not at every product.
+
+        Copies from page-locked memory have only begun, on the current stream: it must not change until they are done.
+        """
+        device, dtype = self.replay.device, self.replay.dtype
+        return {role: tensor.to(device, non_blocking=True).to(dtype) for role, tensor in stored.items()}
 
     def expert(self, layer: LayerSpec, expert: int) -> Weights:
         """The tensors of one routed expert, as stored, by role."""

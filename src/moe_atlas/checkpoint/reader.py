@@ -49,11 +49,14 @@ class Reader:
 
     Attributes:
         bytes_read: bytes of tensors read from files so far.
+        page_locked: whether memory that is taken from now on, until `forget`, is page-locked: a GPU copies from it
+            while it computes.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.bytes_read = 0
+        self.page_locked = False
         self._hashes = {name: TensorHash() for name in checkpoint.tensors}
         self._lock = Lock()
         self._spare: dict[int, list[torch.Tensor]] = {}
@@ -112,9 +115,10 @@ class Reader:
                     spare.append(torch.empty(0, dtype=torch.uint8).set_(storage))
 
     def forget(self) -> None:
-        """Let go of recycled memory."""
+        """Let go of recycled memory, and take no page-locked memory any more."""
         with self._lock:
             self._spare.clear()
+            self.page_locked = False
 
     def _memory(self, nbytes: int) -> torch.Tensor:
         """Uninitialised bytes that start on a 64-byte boundary, recycled where there are any of the size."""
@@ -122,7 +126,7 @@ class Reader:
         with self._lock:
             spare = self._spare.setdefault(size, [])
             whole = spare.pop() if spare else None
-        whole = _fresh_bytes(nbytes) if whole is None else whole
+        whole = _fresh_bytes(nbytes, page_locked=self.page_locked) if whole is None else whole
         offset = -whole.data_ptr() % _ALIGNMENT
         return whole[offset : offset + nbytes]
 
@@ -220,9 +224,9 @@ def _extent(tensor: StoredTensor, index: int | None) -> tuple[tuple[int, ...], i
     return shape, index * nbytes, (index + 1) * nbytes
 
 
-def _fresh_bytes(nbytes: int) -> torch.Tensor:
+def _fresh_bytes(nbytes: int, *, page_locked: bool) -> torch.Tensor:
     try:
-        return torch.empty(nbytes + _ALIGNMENT, dtype=torch.uint8)
+        return torch.empty(nbytes + _ALIGNMENT, dtype=torch.uint8, pin_memory=page_locked)
     except RuntimeError:
         step = "run on a machine with more free memory"
         raise ResourceExhausted(

@@ -1,0 +1,91 @@
+"""What waits for what while experts cross to a GPU, on streams that only write down what is asked of them."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from moe_atlas.auditing import transit
+
+
+class Streams:
+    """Two streams, the moments recorded on them, and a log."""
+
+    def __init__(self):
+        self.log, self.current = [], "products"
+
+    def recorded(self, stream):
+        moment = f"{stream} {sum(line.startswith(f'record {stream}') for line in self.log)}"
+        self.log.append(f"record {moment}")
+        return SimpleNamespace(name=moment, synchronize=lambda: self.log.append(f"synchronise {moment}"))
+
+    def named(self, name):
+        return SimpleNamespace(
+            record_event=lambda: self.recorded(name),
+            wait_event=lambda event: self.log.append(f"{name} wait for {event.name}"),
+            name=name,
+        )
+
+    def Stream(self, device):  # noqa: N802
+        return self.named("copies")
+
+    def current_stream(self, device):
+        return self.named(self.current)
+
+    @contextmanager
+    def stream(self, stream):
+        self.current = stream.name
+        yield
+        self.current = "products"
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    found = Streams()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: found)
+    transit._copies.cache_clear()
+    yield found
+    transit._copies.cache_clear()
+
+
+def test_products_wait_for_a_copy_that_was_begun_beside_them(streams):
+    across = transit.transit(torch.device("cuda"))
+    arrive = across.send(lambda: streams.log.append(f"copy on {streams.current}") or "weights")
+    assert streams.log == ["copy on copies", "record copies 0"]
+    assert arrive() == "weights"
+    assert streams.log[2:] == ["products wait for copies 0"]
+
+
+def test_memory_is_given_up_once_products_are_done_and_the_processor_runs_one_expert_ahead(streams):
+    across = transit.transit(torch.device("cuda"))
+    held = [torch.zeros(1) for _ in range(3)]
+    alive = [weakref.ref(tensor) for tensor in held]
+    for number in range(3):
+        across.used(held.pop(0), lambda number=number: streams.log.append(f"give up {number}"))
+    assert streams.log == [
+        "record products 0",
+        "record products 1", "synchronise products 0", "give up 0",
+        "record products 2", "synchronise products 1", "give up 1",
+    ]  # fmt: skip
+    assert [tensor() is None for tensor in alive] == [True, True, False]
+    across.finish()
+    assert streams.log[7:] == ["synchronise products 2", "give up 2"]
+    assert alive[2]() is None
+
+
+def test_all_layers_share_one_stream_of_copies(streams):
+    assert transit.Across(torch.device("cuda"))._copies is transit.Across(torch.device("cuda"))._copies
+
+
+def test_on_the_processor_nothing_is_begun_before_it_is_asked_for_and_nothing_held_behind():
+    here, log = transit.transit(torch.device("cpu")), []
+    arrive = here.send(lambda: log.append("cast") or "weights")
+    assert log == []
+    assert arrive() == "weights"
+    here.used(None, lambda: log.append("give up"))
+    assert log == ["cast", "give up"]
+    assert not here.page_locked
