@@ -20,7 +20,13 @@ from moe_atlas.auditing.batches import BATCH_TOKENS, partition, rounds
 from moe_atlas.auditing.digests import finish
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.loop import Evidence, Walk, walk
-from moe_atlas.auditing.machine import environment_facts, exhaustion_named, pick_device, threads
+from moe_atlas.auditing.machine import (
+    environment_facts,
+    exhaustion_named,
+    full_precision,
+    pick_device,
+    threads,
+)
 from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
 from moe_atlas.auditing.options import AuditOptions, Execution
 from moe_atlas.auditing.pairing import other_differences, require_comparable
@@ -70,7 +76,7 @@ def measure(
     probes = load_registered(probe, options.policy_from)
     checkpoints, specs = opened(base, tuned, probes)
     options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
-    with exhaustion_named(), threads(options.threads):
+    with exhaustion_named(), threads(options.threads), full_precision():
         audit = prepare(checkpoints, specs, probes, options, group)
         require_alike(audit, probes, options)
         floor = (
