@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: check-readme demo test test-slow lint fmt parity coverage mutants lab falsify bench gate-cost docs docs-images goldens clean
+.PHONY: check-readme demo test test-slow test-cuda lint fmt parity coverage mutants lab falsify bench gate-cost docs docs-images goldens clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ test: $(READY)        ## the tests, in random order on every core
 
 test-slow: $(READY)   ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
+
+test-cuda: $(READY)   ## the tests that need a GPU, where there is one
+	$(BIN)/python -m pytest -n 0 -m cuda -rs
 
 lint: $(READY)        ## style and types
 	$(BIN)/ruff check .

@@ -8,10 +8,10 @@ it stays for the process, so that tests run it in one of their own.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import local
+from threading import Lock, local
 from typing import Any
 
 import torch
@@ -29,27 +29,37 @@ counts: Counter[str] = Counter()
 
 
 class Event:
-    """A moment on a stream."""
+    """A moment on a stream, after so much was begun there."""
 
-    def __init__(self, begun: list[Callable[[], Any]]) -> None:
-        self._begun = begun
+    def __init__(self, stream: Stream, count: int) -> None:
+        self._stream, self._count = stream, count
 
     def synchronize(self) -> None:
-        """Do what was begun before."""
-        while self._begun:
-            self._begun.pop(0)()
+        """Do what was begun before, whoever began it."""
+        self._stream.do(self._count)
 
 
 class Stream:
-    """Work that is begun in order; the stream of products does everything at once."""
+    """Work that is begun in order, by any thread; the stream of products does everything at once."""
 
     def __init__(self, device: Any = None) -> None:
-        self.begun: list[Callable[[], Any]] = []
+        self._lock, self._begun, self._count = Lock(), deque[Callable[[], Any]](), 0
+
+    def begin(self, work: Callable[[], Any]) -> None:
+        """Put off some work."""
+        with self._lock:
+            self._begun.append(work)
+            self._count += 1
+
+    def do(self, count: int) -> None:
+        """Do the first `count` things that were ever begun."""
+        with self._lock:
+            while self._count - len(self._begun) < count:
+                self._begun.popleft()()
 
     def record_event(self) -> Event:
         """This moment."""
-        begun, self.begun = self.begun, []
-        return Event(begun)
+        return Event(self, self._count)
 
     def wait_event(self, event: Event) -> None:
         """Let what comes wait for it."""
@@ -137,7 +147,7 @@ def begun(stream: Stream, op: Any, args: Any, kwargs: Any) -> torch.Tensor:
     result = args[0] if in_place else op(*args, **kwargs)
     if in_place or result is not args[0]:
         result.fill_(torch.nan if result.is_floating_point() else 0)
-        stream.begun.append(lambda: result.copy_(args[1] if in_place else op(*args, **kwargs)))
+        stream.begin(lambda: result.copy_(args[1] if in_place else op(*args, **kwargs)))
     return result
 
 
