@@ -12,7 +12,7 @@ from tests import pairs, quantise, tiny
 from tests.auditing.test_properties import permute
 from tests.checkpoint.test_quantised import fp8_model, gpt_oss
 
-Pair = tuple[Path, Path, dict[str, Any]]
+Pair = tuple[Path, Path | None, dict[str, Any]]
 
 
 def moved(case: str, **options: Any) -> Callable[[Path], Pair]:
@@ -33,6 +33,11 @@ def against_itself(root: Path) -> Pair:
     """One checkpoint twice."""
     base = tiny.save("deepseek_v3", root / "base", seed=3)
     return base, base, {}
+
+
+def alone(root: Path) -> Pair:
+    """A baseline."""
+    return tiny.save("qwen3_moe", root / "base", seed=3), None, {}
 
 
 def relabelled(root: Path) -> Pair:
@@ -62,6 +67,7 @@ def quantised_stack(root: Path) -> Pair:
 
 BUILD: dict[str, Callable[[Path], Pair]] = {
     "against itself": against_itself,
+    "alone": alone,
     "split": moved("olmoe"),
     "groups and a dense layer": moved("deepseek_v3", dtype="bfloat16"),
     "stacked": moved("gpt_oss"),

@@ -53,11 +53,10 @@ def refused(monkeypatch, *, devices, place=None, error=None):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
 
-    def start(*shape, device):
+    def start():
         raise error
 
-    if error is not None:
-        monkeypatch.setattr(torch, "zeros", start)
+    monkeypatch.setattr(torch.cuda, "current_device", start)
     with pytest.raises(UsageError) as caught:
         machine.pick_device("cuda", place)
     assert caught.value.code == "E_DEVICE"
@@ -78,7 +77,9 @@ def test_every_process_has_its_own_device(monkeypatch):
     started = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: started.append(device) or torch.ones(1))
-    assert machine.pick_device("cuda", Place(1, 2, 1)) == torch.device("cuda", 1) == started[0]
-    assert machine.pick_device("cuda") == torch.device("cuda", 0)
+    assert machine.pick_device("cuda", Place(0, 2, 0)) == torch.device("cuda", 0)
+    assert machine.pick_device("cuda") == torch.device("cuda", 1)  # the process's own, alone
+    assert started == [torch.device("cuda", 0), torch.device("cuda", 1)]
     assert machine.pick_device("cpu", Place(1, 2, 1)) == torch.device("cpu")

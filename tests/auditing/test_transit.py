@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moe_atlas.auditing import transit
+from moe_atlas.auditing.experts import LayerExperts, _Read
 
 
 class Streams:
@@ -89,3 +90,18 @@ def test_on_the_processor_nothing_is_begun_before_it_is_asked_for_and_nothing_he
     here.used(None, lambda: log.append("give up"))
     assert log == ["cast", "give up"]
     assert not here.page_locked
+
+
+@pytest.mark.parametrize("identical", [True, False])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_an_identical_expert_crosses_once_for_both_unless_they_multiply_in_other_dtypes(identical, dtypes):
+    def side(dtype):
+        return SimpleNamespace(replay=SimpleNamespace(dtype=dtype), multiplied=lambda stored: {"cast": dtype})
+
+    sides = [side(dtype) for dtype in dtypes]
+    prepared, by_index, requantised = LayerExperts._moved(
+        SimpleNamespace(sides=sides), _Read([{}, {}], identical)
+    )
+    assert [weights["cast"] for weights in prepared] == list(dtypes)
+    assert (prepared[0] is prepared[1]) == (identical and dtypes[0] == dtypes[1])
+    assert (by_index, requantised) == (None, None)

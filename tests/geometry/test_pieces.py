@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from functools import partial
 from types import SimpleNamespace
 
@@ -37,6 +38,15 @@ def test_every_row_is_worked_on_once_and_in_order(threads, monkeypatch):
     assert torch.equal(torch.cat(sums), x_PD.sum(1))
     assert torch.equal(out_PD, 2 * x_PD)
     assert torch.get_num_threads() == threads
+
+
+def test_a_gpu_gets_large_pieces_from_one_thread(threads, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 4)
+    monkeypatch.setattr(pieces, "LARGE", 60)
+    seen = pieces.each(lambda part: (part, threading.get_ident()), 33, 4, on=torch.device("meta"))
+    assert seen == [
+        (slice(begin, end), threading.get_ident()) for begin, end in ((0, 15), (15, 30), (30, 33))
+    ]
 
 
 def test_an_error_in_a_piece_is_raised(threads, monkeypatch):

@@ -178,7 +178,10 @@ class LayerExperts:
 
     def _moved(self, read: _Read) -> Moved:
         """What was read, as it is multiplied: of each checkpoint, by index, and requantised."""
-        prepared = [side.multiplied(w) for side, w in zip(self.sides, read.stored, strict=False)]
+        prepared = [self.sides[0].multiplied(read.stored[0])]
+        for side, stored in zip(self.sides[1:], read.stored[1:], strict=False):
+            again = read.identical and side.replay.dtype == self.sides[0].replay.dtype
+            prepared.append(prepared[0] if again else side.multiplied(stored))
         by_index = self.sides[1].multiplied(read.stored[2]) if len(read.stored) > 2 else None
         return (
             prepared,

@@ -38,12 +38,11 @@ def pick_device(name: str, place: Place | None = None) -> torch.device:
         return torch.device(name)
     if not torch.cuda.is_available():
         raise _no_device("no CUDA device is available here")
-    number = 0 if place is None else place.local
-    if number >= torch.cuda.device_count():
+    if place is not None and place.local >= torch.cuda.device_count():
         problem = f"{torch.cuda.device_count()} CUDA devices for more processes"
         raise UsageError("E_DEVICE", "--device cuda", problem, "start one process for each")
-    device = torch.device("cuda", number)
     try:
+        device = torch.device("cuda", torch.cuda.current_device() if place is None else place.local)
         torch.zeros(1, device=device).item()
     except RuntimeError as error:  # another driver, no memory left, another process's device
         raise _no_device(f"CUDA does not start: {shown(str(error).split(chr(10))[0], 200)}") from error

@@ -48,7 +48,7 @@ def radial_to_tangent(x_TD: Tensor, layer: LayerSpec) -> Tensor:
             part_TD = part_TD - part_TD.mean(-1, keepdim=True)
         return length(part_TD).square() / x_TD.shape[1]
 
-    mean_square_T = torch.cat(each(mean_square, *x_TD.shape))
+    mean_square_T = torch.cat(each(mean_square, *x_TD.shape, on=x_TD.device))
     return settle(layer.norm.eps / (mean_square_T + layer.norm.eps))
 
 

@@ -24,7 +24,7 @@ def coordinate_drift(state0_TD: Tensor, state1_TD: Tensor) -> Tensor:
         )
         return 0.5 * length(unit0_TD - unit1_TD).square()
 
-    return torch.cat(each(drift, *state0_TD.shape))
+    return torch.cat(each(drift, *state0_TD.shape, on=state0_TD.device))
 
 
 def shared_members(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:

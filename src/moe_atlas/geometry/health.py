@@ -46,7 +46,7 @@ def state2(fields: NativeFields, tangent: TangentMap, adjacency: float | None) -
         part_M = torch.arange(p.start, p.stop, device=fields.place_MP.device)
         return _state2(fields, tangent, adjacency, part_M)
 
-    chunks = each(values, m, slots * fields.rows_RD.shape[1])
+    chunks = each(values, m, slots * fields.rows_RD.shape[1], on=fields.rows_RD.device)
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
 

@@ -109,7 +109,7 @@ def controls(x0_TD: Tensor, x1_TD: Tensor) -> dict[str, Tensor]:
         piece0_TD, piece1_TD = x0_TD[p].float(), x1_TD[p].float()
         return torch.stack([length(x) for x in (piece0_TD, piece1_TD, piece1_TD - piece0_TD)])
 
-    norm0_T, norm1_T, change_T = torch.cat(each(norms, *x0_TD.shape), dim=1)
+    norm0_T, norm1_T, change_T = torch.cat(each(norms, *x0_TD.shape, on=x0_TD.device), dim=1)
     defined_T = norm0_T > 0
     return {
         "raw_norm_drift": settle((norm1_T - norm0_T).abs() / norm0_T, defined_T),

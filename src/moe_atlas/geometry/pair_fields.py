@@ -96,7 +96,7 @@ class PairFields:
                 else self.tuned.evaluate(tuned_expert, weights1, tokens)
             )
             record = partial(self._record, tokens_M, slots, u0_PD, u1_PD, native_PD)
-            each(record, *u0_PD.shape)
+            each(record, *u0_PD.shape, on=u0_PD.device)
 
     def parts(self, experts: range) -> list[tuple[Tensor, Tensor]]:
         """Which (tokens, slots) are those of consecutive experts."""
@@ -129,9 +129,8 @@ class PairFields:
                 continue
             tokens_M, slots = group.tokens_R[part], group.slots_R[part]
             kept_PD = self.base.evaluate(expert, weights, self.base.measured_M[tokens_M])
-            ratio_P = torch.cat(
-                each(partial(self._kept, tokens_M, self._base_rows[number], kept_PD), *kept_PD.shape)
-            )
+            change = partial(self._kept, tokens_M, self._base_rows[number], kept_PD)
+            ratio_P = torch.cat(each(change, *kept_PD.shape, on=kept_PD.device))
             self.ratio_requantised_MP[tokens_M, slots] = ratio_P
 
     def _kept(self, tokens_M: Tensor, u0_PD: Tensor, kept_PD: Tensor, part: slice) -> Tensor:
@@ -169,5 +168,6 @@ class PairFields:
             fields = (self.delta_MD[p].float(), field0_MD)
             return torch.stack([length(self.tangent(field_MD, tokens_M)) for field_MD in fields])
 
-        change_M, norm0_M = torch.cat(each(norms, len(self.delta_MD), width * (k + 1)), dim=1)
+        parts = each(norms, len(self.delta_MD), width * (k + 1), on=self.delta_MD.device)
+        change_M, norm0_M = torch.cat(parts, dim=1)
         return change_M, norm0_M

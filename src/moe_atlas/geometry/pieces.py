@@ -19,17 +19,24 @@ from torch import Tensor
 
 T = TypeVar("T")
 PIECE = 1 << 19  # elements of a piece
+LARGE = 1 << 25  # elements of a piece on a GPU
+CPU = torch.device("cpu")
 
 
-def pieces(rows: int, width: int) -> list[slice]:
-    """Consecutive slices of so many rows of `width` elements, the same whatever the machine."""
-    step = max(1, PIECE // max(width, 1))
+def pieces(rows: int, width: int, elements: int) -> list[slice]:
+    """Consecutive slices of rows of `width` elements, of so many elements at most, the same whatever the machine."""
+    step = max(1, elements // max(width, 1))
     return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
-def each(work: Callable[[slice], T], rows: int, width: int) -> list[T]:
-    """`work` of every piece, in order; pieces must not touch what another one writes."""
-    parts, threads = pieces(rows, width), torch.get_num_threads()
+def each(work: Callable[[slice], T], rows: int, width: int, *, on: torch.device = CPU) -> list[T]:
+    """`work` of every piece, in order; pieces must not touch what another one writes.
+
+    A GPU divides a piece itself and has no cache that it should stay in: there they are large, one after the other.
+    """
+    if on != CPU:
+        return [work(part) for part in pieces(rows, width, LARGE)]
+    parts, threads = pieces(rows, width, PIECE), torch.get_num_threads()
     if threads == 1 or len(parts) == 1:
         return [work(part) for part in parts]
 
