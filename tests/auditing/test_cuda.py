@@ -16,6 +16,7 @@ from moe_atlas.api import AuditOptions, audit
 from moe_atlas.auditing import run
 from moe_atlas.auditing.batches import partition
 from moe_atlas.auditing.machine import full_precision
+from moe_atlas.auditing.reading import LayerReading
 from moe_atlas.checkpoint import reader
 from tests import pairs, tiny
 from tests.auditing.device_pairs import BUILD, moved, probe
@@ -36,8 +37,30 @@ def probes(tmp_path_factory):
     return probe(tmp_path_factory.mktemp("cuda"))
 
 
+@pytest.fixture
+def both(monkeypatch, probes):
+    """A pair's audit on the processor and on the card, and of each the routed set of every token, as it was read."""
+    enter, sets = LayerReading.routing, []
+
+    def entering(self, side, routing, windows):
+        sets.append((self.layer, side, windows.start, routing.topk_TK.sort(1).values.tolist()))
+        enter(self, side, routing, windows)
+
+    def audited(base, tuned, **options):
+        monkeypatch.setattr(LayerReading, "routing", entering)
+        found = []
+        for device in ("cpu", DEVICE):
+            found.append((*pairs.audited(base, tuned, probes, device=device, **options), sets.copy()))
+            sets.clear()
+        return found
+
+    return audited
+
+
 def assert_close(here, there):
     """The same sets and counts, and float32's numbers."""
+    assert here[2]
+    assert here[2] == there[2]
     assert there[0]["method"]["device"] == DEVICE
     assert here[1].keys() == there[1].keys()
     for name, values in here[1].items():
@@ -52,19 +75,17 @@ def assert_close(here, there):
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_every_layout_and_option_is_what_the_cpu_computes(name, tmp_path, probes):
+def test_every_layout_and_option_is_what_the_cpu_computes(name, tmp_path, both):
     base, tuned, options = BUILD[name](tmp_path)
     options |= {"dtype": "float32", "router": "float32"}
-    plain = pairs.audited(base, tuned, probes, **options)
-    assert_close(plain, pairs.audited(base, tuned, probes, device=DEVICE, **options))
+    assert_close(*both(base, tuned, **options))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", tiny.CASES)
-def test_every_family_is_what_the_cpu_computes(case, tmp_path, probes):
+def test_every_family_is_what_the_cpu_computes(case, tmp_path, both):
     base, tuned, _ = moved(case)(tmp_path)
-    plain = pairs.audited(base, tuned, probes, dtype="float32")
-    assert_close(plain, pairs.audited(base, tuned, probes, device=DEVICE, dtype="float32"))
+    assert_close(*both(base, tuned, dtype="float32"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
