@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from moe_atlas.weights.identity import layer_identity, looks_initialised, sketch
@@ -20,11 +21,13 @@ def drawn(seed, spread):
     return matrices
 
 
+def fresh(expert):
+    return looks_initialised(expert, [np.square(matrix.double().numpy()).sum(1) for matrix in expert])
+
+
 def accounts(base, tuned, match=None):
     sides = [torch.stack([sketch(expert) for expert in side]) for side in (base, tuned)]
-    untrained = tuple(
-        [e for e, expert in enumerate(side) if looks_initialised(expert)] for side in (base, tuned)
-    )
+    untrained = tuple([e for e, expert in enumerate(side) if fresh(expert)] for side in (base, tuned))
     match_E = None if match is None else torch.tensor(match)
     return layer_identity(3, *sides, match_E, ([], []), untrained, ([], []))
 
@@ -37,8 +40,7 @@ BASE = [drawn(seed, 0.4) for seed in range(EXPERTS)]
 
 
 def test_a_fresh_expert_in_place_of_a_trained_one_is_named():
-    fresh = drawn(99, 0.0)
-    account = accounts(BASE, [*BASE[:4], fresh, BASE[5]])
+    account = accounts(BASE, [*BASE[:4], drawn(99, 0.0), BASE[5]])
     assert account["init_like"] == {"base": [], "tuned": [4]}
     assert "init-like-experts" in kinds(account)
     assert "[4]" in next(b["detail"] for b in account["breaches"] if b["kind"] == "init-like-experts")

@@ -22,16 +22,18 @@ from moe_atlas.auditing.storage import kept, storage
 from moe_atlas.auditing.transit import transit
 from moe_atlas.families.spec import LayerSpec
 from moe_atlas.geometry.chart_maps import overlap_map
+from moe_atlas.weights.comparison import Comparison, TensorChange, same_bytes
 from moe_atlas.weights.identity import (
     RouterRows,
-    is_zeroed,
     looks_initialised,
     may_be_relabelled,
     relabelling,
     repeated,
     sketch,
 )
-from moe_atlas.weights.ledger import TensorChange, WeightsLedger, compare, same_bytes
+from moe_atlas.weights.ledger import WeightsLedger
+
+Looks = dict[str, Comparison]  # by role
 
 
 @dataclass(frozen=True)
@@ -201,9 +203,7 @@ class LayerExperts:
 
     def sketches(self, side: int) -> Tensor:
         """Sketches of all experts, float32 [E, N]; zeros for an expert without matrices."""
-        rows = [self._samples[side, expert].sketch for expert in range(self.count)]
-        width = max(len(row_N) for row_N in rows)
-        return torch.stack([torch.nn.functional.pad(row_N, (0, width - len(row_N))) for row_N in rows])
+        return _stacked([self._samples[side, expert].sketch for expert in range(self.count)])
 
     def initialised(self, side: int) -> list[int]:
         """Experts that look untrained."""
@@ -249,13 +249,12 @@ class LayerExperts:
             indices.append((1, expert))
         stored = self._load(expert, indices)
         pair = len(self.sides) == 2
-        read = _Read(stored, pair and _equal(stored[0], stored[1]))
+        if self._recorded:
+            read = _Read(stored, pair and _equal(stored[0], stored[1]))
+        else:
+            found = self._look(expert, indices, stored)
+            read = _Read(stored, pair and all(row.identical for row in found.rows), found=found)
         read.requantised = self._requantised(expert, stored[0]) if pair else None
-        if not self._recorded:
-            read.found.samples = {key: _sample(weights) for key, weights in zip(indices, stored, strict=True)}
-            read.found.rows = self._compare(expert, stored[0], stored[1] if pair else None)
-            if len(stored) > 2:
-                read.found.rows_as_stored = self._compare(expert, stored[0], stored[2])
         if read.identical:
             self.sides[1].reader.recycle(stored[1].values())
             stored[1] = stored[0]
@@ -284,14 +283,25 @@ class LayerExperts:
             formats.append(storage(self.sides[side].checkpoint, refs))
         return None if formats[0] == formats[1] else kept(base, formats[1])
 
-    def _compare(self, expert: int, base: Weights, tuned: Weights | None) -> list[TensorChange]:
+    def _look(self, expert: int, indices: Sequence[tuple[int, int]], stored: Sequence[Weights]) -> Found:
+        """What is kept of an expert of each checkpoint, every byte looked at once."""
+        base, pair = stored[0], len(stored) > 1
+        looks = _compare(base, stored[1] if pair else None)
+        found = Found({indices[0]: _sample(base, looks, 0)}, self._changes(expert, looks))
+        if pair:
+            same = all(row.identical for row in found.rows)
+            found.samples[indices[1]] = found.samples[indices[0]] if same else _sample(stored[1], looks, 1)
+        if len(stored) > 2:
+            looks = _compare(base, stored[2])
+            found.samples[indices[2]] = _sample(stored[2], looks, 1)
+            found.rows_as_stored = self._changes(expert, looks)
+        return found
+
+    def _changes(self, expert: int, looks: Looks) -> list[TensorChange]:
         layer = self._layers[0]
         assert layer.moe is not None
         return [
-            compare(
-                ref.name, ref.kind, layer.index, base[ref.role], None if tuned is None else tuned[ref.role]
-            )
-            for ref in layer.moe.expert_refs(expert)
+            looks[ref.role].change(ref.name, ref.kind, layer.index) for ref in layer.moe.expert_refs(expert)
         ]
 
     def _find_relabelling(self) -> Tensor | None:
@@ -301,20 +311,38 @@ class LayerExperts:
         if not may_be_relabelled(*rows):
             return None
         mine = {
-            (side, expert): _sample(self._stored(side, expert))
+            (side, expert): sketch(list(self._stored(side, expert).values()))
             for side in range(2)
             for expert in self._group.share(self.count)
         }
-        for samples in self._group.gather(mine):
-            self._samples |= samples
-        return relabelling(rows[0], rows[1], self.sketches(0), self.sketches(1))
+        found = {key: row_N for part in self._group.gather(mine) for key, row_N in part.items()}
+        base_EN, tuned_EN = (_stacked([found[side, e] for e in range(self.count)]) for side in range(2))
+        return relabelling(rows[0], rows[1], base_EN, tuned_EN)
 
 
-def _sample(weights: Weights) -> Sample:
-    matrices = list(weights.values())
-    if not matrices:
-        return Sample(torch.zeros(0), initialised=False, zeroed=False)
-    return Sample(sketch(matrices), looks_initialised(matrices), is_zeroed(matrices))
+def _compare(base: Weights, tuned: Weights | None) -> Looks:
+    looks = {role: Comparison(tensor.shape) for role, tensor in base.items()}
+    for role, look in looks.items():
+        look.add(base[role], None if tuned is None else tuned[role])
+    return looks
+
+
+def _sample(weights: Weights, looks: Looks, side: int) -> Sample:
+    matrices = [role for role, tensor in weights.items() if tensor.dim() == 2]
+    return Sample(
+        sketch(list(weights.values())),
+        bool(weights)
+        and looks_initialised(
+            [weights[role] for role in matrices], [looks[role].squares_of_rows(side) for role in matrices]
+        ),
+        any(looks[role].zeroed(side) for role in matrices),
+    )
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """Sketches, float32 [E, N]; zeros for an expert without matrices."""
+    width = max(len(row_N) for row_N in rows)
+    return torch.stack([torch.nn.functional.pad(row_N, (0, width - len(row_N))) for row_N in rows])
 
 
 def router_rows(resident: Weights, layer: LayerSpec) -> RouterRows:

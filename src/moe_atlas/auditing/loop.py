@@ -33,8 +33,9 @@ from moe_atlas.families.spec import LayerSpec, TensorRef
 from moe_atlas.geometry import assumptions, pair
 from moe_atlas.geometry.output import Head, window_outputs
 from moe_atlas.probes.windows import Window
+from moe_atlas.weights.comparison import TensorChange, compare, same_bytes
 from moe_atlas.weights.identity import layer_identity
-from moe_atlas.weights.ledger import TensorChange, WeightsLedger, compare, same_bytes
+from moe_atlas.weights.ledger import WeightsLedger
 
 
 @dataclass

@@ -27,7 +27,7 @@ from moe_atlas.errors import UsageError
 from moe_atlas.probes.registration import ProbeSet
 from moe_atlas.text import shown
 from moe_atlas.version import __version__
-from moe_atlas.weights.ledger import TensorChange
+from moe_atlas.weights.comparison import TensorChange
 
 if TYPE_CHECKING:
     from moe_atlas.auditing.loop import Walk

@@ -7,7 +7,8 @@ from typing import Any
 
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side
-from moe_atlas.weights.ledger import TensorChange, WeightsLedger, compare
+from moe_atlas.weights.comparison import TensorChange, compare
+from moe_atlas.weights.ledger import WeightsLedger
 
 
 def compare_unreplayed(sides: Sequence[Side], ledger: WeightsLedger, group: Group) -> list[dict[str, Any]]:

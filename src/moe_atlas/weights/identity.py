@@ -10,13 +10,17 @@ Legend: E experts, N sketch elements, D model width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-PART = 60 << 9  # elements squared at a time, few enough for torch to take one thread
+from moe_atlas.weights.comparison import PIECE
+
 SKETCH = 4096  # elements sampled from each matrix of an expert
 INIT_DISPERSION = (
     1.5  # row norms dispersing less than this multiple of what iid entries would: as initialised
@@ -24,9 +28,9 @@ INIT_DISPERSION = (
 KEPT_DIRECTION = 0.5  # cosine to the base's expert from which on a tuned expert was trained, not replaced
 
 
-def sketch(tensors: list[Tensor]) -> Tensor:
+def sketch(tensors: Sequence[Tensor]) -> Tensor:
     """Strided sample of the elements of an expert's matrices, float32 [N]."""
-    return torch.cat([_sample(tensor.reshape(-1)) for tensor in tensors])
+    return torch.cat([torch.zeros(0), *(_sample(tensor.reshape(-1)) for tensor in tensors)])
 
 
 def _sample(flat: Tensor) -> Tensor:
@@ -35,34 +39,36 @@ def _sample(flat: Tensor) -> Tensor:
     return flat[index.to(flat.device)].float()
 
 
-def looks_initialised(tensors: list[Tensor]) -> bool:
+def looks_initialised(matrices: Sequence[Tensor], squares_of_rows: Sequence[NDArray[np.float64]]) -> bool:
     """Whether an expert's matrices look untrained: row and column norms disperse no more than iid entries would.
 
     For n iid normal entries the coefficient of variation of a norm is 1/√(2n); training widens it.
+
+    Args:
+        matrices: of two dimensions each.
+        squares_of_rows: for each of them the sums of the squares of its rows.
     """
-    return all(_disperses_as_initialised(matrix) for matrix in tensors if matrix.dim() == 2)
+    # The rows alone tell nearly every trained matrix.
+    return all(
+        _disperses_as_initialised(np.sqrt(squares_R), matrix.shape[1])
+        for matrix, squares_R in zip(matrices, squares_of_rows, strict=True)
+    ) and all(_disperses_as_initialised(_norms_of_columns(matrix), matrix.shape[0]) for matrix in matrices)
 
 
-def _disperses_as_initialised(matrix: Tensor) -> bool:
+def _disperses_as_initialised(norms: NDArray[np.float64], entries: int) -> bool:
+    with np.errstate(invalid="ignore"):  # what is zero throughout does not
+        return bool(norms.std() / norms.mean() <= INIT_DISPERSION / math.sqrt(2 * entries))
+
+
+def _norms_of_columns(matrix: Tensor) -> NDArray[np.float64]:
     rows, columns = matrix.shape
-    parts = matrix.split(max(1, PART // columns))
-    norms_rows = torch.cat([torch.linalg.vector_norm(part.float(), dim=1) for part in parts])
-    if _dispersion(norms_rows) > INIT_DISPERSION / math.sqrt(2 * columns):
-        return False  # as in nearly every trained matrix
-    squares_columns = torch.zeros(columns, dtype=torch.float64)
-    for part in parts:
-        squares_columns += part.float().square().sum(0)
-    return _dispersion(squares_columns.sqrt()) <= INIT_DISPERSION / math.sqrt(2 * rows)
-
-
-def _dispersion(norms: Tensor) -> float:
-    norms = norms.double()
-    return float(norms.std(correction=0) / norms.mean())
-
-
-def is_zeroed(tensors: list[Tensor]) -> bool:
-    """Whether one of an expert's matrices is zero throughout: what it should compute is lost."""
-    return any(matrix.dim() == 2 and not bool(matrix[:1].any() or matrix.any()) for matrix in tensors)
+    step = min(rows, max(1, PIECE // columns))
+    values_RC, squares_C = torch.empty(step, columns), np.zeros(columns)
+    for part_RC in matrix.split(step):
+        values = values_RC[: len(part_RC)].copy_(part_RC).numpy()
+        with np.errstate(over="ignore"):
+            squares_C += np.add.reduce(np.square(values, out=values), axis=0)
+    return np.sqrt(squares_C)
 
 
 def distances(base_EN: Tensor, tuned_EN: Tensor) -> Tensor:

@@ -1,0 +1,232 @@
+"""One look at a tensor of the pair and its counterpart: did it change, by how much, and is it whole?
+
+Legend: R rows, C elements of a row, K runs of a row, V elements of a run, N what is squared (base, tuned, change).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+PIECE = 1 << 17  # elements looked at a time: all that is made of them stays in the cache
+RUN = 512  # squares added up in float32
+SAFE = (1e-30, 1e37)  # sums of squares that float32 neither loses nor overflows
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """One row of the ledger.
+
+    Attributes:
+        identical: byte-identical, in the same dtype.
+        base_square, change_square: ‖W0‖² and ‖W1−W0‖² in float64; `change_square` is 0 for a lone checkpoint.
+        zeros, nonfinite: counts of exact zeros and of NaN or infinities, (base, tuned).
+        elements: number of elements.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    identical: bool | None
+    base_square: float
+    change_square: float
+    zeros: tuple[int, int | None]
+    nonfinite: tuple[int, int | None]
+    elements: int
+
+    @property
+    def relative_change(self) -> float | None:
+        """‖W1−W0‖ / ‖W0‖ (Frobenius); None when the base norm is 0 or something is not finite."""
+        return relative(self.base_square, self.change_square)
+
+    def row(self) -> dict[str, Any]:
+        """The row as the receipt prints it."""
+        return {
+            "name": self.name,
+            "class": self.kind,
+            "layer": self.layer,
+            "identical": self.identical,
+            "relative_change": None if self.identical is None else self.relative_change,
+            "zeros": {"base": self.zeros[0], "tuned": self.zeros[1]},
+            "nonfinite": {"base": self.nonfinite[0], "tuned": self.nonfinite[1]},
+            "elements": self.elements,
+        }
+
+
+class Comparison:
+    """A tensor of the base and its counterpart, if any, taken in once, whole or in consecutive parts.
+
+    What it finds does not depend on the parts.
+
+    Args:
+        shape: of the whole tensor.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._length = max(1, shape[-1]) if shape else 1
+        self._width = _divisor(self._length, PIECE)
+        self._run = _divisor(self._width, RUN)
+        self._elements = math.prod(shape)
+        self._squares_NR = np.zeros((3, self._elements // self._width))
+        self._seen = 0
+        self._identical: bool | None = None
+        self._zeros, self._nonfinite = [0, 0], [0, 0]
+
+    def add(self, base: Tensor, tuned: Tensor | None) -> None:
+        """Take in the next rows (entries of all dimensions but the last) of both."""
+        same = tuned is not None and same_bytes(base, tuned)
+        if tuned is not None:
+            self._identical = same and self._identical is not False
+        parts = [part.reshape(-1, self._width) for part in (base, tuned) if part is not None]
+        here = slice(self._seen, self._seen + len(parts[0]))
+        self._seen = here.stop
+        with np.errstate(all="ignore"):  # what is not finite is counted
+            squares_NR, zeros = self._look(parts[:1] if same else parts)
+        self._squares_NR[: len(squares_NR), here] = squares_NR
+        if same:
+            self._squares_NR[1, here] = squares_NR[0]
+            zeros *= 2
+        for side, part_RC in enumerate(parts):
+            self._zeros[side] += zeros[side]
+            self._nonfinite[side] += _nonfinite(part_RC, self._squares_NR[side, here])
+
+    def change(self, name: str, kind: str, layer: int | None) -> TensorChange:
+        """The row of the ledger, once everything was taken in."""
+        assert self._seen == self._squares_NR.shape[1], f"{name}: {self._seen} rows"
+        lone = self._identical is None
+        (zeros0, zeros1), (nonfinite0, nonfinite1) = self._zeros, self._nonfinite
+        return TensorChange(
+            name,
+            kind,
+            layer,
+            self._identical,
+            float(self._squares_NR[0].sum()),
+            float(self._squares_NR[2].sum()),
+            (zeros0, None if lone else zeros1),
+            (nonfinite0, None if lone else nonfinite1),
+            self._elements,
+        )
+
+    def squares_of_rows(self, side: int) -> NDArray[np.float64]:
+        """Sums of the squares of every row (entry of all dimensions but the last) of one side, float64 [rows]."""
+        squares: NDArray[np.float64] = self._squares_NR[side].reshape(-1, self._length // self._width).sum(1)
+        return squares
+
+    def zeroed(self, side: int) -> bool:
+        """Whether one side is zero throughout."""
+        return self._zeros[side] == self._elements
+
+    def _look(self, parts: list[Tensor]) -> tuple[NDArray[np.float64], list[int]]:
+        """Sums of squares by row and counts of zeros of a part of each side.
+
+        Short runs are added up in float32, those in float64; all in float64 where float32 does not hold the values
+        exactly, or would lose or overflow a square.
+        """
+        if not all(part.dtype.is_floating_point and part.dtype.itemsize <= 4 for part in parts):
+            return self._added_up(parts, torch.float64)
+        squares_NR, zeros = self._added_up(parts, torch.float32)
+        unsafe_NR = ~((squares_NR > SAFE[0]) & (squares_NR < SAFE[1]))
+        again_R = unsafe_NR.any(0)
+        if again_R.any():
+            exact_NR, _ = self._added_up([part[torch.from_numpy(again_R)] for part in parts], torch.float64)
+            squares_NR[unsafe_NR] = exact_NR[unsafe_NR[:, again_R]]
+        return squares_NR, zeros
+
+    def _added_up(self, parts: list[Tensor], dtype: torch.dtype) -> tuple[NDArray[np.float64], list[int]]:
+        runs = self._width // self._run
+        shape = (3 if len(parts) == 2 else 1, len(parts[0]), runs)
+        squares_NRK = np.empty(shape, np.float32 if dtype is torch.float32 else np.float64)
+        counts = [_Zeros(part) for part in parts]
+        for begin, values_NRC in _pieces(parts, max(1, PIECE // self._width), dtype):
+            end = begin + values_NRC.shape[1]
+            values_NRKV = values_NRC.reshape(len(values_NRC), -1, runs, self._run)
+            # One dot product a run.
+            squares_NRK[:, begin:end] = np.matmul(values_NRKV[..., None, :], values_NRKV[..., None])[
+                ..., 0, 0
+            ]
+            for count in counts:
+                count.add(begin, end)
+        return squares_NRK.sum(-1, dtype=np.float64), [count.zeros for count in counts]
+
+
+def compare(name: str, kind: str, layer: int | None, base: Tensor, tuned: Tensor | None) -> TensorChange:
+    """One ledger row."""
+    comparison = Comparison(base.shape)
+    comparison.add(base, tuned)
+    return comparison.change(name, kind, layer)
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bytes in the same dtype and shape (NaN equals NaN, 0 differs from −0)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    words_a, words_b = _integers(a.reshape(-1)), _integers(b.reshape(-1))
+    # What differs mostly does so from the start.
+    return np.array_equal(words_a[:RUN], words_b[:RUN]) and np.array_equal(words_a, words_b)
+
+
+def relative(base_square: float, change_square: float) -> float | None:
+    """√(change/base); None when the base norm is 0 or something is not finite."""
+    if base_square <= 0.0 or not math.isfinite(base_square) or not math.isfinite(change_square):
+        return None
+    return math.sqrt(change_square / base_square)
+
+
+def _pieces(parts: list[Tensor], step: int, dtype: torch.dtype) -> Iterator[tuple[int, NDArray[Any]]]:
+    """`step` rows at a time: the first one's number, and the values of both sides and their difference, [N, R, C]."""
+    buffer_NRC = torch.empty(
+        3 if len(parts) == 2 else 1, min(step, len(parts[0])), parts[0].shape[1], dtype=dtype
+    )
+    values_NRC = buffer_NRC.numpy()
+    for number, pieces in enumerate(zip(*(part.split(step) for part in parts), strict=True)):
+        rows = len(pieces[0])
+        for side, piece_RC in enumerate(pieces):
+            buffer_NRC[side, :rows].copy_(piece_RC)
+        if len(pieces) == 2:
+            np.subtract(values_NRC[1, :rows], values_NRC[0, :rows], out=values_NRC[2, :rows])
+        yield number * step, values_NRC[:, :rows]
+
+
+class _Zeros:
+    """Counts the exact zeros, of either sign, of some rows at a time."""
+
+    def __init__(self, part_RC: Tensor) -> None:
+        self._bits_RC = _integers(part_RC, part_RC.dtype.itemsize)
+        signed = part_RC.dtype.is_floating_point and "fnuz" not in str(part_RC.dtype)
+        self._minus = np.iinfo(self._bits_RC.dtype).min if signed else None
+        self.zeros = 0
+
+    def add(self, begin: int, end: int) -> None:
+        bits = self._bits_RC[begin:end].reshape(-1)
+        self.zeros += len(bits) - int(np.count_nonzero(bits))
+        if self._minus is not None and np.minimum.reduce(bits, initial=0) == self._minus:
+            self.zeros += int(np.count_nonzero(bits == self._minus))
+
+
+def _nonfinite(part_RC: Tensor, squares_R: NDArray[np.float64]) -> int:
+    """NaN and infinities; a finite sum of squares says that there are none in a row."""
+    bad_R = ~np.isfinite(squares_R)
+    if not bad_R.any():
+        return 0
+    return sum(int((~torch.isfinite(row_C.double())).sum()) for row_C in part_RC[torch.from_numpy(bad_R)])
+
+
+def _integers(tensor: Tensor, size: int = 8) -> NDArray[Any]:
+    """The bytes of a tensor as integers of `size` bytes, smaller ones where they do not divide its last dimension."""
+    raw = tensor.contiguous().view(torch.uint8).numpy(force=True)
+    width = next(width for width in (size, 4, 2, 1) if width <= size and raw.shape[-1] % width == 0)
+    return raw.view(np.dtype(f"i{width}"))
+
+
+@cache
+def _divisor(count: int, limit: int) -> int:
+    """The largest divisor of `count` that is no larger than `limit`."""
+    return next(divisor for divisor in range(min(count, limit), 0, -1) if count % divisor == 0)

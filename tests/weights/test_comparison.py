@@ -1,0 +1,136 @@
+"""What one look at two tensors finds, against sums over plain float64 arrays."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from moe_atlas.weights import comparison
+from moe_atlas.weights.comparison import Comparison, compare, same_bytes
+
+SHAPES = [(), (1,), (7,), (1031,), (0, 4), (96, 64), (40, 2 * 1031), (3, 50, 48), (2, 5 * comparison.PIECE)]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+def drawn(shape, dtype, seed=0):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    tensor = torch.where(tensor.abs() < 0.05, tensor * 0.0, tensor)  # some zeros, of either sign
+    return tensor.to(dtype)
+
+
+def expected(base, tuned):
+    """Squares and zeros as (‖W0‖², ‖W1−W0‖², zeros of both)."""
+    one, two = (tensor.double().numpy() for tensor in (base, tuned))
+    return (
+        float((one**2).sum()),
+        float(((two - one) ** 2).sum()),
+        (int((one == 0).sum()), int((two == 0).sum())),
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_changed_tensor(shape, dtype):
+    base, tuned = drawn(shape, dtype), drawn(shape, dtype, seed=1)
+    found = compare("w", "attention", 3, base, tuned)
+    square, change, zeros = expected(base, tuned)
+    assert found.base_square == pytest.approx(square, rel=1e-7)
+    assert found.change_square == pytest.approx(change, rel=1e-7)
+    assert (found.zeros, found.nonfinite, found.elements) == (zeros, (0, 0), base.numel())
+    assert found.identical is (base.numel() == 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_bytes_change_by_exactly_nothing(dtype):
+    base = drawn((96, 64), dtype)
+    found = compare("w", "attention", 3, base, base.clone())
+    assert found.identical is True
+    assert (found.change_square, found.relative_change) == (0.0, 0.0)
+    lone = compare("w", "attention", 3, base, None)
+    assert (lone.base_square, lone.identical) == (found.base_square, None)
+    assert (lone.zeros, lone.nonfinite) == ((found.zeros[0], None), (0, None))
+    assert found.zeros[1] == found.zeros[0] == expected(base, base)[2][0] > 0
+
+
+def test_zero_and_minus_zero_are_two_bytes_and_both_zero():
+    base, tuned = torch.zeros(64, 8), torch.zeros(64, 8)
+    tuned[5, 5] = -0.0
+    found = compare("w", "attention", 3, base, tuned)
+    assert (found.identical, found.change_square, found.zeros) == (False, 0.0, (512, 512))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e-17, 1e25, 1e37])
+def test_squares_that_float32_would_lose_or_overflow(scale):
+    base, tuned = drawn((96, 64), torch.float32) * scale, drawn((96, 64), torch.float32, seed=1) * scale
+    base[:48], tuned[:48] = drawn((48, 64), torch.float32), drawn((48, 64), torch.float32, seed=2)
+    looks = Comparison(base.shape)
+    looks.add(base, tuned)
+    rows = looks.squares_of_rows(0), looks.squares_of_rows(1)
+    for side, tensor in enumerate((base, tuned)):
+        assert rows[side] == pytest.approx(np.square(tensor.double().numpy()).sum(1), rel=1e-6)
+    square, change, _ = expected(base, tuned)
+    found = looks.change("w", "attention", 3)
+    assert (found.base_square, found.change_square) == pytest.approx((square, change), rel=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_is_counted_where_it_is(dtype):
+    base, tuned = drawn((96, 64), dtype), drawn((96, 64), dtype, seed=1)
+    tuned[3, 3], tuned[3, 9], tuned[90, 1] = math.nan, math.inf, -math.inf
+    found = compare("w", "attention", 3, base, tuned)
+    assert found.nonfinite == (0, 3)
+    assert found.relative_change is None
+    assert compare("w", "attention", 3, tuned, tuned.clone()).nonfinite == (3, 3)
+    assert compare("w", "attention", 3, tuned, None).nonfinite == (3, None)
+
+
+def test_other_dtypes_than_those_that_are_multiplied():
+    base, tuned = torch.arange(-128, 128, dtype=torch.int8), torch.arange(0, 256).to(torch.uint8)
+    found = compare("w", "other", None, base, tuned)
+    square, change, zeros = expected(base, tuned)
+    assert (found.base_square, found.change_square, found.zeros) == (square, change, zeros)
+    mixed = compare("w", "other", None, drawn((96, 64), torch.bfloat16), drawn((96, 64), torch.float32))
+    assert mixed.identical is False
+    assert mixed.change_square > 0
+    minus = torch.tensor([0, 128], dtype=torch.uint8)
+    assert compare("w", "other", None, minus.view(torch.float8_e4m3fn), None).zeros[0] == 2
+    assert (
+        compare("w", "other", None, minus.view(torch.float8_e4m3fnuz), None).zeros[0] == 1
+    )  # the other is NaN
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parts_add_up_to_the_same_bits(dtype, monkeypatch):
+    base, tuned = drawn((97, 640), dtype), drawn((97, 640), dtype, seed=1)
+    tuned[10:40] = base[10:40]
+    base[50:60] *= 1e-30  # float32 would lose these
+    whole = compare("w", "embedding", None, base, tuned)
+    for piece in (comparison.PIECE, 2000):
+        monkeypatch.setattr(comparison, "PIECE", piece)
+        looks = Comparison(base.shape)
+        for begin, end in ((0, 10), (10, 40), (40, 41), (41, 97)):
+            looks.add(base[begin:end], tuned[begin:end])
+        assert looks.change("w", "embedding", None) == whole
+    looks = Comparison(base.shape)
+    looks.add(base[:40], base[:40])
+    looks.add(base[40:], tuned[40:])
+    assert looks.change("w", "embedding", None).identical is False
+
+
+def test_a_side_that_is_zero_throughout():
+    looks = Comparison((4, 6))
+    looks.add(drawn((4, 6), torch.bfloat16), -torch.zeros(4, 6, dtype=torch.bfloat16))
+    assert (looks.zeroed(0), looks.zeroed(1)) == (False, True)
+
+
+def test_same_bytes_see_the_last_one():
+    base = drawn((96, 65), torch.bfloat16)
+    other = base.clone()
+    assert same_bytes(base, other)
+    other[-1, -1] += 1
+    assert not same_bytes(base, other)
+    assert not same_bytes(base, base.reshape(65, 96))
+    assert not same_bytes(base, base.view(torch.float16))
