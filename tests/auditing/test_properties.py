@@ -153,6 +153,30 @@ def test_a_copied_expert_slice_is_named(base, probes, root):
     assert {b["kind"] for b in facts["identity"]["breaches"]} >= {"cloned-experts", "expert-identity-lost"}
 
 
+def test_a_fresh_expert_in_place_of_a_trained_one_is_named(base, probes, root):
+    def train(tensors):
+        """Rows of many lengths, as training leaves them."""
+        for name, tensor in tensors.items():
+            if experts_of(name):
+                tensors[name] = tensor * torch.linspace(0.2, 2.0, len(tensor))[:, None]
+
+    def replace(tensors):
+        train(tensors)
+        for name, tensor in tensors.items():
+            found = experts_of(name)
+            if found and ".layers.1." in name and found[1] == "2":
+                tensors[name] = 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(5))
+
+    trained = pairs.variant(base, root / f"{base.name}-trained", train)
+    replaced = pairs.variant(base, root / f"{base.name}-replaced", replace)
+    facts, _ = pairs.audited(trained, replaced, probes)
+    assert {row["layer"]: row["init_like"] for row in facts["identity"]["layers"]}[1] == {
+        "base": [],
+        "tuned": [2],
+    }
+    assert "init-like-experts" in {b["kind"] for b in facts["identity"]["breaches"]}
+
+
 def test_a_nan_in_an_expert_that_is_never_routed_is_counted(base, probes, root):
     _, arrays = pairs.audited(base, None, probes)
     layer, counts = next(

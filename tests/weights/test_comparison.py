@@ -70,10 +70,23 @@ def test_squares_that_float32_would_lose_or_overflow(scale):
     looks.add(base, tuned)
     rows = looks.squares_of_rows(0), looks.squares_of_rows(1)
     for side, tensor in enumerate((base, tuned)):
-        assert rows[side] == pytest.approx(np.square(tensor.double().numpy()).sum(1), rel=1e-6)
+        assert rows[side] == pytest.approx(np.square(tensor.double().numpy()).sum(1), rel=1e-6, abs=0)
     square, change, _ = expected(base, tuned)
     found = looks.change("w", "attention", 3)
     assert (found.base_square, found.change_square) == pytest.approx((square, change), rel=1e-7)
+
+
+def test_a_change_that_float32_would_lose():
+    base = torch.full((4, 64), 1e-20)
+    base[0] = 1.0
+    found = compare("w", "attention", 3, base, base * torch.tensor([1.0, 1.0, 1.0, 2.0])[:, None])
+    assert found.change_square == pytest.approx(64e-40, rel=1e-6, abs=0)
+
+
+def test_float64_is_not_rounded():
+    base = torch.full((4, 64), 1.0 + 2.0**-26, dtype=torch.float64)
+    found = compare("w", "attention", 3, base, base + (1.0 + 2.0**-26))
+    assert found.base_square == found.change_square == 256 * (1.0 + 2.0**-26) ** 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -114,10 +127,11 @@ def test_parts_add_up_to_the_same_bits(dtype, monkeypatch):
         for begin, end in ((0, 10), (10, 40), (40, 41), (41, 97)):
             looks.add(base[begin:end], tuned[begin:end])
         assert looks.change("w", "embedding", None) == whole
-    looks = Comparison(base.shape)
-    looks.add(base[:40], base[:40])
-    looks.add(base[40:], tuned[40:])
-    assert looks.change("w", "embedding", None).identical is False
+    for first, second in ((base, tuned), (tuned, base)):
+        looks = Comparison(base.shape)
+        looks.add(base[:40], first[:40])
+        looks.add(base[40:], second[40:])
+        assert looks.change("w", "embedding", None).identical is False
 
 
 def test_a_side_that_is_zero_throughout():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from moe_atlas.weights import identity
 from moe_atlas.weights.identity import layer_identity, looks_initialised, sketch
 
 EXPERTS = 6
@@ -62,3 +64,23 @@ def test_an_expert_that_was_untrained_before_is_no_breach_wherever_it_went():
     account = accounts(base, tuned, match)
     assert account["init_like"] == {"base": [5], "tuned": [4]}
     assert kinds(account) == []
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (256, 1024)])
+@pytest.mark.parametrize("piece", [identity.PIECE, 200])
+def test_rows_and_columns_count_each(shape, piece, monkeypatch):
+    monkeypatch.setattr(identity, "PIECE", piece)
+    rows, columns = shape
+    plain = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert fresh([plain]) is fresh([plain.bfloat16()]) is True
+    stretched = torch.ones(shape)
+    stretched[: rows // 2] = 1.5
+    assert fresh([plain * stretched]) is fresh([plain, plain * stretched]) is False
+    stretched = torch.ones(shape)
+    stretched[:, : columns // 2] = 1.5
+    assert fresh([plain * stretched]) is fresh([plain, plain * stretched]) is False
+    stretched = torch.ones(shape)
+    stretched[: rows // 2, : columns // 2] = stretched[rows // 2 :, columns // 2 :] = (
+        1.5  # all norms are alike
+    )
+    assert fresh([plain * stretched]) is True

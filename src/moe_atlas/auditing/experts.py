@@ -292,9 +292,7 @@ class LayerExperts:
             same = all(row.identical for row in found.rows)
             found.samples[indices[1]] = found.samples[indices[0]] if same else _sample(stored[1], looks, 1)
         if len(stored) > 2:
-            looks = _compare(base, stored[2])
-            found.samples[indices[2]] = _sample(stored[2], looks, 1)
-            found.rows_as_stored = self._changes(expert, looks)
+            found.rows_as_stored = self._changes(expert, _compare(base, stored[2]))
         return found
 
     def _changes(self, expert: int, looks: Looks) -> list[TensorChange]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 PIECE = 1 << 17  # elements looked at a time: all that is made of them stays in the cache
 RUN = 512  # squares added up in float32
-SAFE = (1e-30, 1e37)  # sums of squares that float32 neither loses nor overflows
+LOST = 1e-30  # sums of squares up to which float32 may have lost some
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Comparison:
         if not all(part.dtype.is_floating_point and part.dtype.itemsize <= 4 for part in parts):
             return self._added_up(parts, torch.float64)
         squares_NR, zeros = self._added_up(parts, torch.float32)
-        unsafe_NR = ~((squares_NR > SAFE[0]) & (squares_NR < SAFE[1]))
+        unsafe_NR = ~((squares_NR > LOST) & (squares_NR < np.inf))
         again_R = unsafe_NR.any(0)
         if again_R.any():
             exact_NR, _ = self._added_up([part[torch.from_numpy(again_R)] for part in parts], torch.float64)
