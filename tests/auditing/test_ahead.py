@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 import pytest
 import torch
 
 from moe_atlas.auditing.ahead import Turns, ahead, background
+from moe_atlas.checkpoint.foresight import Foresight
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
-from tests import tiny
+from tests import pairs, tiny
 
 
 def test_turns_come_in_order_though_steps_are_slow():
@@ -62,3 +64,28 @@ def test_memory_of_others_is_not_taken(reader):
     foreign = torch.zeros(12345, dtype=torch.uint8)
     reader.recycle([foreign])
     assert not any(reader._spare.values())
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe", "gpt_oss"])
+def test_an_audit_reads_what_it_foresees_in_that_order(family, tmp_path, monkeypatch):
+    base = tiny.save(family, tmp_path / "base", seed=3)
+    tuned = pairs.variant(base, tmp_path / "tuned", lambda tensors: None)
+    expected, reads = [], {}
+
+    def expect(reader, order):
+        order = list(order)
+        expected.append((reader, [name for name, _ in groupby(name for name, _ in order)]))
+        plainly(reader, order)
+
+    def reached(ahead, tensor, start):
+        reads.setdefault(id(ahead), []).append(tensor.name)
+
+    plainly = Reader.expect
+    monkeypatch.setattr(Reader, "expect", expect)
+    monkeypatch.setattr(Foresight, "reached", reached)
+    pairs.audited(base, tuned, pairs.probe(tmp_path / "probe", documents=2))
+    assert len(expected) == 2
+    for reader, order in expected:
+        found = [name for name, _ in groupby(reads[id(reader._foresight)])]
+        assert found == order
+        assert len(found) > 10

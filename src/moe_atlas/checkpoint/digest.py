@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from threading import Lock
@@ -22,6 +23,7 @@ from moe_atlas.checkpoint.refuse import place
 from moe_atlas.errors import InputRefused, IntegrityError
 
 PIECE_BYTES = 8 << 20
+ASKED_BYTES = 128 << 10  # Linux fetches no more at once than it would by itself read ahead
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,15 @@ class OpenShard:
                 problem = "the file became shorter while it was being read"
                 raise IntegrityError("E_CHANGED", place(self._label, name), problem)
             filled += count
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Ask the system, where it can be asked, to fetch bytes that will be read soon."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for begin in range(offset, offset + length, ASKED_BYTES):
+            count = min(ASKED_BYTES, offset + length - begin)
+            with suppress(OSError):  # a file system that takes no advice
+                os.posix_fadvise(self._descriptor, begin, count, os.POSIX_FADV_WILLNEED)
 
     def _pread(self, buffer: memoryview, offset: int) -> int:
         try:

@@ -24,6 +24,7 @@ from moe_atlas.checkpoint.digest import (
     rehash,
     require_unchanged,
 )
+from moe_atlas.checkpoint.foresight import Foresight
 from moe_atlas.checkpoint.header import DTYPE_BITS, StoredTensor
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.quantised.decode import decode
@@ -55,6 +56,7 @@ class Reader:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self._foresight = Foresight(checkpoint, ())
         self.bytes_read = 0
         self.page_locked = False
         self._hashes = {name: TensorHash() for name in checkpoint.tensors}
@@ -81,16 +83,33 @@ class Reader:
         entry = self.checkpoint.encoded.get(name)
         return self._read_stored(name, index) if entry is None else self._read_encoded(entry, index)
 
+    def expect(self, reads: Iterable[tuple[str, int | None]]) -> None:
+        """Say what will be read, in order, as (name, index): the system fetches it ahead. Anything may be read."""
+        extents = []
+        for name, index in reads:
+            entry = self.checkpoint.encoded.get(name)
+            for stored, part in [(name, index)] if entry is None else self._parts(entry, index).values():
+                tensor = self.checkpoint.tensors[stored]
+                extents.append((tensor, *_extent(tensor, part)[1:]))
+        self._foresight = Foresight(self.checkpoint, extents)
+
     def _read_encoded(self, entry: Encoded, index: int | None) -> torch.Tensor:
         """Decode a quantised tensor; of one with a matrix for each expert, only the parts of entry `index`."""
+        parts = {role: self._read_stored(*part) for role, part in self._parts(entry, index).items()}
         if index is None or len(entry.shape) < 3:
-            whole = decode(entry, {role: self._read_stored(name, None) for role, name in entry.parts.items()})
+            whole = decode(entry, parts)
             return whole if index is None else whole[index].clone()
-        parts = {}
-        for role, name in entry.parts.items():
-            stacked = self.checkpoint.tensors[name].shape[:1] == entry.shape[:1]
-            parts[role] = self._read_stored(name, index if stacked else None)
         return decode(replace(entry, shape=entry.shape[1:]), parts)
+
+    def _parts(self, entry: Encoded, index: int | None) -> dict[str, tuple[str, int | None]]:
+        """What is read of a quantised tensor, or of its entry `index`, by role."""
+        if index is None or len(entry.shape) < 3:
+            return {role: (name, None) for role, name in entry.parts.items()}
+        tensors = self.checkpoint.tensors
+        return {
+            role: (name, index if tensors[name].shape[:1] == entry.shape[:1] else None)
+            for role, name in entry.parts.items()
+        }
 
     def _read_stored(self, name: str, index: int | None) -> torch.Tensor:
         tensor = self.checkpoint.tensors[name]
@@ -199,6 +218,7 @@ class Reader:
         require_unchanged(self.checkpoint)
 
     def _read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
+        self._foresight.reached(tensor, start)
         with OpenShard(self.checkpoint, tensor.file) as shard:
             shard.read_into(buffer, tensor, start)
         self._hashes[tensor.name].consume(buffer, start)
