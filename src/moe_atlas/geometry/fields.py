@@ -123,7 +123,7 @@ class NativeFields:
     def rows(self, expert: int, tokens_P: Tensor, weights: Weights) -> Tensor:
         """u_e of `expert` on measured tokens: kept rows where there are any, evaluated where not; [P, D]."""
         row_P = self._row_ME[tokens_P, expert].long()
-        u_PD = self.rows_RD[row_P.clamp_min(0)]
+        u_PD = self.rows_RD.index_select(0, row_P.clamp_min(0))
         missing = (row_P < 0).nonzero().squeeze(1)
         if len(missing):
             u_PD[missing] = self.evaluate(expert, weights, self.measured_M[tokens_P[missing]])

@@ -17,7 +17,7 @@ from moe_atlas.geometry.overlap import (
     overlap,
     swap_coefficients,
 )
-from moe_atlas.geometry.pieces import each, length
+from moe_atlas.geometry.pieces import chosen, each, length
 from moe_atlas.geometry.smooth import smooth_overlap
 from moe_atlas.geometry.tangent import TangentMap
 from moe_atlas.geometry.tokens import settle
@@ -55,7 +55,7 @@ def _state2(
 ) -> dict[str, Tensor]:
     k, table_MP = fields.top_k, fields.table_MP[part_M]
     tokens = fields.measured_M[part_M]
-    v_MPD = tangent(fields.rows_RD[fields.place_MP[part_M]], part_M)
+    v_MPD = tangent(chosen(fields.rows_RD, fields.place_MP[part_M]), part_M)
     kappa_MPP = compatibility(v_MPD)
     assert fields.layer.moe is not None
     log_probs_ME = log_gate_probability(fields.layer.moe.router, fields.routing.logits_TE[tokens])

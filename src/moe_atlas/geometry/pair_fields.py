@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_atlas.geometry.evaluation import RowGroup, all_others, join
 from moe_atlas.geometry.fields import NativeFields, Weights, expert_weights, slot_weights
-from moe_atlas.geometry.pieces import each, length
+from moe_atlas.geometry.pieces import chosen, each, length
 from moe_atlas.geometry.tangent import RATIO_EPS, TangentMap, relative_change
 from moe_atlas.replay.model import GateInput
 from moe_atlas.replay.router import Routing
@@ -135,8 +135,8 @@ class PairFields:
 
     def _kept(self, tokens_M: Tensor, u0_PD: Tensor, kept_PD: Tensor, part: slice) -> Tensor:
         """Relative change of some visible updates by the format alone, float64."""
-        visible = (self.tangent(u_PD[part], tokens_M[part]) for u_PD in (u0_PD, kept_PD))
-        return relative_change(*visible)[0]
+        tangent = self.tangent.at(tokens_M[part])
+        return relative_change(tangent(u0_PD[part]), tangent(kept_PD[part]))[0]
 
     def _record(
         self, tokens_M: Tensor, slots: Tensor, u0_PD: Tensor, u1_PD: Tensor, native_PD: Tensor, part: slice
@@ -146,8 +146,9 @@ class PairFields:
         u0_PD, u1_PD, native_PD = u0_PD[part], u1_PD[part], native_PD[part]
         at = (tokens_M, slots)
         u0_PD, u1_PD = u0_PD.float(), u1_PD.float()
-        v0_PD = self.tangent(u0_PD, tokens_M)
-        ratio_P, norm0_P, _, change_P = relative_change(v0_PD, self.tangent(u1_PD, tokens_M))
+        tangent = self.tangent.at(tokens_M)
+        v0_PD = tangent(u0_PD)
+        ratio_P, norm0_P, _, change_P = relative_change(v0_PD, tangent(u1_PD))
         self.ratio_MP[at], self.norm0_MP[at], self.change_MP[at] = ratio_P, norm0_P, change_P
         native_v_PD = self.native_tangent(native_PD, tokens_M)
         native_change_P = length(native_v_PD - v0_PD)
@@ -163,10 +164,10 @@ class PairFields:
 
         def norms(p: slice) -> Tensor:
             tokens_M = torch.arange(p.start, p.stop, device=self.delta_MD.device)
-            rows_MKD = self.base.rows_RD[self.base.place_MP[p, :k]].float()
+            rows_MKD = chosen(self.base.rows_RD, self.base.place_MP[p, :k]).float()
             field0_MD = torch.bmm(self.omega0_MP[p, None, :k], rows_MKD).squeeze(1)
-            fields = (self.delta_MD[p].float(), field0_MD)
-            return torch.stack([length(self.tangent(field_MD, tokens_M)) for field_MD in fields])
+            tangent = self.tangent.at(tokens_M)
+            return torch.stack([length(tangent(field_MD)) for field_MD in (self.delta_MD[p], field0_MD)])
 
         parts = each(norms, len(self.delta_MD), width * (k + 1), on=self.delta_MD.device)
         change_M, norm0_M = torch.cat(parts, dim=1)

@@ -60,3 +60,8 @@ def length(v_PD: Tensor) -> Tensor:
     """Euclidean norm of every row, float64 [P], added up in float32."""
     norm_P: Tensor = torch.linalg.vector_norm(v_PD, dim=-1, dtype=torch.float32)
     return norm_P.double()
+
+
+def chosen(rows_RD: Tensor, place_MP: Tensor) -> Tensor:
+    """Rows by their numbers, [M, P, D]: whole rows are moved, which indexing with a tensor does not do."""
+    return rows_RD.index_select(0, place_MP.reshape(-1)).view(*place_MP.shape, rows_RD.shape[1])

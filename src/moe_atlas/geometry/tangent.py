@@ -33,16 +33,42 @@ class TangentMap:
             u_TXD: raw expert outputs [T, D] or [T, P, D].
             tokens_T: int64 indices of the tokens the rows belong to.
         """
-        u_TXD = u_TXD.float()
+        return self.at(torch.arange(len(u_TXD), device=u_TXD.device) if tokens_T is None else tokens_T)(u_TXD)
+
+    def at(self, tokens_P: Tensor) -> Tangent:
+        """The map of some tokens, to be applied to several updates of theirs."""
         if self.z_TD is None:
-            return u_TXD
-        if tokens_T is None:
-            tokens_T = torch.arange(len(u_TXD), device=u_TXD.device)
-        z_TD = self.z_TD[tokens_T]
-        z_TXD = z_TD if u_TXD.dim() == 2 else z_TD[:, None, :]
-        radial_TX1 = (u_TXD * z_TXD).sum(-1, keepdim=True) / z_TD.shape[-1]
-        v_TXD = torch.addcmul(u_TXD, radial_TX1, z_TXD, value=-1)
-        return v_TXD - v_TXD.mean(-1, keepdim=True) if self.removes_mean else v_TXD
+            return Tangent(None, None, removes_mean=self.removes_mean)
+        if isinstance(self.z_TD, Canonical):
+            return Tangent(*self.z_TD.parts(tokens_P), removes_mean=self.removes_mean)
+        return Tangent(self.z_TD.index_select(0, tokens_P), None, removes_mean=self.removes_mean)
+
+
+class Tangent:
+    """P_z of some tokens.
+
+    Args:
+        x_PD: z up to its length, float32; None for the identity.
+        scale_P: what `x_PD` is multiplied by in z, float32; 1 when None.
+        removes_mean: whether the direction of ones is removed as well.
+    """
+
+    def __init__(self, x_PD: Tensor | None, scale_P: Tensor | None, *, removes_mean: bool) -> None:
+        self._x_PD, self._removes_mean = x_PD, removes_mean
+        if x_PD is not None:
+            ones_P = x_PD.new_ones(len(x_PD))
+            self._factor_P = (ones_P if scale_P is None else scale_P.square()) / x_PD.shape[-1]
+
+    def __call__(self, u_PXD: Tensor) -> Tensor:
+        """Tangent-visible part of [P, D] or [P, X, D], float32."""
+        u_PXD = u_PXD.float()
+        if self._x_PD is None:
+            return u_PXD
+        shape = (len(self._x_PD), *(1 for _ in u_PXD.shape[1:]))
+        x_PXD = self._x_PD.view(*shape[:-1], -1)
+        radial_PX1 = torch.linalg.vecdot(u_PXD, x_PXD)[..., None] * self._factor_P.view(shape)
+        v_PXD = torch.addcmul(u_PXD, radial_PX1, x_PXD, value=-1)
+        return v_PXD - v_PXD.mean(-1, keepdim=True) if self._removes_mean else v_PXD
 
 
 def relative_change(v0_PD: Tensor, v1_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

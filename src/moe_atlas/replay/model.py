@@ -178,7 +178,7 @@ class Replay:
         """
         moe, count = _moe(layer), len(tokens_P)
         more = -count % self.rows
-        g_PD = g_TD[F.pad(tokens_P, (0, more))]
+        g_PD = g_TD.index_select(0, F.pad(tokens_P, (0, more)))
         if moe.weight_on_input:
             g_PD = g_PD * F.pad(weights_P, (0, more)).to(g_PD.dtype)[:, None]
         return (feed_forward(moe.experts, w_expert, g_PD) if w_expert else g_PD)[:count]
@@ -199,7 +199,7 @@ class Replay:
             *(x.split(SUMMED) for x in (out_TD, place_TK, weights_TK)), strict=True
         ):
             for place_P, weights_P in zip(place_PK.T, weights_PK.T, strict=True):
-                out_PD += self._weighted(layer, rows_RD[place_P], weights_P).to(dtype)
+                out_PD += self._weighted(layer, rows_RD.index_select(0, place_P), weights_P).to(dtype)
         return out_TD
 
     def _weighted(self, layer: LayerSpec, u_PD: Tensor, weights_P: Tensor) -> Tensor:

@@ -37,9 +37,14 @@ class Canonical:
         self._x_TD, self._spec, self._tokens_M = x_TD, spec, tokens_M
         self.shape = (len(tokens_M), x_TD.shape[1])
 
-    def __getitem__(self, tokens_P: Tensor) -> Tensor:
-        """Z of some tokens, float32 [P, D]."""
-        return standardise(self._x_TD[self._tokens_M[tokens_P]], self._spec)
+    def parts(self, tokens_P: Tensor) -> tuple[Tensor, Tensor]:
+        """The residuals of some tokens, less their mean for LayerNorm, and what makes z of them, float32 [P, D], [P].
+        """
+        x_PD = self._x_TD.index_select(0, self._tokens_M[tokens_P]).float()
+        if self._spec.kind == "layer":
+            x_PD = x_PD - x_PD.mean(-1, keepdim=True)
+        mean_square_P = torch.linalg.vector_norm(x_PD, dim=-1).square() / x_PD.shape[1]
+        return x_PD, torch.rsqrt(mean_square_P + self._spec.eps)
 
 
 def apply_gain(
