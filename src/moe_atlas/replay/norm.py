@@ -25,7 +25,7 @@ def standardise(x_TD: Tensor, spec: Norm) -> Tensor:
 
 
 class Canonical:
-    """Canonical states of some tokens, made anew whenever they are looked at: kept, they are twice the residuals.
+    """Canonical states of some tokens, as residual and factor: kept, they would be twice the residuals.
 
     Args:
         x_TD: residuals of a batch, any floating dtype.
@@ -38,7 +38,10 @@ class Canonical:
         self.shape = (len(tokens_M), x_TD.shape[1])
 
     def parts(self, tokens_P: Tensor) -> tuple[Tensor, Tensor]:
-        """The residuals of some tokens, less their mean for LayerNorm, and what makes z of them, float32 [P, D], [P].
+        """Residuals of some tokens, less their mean for LayerNorm, and what each is multiplied by in z.
+
+        Returns:
+            float32 [P, D] and [P].
         """
         x_PD = self._x_TD.index_select(0, self._tokens_M[tokens_P]).float()
         if self._spec.kind == "layer":
