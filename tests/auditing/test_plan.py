@@ -124,13 +124,23 @@ def test_stored_alike_or_not(root):
     assert not plan.stored_differently(sides[:1] * 2, specs[:1] * 2)
 
 
-def test_seconds_take_the_longer_of_reading_and_computing():
+def test_seconds_by_hand():
+    """Everything adds up where no processor is left over; else the longer of reading and multiplying counts."""
     flops = {"projections": 100, "routed experts": 300, "competitors": 100}
-    speed = {"flops": 100.0, "readings": 10.0, "bytes": 1.0}
-    bound = plan.estimate(flops, 20, 12, 10, speed)
-    assert bound == {"products": 5.0, "readings": 2.0, "reading": 2 + (10 - 4), "total": 15.0}
-    hidden = plan.estimate(flops, 20, 12, 10, speed | {"bytes": 4.0})
+    speed = {"flops": 100.0, "expert_flops": 80.0, "readings": 10.0, "logits": 15.0, "bytes": 1.0}
+    alone = {"products": 1.0 + 5.0, "readings": 2.0 + 3.0, "reading": 12.0, "total": 23.0}
+    assert plan.estimate(flops, 20, 45, 12, 0, speed) == alone
+    bound = plan.estimate(flops, 20, 45, 12, 10, speed)
+    assert bound == alone | {"reading": 2 + (10 - 5), "total": 18.0}
+    hidden = plan.estimate(flops, 20, 45, 12, 10, speed | {"bytes": 4.0})
     assert hidden["reading"] == 2 / 4
+
+
+def test_a_processor_is_spare_where_products_take_fewer_than_there_are(monkeypatch):
+    monkeypatch.setattr(plan.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    for threads, spare in ((3, True), (4, False)):
+        monkeypatch.setattr(plan.torch, "get_num_threads", lambda threads=threads: threads)
+        assert plan.spare_processors() is spare
 
 
 @pytest.fixture(scope="module")

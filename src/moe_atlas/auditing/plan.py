@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
     """Bytes, operations, memory and seconds of `atlas audit` with these arguments; nothing is written.
 
     Returns:
-        JSON values: `flops` as `moe_atlas.auditing.work.flops` counts them; `memory` in bytes; `seconds`, in which
-        experts are read while others are computed, so that the longer of the two counts.
+        JSON values: `flops` as `moe_atlas.auditing.work.flops` counts them; `memory` in bytes; `rates` and `seconds`
+        as `calibrate` and `estimate` give them.
 
     Raises:
         AtlasError: as the audit would, for whatever it refuses before it reads a tensor.
@@ -51,7 +52,14 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
         "flops": {**flops, "total": sum(flops.values())},
         "memory": {"minimum": room.minimum, "peak": room.peak(min(held, tokens.total), depth)},
         "rates": speed,
-        "seconds": estimate(flops, tokens.measured * len(specs[0].routed_layers), sum(read), experts, speed),
+        "seconds": estimate(
+            flops,
+            tokens.measured * len(specs[0].routed_layers),
+            len(specs) * tokens.scored * specs[0].vocab,
+            sum(read),
+            experts if spare_processors() else 0,
+            speed,
+        ),
     }
 
 
@@ -70,33 +78,51 @@ def calibrate(
     *,
     everyone: bool,
 ) -> dict[str, float]:
-    """Operations, measured tokens of a layer, and bytes a second on this machine."""
+    """What this machine does in a second.
+
+    Returns:
+        `flops` of plain products, `expert_flops` of experts as they are evaluated, `readings` (measured tokens of a
+        layer), `logits`, and `bytes` read, hashed and compared.
+    """
     moe = next(layer.moe for layer in spec.layers if layer.moe)
-    experts, k = moe.router.experts, moe.router.top_k
-    rows = max(1, min(tokens.total, BATCH_TOKENS) * k // experts)
-    slots = experts if everyone else min(k + 2, experts)
+    count, k = moe.router.experts, moe.router.top_k
+    rows = max(1, min(tokens.total, BATCH_TOKENS) * k // count)
+    slots = count if everyone else min(k + 2, count)
     return {
         "flops": rates.products(spec.width, moe.expert_width, rows, dtype),
+        "expert_flops": rates.experts(moe, spec.width, rows, dtype),
         "readings": rates.readings(spec.width, slots, dtype, pair=True),
+        "logits": rates.softmax(spec.vocab),
         "bytes": rates.reading(checkpoints),
     }
 
 
+def spare_processors() -> bool:
+    """Whether products leave a processor to what is done in the background."""
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return len(mine) > torch.get_num_threads()
+
+
 def estimate(
-    flops: Mapping[str, int], readings: int, read: int, experts: int, speed: Mapping[str, float]
+    flops: Mapping[str, int], readings: int, logits: int, read: int, hidden: int, speed: Mapping[str, float]
 ) -> dict[str, float]:
     """Seconds, by what they go into.
 
     Args:
         flops: operations, by part.
         readings: measured tokens, over all layers.
+        logits: positions times vocabulary, over the checkpoints.
         read: bytes read.
-        experts: bytes of them that are read while other experts are computed.
+        hidden: bytes of them that are read, on processors of their own, while experts are multiplied: of the two, the
+            longer counts.
         speed: what `calibrate` found.
     """
-    compute = sum(flops.values()) / speed["flops"]
-    beside = sum(count for part, count in flops.items() if "experts" in part or part == "competitors")
-    waiting = max(0.0, experts / speed["bytes"] - beside / speed["flops"])
-    reading = (read - experts) / speed["bytes"] + waiting
-    spent = {"products": compute, "readings": readings / speed["readings"], "reading": reading}
+    experts = sum(count for part, count in flops.items() if "experts" in part or part == "competitors")
+    beside = experts / speed["expert_flops"]
+    waiting = max(0.0, hidden / speed["bytes"] - beside)
+    spent = {
+        "products": beside + (sum(flops.values()) - experts) / speed["flops"],
+        "readings": readings / speed["readings"] + logits / speed["logits"],
+        "reading": (read - hidden) / speed["bytes"] + waiting,
+    }
     return {**spent, "total": sum(spent.values())}

@@ -6,20 +6,29 @@ Legend: P rows of one product, D model width, H hidden width, M measured tokens.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
+from moe_atlas.auditing.batches import BATCH_TOKENS
+from moe_atlas.auditing.work import matrix_elements
 from moe_atlas.checkpoint.digest import PIECE_BYTES, OpenShard
 from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.families.spec import MoESpec
+from moe_atlas.geometry.output import PART, POSITIONS, OnlineSoftmax
 from moe_atlas.geometry.overlap import compatibility, field_norm
 from moe_atlas.geometry.tangent import TangentMap, relative_change
+from moe_atlas.replay.experts import feed_forward
+from moe_atlas.weights.comparison import compare
 
 SECONDS = 0.4  # of each trial of the processor
 SAMPLE = 32 << 20  # bytes read of each checkpoint
 TOKENS = 64  # whose rows are read in a trial
+EXPERTS, EXPERT_BYTES = 8, 128 << 20  # multiplied in turn in a trial, so that none stays in a cache
 
 
 def products(width: int, hidden: int, rows: int, dtype: torch.dtype) -> float:
@@ -35,11 +44,38 @@ def products(width: int, hidden: int, rows: int, dtype: torch.dtype) -> float:
 
 
 @torch.inference_mode()
+def experts(moe: MoESpec, width: int, rows: int, dtype: torch.dtype) -> float:
+    """Operations a second of routed experts as the audit evaluates them: rows gathered, weights from memory."""
+    shapes = {ref.role: ref.shape for ref in moe.expert_refs(0)}
+    size = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    weights = [
+        {role: torch.randn(shape, dtype=dtype) for role, shape in shapes.items()}
+        for _ in range(max(1, min(EXPERTS, EXPERT_BYTES // max(size, 1))))
+    ]
+    g_TD = torch.randn(BATCH_TOKENS, width).to(dtype)
+    tokens_P = torch.randint(BATCH_TOKENS, (rows,)).sort().values
+
+    def work() -> None:
+        for w_expert in weights:
+            feed_forward(moe.experts, w_expert, g_TD.index_select(0, tokens_P))
+
+    return 2.0 * rows * matrix_elements(moe.expert_refs(0)) * len(weights) / best(work)
+
+
+@torch.inference_mode()
 def readings(width: int, slots: int, dtype: torch.dtype, *, pair: bool) -> float:
     """Measured tokens a second: of one layer, its fields compared with each other and, of a pair, with the other's."""
     rows_MPD = torch.randn(TOKENS, slots, width).to(dtype)
     tangent = TangentMap(torch.randn(TOKENS, width))
-    tokens_P = torch.arange(TOKENS).repeat_interleave(slots)
+    tokens_M = torch.arange(TOKENS)
+    delta_MD = torch.zeros(TOKENS, width, dtype=torch.float64)
+
+    def compared(u_MD: torch.Tensor) -> None:
+        visible = tangent.at(tokens_M)
+        v0_MD, v1_MD, native_MD = (visible(u_MD) for _ in range(3))
+        relative_change(v0_MD, v1_MD)
+        relative_change(v0_MD, native_MD)
+        delta_MD.index_add_(0, tokens_M, (v1_MD * 0.5 - v0_MD * 0.5).double())
 
     def work() -> None:
         for _ in range(1 + pair):
@@ -48,23 +84,32 @@ def readings(width: int, slots: int, dtype: torch.dtype, *, pair: bool) -> float
             field_norm(v_MPD, torch.ones(TOKENS, slots))
             field_norm(v_MPD, torch.ones(TOKENS, slots))
         if pair:
-            v0_PD, v1_PD, native_PD = (tangent(rows_MPD.flatten(0, 1), tokens_P) for _ in range(3))
-            relative_change(v0_PD, v1_PD)
-            relative_change(v0_PD, native_PD)
+            for slot in range(slots):
+                compared(rows_MPD[:, slot])
 
     return TOKENS / best(work)
 
 
+@torch.inference_mode()
+def softmax(vocab: int) -> float:
+    """Logits a second that the output's readings take in, of one checkpoint."""
+    logits_PC = torch.randn(POSITIONS, min(PART, vocab))
+    seen = OnlineSoftmax(torch.zeros(POSITIONS, dtype=torch.int64))
+    return logits_PC.numel() / best(lambda: seen.see(logits_PC, 0))
+
+
 def reading(checkpoints: Sequence[Checkpoint]) -> float:
-    """Bytes a second read and hashed, both checkpoints at once, as cold or warm as their first megabytes are now."""
+    """Bytes a second read, hashed and compared, both checkpoints at once, as cold or warm as their shards begin."""
+    # What is compared is made up: a shard may begin with anything. Half of a pair is one checkpoint's share.
+    pair_2N = torch.randn(2, PIECE_BYTES // 4, dtype=torch.bfloat16)
     begin = time.perf_counter()
-    with ThreadPoolExecutor(len(checkpoints)) as pool:
-        total = sum(pool.map(_read_some, checkpoints))
+    with ThreadPoolExecutor(len(checkpoints), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        total = sum(pool.map(partial(_read_some, pair_2N), checkpoints))
     return total / (time.perf_counter() - begin)
 
 
-def _read_some(checkpoint: Checkpoint) -> int:
-    """Read and hash the beginning of the largest shard; return how many bytes."""
+def _read_some(pair_2N: torch.Tensor, checkpoint: Checkpoint) -> int:
+    """Read, hash and compare the beginning of the largest shard; return how many bytes."""
     file = max(checkpoint.shards, key=lambda name: checkpoint.files[name].size)
     buffer, running, position = memoryview(bytearray(PIECE_BYTES)), hashlib.sha256(), 0
     with OpenShard(checkpoint, file) as shard:
@@ -73,6 +118,7 @@ def _read_some(checkpoint: Checkpoint) -> int:
             piece = buffer[: min(PIECE_BYTES, stop - position)]
             shard.fill(piece, position)
             running.update(piece)
+            compare("", "expert", None, *pair_2N[:, : len(piece) // 4 // 1024 * 1024])
             position += len(piece)
     return position
 
