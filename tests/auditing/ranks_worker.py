@@ -13,20 +13,23 @@ from moe_atlas.auditing import run
 from moe_atlas.auditing.batches import partition
 from moe_atlas.auditing.group import Group, joined
 from moe_atlas.auditing.options import AuditOptions, Place
+from moe_atlas.geometry import output
 from moe_atlas.receipt.window_file import encode_windows
 from moe_atlas.receipt.write import as_arrays
 
 BATCH = 500  # tokens; small, so that small probes have several batches
+PART = 20  # entries of the vocabulary that pass together, of 48
 
 
 def measured(
     base: str, tuned: str | None, probe: str, options: dict, group: Group | None = None
 ) -> tuple[dict, dict]:
-    """An audit in small batches; `held_tokens` among the options says how many tokens pass a layer together."""
+    """An audit in small batches and parts; the option `held_tokens` says how many tokens pass a layer together."""
     options = dict(options)
     held = options.pop("held_tokens", 1 << 20)
     with (
         patch.object(run, "partition", partial(partition, limit=BATCH)),
+        patch.object(output, "PART", PART),
         patch.object(run.memory, "held_tokens", lambda *_: held),
     ):
         return run.measure(Path(base), tuned and Path(tuned), Path(probe), AuditOptions(**options), group)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from moe_atlas.api import AuditOptions, audit
+from moe_atlas.geometry import output
 from moe_atlas.probes.registration import load_registered
 from tests import pairs, tiny
 
@@ -24,6 +25,12 @@ EVERY = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) f
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory):
     return pairs.probe(tmp_path_factory.mktemp("families"), documents=4)
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch):
+    """Embedding and head pass in parts of the vocabulary, the last of them shorter."""
+    monkeypatch.setattr(output, "PART", 20)
 
 
 @pytest.fixture

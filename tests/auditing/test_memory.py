@@ -76,6 +76,19 @@ def test_the_peak_does_not_grow_with_depth(root):
     assert max(peaks.values()) - min(peaks.values()) < 2 * layer
 
 
+def test_the_peak_does_not_grow_with_the_vocabulary(root):
+    """Embedding and head of the larger pair are 4 × 195 MiB; a whole one of them would show."""
+    peaks = {}
+    for vocab in (2_000, 200_000):
+        shape = WIDE | {"num_hidden_layers": 2, "vocab_size": vocab}
+        base = tiny.save("qwen3_moe", root / f"base-v{vocab}", seed=3, **shape)
+        pairs.variant(base, root / f"tuned-v{vocab}", pairs.jitter(1e-2, lambda name: "lm_head" in name))
+        peaks[vocab] = peak(root, f"v{vocab}")
+    shown = ", ".join(f"{vocab} entries {size / MIB:.0f} MiB" for vocab, size in peaks.items())
+    print(f"peak RSS of an audit: {shown}")
+    assert peaks[200_000] - peaks[2_000] < 100 * MIB
+
+
 def test_a_stated_limit_is_kept(root):
     tokens = 8 * 64
     spec, _ = tiny.open_tiny(root / "base-16")

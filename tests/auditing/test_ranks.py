@@ -253,7 +253,7 @@ def test_a_bug_in_one_process_shows_there_and_ends_the_others(root, split, every
 
 @pytest.mark.slow
 def test_processes_that_see_other_inputs_are_refused_by_name(root, split, everyone, tmp_path):
-    tuned, other = tune(split, "tuned"), tune(split, "frozen")
+    tuned, other = tune(split, "tuned"), tune(split, "other")
     (other / "config.json").write_text((other / "config.json").read_text().replace("1e-06", "2e-06"))
     arguments = [command(root, tmp_path, tuned), command(root, tmp_path, other, "--memory", "3GiB")]
     first, second = processes.together([["-m", "moe_atlas", *own] for own in arguments])

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.quantised.decode import round_trip
 from moe_atlas.checkpoint.quantised.encoding import Encoding
+from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.geometry import output
 from tests import pairs, quantise, tiny
 from tests.checkpoint.test_quantised import fp8_model, gpt_oss
 
@@ -34,6 +37,29 @@ def test_a_quantised_checkpoint_against_itself_is_exactly_zero(tmp_path, probes,
         "both are stored alike: there is nothing to tell apart"
     )
     assert sum(form["tensors"] for form in facts["checkpoints"]["base"]["quantised"]) > 0
+
+
+def test_a_quantised_vocabulary_in_parts_is_the_one_that_it_decodes_to(tmp_path, probes, monkeypatch):
+    """Blocks of 16 rows, parts of 20."""
+    monkeypatch.setattr(output, "PART", 20)
+
+    def ends(name, tensor):
+        if "embed_tokens" not in name and "lm_head" not in name:
+            return None
+        values, scales = quantise.fp8_blocks(tensor, 16)
+        return {name: values, f"{name}_scale_inv": scales}
+
+    settings = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    stored = quantise.rewrite(tiny.save("qwen3_moe", tmp_path / "stored"), ends, settings)
+    reader = Reader(open_checkpoint(stored))
+    assert {"lm_head.weight", "model.embed_tokens.weight"} == reader.checkpoint.encoded.keys()
+    decoded = {name: reader.read(name).float() for name in reader.checkpoint.logical}
+    plain = pairs.write(tmp_path / "plain", decoded, tiny.save("qwen3_moe", tmp_path / "like"))
+    found, expected = (pairs.audited(one, None, probes, dtype="float32") for one in (stored, plain))
+    assert found[1].keys() == expected[1].keys()
+    for name, values in found[1].items():
+        assert np.array_equal(values, expected[1][name], equal_nan=True), name
+    assert found[0]["weights"] == expected[0]["weights"]
 
 
 def test_untuned_but_quantised_shows_as_quantisation_and_nothing_else(tmp_path, probes):

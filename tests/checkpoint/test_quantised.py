@@ -220,6 +220,68 @@ def test_one_entry_of_a_fused_tensor_reads_its_own_bytes_only(tmp_path):
     assert reader.bytes_read - before == sum(reader.checkpoint.tensors[part].nbytes for part in parts) // 8
 
 
+def packed(bits, group, symmetric):
+    """A [40, 64] matrix of packed integers, as compressed-tensors stores it, and its group of the configuration."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    half, groups = 1 << (bits - 1), 64 // group if group else 1
+    generator = torch.Generator().manual_seed(bits)
+    integers, zeros = (
+        torch.randint(-half, half, (40, columns), dtype=torch.int8, generator=generator)
+        for columns in (64, groups)
+    )
+    parts = {"weight_packed": pack_to_int32(integers, bits), "weight_scale": random(40, groups, seed=1).abs()}
+    parts["weight_shape"] = torch.tensor([40, 64])
+    if not symmetric:
+        parts["weight_zero_point"] = pack_to_int32(zeros, bits, packed_dim=0)
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric}
+    weights |= {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
+    return parts, "pack-quantized", weights
+
+
+def in_all_formats():
+    """A [40, 64] matrix in every format and granularity, by name."""
+    float8, halves = {"num_bits": 8, "type": "float"}, {"num_bits": 4, "type": "float"}
+    values, words = random(40, 64).to(torch.float8_e4m3fn), torch.randint(0, 256, (40, 32), dtype=torch.uint8)
+    found = {f"packed{n}": packed(*of) for n, of in enumerate([(4, 32, True), (4, 16, False), (8, 0, False)])}
+    for strategy, scale in (("tensor", (1,)), ("channel", (40, 1)), ("block", (3, 4))):
+        block = {"block_structure": [16, 16]} if strategy == "block" else {}
+        parts = {"weight": values, "weight_scale": random(*scale, seed=2).abs()}
+        found[f"float-{strategy}"] = parts, "float-quantized", float8 | {"strategy": strategy} | block
+    nv = {"weight_packed": words, "weight_scale": (random(40, 4).abs() * 50).to(torch.float8_e4m3fn)}
+    nv["weight_global_scale"] = torch.tensor([37.0])
+    found["nv"] = nv, "nvfp4-pack-quantized", halves | {"strategy": "tensor_group", "group_size": 16}
+    mx = {"weight_packed": words, "weight_scale": torch.randint(110, 140, (40, 2), dtype=torch.uint8)}
+    found["mx"] = mx, "mxfp4-pack-quantized", halves | {"strategy": "group", "group_size": 32}
+    return found
+
+
+def test_some_rows_are_those_of_the_whole(tmp_path):
+    """In every format, wherever they begin and end in the blocks and words that they share with others."""
+    found = in_all_formats()
+    groups = {
+        name: {"targets": [name], "format": form, "weights": weights}
+        for name, (_, form, weights) in found.items()
+    }
+    settings = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    tensors = {
+        f"{name}.{part}": tensor.clone()
+        for name, (parts, _, _) in found.items()
+        for part, tensor in parts.items()
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    reader = Reader(open_checkpoint(tmp_path))
+    assert len(reader.checkpoint.encoded) == len(found)
+    for name in reader.checkpoint.encoded:
+        whole = reader.read(name)
+        assert whole.shape == (40, 64)
+        for start, stop in ((0, 40), (0, 16), (16, 40), (5, 6), (7, 23), (39, 40)):
+            rows = reader.read(name, rows=range(start, stop))
+            assert rows.dtype == whole.dtype
+            assert torch.equal(rows, whole[start:stop]), (name, start, stop)
+
+
 def refused(folder, settings=None, change=None):
     config = json.loads((folder / "config.json").read_text())
     if settings is not None:

@@ -71,6 +71,25 @@ def test_reads_one_entry_of_the_leading_dimension(stored: tuple[Path, dict[str, 
             assert reader.bytes_read - before == expected[index].nbytes
 
 
+def test_reads_some_rows(stored: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    root, tensors = stored
+    reader = Reader(open_checkpoint(root))
+    for name, expected in tensors.items():
+        if not expected.ndim:
+            continue
+        for index in (None, *range(expected.shape[0] if expected.ndim > 1 else 0)):
+            whole = expected if index is None else expected[index]
+            count = whole.shape[0]
+            for start, stop in ((0, count), (count // 2, count), (0, count // 2), (1, 1)):
+                if start > stop or stop > count:
+                    continue
+                before = reader.bytes_read
+                found = reader.read(name, index, range(start, stop))
+                assert (found.dtype, found.shape) == (expected.dtype, whole[start:stop].shape)
+                assert as_bytes(found) == as_bytes(whole[start:stop])
+                assert reader.bytes_read - before == whole[start:stop].nbytes
+
+
 def test_what_was_read_is_the_callers_own(stored: tuple[Path, dict[str, torch.Tensor]]) -> None:
     root, tensors = stored
     reader = Reader(open_checkpoint(root))

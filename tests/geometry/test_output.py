@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -16,19 +14,16 @@ def logits_of(seed):
     return torch.randn(LENGTH, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def head(logits_SV, states_PD):
-    """Final states are row numbers here."""
-    rows_PV = logits_SV[states_PD[:, 0].long()]
-    return lambda part: rows_PV[:, part]
-
-
 def measured(logits, monkeypatch, part, positions=5):
     monkeypatch.setattr(output, "PART", part)
-    monkeypatch.setattr(output, "POSITIONS", positions)
-    states = torch.arange(LENGTH, dtype=torch.float32)[:, None]
     scored_S = torch.arange(LENGTH - 1) % 3 != 1
-    heads = {name: partial(head, logits_SV) for name, logits_SV in logits.items()}
-    return output.window_outputs(heads, dict.fromkeys(logits, states), tokens(), scored_S, VOCAB), scored_S
+    chosen = scored_S.nonzero().squeeze(1).split(positions)
+    pieces = [output.Scored(tokens()[1:][chosen_P], list(logits)) for chosen_P in chosen]
+    for rows in output.vocabulary(VOCAB):
+        for chosen_P, piece in zip(chosen, pieces, strict=True):
+            here = {name: logits_SV[chosen_P, rows.start : rows.stop] for name, logits_SV in logits.items()}
+            piece.see(here, rows.start)
+    return output.window_outputs(pieces), scored_S
 
 
 def tokens():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from moe_atlas.auditing.options import Place
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import AtlasError
-from moe_atlas.families.load import ReaderLike
+from moe_atlas.families.load import ReaderLike, load_rows
 from moe_atlas.families.spec import TensorRef
 
 T = TypeVar("T")
@@ -82,6 +82,15 @@ class Group:
         """Readers that have, for each checkpoint, what its references name; each entry is read by one process."""
         return readers
 
+    def rows(
+        self, readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[range], pool: Executor
+    ) -> Iterator[list[Tensor]]:
+        """Parts of one tensor of each checkpoint, in order, the next ones read in the background.
+
+        Each tensor is read by one process: a running hash takes bytes in order only.
+        """
+        return rows_ahead(readers, refs, parts, pool)
+
     def broadcast(self, tensor: Tensor | None, owner: int) -> Tensor:
         """A tensor of its owner's, bit for bit, to all processes."""
         assert tensor is not None
@@ -101,6 +110,21 @@ class Group:
 
     def add_up(self, values: Tensor, owner: int) -> None:
         """Add to the owner's `values`, in place and in the order of processes, those of all others."""
+
+
+def rows_ahead(
+    readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[range], pool: Executor
+) -> Iterator[list[Tensor]]:
+    """See `Group.rows`; of a tensor one part is at hand and one being read."""
+
+    def begin(part: range) -> list[Future[Tensor]]:
+        return [pool.submit(load_rows, *own, part) for own in zip(readers, refs, strict=True)]
+
+    coming = begin(parts[0])
+    for following in (*parts[1:], None):
+        here = [future.result() for future in coming]
+        coming = [] if following is None else begin(following)
+        yield here
 
 
 @contextlib.contextmanager

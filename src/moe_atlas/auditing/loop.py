@@ -6,16 +6,14 @@ base's canonical states; everything else (windows to intervals to verdict) happe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from moe_atlas.auditing import ends
 from moe_atlas.auditing.ahead import DEPTH, background
 from moe_atlas.auditing.batches import BATCH_TOKENS, Batch, rounds
 from moe_atlas.auditing.clock import Clock
@@ -31,7 +29,6 @@ from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.view import Scope
 from moe_atlas.families.spec import LayerSpec, TensorRef
 from moe_atlas.geometry import assumptions, pair
-from moe_atlas.geometry.output import Head, window_outputs
 from moe_atlas.probes.windows import Window
 from moe_atlas.weights.comparison import TensorChange, compare, same_bytes
 from moe_atlas.weights.identity import layer_identity
@@ -127,7 +124,8 @@ def layers_and_outputs(audit: Walk, windows: Sequence[Window]) -> None:
     done = audit.resume.restore(audit)
     audit.progress.phase("replaying layers", depth - done)
     if not done:
-        embed(audit)
+        with audit.clock.phase("reading the rest"):
+            ends.embed(audit)
     for number in range(done, depth):
         layers = [side.spec.layers[number] for side in sides]
         audit.enter([layer.refs for layer in layers])
@@ -135,22 +133,7 @@ def layers_and_outputs(audit: Walk, windows: Sequence[Window]) -> None:
         give_back()
         audit.resume.save(audit, number + 1)
         audit.progress.step(f"layer {layers[0].index}", sum(side.reader.bytes_read for side in sides))
-    audit.enter([side.spec.final_refs for side in sides])
-    with audit.clock.phase("output"):
-        outputs(audit, windows)
-
-
-def embed(audit: Walk) -> None:
-    """Start every window from its tokens."""
-    refs = [side.spec.embed_refs for side in audit.sides]
-    audit.enter(refs)
-    record_weights(audit, None, refs[0])
-    audit.in_step = audit.alike and not audit.evidence.ledger.changed_layers
-    own = {number: audit.batches[number].tokens_WS for number in audit.own}
-    for side in audit.sides[:1] if audit.in_step else audit.sides:
-        side.embed(len(audit.batches), own)
-    if audit.in_step:
-        audit.sides[1].states = list(audit.sides[0].states)
+    ends.outputs(audit, windows)
 
 
 def dense_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
@@ -338,41 +321,3 @@ def record_weights(
     moved = [(ref, as_stored) for ref in refs if as_stored and ref.role in as_stored]
     for change in audit.group.spread(compared, moved):
         audit.evidence.ledger.enter(change, as_stored=True)
-
-
-def outputs(audit: Walk, windows: Sequence[Window]) -> None:
-    """Final norm and head: NLL, divergence and agreement of every window, task windows included."""
-    sides = audit.sides
-    audit.progress.phase("reading the output", len(audit.own))
-    # A tied head was recorded as the embedding.
-    record_weights(audit, None, [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"])
-    heads: dict[str, Callable[[Tensor], Head]] = {side.name: partial(head, side) for side in sides}
-    same = audit.in_step and heads_alike(sides)
-    found: dict[int, dict[str, float]] = {}
-    for number in audit.own:
-        batch = audit.batches[number]
-        for row, window in enumerate(batch.windows):
-            states: dict[str, Tensor] = {side.name: side.states[number][row] for side in sides}
-            scored_S = torch.from_numpy(windows[window].scored)
-            found[window] = window_outputs(
-                heads, states, batch.tokens_WS[row], scored_S, sides[0].spec.vocab, same=same
-            )
-        audit.progress.step(f"batch {number + 1}", sum(side.reader.bytes_read for side in sides))
-    everyone = {window: values for part in audit.group.bring(found) for window, values in part.items()}
-    for key in everyone.get(0, {}):
-        column = [everyone[window][key] for window in range(len(windows))]
-        audit.evidence.arrays[f"output.{key}"] = np.array(column, dtype=np.float64)
-
-
-def heads_alike(sides: Sequence[Side]) -> bool:
-    """Whether equal final states give equal logits."""
-    specs = [(s.spec.final_norm, s.spec.logit_scale, s.spec.logit_divisor) for s in sides]
-    base, tuned = (side.resident for side in sides)
-    return specs[0] == specs[1] and all(
-        same_bytes(base[r.role], tuned[r.role]) for r in sides[0].spec.final_refs
-    )
-
-
-def head(side: Side, state_PD: Tensor) -> Head:
-    """The logits of some final states, by parts of the vocabulary."""
-    return partial(side.replay.logits, side.weights, side.replay.hidden(side.weights, state_PD))

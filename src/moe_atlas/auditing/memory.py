@@ -1,8 +1,8 @@
 """How much memory an audit needs, from the specs alone, and how many tokens a limit lets pass a layer together.
 
 Nothing here depends on the number of layers, on the number of experts or on a checkpoint's size: the states of all
-tokens, one layer's shared tensors, a few experts of each checkpoint, and what is kept of the tokens that are at the
-experts together. The more of them there are, the fewer times each expert is read.
+tokens, a part of the vocabulary, one layer's shared tensors, a few experts of each checkpoint, and what is kept of the
+tokens that are at the experts together. The more of them there are, the fewer times each expert is read.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from moe_atlas.replay.attention import PROBABILITIES
 
 RUNTIME = 350 << 20  # interpreter, torch and its libraries
 DEFAULT = 1400 << 20  # what is used when no limit is stated and the minimum is below it
+POSITION = 40  # bytes kept of a scored position of a checkpoint while the vocabulary passes the head
 AT_HAND = 2  # experts of each checkpoint in memory beside those that wait: evaluated, being read
 
 
@@ -34,7 +35,7 @@ class Needs:
         fixed: whatever passes a layer together, its experts aside.
         expert: an expert of every checkpoint.
         token: for every token that passes a layer's experts together with others.
-        ends: while embedding or head are in memory, when no token is at any expert.
+        ends: while the vocabulary passes at embedding or head, when no token is at any expert.
         batch: tokens that must pass together at least.
     """
 
@@ -88,7 +89,9 @@ def needs(
     states = RUNTIME + sides * tokens * max(streams, 1) * width * itemsize
     # One batch in front of its router: canonical state and router input in float32; scores and probabilities.
     work = sides * batch * width * 8 + PROBABILITIES * 16 + PIECE * 32
-    end = max(_elements(specs[0].embed_refs), _elements(specs[0].final_refs))
+    # The part of the vocabulary at hand and the next one; what stands beside the head.
+    end = 2 * min(PART, specs[0].vocab) * width
+    end += _elements([ref for ref in specs[0].final_refs if ref.role != "head"])
     # One checkpoint: streams, residual, gate coordinate, expert outputs; routing tables and places.
     one = width * (streams + 2 + slots) * itemsize + experts * 20 + slots * 24
     # The pair: gate coordinate at the anchor, ΔV in float64; routing tables and what is known of every slot.
@@ -97,7 +100,10 @@ def needs(
         fixed=states + sides * element * layer + work,
         expert=sides * element * expert,
         token=sides * one + (pair if sides == 2 else 0),
-        ends=states + sides * element * end + PART * POSITIONS * 4 * (2 * sides + 3),
+        ends=states
+        + sides * (element * end + tokens * POSITION)
+        + PART * POSITIONS * 4 * (2 * sides + 3)
+        + 3 * specs[0].vocab * 8,  # squares of every row
         batch=batch,
     )
 

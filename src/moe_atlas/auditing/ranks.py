@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from moe_atlas.auditing.group import Group
+from moe_atlas.auditing.group import Group, rows_ahead
 from moe_atlas.auditing.options import Place
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
@@ -126,6 +126,17 @@ class Ranks(Group):
         ):
             delivered[side][entry] = self.broadcast(tensor, owner)
         return [Delivered(tensors) for tensors in delivered]
+
+    def rows(
+        self, readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[range], pool: Executor
+    ) -> Iterator[list[Tensor]]:
+        """See `Group.rows`."""
+        owners = [self._reads(reader, (r.stored, r.index)) for reader, r in zip(readers, refs, strict=True)]
+        mine = [side for side, owner in enumerate(owners) if owner == self.rank]
+        own = [readers[side] for side in mine], [refs[side] for side in mine]
+        for tensors in rows_ahead(*own, parts, pool):
+            read = dict(zip(mine, tensors, strict=True))
+            yield [self.broadcast(read.get(side), owner) for side, owner in enumerate(owners)]
 
     def broadcast(self, tensor: Tensor | None, owner: int) -> Tensor:
         """See `Group.broadcast`."""

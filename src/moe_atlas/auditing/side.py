@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +19,7 @@ Weights = dict[str, Tensor]
 SideName = Literal["base", "tuned"]
 
 # Tensors that only ever meet a matrix product in the compute dtype; router and norms keep theirs.
-MULTIPLIED = ("attention", "shared_expert", "dense_mlp", "embedding", "head")
+MULTIPLIED = ("attention", "shared_expert", "dense_mlp")
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Side:
         self.resident, self.weights = {}, {}
 
     def enter(self, refs: Sequence[TensorRef], reader: ReaderLike) -> None:
-        """Read the tensors of a layer (or of embedding or head)."""
+        """Read the tensors of a layer, or of what stands in front of the head."""
         self.resident = load_all(reader, refs)
         placed = self.replay.place(self.resident)
         cast = {ref.role for ref in refs if ref.kind in MULTIPLIED and len(ref.shape) > 1}
@@ -77,12 +77,6 @@ class Side:
         """The tensors of one routed expert, as stored, by role."""
         assert layer.moe is not None
         return load_all(self.reader, layer.moe.expert_refs(expert))
-
-    def embed(self, batches: int, own: Mapping[int, Tensor]) -> None:
-        """Start this process's batches from their tokens; there are so many in all."""
-        self.states = [torch.empty(0)] * batches
-        for number, tokens_WS in own.items():
-            self.states[number] = self.replay.embed(self.weights, tokens_WS)
 
 
 def compute_dtype(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:

@@ -63,12 +63,13 @@ class Reader:
         self._lock = Lock()
         self._spare: dict[int, list[torch.Tensor]] = {}
 
-    def read(self, name: str, index: int | None = None) -> torch.Tensor:
-        """Read a tensor, or one entry of its leading dimension; a quantised one is decoded.
+    def read(self, name: str, index: int | None = None, rows: range | None = None) -> torch.Tensor:
+        """Read a tensor, one entry of its leading dimension, or some rows of either; a quantised one is decoded.
 
         Args:
             name: the stored name, or the one that a quantised tensor stands for.
             index: for stacked tensors, which entry of the leading dimension; only its bytes are read.
+            rows: consecutive rows, those of entry `index` where that is given; only their bytes are read.
 
         Returns:
             A tensor of the stored shape (without the leading dimension if `index` is given) and dtype, in
@@ -81,7 +82,24 @@ class Reader:
             IntegrityError: ``E_CHANGED`` when the file is no longer the one that was opened.
         """
         entry = self.checkpoint.encoded.get(name)
-        return self._read_stored(name, index) if entry is None else self._read_encoded(entry, index)
+        if entry is None:
+            return self._read_stored(name, index, rows)
+        return self._read_encoded(entry, index) if rows is None else self._decode_rows(entry, index, rows)
+
+    def _decode_rows(self, entry: Encoded, index: int | None, rows: range) -> torch.Tensor:
+        """Decode some rows of a quantised matrix, and what shares a scale or a word with them."""
+        if index is not None:
+            return self._read_encoded(entry, index)[rows.start : rows.stop].clone()
+        assert len(entry.shape) == 2, f"rows of {entry.name}, of shape {entry.shape}"
+        together = {role: entry.encoding.rows_together(role) for role in entry.parts}
+        step = math.lcm(*(count for count in together.values() if count))
+        begin, end = rows.start // step * step, min(-(-rows.stop // step) * step, entry.shape[0])
+        parts = {}
+        for role, name in entry.parts.items():
+            count = together[role]
+            part = range(begin // count, -(-end // count)) if count else None
+            parts[role] = self._read_stored(name, None, part)
+        return decode(entry, parts)[rows.start - begin : rows.stop - begin]
 
     def expect(self, reads: Iterable[tuple[str, int | None]]) -> None:
         """Say what will be read, in order, as (name, index): the system fetches it ahead. Anything may be read."""
@@ -111,10 +129,10 @@ class Reader:
             for role, name in entry.parts.items()
         }
 
-    def _read_stored(self, name: str, index: int | None) -> torch.Tensor:
+    def _read_stored(self, name: str, index: int | None, rows: range | None = None) -> torch.Tensor:
         tensor = self.checkpoint.tensors[name]
         dtype = _torch_dtype(tensor)
-        shape, start, stop = _extent(tensor, index)
+        shape, start, stop = _extent(tensor, index, rows)
         data = self._memory(stop - start)
         self._read_into(data.numpy().data, tensor, start)
         if dtype is torch.bool:
@@ -234,14 +252,22 @@ def _torch_dtype(tensor: StoredTensor) -> torch.dtype:
     return dtype
 
 
-def _extent(tensor: StoredTensor, index: int | None) -> tuple[tuple[int, ...], int, int]:
-    """Return the shape and the byte range of a tensor, or of one entry of its leading dimension."""
-    if index is None:
-        return tensor.shape, 0, tensor.nbytes
-    assert 0 <= index < (tensor.shape or (0,))[0], f"entry {index} of shape {tensor.shape}"
-    shape = tensor.shape[1:]
-    nbytes = math.prod(shape) * DTYPE_BITS[tensor.dtype] // 8
-    return shape, index * nbytes, (index + 1) * nbytes
+def _extent(
+    tensor: StoredTensor, index: int | None, rows: range | None = None
+) -> tuple[tuple[int, ...], int, int]:
+    """Return the shape and the byte range of a tensor, of one entry of its leading dimension, or of rows of either."""
+    shape, start, nbytes = tensor.shape, 0, tensor.nbytes
+    if index is not None:
+        assert 0 <= index < (shape or (0,))[0], f"entry {index} of shape {shape}"
+        shape = shape[1:]
+        nbytes = math.prod(shape) * DTYPE_BITS[tensor.dtype] // 8
+        start = index * nbytes
+    if rows is not None:
+        assert 0 <= rows.start <= rows.stop <= (shape or (0,))[0], f"rows {rows} of shape {shape}"
+        row = math.prod(shape[1:]) * DTYPE_BITS[tensor.dtype] // 8
+        shape = (len(rows), *shape[1:])
+        start, nbytes = start + rows.start * row, len(rows) * row
+    return shape, start, start + nbytes
 
 
 def _fresh_bytes(nbytes: int, *, page_locked: bool) -> torch.Tensor:

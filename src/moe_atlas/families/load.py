@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.families.spec import TensorRef
 
 Entry = tuple[str, int | None]
@@ -24,6 +25,12 @@ class ReaderLike(Protocol):
 def load(reader: ReaderLike, ref: TensorRef) -> Tensor:
     """One logical tensor, contiguous, in the stored dtype, with the shape `ref.shape`."""
     return _cut(_entry(reader, ref), ref)
+
+
+def load_rows(reader: Reader, ref: TensorRef, rows: range) -> Tensor:
+    """Some rows of an embedding or of a head, in the stored dtype: these are stored as they are meant."""
+    assert (ref.rows, ref.span, ref.transpose) == (None, None, False), f"{ref.stored} is cut or turned"
+    return reader.read(ref.stored, ref.index, rows)
 
 
 def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]:

@@ -1,27 +1,26 @@
 """State3 and the output shift: next-token NLL, KL divergence, agreement and task success, per window.
 
-The vocabulary passes in parts, so that no whole row of logits is ever held; sums over it are kept relative to the
-largest logit so far, in float64.
+The vocabulary passes in parts, each of them all scored positions before the next, so that neither a head nor a row of
+logits is ever held; sums over it are kept relative to the largest logit so far, in float64.
 
-Legend: W windows, S tokens per window, P scored positions, V vocabulary, C its part at hand.
+Legend: P scored positions, V vocabulary, C its part at hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-PART = 4096  # columns of the head multiplied at a time
-POSITIONS = 512  # positions they are multiplied with
+PART = 4096  # rows of embedding and head in memory at a time
+POSITIONS = 512  # positions a part is multiplied with at a time
 LOWEST = torch.finfo(torch.float32).min
 
-KEYS_ONE = ("nll", "token_accuracy", "exact_match")
-KEYS_PAIR = ("kl", "top1_agreement")
 
-Head = Callable[[slice], Tensor]
-"""Maps a part of the vocabulary to float32 logits [P, C] of some positions."""
+def vocabulary(entries: int) -> list[range]:
+    """The parts in which a vocabulary passes, in order."""
+    return [range(first, min(first + PART, entries)) for first in range(0, entries, PART)]
 
 
 class OnlineSoftmax:
@@ -56,8 +55,9 @@ class OnlineSoftmax:
         max_P = torch.maximum(self.max_P, here_P)
         shrink_P = (self.max_P - max_P).double().exp()
         terms_PC = (logits_PC - max_P[:, None]).exp_()
-        self.normaliser_P = self.normaliser_P * shrink_P + terms_PC.sum(-1)
-        self.max_P = max_P
+        # In place: small survivors between the freed logits would keep these from the system.
+        self.normaliser_P.mul_(shrink_P).add_(terms_PC.sum(-1))
+        self.max_P.copy_(max_P)
         inside = ((self._targets_P >= first) & (self._targets_P < first + logits_PC.shape[1])).nonzero()
         inside = inside.squeeze(1)
         self.target_P[inside] = logits_PC[inside, self._targets_P[inside] - first]
@@ -69,71 +69,63 @@ class OnlineSoftmax:
         return self.max_P.double() + self.normaliser_P.log()
 
 
-def window_outputs(
-    heads: dict[str, Callable[[Tensor], Head]],
-    states: dict[str, Tensor],
-    tokens_S: Tensor,
-    scored_S: Tensor,
-    vocab: int,
-    *,
-    same: bool = False,
-) -> dict[str, float]:
+class Scored:
+    """What some scored positions of a window have said while the vocabulary passes.
+
+    Args:
+        targets_P: the token that follows each position, int64, where the logits will be.
+        names: the checkpoints, `base` and in a pair `tuned`.
+    """
+
+    def __init__(self, targets_P: Tensor, names: Sequence[str]) -> None:
+        self._targets_P = targets_P
+        self._seen = {name: OnlineSoftmax(targets_P) for name in names}
+        self._shift_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
+
+    def see(self, logits: Mapping[str, Tensor], first: int) -> None:
+        """Take in each checkpoint's logits, float32 [P, C], of vocabulary entries from `first` on."""
+        terms = {name: self._seen[name].see(logits_PC, first) for name, logits_PC in logits.items()}
+        if len(logits) == 2:
+            base_PC, shrink_P = terms["base"]
+            difference_PC = logits["base"] - logits["tuned"]
+            self._shift_P.mul_(shrink_P).add_(_weighted(base_PC, difference_PC))
+
+    def sums(self) -> dict[str, float]:
+        """Sums over the positions, once the whole vocabulary has passed; `positions` says how many they are."""
+        sums = {"positions": float(len(self._targets_P))}
+        for name, one in self._seen.items():
+            sums[f"nll_{name}"] = float((one.log_normaliser_P - one.target_P.double()).sum())
+            sums[f"token_accuracy_{name}"] = float((one.best_P == self._targets_P).sum())
+        if len(self._seen) == 2:
+            base, tuned = self._seen["base"], self._seen["tuned"]
+            sums["kl"] = float(
+                (self._shift_P / base.normaliser_P - base.log_normaliser_P + tuned.log_normaliser_P).sum()
+            )
+            sums["top1_agreement"] = float((base.best_P == tuned.best_P).sum())
+        return sums
+
+
+def window_outputs(parts: Sequence[Scored]) -> dict[str, float]:
     """Means over the scored positions of one window, nats per token; infinite where not finite.
 
     Args:
-        heads: per checkpoint (`base`, `tuned`) the map from final states [P, D] to their head.
-        states: per checkpoint the window's final states [S, D].
-        tokens_S: token ids, int64.
-        scored_S: bool [S−1], positions 0…S−2 whose next-token prediction counts.
-        vocab: V.
-        same: the tuned checkpoint's head and states are the base's, bit for bit: multiplied once.
+        parts: all of its scored positions, the whole vocabulary having passed.
 
     Returns:
         `nll_base`, `token_accuracy_base`, `exact_match_base`, with a pair also `…_tuned`, `kl` (θ0‖θ1) and
         `top1_agreement`.
     """
-    positions_P = scored_S.nonzero().squeeze(1)
-    targets_P = tokens_S[1:][positions_P].to(states["base"].device)
     sums: dict[str, float] = {}
-    for begin in range(0, len(positions_P), POSITIONS):
-        chosen_P = positions_P[begin : begin + POSITIONS]
-        chosen = {name: head(states[name][chosen_P]) for name, head in heads.items()}
-        if same:
-            chosen["tuned"] = chosen["base"]
-        for key, value in _sums(chosen, targets_P[begin : begin + POSITIONS], vocab).items():
+    for part in parts:
+        for key, value in part.sums().items():
             sums[key] = sums.get(key, 0.0) + value
-    count = max(len(positions_P), 1)
+    count = sums.pop("positions")
     means = {key: value / count for key, value in sums.items()}
-    for name in heads:
-        means[f"exact_match_{name}"] = float(sums[f"token_accuracy_{name}"] == len(positions_P))
+    for key in [key for key in sums if key.startswith("token_accuracy")]:
+        means[key.replace("token_accuracy", "exact_match")] = float(sums[key] == count)
     return {
         key: value if torch.isfinite(torch.tensor(value)) else float("inf") for key, value in means.items()
     }
-
-
-def _sums(heads: dict[str, Head], targets_P: Tensor, vocab: int) -> dict[str, float]:
-    """Sums over some positions."""
-    seen = {name: OnlineSoftmax(targets_P) for name in heads}
-    shift_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
-    for first in range(0, vocab, PART):
-        part = slice(first, min(first + PART, vocab))
-        once = {head: head(part) for head in set(heads.values())}  # the very same head is multiplied once
-        logits = {name: once[head] for name, head in heads.items()}
-        terms = {name: seen[name].see(logits_PC, first) for name, logits_PC in logits.items()}
-        if len(heads) == 2:
-            base_PC, shrink_P = terms["base"]
-            shift_P = shift_P * shrink_P + _weighted(base_PC, logits["base"] - logits["tuned"])
-    sums: dict[str, float] = {}
-    for name, one in seen.items():
-        sums[f"nll_{name}"] = float((one.log_normaliser_P - one.target_P.double()).sum())
-        sums[f"token_accuracy_{name}"] = float((one.best_P == targets_P).sum())
-    if len(heads) == 2:
-        base, tuned = seen["base"], seen["tuned"]
-        sums["kl"] = float(
-            (shift_P / base.normaliser_P - base.log_normaliser_P + tuned.log_normaliser_P).sum()
-        )
-        sums["top1_agreement"] = float((base.best_P == tuned.best_P).sum())
-    return sums
 
 
 def _weighted(terms_PC: Tensor, difference_PC: Tensor) -> Tensor:

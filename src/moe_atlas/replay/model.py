@@ -104,7 +104,11 @@ class Replay:
 
     def embed(self, w: Weights, tokens_WS: Tensor) -> Tensor:
         """Residual state [W, S, D], with N streams [W, S, N, D], from token ids, int64 [W, S]."""
-        state = _scaled(w["embedding"][tokens_WS].to(self.device, self.dtype), self.spec.embed_scale)
+        return self.start(w["embedding"][tokens_WS])
+
+    def start(self, rows_WSD: Tensor) -> Tensor:
+        """Residual state of tokens, from their rows of the embedding as stored or in the compute dtype."""
+        state = _scaled(rows_WSD.to(self.device, self.dtype), self.spec.embed_scale)
         return state if self.spec.streams is None else streams.start(self.spec.streams, state)
 
     def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
@@ -252,12 +256,10 @@ class Replay:
             state_TD = streams.end(spec.streams, w, state_TD)
         return normalise(state_TD, spec.final_norm, w["final_norm"], w.get("final_norm.bias"))
 
-    def logits(self, w: Weights, hidden_TD: Tensor, part: slice | None = None) -> Tensor:
-        """Next-token logits of a part of the vocabulary (of all of it when None), float32 [T, V], from `hidden`."""
-        spec, head = self.spec, {role: w[role] for role in ("head", "head.bias") if role in w}
-        if part is not None:
-            head = {role: tensor[part] for role, tensor in head.items()}
-        logits = _scaled(linear(head, "head", hidden_TD), spec.logit_scale)
+    def logits(self, w: Weights, hidden_TD: Tensor) -> Tensor:
+        """Next-token logits float32 [T, V], from `hidden`, of as much of the vocabulary as the head at hand has."""
+        spec = self.spec
+        logits = _scaled(linear(w, "head", hidden_TD), spec.logit_scale)
         return (logits if spec.logit_divisor == 1.0 else logits / spec.logit_divisor).float()
 
     @torch.no_grad()

@@ -23,6 +23,12 @@ class Encoding:
     exponents: bool = False
     """The scales are powers of two, stored as their exponents."""
 
+    def rows_together(self, role: str) -> int:
+        """How many rows of the tensor share one of a part; 0 for all there are, whatever the part's shape."""
+        if role == "scale":
+            return self.block[0] if self.block else 0
+        return {"values": 1, "zero_point": 32 // self.bits}.get(role, 0)
+
     def describe(self) -> dict[str, Any]:
         """The parameters as plain JSON values."""
         return asdict(self)

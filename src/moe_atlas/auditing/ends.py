@@ -1,0 +1,180 @@
+"""The two ends of a model: embedding and head, a part of the vocabulary at a time, neither of them ever held whole.
+
+Of each part the rows of every checkpoint are read once, the next ones meanwhile, and serve all of this process's
+windows and the weights ledger.
+
+Legend: W windows, S tokens per window, P scored positions, V vocabulary, C its part at hand, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_atlas.auditing.side import Side
+from moe_atlas.families.spec import TensorRef
+from moe_atlas.geometry import output
+from moe_atlas.geometry.output import Scored, window_outputs
+from moe_atlas.probes.windows import Window
+from moe_atlas.weights.comparison import Comparison, TensorChange, compare, same_bytes
+
+if TYPE_CHECKING:
+    from moe_atlas.auditing.loop import Walk
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some scored positions of a window on their way through the head.
+
+    Attributes:
+        window: index of the window.
+        hidden: what the head is multiplied with, [P, D], per checkpoint.
+        scored: what came of it so far.
+    """
+
+    window: int
+    hidden: Sequence[Tensor]
+    scored: Scored
+
+
+def embed(audit: Walk) -> None:
+    """Start every window from its tokens."""
+    sides = audit.sides
+    refs = [side.spec.embed_refs[0] for side in sides]
+    comparison = Comparison(refs[0].shape)
+    starts = [
+        {number: empty(side, audit.batches[number].tokens_WS) for number in audit.own} for side in sides
+    ]
+    for rows, tensors in parts_of(audit, refs):
+        if audit.group.owns(0):
+            comparison.add(*pair_of(tensors))
+        for number in audit.own:
+            for start, part_CD in zip(starts, tensors, strict=True):
+                scatter(part_CD, rows, audit.batches[number].tokens_WS, start[number])
+    for change in audit.group.spread(lambda ref: comparison.change(ref.name, ref.kind, None), refs[:1]):
+        audit.evidence.ledger.enter(change)
+    audit.in_step = audit.alike and not audit.evidence.ledger.changed_layers
+    for side, start in zip(sides, starts, strict=True):
+        side.states = [torch.empty(0)] * len(audit.batches)
+        for number, start_WSD in start.items():
+            shared = audit.in_step and side is not sides[0]
+            side.states[number] = sides[0].states[number] if shared else side.replay.start(start_WSD)
+
+
+def empty(side: Side, tokens_WS: Tensor) -> Tensor:
+    """Where the embeddings of some tokens will be, [W, S, D]."""
+    shape = (*tokens_WS.shape, side.spec.width)
+    return torch.empty(shape, dtype=side.replay.dtype, device=side.replay.device)
+
+
+def scatter(part_CD: Tensor, rows: range, tokens_WS: Tensor, start_WSD: Tensor) -> None:
+    """Put some rows of the embedding wherever their tokens stand."""
+    here_WS = (tokens_WS >= rows.start) & (tokens_WS < rows.stop)
+    found_PD = part_CD[tokens_WS[here_WS] - rows.start]
+    start_WSD[here_WS] = found_PD.to(start_WSD.device, start_WSD.dtype)
+
+
+def outputs(audit: Walk, windows: Sequence[Window]) -> None:
+    """Final norm and head: NLL, divergence and agreement of every window, task windows included."""
+    sides = audit.sides
+    refs = [next(ref for ref in side.spec.final_refs if ref.role == "head") for side in sides]
+    audit.enter([[ref for ref in side.spec.final_refs if ref.role != "head"] for side in sides])
+    alike = audit.in_step and ends_alike(sides)
+    with audit.clock.phase("output"):
+        pieces = list(final_states(audit, windows, alike))
+    # A tied head was recorded as the embedding.
+    recorded = [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"]
+    comparison = Comparison(refs[0].shape)
+    compares = refs[0] in recorded and audit.group.owns(recorded.index(refs[0]))
+    audit.progress.phase("reading the output", len(output.vocabulary(sides[0].spec.vocab)))
+    for rows, tensors in audit.clock.waiting("reading the rest", parts_of(audit, refs)):
+        with audit.clock.phase("output"):
+            comparing = audit.pool.submit(comparison.add, *pair_of(tensors)) if compares else None
+            multiply(sides, rows, tensors, pieces, same=alike and same_bytes(*tensors))
+            if comparing is not None:
+                comparing.result()
+        audit.progress.step(f"vocabulary to {rows.stop}", sum(side.reader.bytes_read for side in sides))
+
+    def compared(ref: TensorRef) -> TensorChange:
+        if ref.role == "head":
+            return comparison.change(ref.name, ref.kind, None)
+        return compare(ref.name, ref.kind, None, *pair_of([side.resident[ref.role] for side in sides]))
+
+    for change in audit.group.spread(compared, recorded):
+        audit.evidence.ledger.enter(change)
+    enter_outputs(audit, pieces)
+
+
+def parts_of(audit: Walk, refs: Sequence[TensorRef]) -> Iterator[tuple[range, list[Tensor]]]:
+    """Parts of the vocabulary, and their rows of one tensor of each checkpoint, good until the next is asked for."""
+    parts, readers = output.vocabulary(audit.sides[0].spec.vocab), [side.reader for side in audit.sides]
+    for rows, tensors in zip(parts, audit.group.rows(readers, refs, parts, audit.pool), strict=True):
+        yield rows, tensors
+        for reader, tensor in zip(readers, tensors, strict=True):
+            reader.recycle([tensor])
+    for reader in readers:
+        reader.forget()
+
+
+def pair_of(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The base's tensor, and the tuned checkpoint's where there is one."""
+    return tensors[0], tensors[1] if len(tensors) == 2 else None
+
+
+def final_states(audit: Walk, windows: Sequence[Window], alike: bool) -> Iterator[Piece]:
+    """The scored positions of this process's windows, up to 512 of a window at a time; the states are let go of."""
+    sides = audit.sides
+    for number in audit.own:
+        batch = audit.batches[number]
+        for row, window in enumerate(batch.windows):
+            positions_P = torch.from_numpy(windows[window].scored).nonzero().squeeze(1)
+            for chosen_P in positions_P.split(output.POSITIONS):
+                hidden: list[Tensor] = []
+                for side in sides:
+                    again = alike and side is not sides[0]
+                    state_PD = side.states[number][row][chosen_P]
+                    hidden.append(hidden[0] if again else side.replay.hidden(side.weights, state_PD))
+                targets_P = batch.tokens_WS[row][1:][chosen_P].to(hidden[0].device)
+                yield Piece(window, hidden, Scored(targets_P, [side.name for side in sides]))
+        for side in sides:
+            side.states[number] = torch.empty(0)
+
+
+def ends_alike(sides: Sequence[Side]) -> bool:
+    """Whether equal final states and equal rows of the head give equal logits."""
+    specs = [(s.spec.final_norm, s.spec.logit_scale, s.spec.logit_divisor) for s in sides]
+    base, tuned = (side.resident for side in sides)
+    return specs[0] == specs[1] and all(same_bytes(base[role], tuned[role]) for role in base)
+
+
+def multiply(
+    sides: Sequence[Side], rows: range, tensors: Sequence[Tensor], pieces: Sequence[Piece], *, same: bool
+) -> None:
+    """Multiply a part of each head with all pieces; where everything is the same, once for both checkpoints."""
+    heads = []
+    for side, tensor in zip(sides[:1] if same else sides, tensors, strict=False):
+        bias = {role: b[rows.start : rows.stop] for role, b in side.weights.items() if role == "head.bias"}
+        heads.append((side, side.multiplied({"head": tensor}) | bias))
+    for piece in pieces:
+        logits = {
+            side.name: side.replay.logits(head, hidden_PD)
+            for (side, head), hidden_PD in zip(heads, piece.hidden, strict=False)
+        }
+        piece.scored.see({side.name: logits.get(side.name, logits["base"]) for side in sides}, rows.start)
+
+
+def enter_outputs(audit: Walk, pieces: Sequence[Piece]) -> None:
+    """Turn what came of all processes' pieces into window arrays."""
+    mine: dict[int, list[Scored]] = {}
+    for piece in pieces:
+        mine.setdefault(piece.window, []).append(piece.scored)
+    found = {window: window_outputs(scored) for window, scored in mine.items()}
+    everyone = {window: values for part in audit.group.bring(found) for window, values in part.items()}
+    for key in everyone.get(0, {}):
+        column = [everyone[window][key] for window in range(len(everyone))]
+        audit.evidence.arrays[f"output.{key}"] = np.array(column, dtype=np.float64)

@@ -1,0 +1,193 @@
+"""Embedding and head in parts of the vocabulary: what is found does not depend on them, and what is held neither."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moe_atlas.auditing import ends
+from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.geometry import output
+from moe_atlas.replay.model import Replay
+from tests import pairs, tiny
+
+VOCAB = 48
+CASES = ("olmoe", "granitemoe", "phimoe", "cohere2_moe", "deepseek_v4", "ernie4_5_moe")
+"""Plain; scaled embedding and divided logits; a bias; tied and scaled; streams; tied with a bias."""
+EVIDENCE = ("layers", "weights", "identity", "controls")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("ends")
+
+
+@pytest.fixture(scope="module")
+def probes(root):
+    """Windows of 40 tokens."""
+    return pairs.probe(root / "probe", documents=4, length=40)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def base(request, root):
+    return tiny.save(request.param, root / request.param, seed=3)
+
+
+def tuned(base, name, change):
+    folder = base.parent / f"{base.name}-{name}"
+    return folder if folder.exists() else pairs.variant(base, folder, change)
+
+
+def in_parts(part, base, tuned, probes, monkeypatch, positions=512, **options):
+    monkeypatch.setattr(output, "PART", part)
+    monkeypatch.setattr(output, "POSITIONS", positions)
+    return pairs.audited(base, tuned, probes, dtype="float32", **options)
+
+
+def read_bytes(facts):
+    return [side["bytes_read"] for side in facts["checkpoints"].values()]
+
+
+@pytest.mark.parametrize("part", [13, 20, 47])
+def test_parts_of_the_vocabulary_say_what_the_whole_says(base, probes, monkeypatch, part):
+    moved = tuned(base, "moved", pairs.jitter(0.2, lambda name: True))
+    facts, arrays = in_parts(part, base, moved, probes, monkeypatch, positions=9)
+    whole, expected = in_parts(VOCAB, base, moved, probes, monkeypatch)
+    assert read_bytes(facts) == read_bytes(whole), "no byte is read again for its hash"
+    assert [facts[key] for key in EVIDENCE] == [whole[key] for key in EVIDENCE]
+    assert arrays.keys() == expected.keys()
+    for name, values in arrays.items():
+        if name.startswith("output."):  # products of another shape
+            assert np.allclose(values, expected[name], rtol=0, atol=1e-6), name
+        else:
+            assert np.array_equal(values, expected[name], equal_nan=True), name
+
+
+def last_row(kind):
+    """Move one value in the last part of the embedding or of the head."""
+
+    def change(tensors):
+        name = next(name for name in tensors if kind in name and tensors[name].shape[0] == VOCAB)
+        tensors[name][VOCAB - 1, 0] += 1
+
+    return change
+
+
+@pytest.mark.parametrize("end", ["embed", "lm_head"])
+def test_what_is_the_same_up_to_the_last_row_is_shared_up_to_it(root, probes, monkeypatch, end):
+    base = tiny.save("olmoe", root / "shared", seed=3)
+    moved = tuned(base, end, last_row(end))
+    calls = counted(monkeypatch)
+    facts, arrays = in_parts(20, base, moved, probes, monkeypatch)
+    shared = len(calls)
+    calls.clear()
+    plain, expected = in_parts(20, base, moved, probes, monkeypatch, skips=False)
+    assert [facts[key] for key in EVIDENCE] == [plain[key] for key in EVIDENCE]
+    for name, values in arrays.items():
+        assert np.array_equal(values, expected[name], equal_nan=True), name
+    assert (arrays["output.kl"] > 0).all() if end == "lm_head" else (arrays["output.kl"] >= 0).all()
+    windows, parts = len(arrays["output.kl"]), 3
+    assert len(calls) == 2 * windows * parts
+    assert shared == (windows * (parts + 1) if end == "lm_head" else len(calls))
+
+
+@pytest.mark.parametrize("beside", ["model.norm.weight", "lm_head.bias"])
+def test_heads_are_not_the_same_where_what_stands_beside_them_is_not(root, probes, monkeypatch, beside):
+    base = tiny.save("phimoe", root / "beside", seed=3)
+    moved = tuned(base, beside, pairs.jitter(0.2, lambda name: name == beside))
+    _, arrays = in_parts(20, base, moved, probes, monkeypatch)
+    _, expected = in_parts(20, base, moved, probes, monkeypatch, skips=False)
+    assert (arrays["output.kl"] > 0).all()
+    for name, values in arrays.items():
+        assert np.array_equal(values, expected[name], equal_nan=True), name
+
+
+def test_an_audit_against_itself_multiplies_one_head(base, probes, monkeypatch):
+    calls = counted(monkeypatch)
+    _, arrays = in_parts(20, base, base, probes, monkeypatch)
+    assert len(calls) == 3 * len(arrays["output.kl"])
+    assert not arrays["output.kl"].any()
+
+
+def counted(monkeypatch):
+    """Products with a part of a head."""
+    calls, logits = [], Replay.logits
+
+    def counting(self, w, hidden_TD):
+        calls.append(len(hidden_TD))
+        return logits(self, w, hidden_TD)
+
+    monkeypatch.setattr(Replay, "logits", counting)
+    return calls
+
+
+@pytest.mark.parametrize("case", ["olmoe", "cohere2_moe"])
+def test_what_is_held_does_not_grow_with_the_vocabulary(root, probes, monkeypatch, case):
+    """The largest piece of memory that is read into, and how many parts of an embedding or head are alive at once."""
+    most = {}
+    for vocab in (VOCAB, 40 * VOCAB):
+        folder = tiny.save(case, root / f"{case}-{vocab}", seed=3, vocab_size=vocab)
+        moved = tuned(folder, "moved", pairs.jitter(0.2, lambda name: True))
+        sizes, alive = watched(monkeypatch)
+        in_parts(16, folder, moved, probes, monkeypatch)
+        most[vocab] = max(sizes), max(alive)
+        monkeypatch.undo()
+    assert most[VOCAB] == most[40 * VOCAB]
+    assert most[VOCAB][1] <= 2 * 2  # of each checkpoint the part at hand and the next
+
+
+def watched(monkeypatch):
+    """Sizes of what is read into; parts of the vocabulary read and not yet given back, at every reading."""
+    sizes, alive, parts = [], [], []
+    memory, rows, recycle = Reader._memory, Reader.read, Reader.recycle
+
+    def asked(self, nbytes):
+        sizes.append(nbytes)
+        return memory(self, nbytes)
+
+    def reading(self, name, index=None, some=None):
+        tensor = rows(self, name, index, some)
+        if some is not None:
+            parts.append(tensor.data_ptr())
+            alive.append(len(parts))
+        return tensor
+
+    def recycling(self, tensors):
+        tensors = list(tensors)
+        parts[:] = [place for place in parts if place not in {tensor.data_ptr() for tensor in tensors}]
+        recycle(self, tensors)
+
+    monkeypatch.setattr(Reader, "_memory", asked)
+    monkeypatch.setattr(Reader, "read", reading)
+    monkeypatch.setattr(Reader, "recycle", recycling)
+    return sizes, alive
+
+
+def test_states_are_let_go_of_when_the_head_is_reached(root, probes, monkeypatch):
+    base = tiny.save("olmoe", root / "freed", seed=3)
+    held, multiply = [], ends.multiply
+
+    def multiplying(sides, *rest, **options):
+        held.append(sum(state.numel() for side in sides for state in side.states))
+        multiply(sides, *rest, **options)
+
+    monkeypatch.setattr(ends, "multiply", multiplying)
+    in_parts(16, base, None, probes, monkeypatch)
+    assert held == [0, 0, 0]
+
+
+@pytest.mark.parametrize("end", ["embed", "lm_head"])
+def test_what_is_not_finite_is_found_in_whatever_part_it_is(root, probes, monkeypatch, end):
+    base = tiny.save("olmoe", root / f"nonfinite-{end}", seed=3)
+
+    def spoil(tensors):
+        name = next(name for name in tensors if end in name)
+        tensors[name][VOCAB - 1, 3] = torch.nan
+
+    spoiled = pairs.variant(base, root / f"spoiled-{end}", spoil)
+    facts, _ = in_parts(20, base, spoiled, probes, monkeypatch)
+    kind = "embedding" if end == "embed" else "head"
+    assert facts["weights"]["classes"][kind]["nonfinite"] == {"base": 0, "tuned": 1}
+    with pytest.raises(Exception, match="E_NONFINITE"):
+        in_parts(20, spoiled, base, probes, monkeypatch)
