@@ -120,7 +120,7 @@ def window_outputs(parts: Sequence[Scored]) -> dict[str, float]:
         for key, value in part.sums().items():
             sums[key] = sums.get(key, 0.0) + value
     count = sums.pop("positions")
-    means = {key: value / count for key, value in sums.items()}
+    means = {key: value / max(count, 1.0) for key, value in sums.items()}
     for key in [key for key in sums if key.startswith("token_accuracy")]:
         means[key.replace("token_accuracy", "exact_match")] = float(sums[key] == count)
     return {
