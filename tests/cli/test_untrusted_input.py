@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_atlas.auditing import loop
+from moe_atlas.auditing import ends
 from moe_atlas.cli import run
 from tests import pairs, tiny
 
@@ -83,13 +83,13 @@ def configure(folder: Path) -> None:
 @pytest.mark.parametrize("change", [truncate, flip, replace, remove, pipe, configure])
 def test_a_file_that_changes_during_the_run_ends_in_5(audit, tmp_path, monkeypatch, change, moment):
     name = "embed" if moment == "start" else "outputs"
-    real = getattr(loop, name)
+    real = getattr(ends, name)
 
     def moving(*arguments):
         real(*arguments)
         change(tmp_path)
 
-    monkeypatch.setattr(loop, name, moving)
+    monkeypatch.setattr(ends, name, moving)
     code, said = audit()
     assert (code, said.out) == (5, "")
     assert re.fullmatch(r"atlas: E_CHANGED \S*light\S* .*\n", said.err)
