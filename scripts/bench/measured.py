@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+LAUNCH = Path(__file__).with_name("launch.py")
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,22 @@ def python(arguments: Sequence[str], codes: Sequence[int] = (0,)) -> Run:
         RuntimeError: when it ends in another exit code than `codes`.
     """
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        tempfile.NamedTemporaryFile() as report,
+    ):
+        command = [sys.executable, "-S", str(LAUNCH), report.name, sys.executable, *arguments]
         begin = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=out, stderr=err, env=environment, cwd=ROOT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
+        subprocess.run(command, stdout=out, stderr=err, env=environment, cwd=ROOT, check=True)
         seconds = time.perf_counter() - begin
-        process.returncode = os.waitstatus_to_exitcode(status)
+        found = json.load(report)
         out.seek(0)
         err.seek(0)
-        if process.returncode not in codes:
-            raise RuntimeError(f"{arguments}: exit code {process.returncode}: {err.read().decode()[-2000:]}")
-        return Run(seconds, usage.ru_maxrss * 1024, out.read().decode())
+        code = os.waitstatus_to_exitcode(found["status"])
+        if code not in codes:
+            raise RuntimeError(f"{arguments}: exit code {code}: {err.read().decode()[-2000:]}")
+        return Run(seconds, found["peak"], out.read().decode())
 
 
 def audit(

@@ -18,6 +18,7 @@ from moe_atlas.cli.place import leads
 from moe_atlas.errors import AtlasError, Exit
 from moe_atlas.text import shown
 
+PREPARED = 128  # matrix products kept prepared: a layer's, so that memory does not grow with depth
 COMMANDS = {
     "audit": "Compare two checkpoints and write a receipt.",
     "plan": "Say what an audit would read, hold and take.",
@@ -72,6 +73,8 @@ def main() -> None:
     130 and 143 after SIGINT and SIGTERM; 70, with a traceback, for a bug of ours, so that it reads as no verdict.
     """
     sys.excepthook = _crash
+    # Prepared products, one for each count of rows and most of a megabyte each: oneDNN keeps 1024 unless told.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PREPARED))
     sys.stdout, sys.stderr = _open(sys.stdout if leads() else None), _open(sys.stderr if leads() else None)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
