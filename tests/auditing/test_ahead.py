@@ -1,39 +1,25 @@
-"""Steps whose one part is done in order, while the rest of them is not; memory that is used again."""
+"""Threads beside the products; what is hashed behind the reading; memory that is used again."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from threading import Event
 
 import pytest
 import torch
 
-from moe_atlas.auditing.ahead import Turns, ahead, background
-from moe_atlas.checkpoint.foresight import Foresight
+from moe_atlas.auditing.ahead import background, reading
+from moe_atlas.checkpoint.digest import TensorHash
 from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.checkpoint.reader import Reader
-from tests import pairs, tiny
+from moe_atlas.checkpoint.reader import BEHIND, Reader
+from tests import tiny
 
 
-def test_turns_come_in_order_though_steps_are_slow():
-    turns, order = Turns(), []
-
-    def work(step):
-        time.sleep(0.02 if step % 2 == 0 else 0.0)  # the later one is ready first
-        turns.wait(step)
-        order.append(step)
-        turns.over(step)
-        return step
-
-    with ThreadPoolExecutor(3) as pool:
-        assert list(ahead(pool, work, range(12), depth=3)) == list(range(12))
-    assert order == list(range(12))
-
-
-def test_background_threads_leave_torch_threads_alone():
+@pytest.mark.parametrize("threads", [background, reading])
+def test_background_threads_leave_torch_threads_alone(threads):
     before = torch.get_num_threads()
-    with background() as pool:
+    with threads() as pool:
         assert pool.submit(torch.get_num_threads).result() == 1
     assert torch.get_num_threads() == before
 
@@ -66,26 +52,37 @@ def test_memory_of_others_is_not_taken(reader):
     assert not any(reader._spare.values())
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe", "gpt_oss"])
-def test_an_audit_reads_what_it_foresees_in_that_order(family, tmp_path, monkeypatch):
-    base = tiny.save(family, tmp_path / "base", seed=3)
-    tuned = pairs.variant(base, tmp_path / "tuned", lambda tensors: None)
-    expected, reads = [], {}
+def test_what_is_read_is_hashed_behind_it_before_its_memory_is_used_again(reader, monkeypatch):
+    names = experts(reader)
+    expected = Reader(reader.checkpoint).finish()
+    consume, seen = TensorHash.consume, []
 
-    def expect(reader, order):
-        order = list(order)
-        expected.append((reader, [name for name, _ in groupby(name for name, _ in order)]))
-        plainly(reader, order)
+    def slowly(self, data, start):
+        time.sleep(0.01)
+        seen.append(start)
+        consume(self, data, start)
 
-    def reached(ahead, tensor, start):
-        reads.setdefault(id(ahead), []).append(tensor.name)
+    monkeypatch.setattr(TensorHash, "consume", slowly)
+    with reader.hashing_behind(ThreadPoolExecutor(1)):
+        for name in names * 4:
+            reader.recycle([reader.read(name)])
+        assert len(seen) < 4 * len(names)
+        assert set(reader.hashed()) == set(names)
+        assert len(seen) == 4 * len(names)
+    assert reader.finish() == expected
 
-    plainly = Reader.expect
-    monkeypatch.setattr(Reader, "expect", expect)
-    monkeypatch.setattr(Foresight, "reached", reached)
-    pairs.audited(base, tuned, pairs.probe(tmp_path / "probe", documents=2))
-    assert len(expected) == 2
-    for reader, order in expected:
-        found = [name for name, _ in groupby(reads[id(reader._foresight)])]
-        assert found == order
-        assert len(found) > 10
+
+def test_reading_is_a_few_tensors_ahead_of_hashing_and_no_more(reader, monkeypatch):
+    name, may_hash = experts(reader)[0], Event()
+    monkeypatch.setattr(TensorHash, "consume", lambda self, data, start: may_hash.wait(10))
+    done = []
+    with reader.hashing_behind(ThreadPoolExecutor(1)), ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: [done.append(reader.read(name)) for _ in range(20)])
+        for _ in range(200):
+            if len(done) > BEHIND:
+                break
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert len(done) == BEHIND + 1
+        may_hash.set()
+    assert len(done) == 20

@@ -131,7 +131,9 @@ def test_what_is_held_does_not_grow_with_the_vocabulary(root, probes, monkeypatc
         moved = tuned(folder, "moved", pairs.jitter(0.2, lambda name: True))
         sizes, alive = watched(monkeypatch)
         in_parts(16, folder, moved, probes, monkeypatch)
-        assert max(alive) <= 2 * 2  # of each checkpoint the part at hand and the next, where that was fast enough
+        assert (
+            max(alive) <= 2 * 2
+        )  # of each checkpoint the part at hand and the next, where that was fast enough
         most[vocab] = max(sizes)
         monkeypatch.undo()
     assert most[VOCAB] == most[40 * VOCAB]

@@ -133,7 +133,7 @@ def test_neither_rounds_nor_prefetching_move_a_bit(base, probes, root, monkeypat
 def test_nothing_ahead_is_only_what_is_asked_for():
     started = []
     with ThreadPoolExecutor(2) as pool:
-        results = ahead(pool, lambda step: started.append(step) or step, range(3), depth=0)
+        results = ahead(lambda step: pool.submit(lambda: started.append(step) or step), range(3), depth=0)
         for step in range(3):
             assert started == list(range(step))
             assert next(results) == step
@@ -143,11 +143,11 @@ def test_nothing_ahead_is_only_what_is_asked_for():
 @pytest.mark.parametrize("depth", [0, 1])
 def test_no_more_experts_are_read_ahead_than_the_walk_allows(base, probes, monkeypatch, depth):
     reads, most = [], 0
-    read, recycle = LayerExperts._read, LayerExperts._recycle
+    begin, recycle = LayerExperts._begin, LayerExperts._recycle
 
-    def reading(self, expert):
+    def beginning(self, expert):
         reads.append(expert)
-        return read(self, expert)
+        return begin(self, expert)
 
     def recycling(self, one):
         nonlocal most
@@ -155,7 +155,7 @@ def test_no_more_experts_are_read_ahead_than_the_walk_allows(base, probes, monke
         reads.pop(0)
         recycle(self, one)
 
-    monkeypatch.setattr(LayerExperts, "_read", reading)
+    monkeypatch.setattr(LayerExperts, "_begin", beginning)
     monkeypatch.setattr(LayerExperts, "_recycle", recycling)
     monkeypatch.setattr(run, "Walk", partial(loop.Walk, pool=ThreadPoolExecutor(4)))
     monkeypatch.setattr(run.memory, "read_ahead", lambda limit, room: depth)
@@ -174,7 +174,7 @@ def test_work_ahead_is_ordered_bounded_and_stops():
         return step * step
 
     with ThreadPoolExecutor(2) as pool:
-        results = ahead(pool, work, range(100), depth=3)
+        results = ahead(partial(pool.submit, work), range(100), depth=3)
         for _ in range(3):
             running.acquire()
         assert sorted(started) == [0, 1, 2]  # begun before anything was asked for, and no more than that

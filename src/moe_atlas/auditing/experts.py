@@ -7,7 +7,7 @@ account of their identity. No more than a few experts are in memory at any time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.ahead import DEPTH, Turns, ahead
+from moe_atlas.auditing.ahead import DEPTH, ahead
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.storage import kept, storage
@@ -125,22 +125,23 @@ class LayerExperts:
         self._samples: dict[tuple[int, int], Sample] = {}
         self._found: dict[int, Found] = {}
         self._recorded = False
-        self._turns: list[Turns] = []
         self._transit = transit(sides[0].replay.device)
         self.identical = len(sides) == 2
         self.match_E = self._find_relabelling() if len(sides) == 2 else None
 
-    def stream(self) -> Iterator[Expert]:
+    def stream(self, *, again: bool = False) -> Iterator[Expert]:
         """This process's experts in rising order; the first ones are read from now on, the next in the background.
+
+        Args:
+            again: whether they will be streamed once more.
 
         Raises:
             IntegrityError: E_CHANGED when a file changed since it was opened.
         """
         share = self._group.share(self.count)
-        self._turns = [Turns(share.start) for _ in self.sides]
         for side in self.sides:
-            side.reader.page_locked = self._transit.page_locked
-        return self._prepared(share, ahead(self._pool, self._bring, share, self._depth))
+            side.reader.page_locked, side.reader.again = self._transit.page_locked, again
+        return self._prepared(share, ahead(self._begin, share, self._depth))
 
     def record(self) -> None:
         """Enter what the first pass found, in the order of the experts.
@@ -161,21 +162,36 @@ class LayerExperts:
         self._recorded = True
 
     def _prepared(self, share: range, reads: Iterator[tuple[_Read, Callable[[], Moved]]]) -> Iterator[Expert]:
-        for index, (read, arrive) in zip(share, reads, strict=True):
-            self._found[index] = read.found
-            moved = arrive()
-            prepared, by_index, requantised = moved
-            yield Expert(index, tuple(prepared), read.identical, by_index, requantised)
-            del prepared, by_index, requantised
-            self._transit.used(moved, partial(self._recycle, read))
-            del moved
-        self._transit.finish()
-        for side in self.sides:
-            side.reader.forget()
+        try:
+            for index, (read, arrive) in zip(share, reads, strict=True):
+                self._found[index] = read.found
+                moved = arrive()
+                prepared, by_index, requantised = moved
+                yield Expert(index, tuple(prepared), read.identical, by_index, requantised)
+                del prepared, by_index, requantised
+                self._transit.used(moved, partial(self._recycle, read))
+                del moved
+            self._transit.finish()
+        finally:
+            for side in self.sides:
+                side.loader.submit(int).result()  # after all that were begun
+                side.reader.forget()
 
-    def _bring(self, expert: int) -> tuple[_Read, Callable[[], Moved]]:
-        """Read one expert of each checkpoint and begin to move it to where it is multiplied."""
-        read = self._read(expert)
+    def _begin(self, expert: int) -> Future[tuple[_Read, Callable[[], Moved]]]:
+        """Begin to read one expert of each checkpoint, in the order of the experts: so do running hashes take them."""
+        loads = [
+            self.sides[side].loader.submit(self._stored, side, index) for side, index in self._indices(expert)
+        ]
+        return self._pool.submit(self._bring, expert, loads)
+
+    def _indices(self, expert: int) -> list[tuple[int, int]]:
+        """What is read for an expert, as (checkpoint, index there)."""
+        indices = [(side, int(self.stored(side)[expert])) for side in range(len(self.sides))]
+        return indices if indices[-1][1] == expert else [*indices, (1, expert)]
+
+    def _bring(self, expert: int, loads: Sequence[Future[Weights]]) -> tuple[_Read, Callable[[], Moved]]:
+        """Look at what was read of one expert, and begin to move it to where it is multiplied."""
+        read = self._read(expert, [load.result() for load in loads])
         return read, self._transit.send(partial(self._moved, read))
 
     def _moved(self, read: _Read) -> Moved:
@@ -242,36 +258,19 @@ class LayerExperts:
     def _stored(self, side: int, expert: int) -> Weights:
         return self.sides[side].expert(self._layers[side], expert)
 
-    def _read(self, expert: int) -> _Read:
-        """Read one expert of each checkpoint and, in the first pass, compare them; runs in the background."""
-        indices = [(side, int(self.stored(side)[expert])) for side in range(len(self.sides))]
-        if indices[-1][1] != expert:
-            indices.append((1, expert))
-        stored = self._load(expert, indices)
+    def _read(self, expert: int, stored: list[Weights]) -> _Read:
+        """One expert of each checkpoint, compared in the first pass; runs in the background."""
         pair = len(self.sides) == 2
         if self._recorded:
             read = _Read(stored, pair and _equal(stored[0], stored[1]))
         else:
-            found = self._look(expert, indices, stored)
+            found = self._look(expert, self._indices(expert), stored)
             read = _Read(stored, pair and all(row.identical for row in found.rows), found=found)
         read.requantised = self._requantised(expert, stored[0]) if pair else None
         if read.identical:
             self.sides[1].reader.recycle(stored[1].values())
             stored[1] = stored[0]
         return read
-
-    def _load(self, expert: int, indices: Sequence[tuple[int, int]]) -> list[Weights]:
-        """Read in the order of the experts, checkpoint by checkpoint: a running hash takes bytes in order only."""
-        stored = []
-        try:
-            for side, index in indices:
-                self._turns[side].wait(expert)
-                stored.append(self._stored(side, index))
-                self._turns[side].over(expert)
-        finally:  # nobody waits for what failed
-            for turns in self._turns:
-                turns.over(expert)
-        return stored
 
     def _requantised(self, expert: int, base: Weights) -> Weights | None:
         """Base expert `expert` as the tuned checkpoint's format would keep it; None where both store alike."""
@@ -308,6 +307,8 @@ class LayerExperts:
         ]
         if not may_be_relabelled(*rows):
             return None
+        for side in self.sides:
+            side.reader.again = True
         mine = {
             (side, expert): sketch(list(self._stored(side, expert).values()))
             for side in range(2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,11 @@ class Walk:
 @torch.inference_mode()
 def walk(audit: Walk, windows: Sequence[Window]) -> Evidence:
     """Replay the probe windows through every layer of each checkpoint and read what the contract asks for."""
-    with audit.pool:
+    with ExitStack() as threads:  # whoever reads ends before whoever hashes
+        for side in audit.sides:
+            threads.enter_context(side.reader.hashing_behind(background(1)))
+        for reads in (*(side.loader for side in audit.sides), audit.pool):
+            threads.enter_context(reads)
         layers_and_outputs(audit, windows)
     return audit.evidence
 
@@ -161,8 +166,10 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     record_weights(audit, layers[0].index, layers[0].refs, as_stored)
     reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)
     shared = what_is_shared(audit, layers, reading.facts, experts)
-    for part in rounds(audit.batches, audit.held_tokens):
-        pass_together(audit, layers, part, experts, shared, reading)
+    *before, last = rounds(audit.batches, audit.held_tokens)
+    for part in before:
+        pass_together(audit, layers, part, experts, shared, reading, again=True)
+    pass_together(audit, layers, last, experts, shared, reading)
     audit.in_step = shared.view and experts.identical
     close_layer(audit, reading, experts, layers)
 
@@ -174,10 +181,15 @@ def pass_together(
     experts: LayerExperts,
     shared: Shared,
     reading: LayerReading,
+    *,
+    again: bool = False,
 ) -> None:
-    """Take some batches through one layer; nothing of them but their states outlives this call."""
+    """Take some batches through one layer; nothing of them but their states outlives this call.
+
+    Where others will pass `again` after them, the system keeps what was read.
+    """
     band = audit.bands.get(reading.layer, pair.NoiseBand())
-    stream = experts.stream()
+    stream = experts.stream(again=again)
     with audit.clock.phase("attention and routing"):
         attend(audit, layers, part, shared)
         passages = [

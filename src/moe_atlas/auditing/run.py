@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +39,6 @@ from moe_atlas.checkpoint.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.families.load import Entry, entries
 from moe_atlas.families.registry import resolve
 from moe_atlas.families.spec import ModelSpec
 from moe_atlas.probes.registration import ProbeSet, load_registered
@@ -175,8 +173,8 @@ def prepare(
              Reader(checkpoint))
         for name, checkpoint, spec in zip(names, checkpoints, specs, strict=False)
     ]  # fmt: skip
-    for side in sides:
-        side.reader.expect(reading_order(side.spec, group))
+    if len(sides) == 2:
+        sides[0].reader.shared = shared_files(*checkpoints)
     smooth = config.policy.rewrite.smooth
     return Walk(
         sides=sides,
@@ -198,19 +196,10 @@ def prepare(
     )
 
 
-def reading_order(spec: ModelSpec, group: Group) -> Iterator[Entry]:
-    """What this process reads of a checkpoint, from the first layer to the last.
-
-    Which of them reads what they all need is decided when it is needed.
-    """
-    alone = group.size == 1
-    yield from entries(spec.embed_refs) if alone else ()
-    for layer in spec.layers:
-        yield from entries(layer.refs) if alone else ()
-        if layer.moe:
-            for expert in group.share(layer.moe.router.experts):
-                yield from entries(layer.moe.expert_refs(expert))
-    yield from entries(spec.final_refs) if alone else ()
+def shared_files(checkpoint: Checkpoint, other: Checkpoint) -> frozenset[str]:
+    """Files of a checkpoint that are files of another one as well, whatever their names there."""
+    theirs = set(other.files.values())
+    return frozenset(file for file, found in checkpoint.files.items() if found in theirs)
 
 
 def needed(

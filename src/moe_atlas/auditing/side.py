@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from moe_atlas.auditing.ahead import reading
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.families.load import ReaderLike, load_all
@@ -31,6 +33,7 @@ class Side:
             holds it.
         resident: tensors of the layer at hand, as stored, by role.
         weights: the same in the dtypes the replay multiplies in.
+        loader: the thread that reads its experts.
     """
 
     name: SideName
@@ -41,6 +44,7 @@ class Side:
     states: list[Tensor] = field(default_factory=list)
     resident: Weights = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
+    loader: Executor = field(default_factory=reading)
 
     def leave(self) -> None:
         """Drop the tensors of the layer at hand."""

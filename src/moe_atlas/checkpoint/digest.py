@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from threading import Lock
 from types import MappingProxyType
 
+from moe_atlas.checkpoint import uncached
 from moe_atlas.checkpoint.files import FileStat, open_regular, require_same
 from moe_atlas.checkpoint.header import StoredTensor
 from moe_atlas.checkpoint.index import Checkpoint
@@ -23,7 +23,6 @@ from moe_atlas.checkpoint.refuse import place
 from moe_atlas.errors import InputRefused, IntegrityError
 
 PIECE_BYTES = 8 << 20
-ASKED_BYTES = 128 << 10  # Linux fetches no more at once than it would by itself read ahead
 
 
 @dataclass(frozen=True)
@@ -191,9 +190,15 @@ class OpenShard:
     """One file of a checkpoint, open for positional reads, known to be the one that was opened first.
 
     A context manager; entering it raises ``E_CHANGED`` when the file is gone or is not the same.
+
+    Args:
+        checkpoint: whose file it is.
+        file: its plain name.
+        again: whether its bytes will be read once more, so that the system had better keep them.
     """
 
-    def __init__(self, checkpoint: Checkpoint, file: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, file: str, *, again: bool = False) -> None:
+        self._again = again
         self._label = str(checkpoint.root / file)
         self._opening = open_regular(checkpoint.root, file)
         self._first: FileStat = checkpoint.files[file]
@@ -229,17 +234,10 @@ class OpenShard:
                 raise IntegrityError("E_CHANGED", place(self._label, name), problem)
             filled += count
 
-    def will_need(self, offset: int, length: int) -> None:
-        """Ask the system, where it can be asked, to fetch bytes that will be read soon."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for begin in range(offset, offset + length, ASKED_BYTES):
-            count = min(ASKED_BYTES, offset + length - begin)
-            with suppress(OSError):  # a file system that takes no advice
-                os.posix_fadvise(self._descriptor, begin, count, os.POSIX_FADV_WILLNEED)
-
     def _pread(self, buffer: memoryview, offset: int) -> int:
         try:
+            if not self._again and (count := uncached.read(self._descriptor, buffer, offset)):
+                return count
             return os.preadv(self._descriptor, [buffer], offset)
         except OSError as error:
             raise IntegrityError(

@@ -7,9 +7,11 @@ stay in its memory. A positional read gives an error that can be caught, and mem
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import replace
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import torch
@@ -24,7 +26,6 @@ from moe_atlas.checkpoint.digest import (
     rehash,
     require_unchanged,
 )
-from moe_atlas.checkpoint.foresight import Foresight
 from moe_atlas.checkpoint.header import DTYPE_BITS, StoredTensor
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.quantised.decode import decode
@@ -33,6 +34,7 @@ from moe_atlas.checkpoint.refuse import place, refusal
 from moe_atlas.errors import IntegrityError, ResourceExhausted
 
 _ALIGNMENT = 64
+BEHIND = 3  # tensors that are read and not hashed yet, beside the one that is being hashed
 SPARE = 16  # pieces of recycled memory of one size
 _TORCH_NAMES = {
     **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"},
@@ -52,14 +54,18 @@ class Reader:
         bytes_read: bytes of tensors read from files so far.
         page_locked: whether memory that is taken from now on, until `forget`, is page-locked: a GPU copies from it
             while it computes.
+        again: whether what is read from now on will be read once more, so that the system had better keep it.
+        shared: files that another reader reads as well, just after this one.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._foresight = Foresight(checkpoint, ())
         self.bytes_read = 0
-        self.page_locked = False
+        self.page_locked = self.again = False
+        self.shared: frozenset[str] = frozenset()
         self._hashes = {name: TensorHash() for name in checkpoint.tensors}
+        self._hasher: Executor | None = None
+        self._unhashed = BoundedSemaphore(BEHIND + 1)
         self._lock = Lock()
         self._spare: dict[int, list[torch.Tensor]] = {}
 
@@ -101,16 +107,6 @@ class Reader:
             parts[role] = self._read_stored(name, None, part)
         return decode(entry, parts)[rows.start - begin : rows.stop - begin]
 
-    def expect(self, reads: Iterable[tuple[str, int | None]]) -> None:
-        """Say what will be read, in order, as (name, index): the system fetches it ahead. Anything may be read."""
-        extents = []
-        for name, index in reads:
-            entry = self.checkpoint.encoded.get(name)
-            for stored, part in [(name, index)] if entry is None else self._parts(entry, index).values():
-                tensor = self.checkpoint.tensors[stored]
-                extents.append((tensor, *_extent(tensor, part)[1:]))
-        self._foresight = Foresight(self.checkpoint, extents)
-
     def _read_encoded(self, entry: Encoded, index: int | None) -> torch.Tensor:
         """Decode a quantised tensor; of one with a matrix for each expert, only the parts of entry `index`."""
         parts = {role: self._read_stored(*part) for role, part in self._parts(entry, index).items()}
@@ -145,6 +141,9 @@ class Reader:
         Fresh memory costs as much as reading into it does.
         """
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
+        self._after_hashing(lambda: self._take_back(storages))
+
+    def _take_back(self, storages: Mapping[int, torch.UntypedStorage]) -> None:
         with self._lock:
             for storage in storages.values():
                 spare = self._spare.get(len(storage))
@@ -180,7 +179,9 @@ class Reader:
         return data
 
     def hashed(self) -> dict[str, tuple[int, str]]:
-        """How many bytes of each tensor were hashed so far, and their sha256; untouched tensors are left out."""
+        """How many bytes of each tensor were read so far, and their sha256; untouched tensors are left out."""
+        if self._hasher is not None:
+            self._hasher.submit(int).result()  # after all before it
         return {
             name: (running.position, running.hexdigest())
             for name, running in self._hashes.items()
@@ -236,12 +237,36 @@ class Reader:
         require_unchanged(self.checkpoint)
 
     def _read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
-        self._foresight.reached(tensor, start)
-        with OpenShard(self.checkpoint, tensor.file) as shard:
+        again = self.again or tensor.file in self.shared
+        with OpenShard(self.checkpoint, tensor.file, again=again) as shard:
             shard.read_into(buffer, tensor, start)
-        self._hashes[tensor.name].consume(buffer, start)
         with self._lock:
             self.bytes_read += len(buffer)
+        self._unhashed.acquire()
+        self._after_hashing(lambda: self._hash(buffer, tensor, start))
+
+    def _hash(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
+        try:
+            self._hashes[tensor.name].consume(buffer, start)
+        finally:
+            self._unhashed.release()
+
+    def _after_hashing(self, work: Callable[[], None]) -> None:
+        """Do something once everything that was read so far is hashed."""
+        if self._hasher is None:
+            work()
+        else:
+            self._hasher.submit(work)
+
+    @contextmanager
+    def hashing_behind(self, hasher: Executor) -> Iterator[None]:
+        """Inside, what is read is hashed by `hasher`, one thread, in that order, while the next is being read."""
+        self._hasher = hasher
+        try:
+            with hasher:
+                yield
+        finally:
+            self._hasher = None
 
 
 def _torch_dtype(tensor: StoredTensor) -> torch.dtype:

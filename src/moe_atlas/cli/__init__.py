@@ -75,6 +75,8 @@ def main() -> None:
     sys.excepthook = _crash
     # Prepared products, one for each count of rows and most of a megabyte each: oneDNN keeps 1024 unless told.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PREPARED))
+    # Threads that wait for others by spinning take the processor from those that read, hash and compare.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.stdout, sys.stderr = _open(sys.stdout if leads() else None), _open(sys.stderr if leads() else None)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
