@@ -13,6 +13,7 @@ from moe_atlas.auditing import loop, run
 from moe_atlas.auditing.ahead import ahead
 from moe_atlas.auditing.batches import partition, rounds
 from moe_atlas.auditing.experts import LayerExperts
+from moe_atlas.checkpoint.reader import Reader
 from tests import pairs, tiny
 
 CASES = ("deepseek_v3", "olmoe", "llama4_text", "gpt_oss")
@@ -128,6 +129,22 @@ def test_neither_rounds_nor_prefetching_move_a_bit(base, probes, root, monkeypat
         for facts, _ in (one_by_one, together)
     ]
     assert read[1] < read[0]
+
+
+def test_all_passes_but_the_last_keep_experts_in_the_cache(base, probes, monkeypatch):
+    reads, read_into = {}, Reader._read_into
+
+    def recorded(self, buffer, tensor, start):
+        if ".experts." in tensor.name:
+            reads.setdefault((id(self), tensor.name, start), []).append(self.again)
+        read_into(self, buffer, tensor, start)
+
+    monkeypatch.setattr(Reader, "_read_into", recorded)
+    _, parts = audited_in_rounds(base, base, probes, monkeypatch, 1, 1, 1)
+    passes = [True] * (len(parts) - 1) + [False]
+    assert len(passes) == 3
+    assert reads
+    assert all(again == passes for again in reads.values())
 
 
 def test_nothing_ahead_is_only_what_is_asked_for():
