@@ -18,7 +18,10 @@ from moe_atlas.cli.place import leads
 from moe_atlas.errors import AtlasError, Exit
 from moe_atlas.text import shown
 
-PREPARED = 128  # matrix products kept prepared, about a layer's: 80 MB, however deep the model is
+# Two caches keep matrix products prepared, one for each count of rows, a quarter of a megabyte and more each: oneDNN's
+# and that of torch's layer above it, 1024 each unless told. A layer has its own counts, so both would grow with depth.
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+PREPARED = 16  # products kept in each: an expert multiplies several times with the same rows, the next one with others
 COMMANDS = {
     "audit": "Compare two checkpoints and write a receipt.",
     "plan": "Say what an audit would read, hold and take.",
@@ -73,8 +76,8 @@ def main() -> None:
     130 and 143 after SIGINT and SIGTERM; 70, with a traceback, for a bug of ours, so that it reads as no verdict.
     """
     sys.excepthook = _crash
-    # Prepared products, one for each count of rows and most of a megabyte each: oneDNN keeps 1024 unless told.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PREPARED))
+    for cache in CACHES:
+        os.environ.setdefault(cache, str(PREPARED))
     # Threads that wait for others by spinning take the processor from those that read, hash and compare.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.stdout, sys.stderr = _open(sys.stdout if leads() else None), _open(sys.stderr if leads() else None)
