@@ -66,15 +66,17 @@ def reading(folder: Path) -> float:
 
 
 def read_and_hash(folders: list[Path]) -> float:
-    """Seconds to read and hash every byte of some checkpoints once, one thread each, as the digest does."""
+    """Seconds to read and hash every byte of some checkpoints once, one thread each, as `sha256sum` does."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from moe_atlas.checkpoint.digest import digest_checkpoint
-    from moe_atlas.checkpoint.index import open_checkpoint
+    def digest(folder: Path) -> None:
+        for file in sorted(folder.glob("*.safetensors")):
+            with file.open("rb", buffering=0) as stream:
+                hashlib.file_digest(stream, "sha256")
 
     begin = time.perf_counter()
     with ThreadPoolExecutor(len(folders)) as pool:
-        list(pool.map(lambda folder: digest_checkpoint(open_checkpoint(folder)), folders))
+        list(pool.map(digest, folders))
     return time.perf_counter() - begin
 
 
