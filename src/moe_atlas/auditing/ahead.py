@@ -13,9 +13,9 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-DEPTH = 2
+DEPTH = 2  # steps ahead
 NICE = 19
-WORKERS = 2
+WORKERS = 2  # threads that look at what was read
 
 
 def ahead(begin: Callable[[int], Future[T]], steps: Iterable[int], depth: int = DEPTH) -> Iterator[T]:

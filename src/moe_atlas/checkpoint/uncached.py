@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from threading import local
 
 PIECE = 1 << 20  # bytes that are read at a time
-CACHESTAT = 451  # the number of the system call, the same on all machines; since Linux 6.5
+CACHESTAT = 451  # the number of the system call on x86-64, arm64 and most others; since Linux 6.5
 LEAST = 256 << 10  # bytes of a read below which waiting for it costs more than the cache does
 
 try:
@@ -23,7 +24,7 @@ try:
 except ImportError:  # Windows
     POSSIBLE = False
 else:
-    POSSIBLE = hasattr(os, "O_DIRECT") and hasattr(os, "preadv")
+    POSSIBLE = sys.platform == "linux" and hasattr(os, "O_DIRECT")  # elsewhere 451 is another call
 
 _own = local()
 
