@@ -53,7 +53,7 @@ def test_memory_of_others_is_not_taken(reader):
 
 
 def test_what_is_read_is_hashed_behind_it_before_its_memory_is_used_again(reader, monkeypatch):
-    names = experts(reader)
+    names = sorted(name for name in reader.checkpoint.tensors if ".up_proj" in name)[:3]  # of one size
     expected = Reader(reader.checkpoint).finish()
     consume, seen = TensorHash.consume, []
 
