@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 NOISE = 0.03  # of a tuned tensor, relative to the standard deviation of what it was
+ROWS = 0.1  # by which the norms of a matrix's rows differ, as training makes them
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,13 @@ def files(shape: Shape) -> dict[str, Sizes]:
 
 
 def draw(name: str, size: tuple[int, ...], *, noise: float) -> Tensor:
-    """A tensor as initialised and, with noise, as tuned; bfloat16, the same in every run."""
+    """A tensor, rows of unlike norms, and with noise as tuned; bfloat16, the same in every run."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     gain = len(size) == 1
     spread = 0.1 if gain else 1.0 if "embed" in name else size[-1] ** -0.5
     drawn = torch.randn(size, generator=generator)
+    if not gain:
+        drawn.mul_(torch.randn(size[0], 1, generator=generator).mul_(ROWS).exp_())
     if noise:
         drawn.add_(torch.randn(size, generator=generator), alpha=noise)
     return drawn.mul_(spread).add_(1.0 if gain else 0.0).bfloat16()

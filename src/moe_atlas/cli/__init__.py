@@ -18,10 +18,10 @@ from moe_atlas.cli.place import leads
 from moe_atlas.errors import AtlasError, Exit
 from moe_atlas.text import shown
 
-# Two caches keep matrix products prepared, one for each count of rows, a quarter of a megabyte and more each: oneDNN's
-# and that of torch's layer above it, 1024 each unless told. A layer has its own counts, so both would grow with depth.
+# Two caches keep matrix products prepared, one for each count of rows, up to two megabytes each: oneDNN's and that of
+# torch's layer above it, 1024 each unless told. A layer has its own counts, so both would grow with depth.
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-PREPARED = 16  # products kept in each: an expert multiplies several times with the same rows, the next one with others
+PREPARED = 64  # products kept in each: those of a layer whose experts' tokens differ up to eightfold
 COMMANDS = {
     "audit": "Compare two checkpoints and write a receipt.",
     "plan": "Say what an audit would read, hold and take.",

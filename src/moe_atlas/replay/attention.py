@@ -104,8 +104,7 @@ def probabilities(
     sinks_H: Tensor | None = None,
 ) -> Tensor:
     """Attention probabilities [W, H, S, S] in the dtype of q; a sink takes its share and is dropped."""
-    scores = torch.matmul(q_WHSC, k_WHSC.transpose(2, 3)) * scale
-    scores = scores.masked_fill(~mask_SS, float("-inf"))
+    scores = torch.matmul(q_WHSC, k_WHSC.transpose(2, 3)).mul_(scale).masked_fill_(~mask_SS, float("-inf"))
     if sinks_H is not None:
         kept = scores.dtype if softmax == "native" else torch.float32
         sink = sinks_H.to(kept).view(1, -1, 1, 1).expand(len(scores), -1, scores.shape[2], 1)

@@ -44,9 +44,8 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
 """Mixer type to its primitive."""
 
 TOGETHER = 1024  # tokens that pass a mixer or a dense block together
-ROWS = (
-    16  # an expert's rows are filled up to a multiple: a product prepared for one count serves its neighbours
-)
+FEW = 16  # rows of a product: up to so many take as long as one
+STEPS = 8  # counts of rows between one power of two and the next
 SUMMED = 256  # tokens whose expert outputs are added up at a time
 
 
@@ -74,13 +73,7 @@ class Replay:
         device: where to compute.
         router_arithmetic: `float32` routes in float32 from the float32 gate coordinate; `native` rounds
             wherever the reference implementation rounds, which is what is bit-exact against it.
-
-    Attributes:
-        rows: the rows of an expert are filled up to a multiple of it: what is prepared to multiply one count of rows
-            takes half a millisecond and as many megabytes, and then serves its neighbours.
     """
-
-    rows = 16
 
     def __init__(
         self,
@@ -181,7 +174,7 @@ class Replay:
             weights_P: gate weights, which matter only where they scale the input.
         """
         moe, count = _moe(layer), len(tokens_P)
-        more = -count % self.rows
+        more = filled(count) - count
         g_PD = g_TD.index_select(0, F.pad(tokens_P, (0, more)))
         if moe.weight_on_input:
             g_PD = g_PD * F.pad(weights_P, (0, more)).to(g_PD.dtype)[:, None]
@@ -338,6 +331,15 @@ class Replay:
             mixed = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
             return x_WSD + mixed + _scaled(y_WSD, layer.residual_scale)
         return x_WSD + _scaled(y_WSD, layer.residual_scale)
+
+
+def filled(rows: int) -> int:
+    """Rows that an expert's are filled up to, so that a product once prepared serves other experts as well.
+
+    To prepare one for another count of rows takes up to ten milliseconds, often longer than to multiply them.
+    """
+    step = max(FEW, (1 << rows.bit_length()) // (2 * STEPS))
+    return -(-rows // step) * step
 
 
 def _by_windows(step: Callable[[Tensor], Tensor], state_WSD: Tensor) -> Tensor:
