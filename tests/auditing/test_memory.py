@@ -103,7 +103,7 @@ def peak(root, depth, *extra):
 
 @pytest.mark.skipif(not GLIBC, reason="asks glibc what is held")
 def test_products_with_ever_new_counts_of_rows_leave_nothing_behind():
-    """Every layer brings its own counts: kept prepared, these 100 products would hold 25 MB and more in either cache."""
+    """Every layer brings its own counts: kept prepared, these 100 products would hold 25 MB in either cache."""
     environment = {name: value for name, value in os.environ.items() if name not in CACHES}
     command = [sys.executable, "-c", PRODUCTS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)

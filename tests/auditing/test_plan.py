@@ -52,7 +52,9 @@ def geometry(spec, tokens, everyone):
 def test_operations_are_those_that_torch_counts(base, root, which, monkeypatch):
     """Of an A/A audit that skips nothing; comparing sketches is no part of it."""
     monkeypatch.setattr(identity, "distances", torch.cdist)
-    monkeypatch.setattr(Replay, "rows", 1)  # rows that only fill up are not counted
+    monkeypatch.setattr(
+        Replay, "filled", staticmethod(lambda rows: rows)
+    )  # rows that only fill up are not counted
     probe = pairs.probe(root / f"probe-{which}", documents=6, evaluation=ACTIVE | {"experts": which})
     with FlopCounterMode(display=False) as counter:
         pairs.audited(base, base, probe, skips=False)

@@ -174,11 +174,20 @@ class Replay:
             weights_P: gate weights, which matter only where they scale the input.
         """
         moe, count = _moe(layer), len(tokens_P)
-        more = filled(count) - count
+        more = self.filled(count) - count
         g_PD = g_TD.index_select(0, F.pad(tokens_P, (0, more)))
         if moe.weight_on_input:
             g_PD = g_PD * F.pad(weights_P, (0, more)).to(g_PD.dtype)[:, None]
         return (feed_forward(moe.experts, w_expert, g_PD) if w_expert else g_PD)[:count]
+
+    @staticmethod
+    def filled(rows: int) -> int:
+        """Rows that an expert's are filled up to, so that a product once prepared serves other experts as well.
+
+        To prepare one for another count of rows takes up to ten milliseconds, often longer than to multiply them.
+        """
+        step = max(FEW, (1 << rows.bit_length()) // (2 * STEPS))
+        return -(-rows // step) * step
 
     def weighted_sum(self, layer: LayerSpec, rows_RD: Tensor, place_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Σ ω_e u_e of every token, [T, D], added up and rounded as the family does.
@@ -331,15 +340,6 @@ class Replay:
             mixed = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
             return x_WSD + mixed + _scaled(y_WSD, layer.residual_scale)
         return x_WSD + _scaled(y_WSD, layer.residual_scale)
-
-
-def filled(rows: int) -> int:
-    """Rows that an expert's are filled up to, so that a product once prepared serves other experts as well.
-
-    To prepare one for another count of rows takes up to ten milliseconds, often longer than to multiply them.
-    """
-    step = max(FEW, (1 << rows.bit_length()) // (2 * STEPS))
-    return -(-rows // step) * step
 
 
 def _by_windows(step: Callable[[Tensor], Tensor], state_WSD: Tensor) -> Tensor:
