@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from statistics import median
 
 import torch
 
@@ -40,7 +41,7 @@ def products(width: int, hidden: int, rows: int, dtype: torch.dtype) -> float:
         torch.nn.functional.linear(x_PD, w_HD)
         torch.nn.functional.linear(x_PH, w_DH)
 
-    return 4.0 * rows * width * hidden / best(work)
+    return 4.0 * rows * width * hidden / typical(work)
 
 
 @torch.inference_mode()
@@ -59,7 +60,7 @@ def experts(moe: MoESpec, width: int, rows: int, dtype: torch.dtype) -> float:
         for w_expert in weights:
             feed_forward(moe.experts, w_expert, g_TD.index_select(0, tokens_P))
 
-    return 2.0 * rows * matrix_elements(moe.expert_refs(0)) * len(weights) / best(work)
+    return 2.0 * rows * matrix_elements(moe.expert_refs(0)) * len(weights) / typical(work)
 
 
 @torch.inference_mode()
@@ -87,7 +88,7 @@ def readings(width: int, slots: int, dtype: torch.dtype, *, pair: bool) -> float
             for slot in range(slots):
                 compared(rows_MPD[:, slot])
 
-    return TOKENS / best(work)
+    return TOKENS / typical(work)
 
 
 @torch.inference_mode()
@@ -95,7 +96,7 @@ def softmax(vocab: int) -> float:
     """Logits a second that the output's readings take in, of one checkpoint."""
     logits_PC = torch.randn(POSITIONS, min(PART, vocab))
     seen = OnlineSoftmax(torch.zeros(POSITIONS, dtype=torch.int64))
-    return logits_PC.numel() / best(lambda: seen.see(logits_PC, 0))
+    return logits_PC.numel() / typical(lambda: seen.see(logits_PC, 0))
 
 
 def reading(checkpoints: Sequence[Checkpoint]) -> float:
@@ -123,14 +124,14 @@ def _read_some(pair_2N: torch.Tensor, checkpoint: Checkpoint) -> int:
     return position
 
 
-def best(work: Callable[[], object]) -> float:
-    """Seconds of `work`: the best of some repetitions."""
+def typical(work: Callable[[], object]) -> float:
+    """Seconds of `work`: the median of some repetitions, as a shared machine is fast at moments, not for minutes."""
     work()
-    least, start = float("inf"), time.perf_counter()
+    seconds, start = [], time.perf_counter()
     while True:
         begin = time.perf_counter()
         work()
         end = time.perf_counter()
-        least = min(least, end - begin)
+        seconds.append(end - begin)
         if end - start >= SECONDS:
-            return least
+            return median(seconds)
