@@ -274,3 +274,10 @@ def test_one_sided_bounds_count_undefined_resamples_against_both_sides() -> None
     assert lower_bound(sample, 0.05) == -math.inf
     assert upper_bound(sample, 0.05) == math.inf
     assert lower_bound(sample, 0.10) == pytest.approx(1.0 - np.sort(t_B[5:])[-5])
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_variance_of_a_lone_document_is_undefined_without_a_word() -> None:
+    design = make_design(np.array([0]), np.array([0]), 3, 5)
+    batch = Batch(design, design.weights_BC.astype(float))
+    assert not np.isfinite(batch.variance(np.zeros((5, 1)))).any()

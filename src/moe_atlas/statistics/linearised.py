@@ -114,7 +114,8 @@ class Batch:
             first_R = np.einsum("rn,rn->r", weights_RN, psi_RN) / size
             second_R = np.einsum("rn,rn->r", weights_RN, psi_RN**2)
             spread_R = np.einsum("rn,rn->r", weights_RN, (psi_RN - first_R[:, None]) ** 2)
-            variance_R += spread_R * (size / (size - 1) if size > 1 else np.inf)
+            with np.errstate(invalid="ignore"):  # one document alone says nothing: undefined
+                variance_R += spread_R * (size / (size - 1) if size > 1 else np.inf)
             scale_R += second_R
         return np.where(variance_R <= 1e-24 * scale_R, 0.0, variance_R)
 
