@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,9 +53,8 @@ def geometry(spec, tokens, everyone):
 def test_operations_are_those_that_torch_counts(base, root, which, monkeypatch):
     """Of an A/A audit that skips nothing; comparing sketches is no part of it."""
     monkeypatch.setattr(identity, "distances", torch.cdist)
-    monkeypatch.setattr(
-        Replay, "filled", staticmethod(lambda rows: rows)
-    )  # rows that only fill up are not counted
+    # Rows that only fill up are not counted.
+    monkeypatch.setattr(Replay, "filled", staticmethod(lambda rows: rows))
     probe = pairs.probe(root / f"probe-{which}", documents=6, evaluation=ACTIVE | {"experts": which})
     with FlopCounterMode(display=False) as counter:
         pairs.audited(base, base, probe, skips=False)
@@ -180,3 +180,10 @@ class TestCommand:
         assert "atlas register" in capsys.readouterr().err
         assert self.call(world, "base", "probe", "--memory", "1MiB") == 6
         assert "E_MEMORY" in capsys.readouterr().err
+
+
+def test_a_rate_is_the_typical_one_not_that_of_a_burst(monkeypatch):
+    times = iter([0.0, 0.0, 0.01, 0.01, 0.11, 0.11, 0.51])  # start; 10 ms, 100 ms, 400 ms
+    monkeypatch.setattr(rates, "SECONDS", 0.4)
+    monkeypatch.setattr(rates, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    assert rates.typical(lambda: None) == pytest.approx(0.1)
