@@ -41,6 +41,12 @@ def test_a_receipt_written_once_verifies(kind: str) -> None:
     assert verify(kept(kind)).mismatches == [], "raise DERIVATION, then make goldens"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_receipt_of_the_rules_before_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(InputRefused, match="was derived by derivation 2, this atlas derives by"):
+        verify(golden.FOLDER / f"derivation-2-{kind}.json")
+
+
 def other(path: Path, version: Any, *, seal: bool = True) -> Path:
     """The receipt as a version of other rules would have written it."""
     receipt = json.loads(path.read_bytes())

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.receipt.compare import Side
 from moe_atlas.receipt.write import write_receipt
-from moe_atlas.report import github, junit, markdown, words
+from moe_atlas.report import github, junit, markdown, terminal, words
+from moe_atlas.report.html import page
 from moe_atlas.report.outputs import outputs
+from moe_atlas.report.summary import summary
 from moe_atlas.results import Receipt
 from moe_atlas.text import markdown as escaped
 from moe_atlas.text import workflow
@@ -52,6 +56,22 @@ def test_the_cases_reach_every_verdict():
         "fail",
         "inconclusive",
     }
+
+
+def test_every_form_of_a_report_shows_a_warning():
+    """Whoever reads only one form of a receipt must meet what the tool knows."""
+    receipt = receipts.receipt(scale=0.2) | {"warnings": [{"code": "odd", "message": "an odd thing"}]}
+    console = Console(width=200, record=True, file=StringIO())
+    terminal.render(receipt, console)
+    forms = {
+        "terminal": console.export_text(),
+        "markdown": markdown.render(receipt, PATH),
+        "html": page.audit_page(receipt, PATH),
+        "junit": junit.render(receipt),
+        "json": json.dumps(summary(receipt, PATH)),
+    }
+    assert [name for name, text in forms.items() if "an odd thing" not in text] == []
+    assert counts(forms["junit"]) == (0, 0)
 
 
 def test_a_failed_gate_that_the_stage_allows_is_skipped_not_failed():

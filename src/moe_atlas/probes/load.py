@@ -14,6 +14,7 @@ from moe_atlas.probes.files import read_bounded, shown
 from moe_atlas.probes.layers import read_layers
 from moe_atlas.probes.policy import (
     ABSOLUTE_BUDGETS,
+    ALLOWANCES,
     CHANNELS,
     STAGES,
     TENSOR_CLASSES,
@@ -209,7 +210,7 @@ def _success(node: Node, name: str, file: str) -> Success:
 
 
 def _policy(node: Node, file: str, domains: tuple[Domain, ...]) -> Policy:
-    known = ("stage", "confidence", "resamples", "rewrite", "damage", "weights", "task", "set_for")
+    known = ("stage", "confidence", "resamples", "rewrite", "damage", "weights", "task", "set_for", "allow")
     fields = Fields(node, "policy", file, known)
     stage = fields.text("stage", STAGES) if fields.has("stage") else STAGES[0]
     task_none = fields.has("task") and bool(fields.text("task", ("none",)))
@@ -224,7 +225,14 @@ def _policy(node: Node, file: str, domains: tuple[Domain, ...]) -> Policy:
         weights=_weights(_block(fields, "weights"), file),
         task_none=task_none,
         set_for=_set_for(_block(fields, "set_for"), file),
+        allow=_allowed(fields),
     )
+
+
+def _allowed(fields: Fields) -> tuple[str, ...]:
+    """The allowances in the table's order, so that two spellings of one list are one policy."""
+    named = _names(fields, "allow", tuple(ALLOWANCES), "allowance")
+    return tuple(name for name in ALLOWANCES if name in named)
 
 
 def _check_task(fields: Fields, stage: str, task_none: bool, has_task: bool) -> None:
@@ -299,16 +307,19 @@ def _weights(node: Node, file: str) -> WeightRules:
 
 
 def _classes(fields: Fields, key: str) -> tuple[str, ...]:
+    return _names(fields, key, TENSOR_CLASSES, "tensor class")
+
+
+def _names(fields: Fields, key: str, known: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    """A list of known names, each once; absent means none."""
     if fields.is_null(key):
         return ()
     names: list[str] = []
     for node in fields.items(key):
         name = node.value if isinstance(node, Scalar) else None
-        if name not in TENSOR_CLASSES:
-            hint = f"tensor classes: {', '.join(TENSOR_CLASSES)}"
-            fields.refuse(
-                node.line, f"{fields.path(key)} names no tensor class: {shown(str(name), 40)}", hint
-            )
+        if name not in known:
+            hint = f"known: {', '.join(known)}"
+            fields.refuse(node.line, f"{fields.path(key)} names no {kind}: {shown(str(name), 40)}", hint)
         if name in names:
             fields.refuse(node.line, f"{fields.path(key)} names {name} twice")
         names.append(str(name))

@@ -21,6 +21,10 @@ TENSOR_CLASSES = (
     "head",
     "other",
 )
+# What a policy may allow by name, each with what the allowance means. Nothing here is allowed by default.
+ALLOWANCES = {
+    "identical": "the two checkpoints may hold the same values: conversions, reshardings, smoke tests",
+}
 CHANNELS = ("coordinate", "boundary", "transition", "content")
 ABSOLUTE_BUDGETS = ("overlap_drop", "dead_share_rise", "entropy_drop", "load_cv_rise")
 
@@ -174,6 +178,7 @@ class Policy:
         weights: tensor classes that must or must not change.
         task_none: the file says ``task: none``, required when there is no task domain.
         set_for: family, k and evaluation set that the budgets were set for.
+        allow: names out of `ALLOWANCES`, in the order of that table.
     """
 
     stage: str
@@ -184,6 +189,7 @@ class Policy:
     weights: WeightRules
     task_none: bool
     set_for: SetFor
+    allow: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
         """The block in the file's spelling, defaults filled in."""
@@ -194,4 +200,5 @@ class Policy:
         }
         out |= {"rewrite": self.rewrite.describe(), "damage": self.damage.describe()}
         out |= {"weights": self.weights.describe(), "set_for": self.set_for.describe()}
+        out |= {"allow": list(self.allow)}
         return out | ({"task": "none"} if self.task_none else {})

@@ -77,6 +77,9 @@ policy:
   # shared_expert, dense_mlp, attention, norm, embedding, head, other.
   weights: {must_not_change: [], must_change: []}
 
+  # What is allowed by name, nothing by default. identical: base and tuned may hold the same values.
+  # allow: [identical]
+
   # What the budgets were set for; an audit of another kind warns.
   # set_for: {family: deepseek_v3, top_k: 8, experts: active}
 """

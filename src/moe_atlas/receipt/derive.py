@@ -25,7 +25,7 @@ from moe_atlas.verdict.predicates import derive_predicates
 SCHEMA = "atlas/receipt/v1"
 # How intervals, predicates, claims and the verdict follow from facts and window data. Raise it with every change that
 # derives anything else from the same evidence: a receipt of other rules is then refused by name, not called edited.
-DERIVATION = 2
+DERIVATION = 3
 ORDER = (
     "schema",
     "derivation",

@@ -7,7 +7,7 @@ that failed inside a predicate which its declared stage lets pass is ``skipped``
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_atlas.errors import AtlasError
@@ -26,6 +26,7 @@ def render(receipt: Mapping[str, Any]) -> str:
     for name, predicate in receipt["predicates"].items():
         if receipt["kind"] == "audit":
             _suite(root, name, predicate)
+    _warnings(root, receipt["warnings"])
     return _finished(root)
 
 
@@ -47,6 +48,16 @@ def _suite(root: ET.Element, name: str, predicate: Mapping[str, Any]) -> None:
     outcome = _case(suite, name, "outcome")
     reason = f": {predicate['reason']}" if predicate.get("reason") else ""
     _judge(outcome, words.PASSED[passed], f"{predicate['outcome']}{reason}", passed)
+
+
+def _warnings(root: ET.Element, warnings: Sequence[Mapping[str, Any]]) -> None:
+    """One skipped case a warning: a viewer shows its message, and the job's result stays the verdict's."""
+    if not warnings:
+        return
+    suite = ET.SubElement(root, "testsuite", name="warnings")
+    for warning in warnings:
+        case = _case(suite, "warnings", warning["code"])
+        ET.SubElement(case, "skipped", message=shown(warning["message"], 400))
 
 
 def _case(suite: ET.Element, predicate: str, title: str) -> ET.Element:

@@ -10,7 +10,7 @@ from moe_atlas.errors import AtlasError
 from moe_atlas.report import words
 from moe_atlas.text import interval, markdown, number
 
-REASONS, DOMAINS, STEPS, WARNINGS = 8, 8, 3, 2
+REASONS, DOMAINS, STEPS, WARNINGS = 7, 6, 3, 4
 BADGES = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", None: "📌"}
 
 
@@ -28,7 +28,7 @@ def render(receipt: Mapping[str, Any], path: Path) -> str:
         "",
         *_domains(receipt),
         "",
-        *(f"- ⚠️ {_safe(warning['message'], 300)}" for warning in receipt["warnings"][:WARNINGS]),
+        *_cut([f"- ⚠️ {_safe(w['message'], 300)}" for w in receipt["warnings"]], WARNINGS, "warnings"),
         *(f"- next: {_safe(words.next_step(step), 400)}" for step in receipt["next_steps"][:STEPS]),
         "",
         f"receipt `{receipt['evidence']['receipt_sha256']}`, check it with `atlas verify` {_safe(path.name)}",

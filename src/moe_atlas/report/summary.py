@@ -15,7 +15,7 @@ def exit_code(receipt: Mapping[str, Any]) -> int:
 
 
 def summary(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Verdict, outcomes, what failed and what to do; the same keys for every receipt."""
+    """Verdict, outcomes, what failed, what to know and what to do; the same keys for every receipt."""
     return {
         "verdict": receipt["verdict"],
         "kind": receipt["kind"],
@@ -32,6 +32,7 @@ def summary(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
             for line in predicate["evidence"]
             if line["result"] in ("fail", "undetermined")
         ],
+        "warnings": receipt["warnings"],
         "next_steps": receipt["next_steps"],
     }
 
