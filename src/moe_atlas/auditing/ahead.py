@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TypeVar
@@ -18,7 +18,7 @@ NICE = 19
 WORKERS = 2  # threads that look at what was read
 
 
-def ahead(begin: Callable[[int], Future[T]], steps: Iterable[int], depth: int = DEPTH) -> Iterator[T]:
+def ahead(begin: Callable[[int], Future[T]], steps: Iterable[int], depth: int = DEPTH) -> Generator[T]:
     """The results of every step in order; steps begin in order, the first at once, at most `depth` ahead.
 
     With a depth of 0 a step begins when it is asked for. An error of a step is raised where its result would have
@@ -36,7 +36,7 @@ def ahead(begin: Callable[[int], Future[T]], steps: Iterable[int], depth: int = 
 
 def _results(
     begin: Callable[[int], Future[T]], todo: Iterator[int], waiting: deque[Future[T]]
-) -> Iterator[T]:
+) -> Generator[T]:
     try:
         while True:
             waiting.extend(begin(step) for step in islice(todo, 1))

@@ -6,8 +6,9 @@ account of their identity. No more than a few experts are in memory at any time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -129,8 +130,10 @@ class LayerExperts:
         self.identical = len(sides) == 2
         self.match_E = self._find_relabelling() if len(sides) == 2 else None
 
-    def stream(self, *, again: bool = False) -> Iterator[Expert]:
+    def stream(self, *, again: bool = False) -> Generator[Expert]:
         """This process's experts in rising order; the first ones are read from now on, the next in the background.
+
+        Whoever does not take all of them closes it, so that none is being read any more.
 
         Args:
             again: whether they will be streamed once more.
@@ -161,16 +164,19 @@ class LayerExperts:
                 self._ledger.enter(change, as_stored=True)
         self._recorded = True
 
-    def _prepared(self, share: range, reads: Iterator[tuple[_Read, Callable[[], Moved]]]) -> Iterator[Expert]:
+    def _prepared(
+        self, share: range, reads: Generator[tuple[_Read, Callable[[], Moved]]]
+    ) -> Generator[Expert]:
         try:
-            for index, (read, arrive) in zip(share, reads, strict=True):
-                self._found[index] = read.found
-                moved = arrive()
-                prepared, by_index, requantised = moved
-                yield Expert(index, tuple(prepared), read.identical, by_index, requantised)
-                del prepared, by_index, requantised
-                self._transit.used(moved, partial(self._recycle, read))
-                del moved
+            with closing(reads):
+                for index, (read, arrive) in zip(share, reads, strict=True):
+                    self._found[index] = read.found
+                    moved = arrive()
+                    prepared, by_index, requantised = moved
+                    yield Expert(index, tuple(prepared), read.identical, by_index, requantised)
+                    del prepared, by_index, requantised
+                    self._transit.used(moved, partial(self._recycle, read))
+                    del moved
             self._transit.finish()
         finally:
             for side in self.sides:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,10 +196,11 @@ def pass_together(
             Passage(audit.sides, layers, n, audit.batches[n], audit.scope, experts, shared, audit.group)
             for n in part
         ]
-    for expert in audit.clock.waiting("waiting for experts", stream):
-        with audit.clock.phase("experts"):
-            for passage in passages:
-                passage.add(expert)
+    with closing(stream):  # reading ends before its threads do, whatever happens
+        for expert in audit.clock.waiting("waiting for experts", stream):
+            with audit.clock.phase("experts"):
+                for passage in passages:
+                    passage.add(expert)
     with audit.clock.phase("exchanging"):
         experts.record()
         for passage in passages:

@@ -13,9 +13,12 @@ from typing import Any, TextIO
 
 import typer
 
+from moe_atlas import stopping
 from moe_atlas.cli.help import Command
 from moe_atlas.cli.place import leads
 from moe_atlas.errors import AtlasError, Exit
+from moe_atlas.parent import end_with_parent
+from moe_atlas.stopping import Stopped
 from moe_atlas.text import shown
 
 # Two caches keep matrix products prepared, one for each count of rows, up to two megabytes each: oneDNN's and that of
@@ -61,14 +64,6 @@ for _name, _line in COMMANDS.items():
     app.command(_name, cls=Command, short_help=_line)(_command)
 
 
-class Stopped(BaseException):
-    """SIGINT or SIGTERM: nothing catches it on the way out but what undoes the half-done."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def main() -> None:
     """Run the command line and leave with an exit code that never lies.
 
@@ -81,10 +76,14 @@ def main() -> None:
     # Threads that wait for others by spinning take the processor from those that read, hash and compare.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.stdout, sys.stderr = _open(sys.stdout if leads() else None), _open(sys.stderr if leads() else None)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
-    code = run(sys.argv[1:])
+    try:
+        stopping.listen()
+        end_with_parent()
+        code = run(sys.argv[1:])
+    except Stopped as stop:  # it came while an error was being said
+        complain(stopping.LINE)
+        code = 128 + stop.number
+    stopping.ignore()
     if not all([_flushes(sys.stdout), _flushes(sys.stderr)]):
         os._exit(code)
     sys.exit(code)
@@ -111,10 +110,6 @@ def _crash(*error: Any) -> None:
     os._exit(CRASHED)
 
 
-def _stop(number: int, frame: object) -> None:
-    raise Stopped(number)
-
-
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every error a user can cause becomes one line."""
     try:
@@ -128,7 +123,7 @@ def run(arguments: list[str]) -> int:
         complain(f"E_USAGE {error.format_message().rstrip('.')}; {command} --help shows what there is")
         return int(Exit.USAGE)
     except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
-        complain("stopped before a result was acknowledged")
+        complain(stopping.LINE)
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except (
         SystemExit
