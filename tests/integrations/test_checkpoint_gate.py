@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_atlas.errors import UsageError
 from moe_atlas.integrations import CheckpointGate, GateResult
+from moe_atlas.parent import end_with_parent
 from tests import pairs, tiny
 
 
@@ -104,6 +111,111 @@ def test_a_policy_that_cannot_be_is_refused(gate):
         gate(stop_when="sometimes")
     with pytest.raises(UsageError, match="no run is named"):
         gate(stop_when="intervene")
+
+
+def test_a_task_that_is_not_reached_yet_stops_no_training(place, tmp_path):
+    domains = yaml.safe_load((place / "probe/probes.yaml").read_text())["domains"]
+    task = {"name": "sft", "role": "task", "source": "sft.jsonl", "documents": 40}
+    task["success"] = {"metric": "nll", "at_most": 0.01}
+    policy = {key: value for key, value in pairs.POLICY.items() if key != "task"}
+    (tmp_path / "probe").mkdir()
+    rows = [json.loads(line) for line in (place / "probe/code.jsonl").read_text().splitlines()]
+    turned = [{"id": f"sft-{n}", "tokens": row["tokens"][::-1]} for n, row in enumerate(rows)]
+    (tmp_path / "probe/sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turned))
+    probes = pairs.probe(tmp_path / "probe", domains=[*domains, task], policy=policy)
+    made = CheckpointGate(place / "base", probes, tmp_path / "gates", wait=True)
+    assert made(place / "light", 10) is False
+    assert made(place / "hard", 20) is True
+    assert [(one.verdict, one.structure) for one in made.results] == [("fail", "pass"), ("fail", "fail")]
+
+
+HANGING = """
+import time
+from pathlib import Path
+from moe_atlas import cli
+from moe_atlas.auditing import loop
+def hang(*arguments):
+    Path("amid").touch()
+    time.sleep(300)
+loop.record_weights = hang
+cli.main()
+"""
+# A training whose audit hangs amid its layers, beside a worker that inherited whatever the training holds open.
+TRAINING = """
+import multiprocessing, os, sys, time
+from moe_atlas.integrations import CheckpointGate
+
+class Gate(CheckpointGate):
+    def _command(self, *arguments):
+        instead = {{"-m": "-c", "moe_atlas": {hanging!r}}}
+        return [instead.get(word, word) for word in super()._command(*arguments)]
+
+gate = Gate(*sys.argv[1:4])
+gate(sys.argv[4], 10)
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,), daemon=True)
+worker.start()
+print(gate._running.process.pid, worker.pid, flush=True)
+while not os.path.exists("amid"):
+    time.sleep(0.05)
+{end}
+"""
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and is no zombie that nobody has buried yet."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("end", ["time.sleep(300)", "os._exit(1)", "raise SystemExit(1)"])
+def test_an_audit_ends_with_its_training(place, tmp_path, end):
+    """Killed, gone without a word, or ended by an error, while a forked worker lives on."""
+    words = [place / "base", place / "probe/probes.yaml", tmp_path / "gates", place / "light"]
+    command = [sys.executable, "-c", TRAINING.format(hanging=HANGING, end=end), *map(str, words)]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    audit, worker = map(int, training.stdout.readline().split())
+    try:
+        assert until((tmp_path / "amid").exists, 120)
+        assert runs(audit)
+        training.kill()
+        training.wait()
+        assert until(lambda: not runs(audit), 10)
+        assert [path.name for path in (tmp_path / "gates").iterdir()] == ["gate-10.log"]
+        assert (
+            tmp_path / "gates/gate-10.log"
+        ).read_text() == "atlas: stopped before a result was acknowledged\n"
+    finally:
+        for process in (audit, worker):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def test_an_audit_whose_training_is_gone_before_it_looks_ends_at_once():
+    gone = os.environ | {"ATLAS_PARENT": "1" if os.getppid() != 1 else "2"}
+    waits = "import time; from moe_atlas import cli; cli.run = lambda words: time.sleep(300); cli.main()"
+    found = subprocess.run(
+        [sys.executable, "-c", waits], env=gone, capture_output=True, text=True, timeout=60
+    )
+    assert (found.returncode, found.stderr) == (143, "atlas: stopped before a result was acknowledged\n")
+
+
+def test_a_process_that_names_no_parent_stays_with_none(monkeypatch):
+    for named in ("", "-1", "one"):
+        monkeypatch.setenv("ATLAS_PARENT", named)
+        end_with_parent()
+        assert "ATLAS_PARENT" not in os.environ
+    assert not [thread for thread in threading.enumerate() if thread.name == "parent"]
 
 
 def test_importing_it_loads_neither_torch_nor_transformers():

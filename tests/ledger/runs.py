@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,25 @@ def made_facts(kind: str = "audit", **rewrite: Any) -> dict[str, Any]:
 
 
 def write(
-    ledger: Ledger, path: Path, kind: str = "audit", seed: int = 0, scale: float = 1.0, **rewrite: Any
+    ledger: Ledger,
+    path: Path,
+    kind: str = "audit",
+    seed: int = 0,
+    scale: float = 1.0,
+    change: Callable[[dict[str, Any]], Any] | None = None,
+    **rewrite: Any,
 ) -> dict[str, Any]:
-    """A receipt of this run, not yet recorded."""
+    """A receipt of this run, not yet recorded; `change` edits its facts."""
     facts = made_facts(kind, **rewrite)
+    if change is not None:
+        change(facts)
     facts["parent"] = {"ledger": ledger.head().describe()}
     return write_receipt(facts, synthetic.windows(facts, seed, scale=scale), path, force=True)
+
+
+LOOSE = {"coordinate": 2.0, "boundary": 1.0, "transition": 0.69, "content": 1.0, "overlap_drop": 2.0}
+LOOSE |= {"dead_share_rise": 1.0, "entropy_drop": 9.0, "load_cv_rise": 9.0}
+"""Budgets that a synthetic pair of scale 1 stays within and one of scale 300 breaks."""
 
 
 def gate(ledger: Ledger, path: Path, step: int, **how: Any) -> Entry:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from moe_atlas.ledger.receipts import check_witnesses, find_witnesses
 from moe_atlas.ledger.recording import record_receipt
 from moe_atlas.ledger.records import gate_records, is_clean, receipt_body
 from moe_atlas.receipt.write import write_receipt
-from tests.ledger.runs import gate, made_facts, write
+from moe_atlas.report.html import history_page
+from tests.ledger.runs import LOOSE, gate, made_facts, write
 from tests.receipt import synthetic
 
 
@@ -365,6 +367,96 @@ def test_a_torn_tail_is_shown_and_blocks_the_gate(ledger: Ledger, tmp_path: Path
     assert "7 torn bytes set aside" in run(app, "history", *arguments)[1]
 
 
+def tuned(digest: str) -> Callable[[dict[str, Any]], Any]:
+    """Facts of a pair whose tuned checkpoint has this digest."""
+
+    def change(facts: dict[str, Any]) -> None:
+        facts["checkpoints"]["tuned"]["digest"] = digest * 32
+
+    return change
+
+
+def base(digest: str, config: str) -> Callable[[dict[str, Any]], Any]:
+    def change(facts: dict[str, Any]) -> None:
+        tuned("99")(facts)
+        facts["checkpoints"]["base"] |= {"digest": digest * 32, "config_sha256": config * 32}
+
+    return change
+
+
+def registered(content: str) -> Callable[[dict[str, Any]], Any]:
+    def change(facts: dict[str, Any]) -> None:
+        tuned("99")(facts)
+        facts["probe"]["lock"]["content_sha256"] = content * 32
+
+    return change
+
+
+def both(*changes: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda facts: [change(facts) for change in changes]
+
+
+REGISTERED = registered("1a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "why"),
+    [
+        ([tuned("11"), tuned("22")], "clear", None),
+        ([tuned("11"), tuned("11")], "alert", "it counts once"),
+        ([tuned("11"), tuned("ab")], "alert", "nothing was compared"),
+        ([tuned("ab"), tuned("ab")], "alert", "nothing was compared"),
+        ([tuned("11"), tuned("00")], "alert", "it counts once"),
+        ([tuned("11"), base("ab", "00")], "alert", "another base"),
+        ([tuned("11"), base("77", "ef")], "alert", "another base"),
+        ([tuned("11"), registered("1b")], "alert", "other registered windows"),
+    ],
+)
+def test_which_receipts_end_an_episode(
+    ledger: Ledger, tmp_path: Path, app: typer.Typer, changes: list[Any], state: str, why: str | None
+) -> None:
+    """After a failure: new checkpoints against the same base under the same registration, nothing else."""
+    failed = gate(
+        ledger, tmp_path / "bad.json", 0, scale=300.0, change=both(REGISTERED, tuned("00")), **LOOSE
+    )
+    assert failed.body["verdict"] == "fail"
+    for number, change in enumerate(changes, start=1):
+        how = both(REGISTERED, change)
+        passed = gate(ledger, tmp_path / f"{number}.json", number, change=how, **LOOSE)
+        assert passed.body["structure"] == "pass"
+    arguments = ("sft", "--runs", str(tmp_path / "runs"))
+    last = read_history(ledger).last
+    assert last is not None
+    assert (last.state, run(app, "gate", *arguments)[0]) == (state, 0 if why is None else 3)
+    if why is not None:
+        assert why in run(app, "gate", *arguments)[1]
+        assert why in json.loads(run(app, "gate", *arguments, "--json")[1])["not_counted"]
+        assert why in json.loads(run(app, "history", *arguments, "--json")[1])["entries"][-1]["notes"][0]
+        assert why in " ".join(run(app, "history", *arguments)[1].split())
+        assert why in history_page(read_history(ledger))
+
+
+def missed(facts: dict[str, Any]) -> None:
+    """A target that the synthetic task is far from."""
+    facts["probe"]["domains"][1]["success"]["at_most"] = 0.1
+
+
+def test_a_healthy_run_that_has_not_reached_its_task_stays_green(
+    ledger: Ledger, tmp_path: Path, app: typer.Typer
+) -> None:
+    arguments = ("sft", "--runs", str(tmp_path / "runs"))
+    for number in range(1, 6):
+        how = both(tuned(f"{number}{number}"), missed)
+        entry = gate(ledger, tmp_path / f"{number}.json", number, change=how, **LOOSE)
+        assert (entry.body["verdict"], entry.body["structure"]) == ("fail", "pass")
+        assert entry.body["outcomes"]["knowledge_expansive"] == "task-not-reached"
+        code, said = run(app, "gate", *arguments)
+        assert (code, said.startswith("GREEN task-open: ")) == (3, True)
+    entry = gate(ledger, tmp_path / "bad.json", 9, change=both(tuned("99"), missed), scale=300.0, **LOOSE)
+    assert entry.body["structure"] == "fail"
+    assert "first-bad" in run(app, "gate", *arguments)[1]
+
+
 PROBES = """\
 schema: atlas/probes/v1
 name: gate
@@ -397,6 +489,25 @@ def test_a_widened_threshold_is_visible_in_the_history(
     assert output.count(first["lock_sha256"][:12]) == 2  # once as the lock, once as the one replaced
     assert entry.body["lock_sha256"][:12] in output
     assert run(app, "gate", "sft", "--runs", str(tmp_path / "runs"))[0] == 3
+
+
+def test_a_probe_set_of_another_policy_is_visible_in_the_history(
+    ledger: Ledger, tmp_path: Path, app: typer.Typer
+) -> None:
+    def under(policy: str) -> Callable[[dict[str, Any]], Any]:
+        return lambda facts: facts["probe"]["lock"].update(policy_sha256=policy * 32)
+
+    gate(ledger, tmp_path / "1.json", 1, change=under("aa"))
+    gate(ledger, tmp_path / "2.json", 2, change=under("aa"))
+    gate(ledger, tmp_path / "3.json", 3, change=under("bb"))
+    notes = [
+        [note for note in entry["notes"] if "policy" in note]
+        for entry in read_history(ledger).describe()["entries"]
+    ]
+    assert notes == [[], [], ["policy changed: aaaaaaaaaaaa → bbbbbbbbbbbb"]]
+    output = " ".join(run(app, "history", "sft", "--runs", str(tmp_path / "runs"))[1].split())
+    assert "policy changed:" in output
+    assert "policy changed: aaaaaaaaaaaa" in history_page(read_history(ledger))
 
 
 def test_history_and_gate_never_import_torch() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_atlas.errors import Exit
-from moe_atlas.verdict.escalation import GateRecord, Reading, escalate, exit_code
+from moe_atlas.verdict.episodes import GateRecord
+from moe_atlas.verdict.escalation import Reading, escalate, exit_code
 from moe_atlas.verdict.perplexity import decline_per_100_steps, decline_trend
 
 OCCUPANCY = ("dead_share", "entropy", "load_cv")
@@ -226,10 +227,126 @@ def test_a_pass_under_another_policy_ends_no_episode() -> None:
     assert states(other)[-1] == ("GREEN", "clear")
 
 
+def fresh(number: int, **more: object) -> GateRecord:
+    """A pass of a checkpoint of its own, against one base, under one registration."""
+    return replace(good(weights=f"w{number}", base="b", registration="r", step=100 * number), **more)  # type: ignore[arg-type]
+
+
+FAILED = bad(0.0, weights="w0", base="b", registration="r", step=0)
+
+
+@pytest.mark.parametrize(
+    ("passes", "state", "why"),
+    [
+        ([fresh(1), fresh(2)], ("GREEN", "clear"), None),
+        ([fresh(1), fresh(1)], ("YELLOW", "alert"), "it counts once"),
+        ([fresh(1), fresh(1, step=900)], ("YELLOW", "alert"), "it counts once"),
+        ([fresh(1), fresh(1), fresh(2)], ("GREEN", "clear"), None),
+        # the checkpoint that failed says nothing new when it passes
+        ([fresh(1), fresh(2, weights="w0")], ("YELLOW", "alert"), "it counts once"),
+        ([fresh(1, identical=True), fresh(2, identical=True)], ("YELLOW", "alert"), "nothing was compared"),
+        ([fresh(1), fresh(2, identical=True)], ("YELLOW", "alert"), "nothing was compared"),
+        ([fresh(1, policy="wider"), fresh(2, policy="wider")], ("YELLOW", "alert"), "another policy"),
+        ([fresh(1, base="other"), fresh(2, base="other")], ("YELLOW", "alert"), "another base"),
+        ([fresh(1, registration="x"), fresh(2, registration="x")], ("YELLOW", "alert"), "other registered windows"),
+        ([fresh(1), fresh(2, base="other")], ("YELLOW", "alert"), "another base"),
+        ([fresh(1, step=-200), fresh(2, step=-100)], ("YELLOW", "alert"), "older than the last bad gate"),
+        # what an entry of an earlier version does not say is not held against it
+        ([fresh(1, base=None, registration=None, weights=None)] * 2, ("GREEN", "clear"), None),
+    ],
+)  # fmt: skip
+def test_what_a_pass_must_be_to_count(
+    passes: list[GateRecord], state: tuple[str, str], why: str | None
+) -> None:
+    last = escalate([FAILED, *passes])[-1]
+    assert (last.colour, last.state) == state
+    assert (exit_code([last]) == Exit.PASS) == (state[1] == "clear")
+    if why is None:
+        assert last.not_counted is None
+    else:
+        assert why in (last.not_counted or "")
+        assert last.pattern == last.not_counted
+        assert "audit a" in last.intervention
+
+
+def test_an_identical_pair_never_clears_a_run() -> None:
+    nothing = fresh(1, identical=True)
+    assert states(nothing) == [("YELLOW", "undetermined")]
+    assert states(fresh(1), nothing)[-1] == ("YELLOW", "undetermined")
+    assert states(BASELINE, nothing, fresh(2))[-1] == ("GREEN", "clear")
+    assert states(bad(0), bad(-1), bad(-2), nothing)[-1] == ("RED", "intervene")
+    # it is no gate to be worse than, either
+    higher = replace(nothing, overlap=0.9)
+    assert states(bad(0), higher, bad(0.1), higher, bad(0.2))[-1] == ("YELLOW", "alert")
+
+
+def test_a_recovery_answers_for_every_policy_that_failed() -> None:
+    """A failure under a policy that forgives all else does not open a way round the one that matters."""
+    weak = replace(FAILED, policy="weak")
+    assert states(weak, FAILED, fresh(1, policy="weak"), fresh(2, policy="weak"))[-1] == (
+        "GREEN",
+        "recovering",
+    )
+    assert states(weak, FAILED, fresh(1), fresh(2))[-1] == ("GREEN", "recovering")
+    both = [fresh(n, policy=policy) for n in (1, 2) for policy in ("weak", "p")]
+    assert states(weak, FAILED, *both)[-1] == ("GREEN", "clear")
+
+
+def test_a_clean_baseline_waits_for_one_pass_that_counts() -> None:
+    clean = replace(BASELINE, clean=True, registration="r")
+    for nothing in (fresh(1, identical=True), fresh(1, policy="wider"), fresh(1, weights="w0")):
+        assert states(FAILED, clean, nothing)[-1] == ("YELLOW", "undetermined")
+    assert states(FAILED, clean, fresh(1))[-1] == ("GREEN", "clear")
+    assert states(FAILED, replace(clean, registration="x"), fresh(1))[-1] == ("GREEN", "recovering")
+    # a rollback that is on record may pass earlier steps again
+    assert states(FAILED, clean, fresh(-1))[-1] == ("GREEN", "clear")
+    assert states(FAILED, replace(clean, clean=None), fresh(-1), fresh(-2))[-1] == ("GREEN", "clear")
+    # a new bad gate is a first one, and answers to what failed before as well
+    again = replace(FAILED, policy="weak", weights="w9")
+    assert states(FAILED, clean, again)[-1] == ("YELLOW", "first-bad")
+    assert states(FAILED, clean, again, fresh(1, policy="weak"), fresh(2, policy="weak"))[-1] == (
+        "GREEN",
+        "recovering",
+    )
+
+
+def missed(number: int, **more: object) -> GateRecord:
+    """Atlas and damage pass, the task is not reached: the receipt fails."""
+    record = fresh(number, verdict="fail", structure="pass", failed=("task_success",))
+    return replace(record, **more)  # type: ignore[arg-type]
+
+
+def test_a_missed_task_is_no_bad_gate() -> None:
+    early = [missed(n) for n in range(1, 7)]
+    assert states(*early) == [("GREEN", "task-open")] * 6
+    readings = escalate(early)
+    assert exit_code(readings) == Exit.INCONCLUSIVE
+    assert "claim no success" in readings[-1].action
+    assert "the task, not the atlas" in readings[-1].pattern
+    assert states(*early, fresh(7))[-1] == ("GREEN", "clear")
+    open_task = fresh(1, verdict="inconclusive", structure="pass")
+    assert states(open_task) == [("GREEN", "task-open")]
+
+
+def test_a_missed_task_hides_neither_drift_nor_recovery() -> None:
+    drifting = [replace(bad(-n), structure="fail", failed=("task_success", "overlap_drop")) for n in range(3)]
+    assert states(*drifting)[-1] == ("RED", "intervene")
+    unclear = missed(1, structure="inconclusive")
+    assert states(unclear) == [("YELLOW", "undetermined")]
+    assert states(FAILED, unclear, missed(2), unclear)[-1] == ("YELLOW", "alert")
+    assert states(FAILED, missed(1), missed(2))[1:] == [("GREEN", "recovering"), ("GREEN", "task-open")]
+    assert states(FAILED, missed(1), fresh(2))[-1] == ("GREEN", "clear")
+    # a receipt that reaches its task while the atlas fails would be a bad gate all the same
+    assert states(replace(FAILED, verdict="pass", structure="fail")) == [("YELLOW", "first-bad")]
+
+
 GATES = st.sampled_from(
     [
         good(),
         good(policy="wider"),
+        *(fresh(n, step=None) for n in range(3)),
+        fresh(3, identical=True),
+        missed(4, step=None),
         OPEN,
         BASELINE,
         replace(BASELINE, clean=True),
@@ -248,15 +365,20 @@ def test_only_a_green_gate_without_an_open_episode_exits_0(gates: list[GateRecor
     code = exit_code(readings)
     if code == Exit.PASS:
         assert gates[-1].verdict == "pass"
-        failures = [n for n, gate in enumerate(gates) if gate.verdict == "fail"]
+        failures = [n for n, gate in enumerate(gates) if gate.standing == "fail"]
         after = gates[failures[-1] + 1 :] if failures else gates
-        passes = [gate for gate in after if gate.verdict == "pass" and gate.policy == "p"]
-        assert not failures or len(passes) >= 2 or any(gate.clean for gate in after)
+        counted = [
+            gate for gate in after if gate.standing == "pass" and gate.policy == "p" and not gate.identical
+        ]
+        known = {gate.weights for gate in counted if gate.weights}
+        different = len(known) + sum(gate.weights is None for gate in counted)
+        assert not failures or different >= 2 or (different and any(gate.clean for gate in gates))
+        assert not gates[-1].identical
     if code == Exit.FAIL:
-        assert [gate.verdict for gate in gates].count("fail") >= 3
+        assert [gate.standing for gate in gates].count("fail") >= 3
     assert code in (Exit.PASS, Exit.FAIL, Exit.INCONCLUSIVE)
     for reading in readings:
-        assert (reading.colour == "GREEN") <= (reading.gate.verdict == "pass")
+        assert (reading.colour == "GREEN") <= (reading.gate.standing == "pass")
         assert (reading.colour is None) == (reading.gate.kind != "audit")
         assert all((reading.action, reading.meaning, reading.pattern, reading.intervention))
 

@@ -22,7 +22,8 @@ def gate(
     """Answer for a run with an exit code, after the escalation rule.
 
     Exit codes: 0 the last gate passed and no episode is open; 1 intervene; 3 neither (nothing compared yet, a
-    bad gate that is not yet persistent, a first pass after a bad one); 5 the ledger does not verify.
+    task that is not reached, a bad gate that is not yet persistent, a first pass after a bad one); 5 the ledger does
+    not verify.
 
     Example: atlas gate sft-640 && promote
     """
@@ -35,5 +36,6 @@ def gate(
     if as_json:
         typer.echo(json.dumps({key: value for key, value in facts.items() if key != "entries"}))
     elif not quiet:
-        typer.echo(f"{facts['colour'] or 'WAITING'} {facts['state']}: {facts['action']}")
+        why = f" ({facts['not_counted']})" if facts["not_counted"] else ""
+        typer.echo(f"{facts['colour'] or 'WAITING'} {facts['state']}: {facts['action']}{why}")
     return int(found.exit_code)

@@ -108,6 +108,7 @@ def _table(found: History) -> Fitted:
     from rich.table import Table
 
     from moe_atlas.report.screen import Fitted
+    from moe_atlas.text import shown
 
     table = Table(title=f"run {found.snapshot.run}", title_justify="left", box=None)
     for name in ("#", "time", "what", "step", "verdict", "gate"):
@@ -117,41 +118,27 @@ def _table(found: History) -> Fitted:
     table.add_column("note", max_width=24)
     for entry in found.snapshot.entries:
         reading = found.readings.get(entry.seq)
-        row = _event(entry) if reading is None else _gate(entry, reading)
+        notes = shown(", ".join(found.notes(entry)), 200)
+        row = _event(entry, notes) if reading is None else _gate(entry, reading, notes)
         table.add_row(*row, style=STYLES[reading.colour] if reading and reading.colour else None)
     return Fitted(table, ("PPL/100", "min H", "State1", "CV", "NLL", "C2", "dead", "time", "note"))
 
 
-def _event(entry: Entry) -> list[str]:
+def _event(entry: Entry, notes: str) -> list[str]:
     """A registration or a repair: no gate, but part of the story."""
-    from moe_atlas.text import shown
-
-    note = ""
-    if entry.kind == "registration":
-        predecessor = entry.body.get("predecessor") or {}
-        note = f"lock {str(entry.body.get('lock_sha256'))[:12]}"
-        note += f", replaces {str(predecessor.get('sha256'))[:12]}" if predecessor else ""
-    elif entry.kind == "repair":
-        note = f"{entry.body.get('torn_bytes')} torn bytes set aside"
-    return [str(entry.seq), _minute(entry.time), entry.kind, *[""] * 10, shown(note)]
+    return [str(entry.seq), _minute(entry.time), entry.kind, *[""] * 10, notes]
 
 
-def _gate(entry: Entry, reading: Reading) -> list[str]:
-    from moe_atlas.text import number, shown
+def _gate(entry: Entry, reading: Reading, notes: str) -> list[str]:
+    from moe_atlas.text import number
 
     gate = reading.gate
     colour = f"{reading.colour or '–'} {reading.state}"
     figures = (gate.overlap, gate.dead_experts, gate.load_cv, gate.min_entropy, gate.set_margin, gate.nll)
-    notes = [
-        *(["rebound"] if reading.rebound else []),
-        *(["margin trap"] if reading.margin_trap else []),
-        *([reading.decline_trend] if reading.decline_trend else []),
-        *([f"after {entry.body['reason']}"] if entry.body.get("reason") else []),
-    ]
     decline = "–" if reading.decline is None else f"{reading.decline:+.1%}"
     step = "–" if gate.step is None else str(gate.step)
     start = [str(entry.seq), _minute(entry.time), entry.kind, step, gate.verdict or "–", colour]
-    return [*start, *(number(value) for value in figures), decline, shown(", ".join(notes), 200)]
+    return [*start, *(number(value) for value in figures), decline, notes]
 
 
 def _minute(time: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_atlas.cli import options as o
+from moe_atlas.ledger.predecessors import Predecessors
 from moe_atlas.ledger.recording import registration_body
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 from moe_atlas.probes.lock import Lock
@@ -31,13 +32,18 @@ def register(
 ) -> None:
     """Bind windows, tokenizer, policy and stage in a lock beside the probe file.
 
+    A lock names the registration it follows: the lock it replaces, or where there is none the latest one known to the
+    runs' ledgers and to receipts beside the probe file.
+
     Example: atlas register probes.yaml
     """
     ledger = None if run is None else Ledger(run, runs)
-    lock = register_probes(probes, force, policy_from=policy_from)
+    earlier = Predecessors(probes, runs, run)
+    lock = register_probes(probes, force, policy_from=policy_from, earlier=earlier)
     if ledger is not None:
         ledger.append("registration", registration_body(lock))
-    typer.echo(json.dumps(_facts(lock)) if as_json else _sentence(lock))
+    facts = _facts(lock) | {"predecessor_named_by": earlier.where, "unread_ledgers": earlier.unread}
+    typer.echo(json.dumps(facts) if as_json else _sentence(lock, earlier))
 
 
 def _facts(lock: Lock) -> dict[str, object]:
@@ -62,7 +68,7 @@ def _facts(lock: Lock) -> dict[str, object]:
     }
 
 
-def _sentence(lock: Lock) -> str:
+def _sentence(lock: Lock, earlier: Predecessors) -> str:
     lines = [f"registered {shown(str(lock.path))} at {lock.registered_at}, stage {lock.body['stage']}"]
     lines += [
         f"  {shown(d['name'])} ({d['role']}): {len(d['windows'])} windows" for d in lock.body["domains"]
@@ -70,9 +76,24 @@ def _sentence(lock: Lock) -> str:
     lines.append(f"  lock sha256 {lock.digest}")
     if lock.policy_from:
         lines.append(f"  policy of   {shown(lock.policy_from['name'])}, sha256 {lock.policy_from['sha256']}")
-    if lock.predecessor:
-        lines.append(f"  replaces    {lock.predecessor['sha256']} of {lock.predecessor['registered_at']}")
-    return "\n".join(lines + _warnings(lock.body["probes"]["policy"]))
+    return "\n".join(lines + _predecessor(lock, earlier) + _warnings(lock.body["probes"]["policy"]))
+
+
+def _predecessor(lock: Lock, earlier: Predecessors) -> list[str]:
+    """Which registration it follows, and how that is known; that none is known is said when it was looked for."""
+    lines = [
+        f"  note: {path} does not verify, so it names no earlier registration" for path in earlier.unread
+    ]
+    found = lock.predecessor
+    if found is None:
+        name = shown(str(lock.body["name"]))
+        none = f"  no earlier registration of {name} is known to the runs here or to receipts beside the probe file"
+        return [*([none] if earlier.searched else []), *lines]
+    known = f", named by {earlier.where}" if earlier.where else ""
+    lines.append(f"  replaces    {found['sha256']} of {found['registered_at']}{known}")
+    if found["policy_sha256"] != lock.policy_sha256:
+        lines.append(f"  note: its policy was another, sha256 {found['policy_sha256']}")
+    return lines
 
 
 def _warnings(policy: dict[str, Any]) -> list[str]:

@@ -8,7 +8,8 @@
     gate.finish()
 
 The training's process never loads a checkpoint and never waits, unless it is told to: it starts `atlas audit`
-with its own interpreter, one at a time, and reads what has finished when the next checkpoint comes. Torch-free.
+with its own interpreter, one at a time, and reads what has finished when the next checkpoint comes. An audit ends
+with the training that started it, however that ends. Torch-free.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from typing import Any, Literal
 
 from moe_atlas.errors import VERDICT_EXIT, AtlasError, UsageError
 from moe_atlas.ledger.store import DEFAULT_RUNS
+from moe_atlas.parent import named_parent
 from moe_atlas.text import shown
+from moe_atlas.verdict.predicates import structural_verdict
 
 StopWhen = Literal["never", "fail", "intervene"]
 STOP_WHEN: tuple[StopWhen, ...] = ("never", "fail", "intervene")
@@ -43,6 +46,7 @@ class GateResult:
         receipt: where its receipt lies; there is none when the audit could not be carried out.
         exit_code: of `atlas audit`; None when it could not be started.
         verdict: `pass`, `fail` or `inconclusive`; None when there is no receipt.
+        structure: the same of atlas and damage alone: a task that is not reached yet stops no training.
         message: the first reason, or the error.
         seconds: from start to end.
     """
@@ -54,6 +58,7 @@ class GateResult:
     verdict: str | None
     message: str
     seconds: float
+    structure: str | None = None
 
 
 @dataclass
@@ -79,8 +84,8 @@ class CheckpointGate:
         receipts: folder for the receipts, ``gate-<step>.json`` each, and what each audit said in ``gate-<step>.log``.
         run: record every gate in this run's ledger.
         runs: the folder that holds the runs.
-        stop_when: `fail` stops at a FAIL, `intervene` when the escalation rule of the run says so (needs `run`),
-            `never` only warns.
+        stop_when: `fail` stops where atlas or damage FAIL, `intervene` when the escalation rule of the run says so
+            (needs `run`), `never` only warns. A task that is not reached yet stops nothing.
         wait: wait for each gate before the training goes on.
         threads: CPU threads of the audit.
         niceness: added to the audit's niceness, so that the training keeps its cores.
@@ -200,6 +205,7 @@ class CheckpointGate:
             verdict=verdict if carried_out else None,
             message=message,
             seconds=time.monotonic() - running.started,
+            structure=structural_verdict(summary["predicates"]) if carried_out else None,
         )
         self._judge(result)
 
@@ -210,7 +216,7 @@ class CheckpointGate:
             return
         level = logging.INFO if result.verdict == "pass" else logging.WARNING
         logger.log(level, "gate at step %d: %s %s", result.step, result.verdict, result.message)
-        if self.stop_when == "fail" and result.verdict == "fail":
+        if self.stop_when == "fail" and result.structure == "fail":
             self._stop = True
         if self.stop_when == "intervene" and self._intervene(result.step):
             self._stop = True
@@ -220,7 +226,7 @@ class CheckpointGate:
     def _intervene(self, step: int) -> bool:
         from moe_atlas.ledger.history import read_history
         from moe_atlas.ledger.store import Ledger
-        from moe_atlas.verdict.escalation import RED
+        from moe_atlas.verdict.episodes import RED
 
         assert self.run is not None
         try:
@@ -232,10 +238,10 @@ class CheckpointGate:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The training's environment without its distributed set-up and its devices' names for ranks."""
+    """The training's environment without its distributed set-up, and who the training is: the audit ends with it."""
     dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
-    return kept | {"OMP_NUM_THREADS": str(threads)}
+    return kept | {"OMP_NUM_THREADS": str(threads)} | named_parent()
 
 
 def _read(log: Path) -> tuple[dict[str, Any], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from moe_atlas.ledger.receipts import Witness, find_witnesses, require_consisten
 from moe_atlas.ledger.records import gate_records
 from moe_atlas.ledger.store import Ledger, Snapshot
 from moe_atlas.text import shown
-from moe_atlas.verdict.escalation import EMPTY, Reading, escalate, exit_code
+from moe_atlas.verdict.episodes import EMPTY
+from moe_atlas.verdict.escalation import Reading, escalate, exit_code
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class History:
             "colour": last.colour if last else None,
             "action": last.action if last else "record a baseline or an audit of this run",
             "intervention": last.intervention if last else None,
+            "not_counted": last.not_counted if last else None,
             "exit_code": int(self.exit_code),
             "entries": [self._entry(entry) for entry in self.snapshot.entries],
         }
@@ -64,7 +66,48 @@ class History:
             "kind": entry.kind,
             "body": dict(entry.body),
         }
-        return facts | {"reading": None if reading is None else asdict(reading)}
+        return facts | {"reading": None if reading is None else asdict(reading), "notes": self.notes(entry)}
+
+    def notes(self, entry: Entry) -> list[str]:
+        """What every report of the run says beside an entry, in words."""
+        body, reading = entry.body, self.readings.get(entry.seq)
+        return [
+            *(_of_reading(reading) if reading else []),
+            *_of_event(body),
+            *_policy_change(self.snapshot.entries, entry),
+        ]
+
+
+def _of_reading(reading: Reading) -> list[str]:
+    return [
+        *([reading.not_counted] if reading.not_counted else []),
+        *(["rebound"] if reading.rebound else []),
+        *(["margin trap: margins rise while occupancy is degraded"] if reading.margin_trap else []),
+        *([reading.decline_trend] if reading.decline_trend else []),
+    ]
+
+
+def _of_event(body: Mapping[str, Any]) -> list[str]:
+    predecessor = (body.get("predecessor") or {}).get("sha256")
+    return [
+        *([f"after {body['reason']}"] if body.get("reason") else []),
+        *([f"failed: {', '.join(body['failed'])}"] if body.get("failed") else []),
+        *([f"lock {str(body['lock_sha256'])[:12]}"] if "predecessor" in body else []),
+        *([f"replaces registration {str(predecessor)[:12]}"] if predecessor else []),
+        *([f"{body['torn_bytes']} torn bytes set aside"] if "torn_bytes" in body else []),
+    ]
+
+
+def _policy_change(entries: Sequence[Entry], entry: Entry) -> list[str]:
+    """Whether the policy of an entry's probe set is another than the one before it; nothing where that is unknown."""
+    now, name = entry.body.get("lock_policy_sha256"), entry.body.get("probe")
+    before = (entry.body.get("predecessor") or {}).get("policy_sha256")
+    earlier = [other.body for other in entries[: entry.seq] if other.body.get("probe") == name]
+    known = [found for body in earlier if (found := body.get("lock_policy_sha256"))]
+    before = known[-1] if known else before
+    if now is None or before in (None, now):
+        return []
+    return [f"policy changed: {str(before)[:12]} → {str(now)[:12]}"]
 
 
 def read_history(ledger: Ledger, receipts: Iterable[Path] = ()) -> History:

@@ -92,6 +92,8 @@ def registration_body(lock: Lock) -> dict[str, Any]:
     """What a ledger keeps of a registration; the predecessor shows what was replaced."""
     return {
         "lock": str(lock.path.resolve()),
+        "probe": lock.body["name"],
+        "registration": lock.content_sha256,
         "lock_sha256": lock.digest,
         "lock_policy_sha256": lock.policy_sha256,
         "policy_from": lock.policy_from,

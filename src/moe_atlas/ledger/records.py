@@ -14,8 +14,9 @@ from typing import Any
 
 from moe_atlas.ledger.chain import Entry
 from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, OCCUPANCY, status_of
-from moe_atlas.verdict.escalation import GateRecord
+from moe_atlas.verdict.episodes import GateRecord
 from moe_atlas.verdict.gates import FAIL, is_number
+from moe_atlas.verdict.predicates import structural_verdict
 
 Receipt = Mapping[str, Any]
 
@@ -37,6 +38,7 @@ def receipt_body(
     """
     side = "base" if receipt["kind"] == "baseline" else "tuned"
     probe = receipt["probe"]
+    lock = probe.get("lock") or {}
     body: dict[str, Any] = {
         "receipt": str(path.resolve()),
         "receipt_sha256": sha256,
@@ -44,13 +46,36 @@ def receipt_body(
         "reason": reason,
         "verdict": receipt["verdict"],
         "checkpoint": (receipt["checkpoints"].get(side) or {}).get("digest"),
-        "lock_sha256": (probe.get("lock") or {}).get("sha256"),
+        "weights": weights_identity(receipt["checkpoints"].get(side) or {}),
+        "probe": probe.get("name"),
+        "lock_sha256": lock.get("sha256"),
+        "lock_policy_sha256": lock.get("policy_sha256"),
+        "registered_at": lock.get("registered_at"),
+        "registration": lock.get("content_sha256"),
         "policy_sha256": policy_sha256(probe),
         "budgets": _budgets(probe),
         "health": _health(receipt, side),
         "nll": _nll(receipt, side),
     }
     return body | (_comparison(receipt) if side == "tuned" else {})
+
+
+def weights_identity(checkpoint: Receipt) -> str | None:
+    """What names a checkpoint's weights, however they are stored; None where the receipt does not say."""
+    found = checkpoint.get("values_digest") or checkpoint.get("digest")
+    return None if found is None else str(found)
+
+
+def _model_identity(checkpoint: Receipt) -> str | None:
+    """Weights and config: the same weights under another config are another model, and another reference."""
+    weights = weights_identity(checkpoint)
+    return None if weights is None else f"{weights}:{checkpoint.get('config_sha256')}"
+
+
+def _identical(receipt: Receipt) -> bool:
+    """Whether nothing was compared: base and tuned hold the same weights under the same config."""
+    base, tuned = (_model_identity(receipt["checkpoints"].get(side) or {}) for side in ("base", "tuned"))
+    return receipt["identity"]["identical_checkpoints"] is True or (base is not None and base == tuned)
 
 
 def policy_sha256(probe: Receipt) -> str:
@@ -113,6 +138,9 @@ def _comparison(receipt: Receipt) -> dict[str, Any]:
     claims = receipt["claims"]
     objective = [status_of(claims, name) for name in ("objective_improved", "canary_nll_improved")]
     return {
+        "base": _model_identity(receipt["checkpoints"].get("base") or {}),
+        "identical": _identical(receipt),
+        "structure": structural_verdict(receipt["predicates"]) if receipt["predicates"] else None,
         "objective_improved": _licence(next((s for s in objective if s in (LICENSED, CONTRADICTED)), "")),
         "overlap_worse": _licence(status_of(claims, "overlaps_less_compatible")),
         "pathology": _pathology(receipt),
@@ -182,6 +210,11 @@ def _gate_record(entry: Entry, first: Mapping[str, Any] | None) -> GateRecord:
         failed=tuple(body.get("failed") or ()),
         clean=None if audit else is_clean(health, first or {}, body.get("budgets") or {}),
         policy=body.get("policy_sha256"),
+        structure=body.get("structure"),
+        registration=body.get("registration"),
+        base=body.get("base"),
+        weights=body.get("weights"),
+        identical=body.get("identical") is True,
     )
 
 

@@ -64,10 +64,16 @@ class Lock:
         value: dict[str, Any] | None = self.body["predecessor"]
         return value
 
+    @property
+    def content_sha256(self) -> str:
+        """Digest of what was registered, whenever and after whatever it was: the same in two locks of one content."""
+        return sha256_hex(render(without_history(self.body)))
+
     def facts(self) -> dict[str, Any]:
         """What a receipt says of it."""
         return {
             "sha256": self.digest,
+            "content_sha256": self.content_sha256,
             "registered_at": self.registered_at,
             "policy_sha256": self.policy_sha256,
             "policy_from": self.policy_from,

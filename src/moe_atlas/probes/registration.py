@@ -7,6 +7,7 @@ lock names the one it replaced.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,7 +53,11 @@ class ProbeSet:
 
 
 def register(
-    path: Path, force: bool = False, now: datetime | None = None, policy_from: Path | None = None
+    path: Path,
+    force: bool = False,
+    now: datetime | None = None,
+    policy_from: Path | None = None,
+    earlier: Callable[[str], dict[str, Any] | None] | None = None,
 ) -> Lock:
     """Cut the windows of a probe file and write its lock beside it.
 
@@ -64,6 +69,8 @@ def register(
         force: replace a differing lock.
         now: registration time, for tests; the clock's by default.
         policy_from: a central policy file, which the lock then names with its digest.
+        earlier: asked, where there is no lock, for the latest known registration of a probe set of this name
+            (``sha256``, ``registered_at``, ``policy_sha256``), which the new lock then names as its predecessor.
 
     Raises:
         UsageError: E_PROBE_MISSING (no such file), E_PROBE_REGISTERED (a differing lock exists and `force` is
@@ -84,6 +91,8 @@ def register(
             hint = f"to replace it on the record: atlas register --force {path}"
             raise UsageError("E_PROBE_REGISTERED", str(target), _summary(changed), hint)
         predecessor = _predecessor(target, old)
+    elif earlier is not None:
+        predecessor = earlier(config.name)
     stamp = (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
     raw = seal(body | {"registered_at": stamp, "predecessor": predecessor})
     try:

@@ -4,6 +4,9 @@ One bad gate revokes claims, but may be a fluctuation; a rebound of overlap that
 too cheap to trust; two later gates that are worse with the same occupancy pathology are drift. `escalate`
 reads a run's gates in order and says, at each, where the rule stands. It is a pure function of the records:
 no clock, no files.
+
+The rule asks for atlas and damage only: a training reaches its task late, and a task that is not reached yet is no
+drift. A pass ends an episode only if it says something new about the gates that failed; see `_not_counted`.
 """
 
 from __future__ import annotations
@@ -13,69 +16,28 @@ from dataclasses import dataclass, field
 
 from moe_atlas.errors import Exit
 from moe_atlas.verdict import playbook
+from moe_atlas.verdict.episodes import (
+    ALERT,
+    CLEAR,
+    FIRST_BAD,
+    GREEN,
+    INTERVENE,
+    PREPARE,
+    RECOVERING,
+    RED,
+    TASK_OPEN,
+    UNDETERMINED,
+    WAITING,
+    YELLOW,
+    Episode,
+    GateRecord,
+)
 from moe_atlas.verdict.perplexity import decline_per_100_steps, decline_trend
 
-GREEN, YELLOW, RED = "GREEN", "YELLOW", "RED"
-
-EMPTY = "empty"
-WAITING = "waiting"
-CLEAR = "clear"
-UNDETERMINED = "undetermined"
-FIRST_BAD = "first-bad"
-ALERT = "alert"
-PREPARE = "prepare"
-INTERVENE = "intervene"
-RECOVERING = "recovering"
-
-WORSE_GATES = 2
-"""Later worse gates with the same occupancy pathology that make a pattern persistent (Table 13)."""
 BAD_GATES = 4
 """Bad gates of one episode that are persistent whatever the pattern (Table 6: the fourth gate ends the waiting)."""
-CLEARING_PASSES = 2
-"""Passes in a row that end an episode (Table 14: repeated gates before recovery is declared)."""
-
-
-@dataclass(frozen=True)
-class GateRecord:
-    """What one receipt says about the run at one point; None where it does not say.
-
-    Attributes:
-        kind: ``baseline``, ``resume`` (a baseline after an interruption) or ``audit``.
-        step: training step.
-        verdict: ``pass``, ``fail`` or ``inconclusive``; None for a baseline.
-        overlap: co-active overlap C2 of the checkpoint, mean over protected layers.
-        set_margin: State1, mean over protected layers.
-        dead_experts: mean over protected layers.
-        load_cv: mean over protected layers, a ratio.
-        min_entropy: least load entropy of the protected layers, nats.
-        nll: of the task domains, or of the base domains where there is no task; nats per token.
-        objective_improved: whether the receipt licenses that the objective improved against its base.
-        overlap_worse: whether it licenses that overlap is worse than its base's.
-        pathology: which occupancy measures it licenses as degraded: ``dead_share``, ``entropy``, ``load_cv``.
-        occupancy_healthy: whether it licenses that none of them is; False where `pathology` is not empty.
-        margin_worse: whether it licenses that set margins fell in every protected layer.
-        failed: the gates that failed.
-        clean: for a baseline: whether overlap and occupancy stand where the run's first reference had them.
-        policy: digest of the policy that judged it.
-    """
-
-    kind: str
-    step: int | None = None
-    verdict: str | None = None
-    overlap: float | None = None
-    set_margin: float | None = None
-    dead_experts: float | None = None
-    load_cv: float | None = None
-    min_entropy: float | None = None
-    nll: float | None = None
-    objective_improved: bool | None = None
-    overlap_worse: bool | None = None
-    pathology: tuple[str, ...] = ()
-    occupancy_healthy: bool | None = None
-    margin_worse: bool | None = None
-    failed: tuple[str, ...] = ()
-    clean: bool | None = None
-    policy: str | None = None
+WORSE_GATES = 2
+"""Later worse gates with the same occupancy pathology that make a pattern persistent (Table 13)."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +46,10 @@ class Reading:
 
     Attributes:
         gate: the record it reads.
-        colour: ``GREEN`` (pass), ``YELLOW`` (inconclusive, or bad but not yet persistent), ``RED``
-            (intervene); None for a baseline, which tests nothing.
-        state: ``waiting``, ``clear``, ``undetermined``, ``first-bad``, ``alert``, ``prepare``, ``intervene``
-            or ``recovering``.
+        colour: ``GREEN`` (atlas and damage pass), ``YELLOW`` (inconclusive, or bad but not yet persistent),
+            ``RED`` (intervene); None for a baseline, which tests nothing.
+        state: ``waiting``, ``clear``, ``task-open``, ``undetermined``, ``first-bad``, ``alert``, ``prepare``,
+            ``intervene`` or ``recovering``.
         action: what to do now (Tables 6 and 13).
         meaning: overlap, occupancy and loss read jointly (Table 11).
         pattern: the likely failure object (Table 14).
@@ -96,6 +58,7 @@ class Reading:
         margin_trap: State1 rose while occupancy is degraded: decisive routing to fewer experts, not health.
         decline: perplexity's rate of decline per 100 steps since the gate before, as a ratio minus one.
         decline_trend: ``gradual`` or ``constant-or-accelerating``.
+        not_counted: why a pass neither clears the run nor brings an episode nearer to its end; None where it does.
     """
 
     gate: GateRecord
@@ -109,25 +72,15 @@ class Reading:
     margin_trap: bool
     decline: float | None
     decline_trend: str | None
-
-
-@dataclass
-class _Episode:
-    """From the first bad gate until recovery or a clean baseline."""
-
-    pathology: frozenset[str]
-    policy: str | None
-    bad: int = 1
-    worse: int = 0
-    passes: int = 0
-    persistent: bool = False
+    not_counted: str | None
 
 
 @dataclass
 class _Run:
     """What the rule remembers between gates."""
 
-    episode: _Episode | None = None
+    episode: Episode | None = None
+    seen: set[tuple[str | None, ...]] = field(default_factory=set)
     before: GateRecord | None = None
     last_audit: GateRecord | None = None
     first_nll: float | None = None
@@ -155,11 +108,12 @@ def exit_code(readings: Sequence[Reading]) -> Exit:
 
 
 def _read(run: _Run, gate: GateRecord) -> Reading:
-    rebound = _rises(gate.overlap, run.last_audit) and gate.verdict == "fail"
+    rebound = _rises(gate.overlap, run.last_audit) and gate.standing == "fail"
     decline, trend = _decline(run, gate)
     improving = _improving(run, gate)
-    colour, state = _baseline(run, gate) if gate.kind != "audit" else _audit(run, gate)
-    advice = playbook.first_move(gate, state, _repairing(run.last_audit, gate))
+    not_counted = _not_counted(run, gate)
+    colour, state = _baseline(run, gate) if gate.kind != "audit" else _audit(run, gate, not_counted)
+    advice = playbook.first_move(gate, state, _repairing(run.last_audit, gate), not_counted)
     reading = Reading(
         gate=gate,
         colour=colour,
@@ -172,51 +126,80 @@ def _read(run: _Run, gate: GateRecord) -> Reading:
         margin_trap=_margin_trap(run.before, gate),
         decline=decline,
         decline_trend=trend,
+        not_counted=playbook.NOT_COUNTED[not_counted][0] if not_counted else None,
     )
     run.before = gate
-    if gate.kind == "audit":
+    if gate.kind == "audit" and not gate.identical:
         run.last_audit = gate
+        run.seen.add((gate.weights, *gate.terms))
     return reading
 
 
+def _not_counted(run: _Run, gate: GateRecord) -> str | None:
+    """Why a pass is not evidence of recovery, a key of `playbook.NOT_COUNTED`; None where it is.
+
+    It must compare something, be new, stand after the gates that failed, and be judged as one of them was.
+    """
+    if gate.standing != "pass":
+        return None
+    if gate.identical:
+        return "identical"
+    episode = run.episode
+    if episode is None:
+        return None
+    if gate.weights is not None and (gate.weights, *gate.terms) in run.seen:
+        return "seen"
+    if gate.step is not None and episode.step is not None and gate.step < episode.step:
+        return "older"
+    differences = [terms.differs_in(gate) for terms in episode.terms]
+    return None if None in differences else differences[0]
+
+
 def _baseline(run: _Run, gate: GateRecord) -> tuple[None, str]:
-    """A new reference: nothing is tested; an open episode ends only at a clean one under the same policy."""
-    if gate.clean and run.episode is not None and gate.policy == run.episode.policy:
-        run.episode = None
+    """A new reference tests nothing, so it ends no episode.
+
+    After a clean one, judged as the bad gates were, what was bad before counts no longer, and one pass is enough.
+    """
+    episode = run.episode
+    if episode is not None:
+        episode.step = None
+        if gate.clean and all(terms.differs_in(gate) is None for terms in episode.terms):
+            episode.bad, episode.worse, episode.persistent, episode.needed = 0, 0, False, 1
     return None, WAITING
 
 
-def _audit(run: _Run, gate: GateRecord) -> tuple[str, str]:
-    if gate.verdict == "pass":
+def _audit(run: _Run, gate: GateRecord, not_counted: str | None) -> tuple[str, str]:
+    episode = run.episode
+    if gate.standing == "pass" and not not_counted:
         return _pass(run, gate)
-    if run.episode is not None:
-        run.episode.passes = 0
-    if gate.verdict == "fail":
+    if gate.standing != "pass" and episode is not None:
+        for terms in episode.terms:
+            terms.passes = 0
+    if gate.standing == "fail":
         return _fail(run, gate)
-    if run.episode is None:
-        return YELLOW, UNDETERMINED
-    return (RED, INTERVENE) if run.episode.persistent else (YELLOW, ALERT)
+    return (YELLOW, UNDETERMINED) if episode is None else episode.stands
 
 
 def _pass(run: _Run, gate: GateRecord) -> tuple[str, str]:
-    """A pass ends an episode only when it is repeated, and only under the policy that opened it."""
+    """A pass ends an episode only when it is repeated, under everything that its bad gates were judged by."""
     episode = run.episode
-    if episode is None:
-        return GREEN, CLEAR
-    if gate.policy != episode.policy:
-        return (RED, INTERVENE) if episode.persistent else (YELLOW, ALERT)
-    episode.passes += 1
-    if episode.passes < CLEARING_PASSES:
-        return GREEN, RECOVERING
-    run.episode = None
-    return GREEN, CLEAR
+    if episode is not None:
+        for terms in episode.terms:
+            terms.passes += terms.differs_in(gate) is None
+        if any(terms.passes < episode.needed for terms in episode.terms):
+            return GREEN, RECOVERING
+        run.episode = None
+    return GREEN, CLEAR if gate.verdict == "pass" else TASK_OPEN
 
 
 def _fail(run: _Run, gate: GateRecord) -> tuple[str, str]:
     episode = run.episode
-    if episode is None:
-        run.episode = _Episode(frozenset(gate.pathology), gate.policy)
+    if episode is None or not episode.bad:
+        known = [] if episode is None else episode.terms
+        run.episode = Episode(frozenset(gate.pathology), gate.step, known)
+        run.episode.judged_by(gate)
         return YELLOW, FIRST_BAD
+    episode.judged_by(gate)
     episode.bad += 1
     episode.worse += _falls(gate.overlap, run.last_audit) and bool(episode.pathology & set(gate.pathology))
     episode.persistent |= episode.worse >= WORSE_GATES or episode.bad >= BAD_GATES

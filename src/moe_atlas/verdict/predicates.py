@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_atlas.verdict import task as tasks
@@ -15,6 +15,7 @@ Receipt = Mapping[str, Any]
 CHART_STAGE = "chart-preserving"
 EXPANSIVE_STAGE = "knowledge-expansive"
 NAMES = ("protected_atlas_rewrite", "base_domain_damage", "knowledge_expansive")
+STRUCTURAL = NAMES[:2]
 UNTESTED = "untested"
 
 # What each classification is worth under each declared stage.
@@ -66,7 +67,16 @@ def derive_predicates(receipt: Receipt) -> dict[str, Any]:
 
 def verdict_of(predicates: Mapping[str, Mapping[str, Any]]) -> str:
     """Return ``fail`` if any predicate fails, ``pass`` if all three pass, else ``inconclusive``."""
-    passed = [predicates[name]["passed"] for name in NAMES]
+    return _combined(predicates, NAMES)
+
+
+def structural_verdict(predicates: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the verdict of atlas and damage alone: a training that has not reached its task yet is no drift."""
+    return _combined(predicates, STRUCTURAL)
+
+
+def _combined(predicates: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    passed = [predicates[name]["passed"] for name in names]
     if any(value is False for value in passed):
         return "fail"
     return "pass" if all(value is True for value in passed) else "inconclusive"

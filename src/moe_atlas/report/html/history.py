@@ -66,22 +66,8 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
         "symbol": MARKERS[colour][2] if reading else "",
         "word": f"{colour or entry['kind']}: {reading['state']}" if reading else "",
         "figures": [number(reading["gate"][key]) if reading else "" for key in PANELS],
-        "note": "; ".join(_notes(entry)),
+        "note": "; ".join(entry["notes"]),
     }
-
-
-def _notes(entry: Mapping[str, Any]) -> list[str]:
-    reading, body = entry["reading"] or {}, entry["body"]
-    predecessor = (body.get("predecessor") or {}).get("sha256")
-    return [
-        *(["rebound"] if reading.get("rebound") else []),
-        *(["margin trap: margins rise while occupancy is degraded"] if reading.get("margin_trap") else []),
-        *([str(reading["decline_trend"])] if reading.get("decline_trend") else []),
-        *([f"after {body['reason']}"] if body.get("reason") else []),
-        *([f"failed: {', '.join(body['failed'])}"] if body.get("failed") else []),
-        *([f"replaces registration {str(predecessor)[:12]}"] if predecessor else []),
-        *([f"{body['torn_bytes']} torn bytes set aside"] if "torn_bytes" in body else []),
-    ]
 
 
 def _chart(entries: Sequence[Mapping[str, Any]]) -> Markup | None:
