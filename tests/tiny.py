@@ -303,7 +303,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "intermediate_size": ABSENT, "hidden_size": ABSENT, "num_attention_heads": ABSENT,
             "num_key_value_heads": ABSENT, "num_hidden_layers": ABSENT, "max_position_embeddings": ABSENT,
             "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
-            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.8, "rope_theta": 5000.0},
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.8, "rope_theta": 700.0},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
             "ffn_config": {"ffn_hidden_size": 12, "moe_num_experts": 8, "moe_top_k": 3, "hidden_size": 32},
         },
     ),
@@ -332,7 +333,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v4-yarn": (
         "deepseek_v4",
         DEEPSEEK4 | {
-            "num_hidden_layers": 2, "mlp_layer_types": ["moe"] * 2,
+            "num_hidden_layers": 2, "mlp_layer_types": ["moe"] * 2, "compress_rope_theta": 10.0,
             "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"],
             "rope_parameters": {
                 "main": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5},

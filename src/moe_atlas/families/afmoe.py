@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import layer_kinds
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -12,7 +13,6 @@ from moe_atlas.families.parts import (
     default_head_dim,
     gated_mlp,
     grouped_query,
-    layer_kinds,
     moe,
     rms,
     sigmoid_router,
@@ -35,16 +35,24 @@ def build(c: Config) -> Blueprint:
     c.expect("route_norm", True)
     c.expect("n_group", 1)
     c.expect("topk_group", 1)
-    c.inert("load_balance_coeff", "use_grouped_mm", "num_expert_groups", "num_limited_groups")
+    c.expect("num_expert_groups", 1)
+    c.expect("num_limited_groups", 1)
+    c.inert("load_balance_coeff", "use_grouped_mm")
     norm, width, bias = (
         rms(c, "rms32", default=1e-5),
         c.integer("moe_intermediate_size"),
         c.flag("attention_bias", default=False),
     )
-    every, window = c.integer("global_attn_every_n_layers", default=4), c.optional("sliding_window")
+    every, window = (
+        c.integer("global_attn_every_n_layers", default=4),
+        c.optional("sliding_window", default=1024),
+    )
     kinds = layer_kinds(c, lambda i: "sliding_attention" if (i + 1) % every else "full_attention")
-    rotary = rope(c, default_head_dim(c), theta=10000.0)
+    head_dim = default_head_dim(c, 128)
+    rotary = rope(c, head_dim, theta=10000.0)
     options: dict[str, Any] = {
+        "head_dim": head_dim,
+        "own_keys": True,
         "qkv_bias": bias,
         "out_bias": bias,
         "qk_norm": "head",

@@ -1,23 +1,16 @@
 """Ling and Ring 2.0 (Bailing MoE v2): q, k and v in one matrix, q/k norms, grouped sigmoid router.
 
-The reference implementation is remote code that transformers does not contain; read off it, not run.
+The reference implementation is remote code that transformers does not contain; read off it, not run. Its configuration
+class cannot be asked either, so nothing that moves a number may be missing.
 """
 
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_first
+from moe_atlas.families.mixers import Norm
 from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
-    Blueprint,
-    decoder,
-    default_head_dim,
-    dense_first,
-    gated_mlp,
-    grouped_query,
-    moe,
-    rms,
-    sigmoid_router,
-)
+from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, grouped_query, moe, sigmoid_router
 from moe_atlas.families.rope import rope
 
 NAMES = STANDARD | {
@@ -54,12 +47,12 @@ def build(c: Config) -> Blueprint:
     for key, value in PRESENT.items():
         c.expect(key, value)
     c.inert(*UNUSED.split())
-    norm, groups = rms(c), c.integer("n_group")
+    norm, groups = Norm("rms", c.number("rms_norm_eps")), c.integer("n_group")
     attention = grouped_query(
         c,
-        rope=rope(c, default_head_dim(c), theta=10000.0),
-        qkv_bias=c.flag("use_qkv_bias", default=False),
-        out_bias=c.flag("use_bias", default=False),
+        rope=rope(c, c.integer("head_dim"), partial=c.number("partial_rotary_factor")),
+        qkv_bias=c.flag("use_qkv_bias"),
+        out_bias=c.flag("use_bias"),
         qk_norm="head",
         qk_norm_spec=norm,
     )
@@ -71,8 +64,14 @@ def build(c: Config) -> Blueprint:
         kept_groups=c.integer("topk_group"),
         group_score="top2_sum" if groups > 1 else "none",
     )
-    width, shared = c.integer("moe_intermediate_size"), c.integer("num_shared_experts", default=0)
+    width, shared = c.integer("moe_intermediate_size"), c.integer("num_shared_experts")
     routed = moe(c, router, gated_mlp(c, width), shared=gated_mlp(c, width * shared) if shared else None)
     plain, dense = gated_mlp(c, c.integer("intermediate_size")), dense_first(c)
-    model = decoder(c, norm, lambda i: attention, lambda i: plain if dense(i) else routed)
+    model = decoder(
+        c,
+        norm,
+        lambda i: attention,
+        lambda i: plain if dense(i) else routed,
+        tied=c.flag("tie_word_embeddings"),
+    )
     return Blueprint(model, NAMES, stacks={"attention.query_key_value": ("q_proj", "k_proj", "v_proj")})

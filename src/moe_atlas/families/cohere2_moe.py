@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_type, layer_kinds
 from moe_atlas.families.mixers import GroupedQuery, Norm
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
     default_head_dim,
-    dense_by_type,
     gated_mlp,
     grouped_query,
-    layer_kinds,
     moe,
     softmax_router,
 )
@@ -28,21 +27,28 @@ def build(c: Config) -> Blueprint:
     norm = Norm("layer", layer_eps) if eps is None else Norm("rms", eps)
     dense, window, bias = (
         dense_by_type(c, 0),
-        c.optional("sliding_window"),
+        c.optional("sliding_window", default=4096),
         c.flag("attention_bias", default=False),
     )
     if c.optional("layer_types") is None:
         raise c.refuse("layer_types", "the key is missing, and the family has no safe default for it")
-    c.inert("sliding_window_pattern")  # layer_types says the same
+    c.inert("sliding_window_pattern")  # what layer_types are made of where they are missing
     kinds = layer_kinds(c, lambda i: "full_attention")
-    rotary = rope(c, default_head_dim(c), pairing="pairs", arithmetic="mixed", theta=10000.0)
+    head_dim = default_head_dim(c, 128)
+    rotary = rope(c, head_dim, pairing="pairs", arithmetic="mixed", theta=10000.0)
     forced = c.integer("prefix_dense_sliding_window_pattern", default=1) == 1
 
     def attention(i: int) -> GroupedQuery:
         slides = kinds[i] == "sliding_attention" and window is not None
         turns = slides or (dense(i) and forced)
         return grouped_query(
-            c, rope=rotary if turns else None, window=window if slides else None, qkv_bias=bias, out_bias=bias
+            c,
+            rope=rotary if turns else None,
+            head_dim=head_dim,
+            own_keys=True,
+            window=window if slides else None,
+            qkv_bias=bias,
+            out_bias=bias,
         )
 
     routed, plain = _moe(c), _dense(c)
@@ -60,7 +66,8 @@ def build(c: Config) -> Blueprint:
 
 
 def _dense(c: Config) -> FeedForward:
-    return gated_mlp(c, c.get("prefix_dense_intermediate_size", default=c.integer("intermediate_size")))
+    width = c.integer("intermediate_size")
+    return gated_mlp(c, c.integer("prefix_dense_intermediate_size", default=width, null=width))
 
 
 def _moe(c: Config) -> MoESpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from moe_atlas.errors import InputRefused
@@ -66,81 +67,107 @@ INERT = frozenset(
 )
 """Keys that change no number of an evaluation forward pass in any supported family."""
 
-_REQUIRED: Any = object()
+_REFUSED: Any = object()
+"""Stands for a value that the family has not, so that a key which needs it is refused."""
+DISAGREE = "and loaders disagree about which of them holds"
+KEEP = "keep the one that the checkpoint was trained with"
 
 
 class Config:
     """A config.json section that remembers which keys were read.
 
+    Every key that is read says what holds where it is missing: nothing (the checkpoint is refused), or the default of
+    transformers' configuration class. A null is no missing key: it is refused unless the class gives it a meaning.
+
     Args:
         values: the parsed section.
         where: what to call it in messages.
         file: the family's own source file, for whoever has to teach it a key.
+        path: what to put in front of a key in messages.
+        outer: the level around the section, where some loaders look for the same keys.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, file: str = "moe_atlas/families") -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        where: str,
+        file: str = "moe_atlas/families",
+        path: str = "",
+        outer: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.values = values
         self.where = where
         self.file = file
+        self.path = path
+        self.outer = outer
         self._read: set[str] = set()
         self._children: dict[str, Config] = {}
 
-    def get(self, *names: str, default: Any = _REQUIRED) -> Any:
-        """The value under the first of `names` that is present and not null.
+    def get(self, *names: str, **absent: Any) -> Any:
+        """What the key `names[0]` or its aliases say; `absent` may hold `default`, `null` and `kind` of `agreed`."""
+        return agreed(*((self, name) for name in names), **absent)
 
-        Aliases that are present with different values are refused, and so is a missing key without default.
-        """
-        self._read.update(names)
-        found = {name: self.values[name] for name in names if self.values.get(name) is not None}
-        if len({repr(value) for value in found.values()}) > 1:
-            raise self.refuse(
-                ", ".join(f"{k} = {v!r}" for k, v in found.items()), "aliases with different values"
-            )
-        if found:
-            return next(iter(found.values()))
-        if default is _REQUIRED:
-            raise self.refuse(names[0], "the key is missing, and the family has no safe default for it")
-        return default
-
-    def integer(self, *names: str, default: Any = _REQUIRED) -> int:
+    def integer(self, *names: str, **absent: Any) -> int:
         """A whole number."""
-        value: int = self._typed(names, self.get(*names, default=default), int)
+        value: int = self.get(*names, kind=int, **absent)
         return value
 
-    def number(self, *names: str, default: Any = _REQUIRED) -> float:
+    def number(self, *names: str, **absent: Any) -> float:
         """A finite number, returned as float."""
-        value = self.get(*names, default=default)
-        return float(value) if type(value) is int else self._typed(names, value, float)
+        value: float = self.get(*names, kind=float, **absent)
+        return value
 
-    def flag(self, *names: str, default: Any = _REQUIRED) -> bool:
+    def flag(self, *names: str, **absent: Any) -> bool:
         """True or false."""
-        value: bool = self._typed(names, self.get(*names, default=default), bool)
+        value: bool = self.get(*names, kind=bool, **absent)
         return value
 
-    def text(self, *names: str, default: Any = _REQUIRED) -> str:
+    def text(self, *names: str, **absent: Any) -> str:
         """A string."""
-        value: str = self._typed(names, self.get(*names, default=default), str)
+        value: str = self.get(*names, kind=str, **absent)
         return value
 
-    def optional(self, *names: str) -> Any:
-        """The value, or None when the key is missing or null."""
-        return self.get(*names, default=None)
+    def optional(self, *names: str, default: Any = None) -> Any:
+        """The value, None where it is null, and `default` where the key is missing."""
+        return self.get(*names, default=default, null=None)
 
-    def integers(self, *names: str, default: Any = _REQUIRED) -> list[int]:
-        """A list of whole numbers."""
-        values = self._typed(names, self.get(*names, default=default), list)
-        return [self._typed(names, value, int) for value in values]
+    def integers(self, *names: str, **absent: Any) -> list[int]:
+        """A list of whole numbers; null is an empty one."""
+        values: list[int] = self.get(*names, kind=list, null=[], **absent)
+        for value in values:
+            self.typed(names[0], value, int)
+        return values
 
     def expect(self, name: str, *allowed: Any) -> None:
         """Refuse unless the key is absent, null or one of the values that the family computes."""
         value = self.optional(name)
-        if value is not None and value not in allowed:
+        if value is not None and not any(same(value, item) for item in allowed):
             known = ", ".join(repr(item) for item in allowed)
             raise self.refuse(f"{name} = {value!r}", f"this family is implemented for {known} only")
+
+    def implied(self, name: str, value: Any, by: str) -> None:
+        """Refuse a key that says something else than another one which the family reads instead."""
+        found = self.optional(name)
+        if found is not None and not same(found, value):
+            raise self.refuse(f"{name} = {found!r}", f"{by} says {value!r}, {DISAGREE}", KEEP)
 
     def inert(self, *names: str) -> None:
         """Declare keys that change no number in this family."""
         self._read.update(names)
+
+    def said(self, name: str) -> tuple[bool, Any]:
+        """Whether a key is there at all, and its value; marks it as read.
+
+        Raises:
+            InputRefused: `E_FAMILY` where the level around this section says something else.
+        """
+        self._read.add(name)
+        value = self.values.get(name)
+        around = self.outer.get(name)
+        if around is not None and not same(value, around):
+            key = f"{self.path}{name} = {value!r}, and one level above {around!r}"
+            raise self.refuse(key, f"two values for one thing, {DISAGREE}", KEEP)
+        return name in self.values, value
 
     def section(self, name: str) -> Config | None:
         """A nested object, tracked like this one; None when missing or null."""
@@ -149,7 +176,8 @@ class Config:
             return None
         if not isinstance(value, dict):
             raise self.refuse(f"{name} = {value!r}", "expected an object")
-        return self._children.setdefault(name, Config(value, f"{self.where}: {name}", self.file))
+        child = Config(value, f"{self.where}: {name}", self.file, f"{self.path}{name}.")
+        return self._children.setdefault(name, child)
 
     def refuse_unread(self) -> None:
         """Refuse the first key that nothing has read, unless it is empty or known to be inert."""
@@ -169,7 +197,51 @@ class Config:
         """An `E_FAMILY` error about one key of this section."""
         return InputRefused("E_FAMILY", f"{self.where}: {key}", problem, next_step)
 
-    def _typed(self, names: tuple[str, ...], value: Any, kind: type) -> Any:
+    def typed(self, name: str, value: Any, kind: type) -> Any:
+        """A value of the kind that it should be; a whole number serves as any number."""
+        if kind is float and type(value) is int:
+            return float(value)
         if type(value) is not kind:
-            raise self.refuse(f"{names[0]} = {value!r}", f"expected {kind.__name__}")
+            raise self.refuse(f"{name} = {value!r}", f"expected {kind.__name__}")
         return value
+
+
+def agreed(
+    *places: tuple[Config, str], default: Any = _REFUSED, null: Any = _REFUSED, kind: type | None = None
+) -> Any:
+    """What a configuration says of one thing in any of several places: a section and a key each.
+
+    Args:
+        places: named in messages in this order.
+        default: what holds where the key is in none of them.
+        null: what holds where it is null wherever it is.
+        kind: what a value must be.
+
+    Raises:
+        InputRefused: `E_FAMILY` for different values, for a missing key or a null that has no meaning, and for a
+            value of another kind.
+    """
+    said = {place: place[0].said(place[1]) for place in places}
+    found = {f"{c.path}{name}": value for (c, name), (_, value) in said.items() if value is not None}
+    section, key = min(places, key=lambda place: len(place[0].path))
+    if not found:
+        present = any(there for there, _ in said.values())
+        value = null if present else default
+        if value is _REFUSED:
+            missing = "the key is null" if present else "the key is missing"
+            raise section.refuse(key, f"{missing}, and the family has no safe default for it")
+        return value
+    one, *others = found.values()
+    if not all(same(one, other) for other in others):
+        named = ", ".join(f"{key} = {value!r}" for key, value in found.items())
+        raise section.refuse(named, f"two values for one thing, {DISAGREE}", KEEP)
+    return one if kind is None else section.typed(next(iter(found)), one, kind)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two JSON values mean the same: 1 is 1.0, and neither is true."""
+    return bool(_kind(one) == _kind(other) and one == other)
+
+
+def _kind(value: Any) -> type:
+    return float if type(value) is int else type(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moe_atlas.families.config import Config
 from moe_atlas.families.mixers import Norm
-from moe_atlas.families.parts import Blueprint, decoder, grouped_query, moe, softmax_router
+from moe_atlas.families.parts import HEADS, WIDTH, Blueprint, decoder, grouped_query, moe, softmax_router
 from moe_atlas.families.rope import rope
 from moe_atlas.families.spec import FeedForward
 
@@ -32,24 +32,25 @@ def build(c: Config) -> Blueprint:
     attention, ffn = c.section("attn_config"), c.section("ffn_config")
     if attention is None or ffn is None:
         raise c.refuse("attn_config and ffn_config", "both are needed")
-    c.inert("emb_pdrop", "max_seq_len", "num_key_value_heads", "n_heads")
+    c.inert("emb_pdrop", "max_seq_len")
     attention.inert("attn_pdrop", "model_type")
-    ffn.inert("moe_jitter_eps", "moe_loss_weight", "uniform_expert_assignment", "hidden_size", "model_type")
+    ffn.inert("moe_jitter_eps", "moe_loss_weight", "uniform_expert_assignment", "model_type")
+    ffn.implied("hidden_size", c.integer(*WIDTH), "d_model")
     ffn.expect("ffn_act_fn", {"name": "silu"})
     ffn.expect("moe_normalize_expert_weights", 1, 1.0)
     norm = Norm("layer", 1e-5)
-    head_dim = c.integer("d_model", "hidden_size") // c.integer("n_heads", "num_attention_heads")
-    theta = attention.optional("rope_theta")
+    head_dim, kv_heads = c.integer(*WIDTH) // c.integer(*HEADS), attention.integer("kv_n_heads")
+    c.implied("num_key_value_heads", kv_heads, "attn_config.kv_n_heads")
     mixer = grouped_query(
         c,
-        rope=rope(c, head_dim, theta=theta or 10000.0),
+        rope=rope(c, head_dim, theta=10000.0, elsewhere=[(c, "rope_theta"), (attention, "rope_theta")]),
         head_dim=head_dim,
-        kv_heads=attention.integer("kv_n_heads"),
+        kv_heads=kv_heads,
         clip=attention.number("clip_qkv") if attention.optional("clip_qkv") else None,
     )
     router = softmax_router(
         c,
-        renormalise=ffn.optional("moe_normalize_expert_weights") is not None,
+        renormalise=ffn.optional("moe_normalize_expert_weights", default=1.0) is not None,
         experts=ffn.integer("moe_num_experts"),
         top_k=ffn.integer("moe_top_k"),
         probabilities="native",

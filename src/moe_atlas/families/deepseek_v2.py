@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_first
 from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
-    Blueprint,
-    decoder,
-    dense_first,
-    gated_mlp,
-    latent,
-    moe,
-    rms,
-    softmax_router,
-)
+from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, latent, moe, rms, softmax_router
 from moe_atlas.families.rope import rope
 
 
@@ -25,7 +17,7 @@ def build(c: Config) -> Blueprint:
     )  # the original code renormalises instead of scaling, transformers does not
     c.expect("topk_method", "greedy", "group_limited_greedy")
     grouped = c.text("topk_method", default="greedy") == "group_limited_greedy"
-    groups = c.integer("n_group", default=1), c.integer("topk_group", default=1)
+    groups = c.integer("n_group", default=1, null=1), c.integer("topk_group", default=1, null=1)
     router = softmax_router(
         c,
         renormalise=False,
@@ -37,7 +29,9 @@ def build(c: Config) -> Blueprint:
         weight_dtype="float32",
     )
     rotary = rope(c, c.integer("qk_rope_head_dim"), pairing="pairs", arithmetic="float32", theta=10000.0)
-    attention = latent(c, rotary, bias=c.flag("attention_bias", default=False))
+    attention = latent(
+        c, rotary, bias=c.flag("attention_bias", default=False), default_rank=1536, own_keys=True
+    )
     dense, width, bias = dense_first(c), c.integer("moe_intermediate_size"), c.flag("mlp_bias", default=False)
     shared = gated_mlp(c, width * c.integer("n_shared_experts"), bias=bias)
     routed = moe(c, router, gated_mlp(c, width), shared=shared)

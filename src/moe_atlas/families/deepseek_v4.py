@@ -52,8 +52,7 @@ def build(c: Config) -> Blueprint:
     """Read a `deepseek_v4` configuration without layers that route by a hash of the token."""
     for key, only in FIXED.items():
         c.expect(key, only)
-    # only in training; partial_rotary_factor says it; rope_parameters hold it
-    c.inert("router_jitter_noise", "qk_rope_head_dim", "compress_rope_theta")
+    c.inert("router_jitter_noise")  # only in training
     blocks = c.optional("mlp_layer_types")
     if blocks is None or set(blocks) != {"moe"}:
         raise c.refuse(
@@ -74,9 +73,17 @@ def build(c: Config) -> Blueprint:
     expert = FeedForward(c.integer("moe_intermediate_size"), activation(c), limit=c.number("swiglu_limit"))
     routed = moe(c, router, expert, shared=expert)
     turning = {
-        name: rope(c, c.integer("head_dim"), pairing="pairs", arithmetic="mixed", layer_type=name)
-        for name in ("main", "compress")
+        name: rope(
+            c,
+            c.integer("head_dim"),
+            pairing="pairs",
+            arithmetic="mixed",
+            layer_type=name,
+            elsewhere=[(c, key)],
+        )
+        for name, key in (("main", "rope_theta"), ("compress", "compress_rope_theta"))
     }
+    c.implied("qk_rope_head_dim", turning["main"].dim, "partial_rotary_factor")
 
     def attention(index: int) -> SharedKeyValue:
         far = _compressor(c, kinds[index])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_first, layer_kinds
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
     default_head_dim,
-    dense_first,
     gated_mlp,
     grouped_query,
     grouped_sigmoid_router,
-    layer_kinds,
     moe,
     rms,
 )
@@ -23,7 +22,7 @@ def build(c: Config) -> Blueprint:
     """Read a `dots1` configuration."""
     norm, width, dense = rms(c), c.integer("moe_intermediate_size"), dense_first(c)
     rotary, bias = rope(c, default_head_dim(c), theta=10000.0), c.flag("attention_bias", default=False)
-    window, first = c.optional("sliding_window"), c.integer("max_window_layers", default=62)
+    window, first = c.optional("sliding_window", default=4096), c.integer("max_window_layers", default=62)
     kinds = layer_kinds(c, lambda i: "sliding_attention" if window and i >= first else "full_attention")
     shared = gated_mlp(c, width * c.integer("n_shared_experts"))
     routed = moe(c, grouped_sigmoid_router(c), gated_mlp(c, width), shared=shared)

@@ -35,7 +35,7 @@ def build(c: Config) -> Blueprint:
         floor=c.number("moe_norm_min", default=1e-12),
         matmul="float32",
     )
-    shared = c.integer("moe_num_shared_experts", default=0)
+    shared = c.integer("moe_num_shared_experts", default=2, null=0)
     routed = moe(
         c,
         router,

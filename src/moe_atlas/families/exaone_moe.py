@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_type, layer_kinds
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
     default_head_dim,
-    dense_by_type,
     gated_mlp,
     grouped_query,
     grouped_sigmoid_router,
-    layer_kinds,
     moe,
     rms,
 )
@@ -28,11 +27,11 @@ def build(c: Config) -> Blueprint:
     norm, width, window = (
         rms(c, default=1e-5),
         c.integer("moe_intermediate_size"),
-        c.optional("sliding_window"),
+        c.optional("sliding_window", default=4096),
     )
-    c.inert("sliding_window_pattern")  # layer_types says the same
     if window and c.optional("layer_types") is None:
         raise c.refuse("layer_types", "the key is missing, and the family has no safe default for it")
+    c.inert("sliding_window_pattern")  # what layer_types are made of where they are missing
     kinds = layer_kinds(c, lambda i: "full_attention")
     dense = dense_by_type(c)
     rotary = rope(c, default_head_dim(c), theta=10000.0)

@@ -28,6 +28,7 @@ def build(c: Config) -> Blueprint:
     attention = grouped_query(
         c,
         rope=rope(c, default_head_dim(c), arithmetic="float32", theta=500000.0),
+        own_keys=True,
         qkv_bias=bias,
         out_bias=bias,
         qk_norm="full",

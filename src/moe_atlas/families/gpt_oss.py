@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import layer_kinds
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
     default_head_dim,
     grouped_query,
-    layer_kinds,
     moe,
     rms,
     softmax_router,
 )
-from moe_atlas.families.rope import rope
+from moe_atlas.families.rope import rope, settings
 from moe_atlas.families.spec import FeedForward
 
 NAMES = STANDARD | {"router": "mlp.router"}
@@ -23,10 +23,12 @@ NAMES = STANDARD | {"router": "mlp.router"}
 def build(c: Config) -> Blueprint:
     """Read a `gpt_oss` configuration."""
     c.expect("hidden_act", "silu")
-    c.inert("experts_per_token")  # the original key beside num_experts_per_tok
     kinds = layer_kinds(c, lambda i: "full_attention" if i % 2 else "sliding_attention")
-    window, bias = c.optional("sliding_window"), c.flag("attention_bias", default=True)
-    rotary = rope(c, default_head_dim(c), theta=150000.0)
+    window, bias = c.optional("sliding_window", default=128), c.flag("attention_bias", default=True)
+    if not settings(c):  # the class would take yarn, and another loader no scaling at all
+        raise c.refuse("rope_parameters", "the key is missing, and the family has no safe default for it")
+    head_dim = default_head_dim(c, 64)
+    rotary = rope(c, head_dim, theta=150000.0)
     experts = FeedForward(
         c.integer("intermediate_size"),
         "clamped_swiglu",
@@ -38,6 +40,7 @@ def build(c: Config) -> Blueprint:
     router = softmax_router(
         c,
         renormalise=False,
+        top_k=c.integer("num_experts_per_tok", "experts_per_token"),
         linear_bias=True,
         combine="softmax_of_chosen",
         probabilities="native",
@@ -49,6 +52,7 @@ def build(c: Config) -> Blueprint:
         lambda i: grouped_query(
             c,
             rope=rotary,
+            head_dim=head_dim,
             window=window if kinds[i] == "sliding_attention" else None,
             qkv_bias=bias,
             out_bias=bias,

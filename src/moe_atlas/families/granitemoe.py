@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import layer_kinds
 from moe_atlas.families.mixers import GroupedQuery, Mamba2, Mixer, Rope
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
@@ -16,7 +17,6 @@ from moe_atlas.families.parts import (
     default_head_dim,
     gated_mlp,
     grouped_query,
-    layer_kinds,
     moe,
     rms,
     softmax_router,
@@ -53,7 +53,7 @@ def build(c: Config) -> Blueprint:
 def build_sliding(c: Config) -> Blueprint:
     """Read a `granitemoe_swa` configuration: sinks, windows on three of four layers, a base of its own for each."""
     kinds = layer_kinds(c, lambda i: "sliding_attention" if i % 4 else "full_attention")
-    rotary, window = rope(c, default_head_dim(c), theta=10000.0), c.optional("sliding_window")
+    rotary, window = rope(c, default_head_dim(c), theta=10000.0), c.optional("sliding_window", default=128)
     bases = c.optional("layer_rope_theta") or [rotary.theta] * len(kinds)
 
     def layer(index: int) -> GroupedQuery:
@@ -66,8 +66,8 @@ def build_sliding(c: Config) -> Blueprint:
 
 def build_hybrid(c: Config) -> Blueprint:
     """Read a `granitemoehybrid` configuration: Mamba-2 layers with attention here and there."""
-    kinds = layer_kinds(c, lambda i: "linear_attention")
-    c.inert("mamba_expand", "mamba_chunk_size")
+    kinds = layer_kinds(c, lambda i: "linear_attention", "linear_attention")
+    c.inert("mamba_chunk_size")
     c.expect("position_embedding_type", "rope", "nope")
     rotary = rope(c, default_head_dim(c), theta=10000.0)
     attention = _attention(c, rotary if c.optional("position_embedding_type") == "rope" else None)
@@ -88,17 +88,26 @@ def build_hybrid(c: Config) -> Blueprint:
         conv_bias=c.flag("mamba_conv_bias"),
         bias=c.flag("mamba_proj_bias"),
     )
-    return compose(c, lambda i: mamba if kinds[i] in ("linear_attention", "mamba") else attention)
+    if c.integer("mamba_expand", default=2) * c.integer("hidden_size") != mamba.heads * mamba.head_dim:
+        raise c.refuse(
+            "mamba_expand", "expected mamba_n_heads · mamba_d_head / hidden_size (2 where it is missing)"
+        )
+    return compose(c, lambda i: mamba if kinds[i] == "linear_attention" else attention, shared=1024)
 
 
 def _attention(c: Config, rotary: Rope | None, **options: Any) -> GroupedQuery:
     bias, scale = c.flag("attention_bias", default=False), c.number("attention_multiplier", default=1.0)
-    return grouped_query(c, rope=rotary, scale=scale, qkv_bias=bias, out_bias=bias, **options)
+    return grouped_query(c, rope=rotary, scale=scale, own_keys=True, qkv_bias=bias, out_bias=bias, **options)
 
 
-def compose(c: Config, mixer: Callable[[int], Mixer], names: dict[str, str] = NAMES) -> Blueprint:
-    """Any mixers, and a block whose weights are a softmax over the chosen; every branch is scaled."""
-    shared = c.integer("shared_intermediate_size", default=0)
+def compose(
+    c: Config, mixer: Callable[[int], Mixer], names: dict[str, str] = NAMES, *, shared: int = 0
+) -> Blueprint:
+    """Any mixers, and a block whose weights are a softmax over the chosen; every branch is scaled.
+
+    `shared` is the width of the shared perceptron where the config leaves it out.
+    """
+    shared = c.integer("shared_intermediate_size", default=shared)
     routed = moe(
         c,
         softmax_router(c, renormalise=False, combine="softmax_of_chosen"),

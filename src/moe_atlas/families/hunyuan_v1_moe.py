@@ -32,11 +32,13 @@ PRESENT = {
     "use_mixed_mlp_moe": True,
     "norm_type": "rms",
     "use_mla": False,
+    "moe_layer_num_skipped": 0,
+    "moe_drop_tokens": False,
+    "moe_random_routing_dropped_token": False,
 }
 UNUSED = (
     "eod_token_id sep_token_id im_start_id im_end_id im_newline_id text_start_id text_end_id pad_id mask_init_id "
-    "add_classification_head class_num pool_type org_vocab_size cla_share_factor moe_layer_num_skipped "
-    "moe_drop_tokens moe_random_routing_dropped_token attention_head_dim"
+    "add_classification_head class_num pool_type org_vocab_size cla_share_factor"
 )
 
 
@@ -44,11 +46,15 @@ def build(c: Config) -> Blueprint:
     """Read a `hunyuan_v1_moe` configuration; top-k and widths may be lists, one entry a layer."""
     for key, value in PRESENT.items():
         c.expect(key, value)
-    c.inert(*UNUSED.split(), "num_shared_expert")
-    norm, bias = rms(c, default=1e-5), c.flag("attention_bias", default=False)
+    c.expect("num_shared_expert", 1, [1] * c.integer("num_hidden_layers"))
+    c.inert(*UNUSED.split())
+    norm, bias, head_dim = rms(c, default=1e-5), c.flag("attention_bias", default=False), default_head_dim(c)
+    c.implied("attention_head_dim", head_dim, "head_dim")
     attention = grouped_query(
         c,
-        rope=rope(c, default_head_dim(c), theta=10000.0),
+        rope=rope(c, head_dim, theta=10000.0),
+        head_dim=head_dim,
+        own_keys=True,
         qkv_bias=bias,
         out_bias=bias,
         qk_norm="head_after_rope",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_type
 from moe_atlas.families.names import MLP, STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
     default_head_dim,
-    dense_by_type,
     gated_mlp,
     grouped_query,
     moe,
@@ -33,10 +33,11 @@ def build(c: Config) -> Blueprint:
         c.flag("attention_bias", default=False),
         c.integer("moe_intermediate_size"),
     )
-    mlp_bias, dense = c.flag("mlp_bias", default=False), dense_by_type(c)
+    mlp_bias, dense, head_dim = c.flag("mlp_bias", default=False), dense_by_type(c), default_head_dim(c, 128)
     attention = grouped_query(
         c,
-        rope=rope(c, default_head_dim(c), theta=11158840.0),
+        rope=rope(c, head_dim, theta=11158840.0),
+        head_dim=head_dim,
         qkv_bias=bias,
         out_bias=bias,
         qk_norm="head",

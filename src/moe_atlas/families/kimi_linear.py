@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
+from moe_atlas.families.config import Config, agreed
+from moe_atlas.families.kinds import dense_by_type, layer_kinds
 from moe_atlas.families.mixers import KimiDelta
 from moe_atlas.families.names import MIXTRAL_EXPERTS, MLP, STANDARD
 from moe_atlas.families.parts import (
+    LAYERS,
     Blueprint,
     decoder,
-    dense_by_type,
     gated_mlp,
     grouped_sigmoid_router,
     latent,
-    layer_kinds,
     moe,
     rms,
 )
@@ -31,15 +31,13 @@ NAMES = {
 def build(c: Config) -> Blueprint:
     """Read a `kimi_linear` configuration; the layers of each kind are counted from 1 in a section of releases."""
     section = c.section("linear_attn_config") or Config({}, c.where, c.file)
-    full = section.integers("full_attn_layers", default=[])
-    section.inert("kda_layers")
     c.expect("mla_use_nope", True)
     c.expect("moe_router_activation_func", "sigmoid")
     c.expect("use_grouped_topk", True)
     c.expect("moe_layer_freq", 1)
     c.inert("rope_theta", "rope_scaling", "rope_parameters", "model_type", "moe_router_activation_func")
-    kinds = layer_kinds(c, lambda i: "full_attention" if i + 1 in full else "linear_attention")
-    attention = latent(c, None, bias=c.flag("attention_bias", default=False))
+    kinds = _kinds(c, section)
+    attention = latent(c, None, bias=c.flag("attention_bias", default=False), default_rank=None)
     delta = KimiDelta(
         heads=_linear(c, section, "num_heads", "linear_num_heads"),
         dim=_linear(c, section, "head_dim", "linear_head_dim"),
@@ -61,7 +59,23 @@ def build(c: Config) -> Blueprint:
     return Blueprint(model, NAMES)
 
 
+def _kinds(c: Config, section: Config) -> list[str]:
+    """`layer_types`; releases list the layers of each kind in a section instead, and may do both."""
+    layers = c.integer(*LAYERS)
+    full, linear = (section.optional(key) for key in ("full_attn_layers", "kda_layers"))
+    if full is None and linear is None and c.optional("layer_types") is None:
+        raise c.refuse("layer_types", "the key is missing, and the family has no safe default for it")
+    kinds = layer_kinds(
+        c, lambda i: "full_attention" if i + 1 in (full or ()) else "linear_attention", "linear_attention"
+    )
+    section.implied(
+        "full_attn_layers", [i + 1 for i in range(layers) if kinds[i] == "full_attention"], "layer_types"
+    )
+    section.implied(
+        "kda_layers", [i + 1 for i in range(layers) if kinds[i] != "full_attention"], "full_attn_layers"
+    )
+    return kinds
+
+
 def _linear(c: Config, section: Config, inner: str, outer: str) -> int:
-    given = section.optional(inner)
-    own = c.integer(outer, default=given) if given is not None else c.integer(outer)
-    return own if given is None else section.integer(inner)
+    return int(agreed((section, inner), (c, outer), kind=int))

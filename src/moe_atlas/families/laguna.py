@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_type, layer_kinds
 from moe_atlas.families.mixers import GroupedQuery
 from moe_atlas.families.names import MLP, STANDARD
-from moe_atlas.families.parts import (
-    Blueprint,
-    decoder,
-    default_head_dim,
-    dense_by_type,
-    gated_mlp,
-    layer_kinds,
-    moe,
-    rms,
-    sigmoid_router,
-)
+from moe_atlas.families.parts import Blueprint, decoder, default_head_dim, gated_mlp, moe, rms, sigmoid_router
 from moe_atlas.families.rope import rope
 
 NAMES = {
@@ -30,8 +21,8 @@ def build(c: Config) -> Blueprint:
     """Read a `laguna` configuration."""
     c.expect("moe_apply_router_weight_on_input", False)
     c.expect("moe_router_logit_softcapping", 0, 0.0)
-    norm, head_dim, bias = rms(c), default_head_dim(c), c.flag("attention_bias", default=False)
-    kinds, window = layer_kinds(c, lambda i: "full_attention"), c.optional("sliding_window")
+    norm, head_dim, bias = rms(c), default_head_dim(c, 128), c.flag("attention_bias", default=False)
+    kinds, window = layer_kinds(c, lambda i: "full_attention"), c.optional("sliding_window", default=512)
     ropes = {kind: rope(c, head_dim, layer_type=kind) for kind in sorted(set(kinds))}
     heads = c.get("num_attention_heads_per_layer", default=[c.integer("num_attention_heads")] * len(kinds))
     per_head = c.get("gating", default=True) in (True, "per-head")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import layer_kinds
 from moe_atlas.families.mixers import ShortConv
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
@@ -10,7 +11,6 @@ from moe_atlas.families.parts import (
     decoder,
     default_head_dim,
     grouped_query,
-    layer_kinds,
     moe,
     rms,
     sigmoid_router,
@@ -41,11 +41,11 @@ NAMES = {
 
 def build(c: Config) -> Blueprint:
     """Read an `lfm2_moe` configuration."""
-    c.inert("block_dim", "block_ff_dim", "conv_dim", "conv_dim_out", "theta")
-    norm, kinds = rms(c, default=1e-5), layer_kinds(c, lambda i: "conv")
-    attention = grouped_query(
-        c, rope=rope(c, default_head_dim(c), theta=1000000.0), qk_norm="head", qk_norm_spec=norm
-    )
+    c.inert("block_dim", "conv_dim", "conv_dim_out")
+    c.implied("block_ff_dim", c.integer("intermediate_size"), "intermediate_size")
+    norm, kinds = rms(c, default=1e-5), layer_kinds(c, lambda i: "conv", "conv")
+    rotary = rope(c, default_head_dim(c), theta=1000000.0, elsewhere=[(c, "rope_theta"), (c, "theta")])
+    attention = grouped_query(c, rope=rotary, qk_norm="head", qk_norm_spec=norm)
     conv = ShortConv(c.integer("conv_L_cache"), bias=c.flag("conv_bias", default=False))
     router = sigmoid_router(
         c,

@@ -11,7 +11,6 @@ from moe_atlas.families.parts import (
     default_head_dim,
     gated_mlp,
     grouped_query,
-    layer_kinds,
     moe,
     rms,
     softmax_router,
@@ -37,8 +36,8 @@ def build(c: Config) -> Blueprint:
             "num_experts_per_tok", "weights on the expert input are implemented for top-1 routing only"
         )
     layers, step = c.integer("num_hidden_layers"), c.integer("interleave_moe_layer_step", default=1)
-    sparse = c.optional("moe_layers")
-    sparse = list(range(step - 1, layers, step)) if sparse is None else sparse
+    sparse = list(range(step - 1, layers, step))
+    c.implied("moe_layers", sparse, "interleave_moe_layer_step")
     router = softmax_router(c, renormalise=False, score="sigmoid", combine="sigmoid_of_chosen")
     expert = gated_mlp(c, c.integer("intermediate_size"))
     routed = moe(c, router, expert, shared=expert, weight_on_input=True)
@@ -54,11 +53,13 @@ def _attention(c: Config):  # type: ignore[no-untyped-def]
     turning = c.optional("no_rope_layers") or [
         int((i + 1) % interval != 0) for i in range(c.integer("num_hidden_layers"))
     ]
-    kinds = layer_kinds(c, lambda i: "chunked_attention" if turning[i] else "full_attention")
-    rotary = rope(c, default_head_dim(c), pairing="pairs", arithmetic="float32", theta=500000.0)
+    kinds = ["chunked_attention" if turns else "full_attention" for turns in turning]
+    c.implied("layer_types", kinds, "no_rope_layers")
+    head_dim = default_head_dim(c, 128)
+    rotary = rope(c, head_dim, pairing="pairs", arithmetic="float32", theta=500000.0)
     normed = c.flag("use_qk_norm", default=True)
     eps, bias = rms(c, default=1e-5).eps, c.flag("attention_bias", default=False)
-    chunk = c.optional("attention_chunk_size")
+    chunk = c.optional("attention_chunk_size", default=8192)
     tuned = c.flag("attn_temperature_tuning", default=True)
     factor = c.number("floor_scale", default=8192), c.number("attn_scale", default=0.1)
 
@@ -67,6 +68,7 @@ def _attention(c: Config):  # type: ignore[no-untyped-def]
         return grouped_query(
             c,
             rope=rotary if rotates else None,
+            head_dim=head_dim,
             chunk=chunk if kinds[index] == "chunked_attention" else None,
             qk_norm="l2_after_rope" if normed and rotates else None,
             qk_norm_spec=Norm("rms", eps) if normed and rotates else None,

@@ -31,18 +31,27 @@ def build(c: Config) -> Blueprint:
     """Read a `longcat_flash` configuration."""
     c.expect("router_bias", False)  # the reference implementation never adds it
     c.expect("zero_expert_type", "identity")
-    c.inert(
-        "num_hidden_layers", "norm_topk_prob", "mla_scale_q_lora", "mla_scale_kv_lora", "attention_method"
-    )
+    c.expect("norm_topk_prob", False)
+    c.expect("mla_scale_q_lora", True)
+    c.expect("mla_scale_kv_lora", True)
+    c.expect("attention_method", "MLA")
+    # The reference counts two attentions a layer there.
+    c.expect("num_hidden_layers", c.integer("num_layers"), 2 * c.integer("num_layers"))
     width, norm = c.integer("hidden_size"), rms(c, default=1e-5)
     attention = latent(
         c,
         rope(c, c.integer("qk_rope_head_dim"), pairing="pairs", theta=10000000.0),
         bias=c.flag("attention_bias", default=False),
+        default_rank=1536,
+        own_keys=True,
         q_multiplier=(width / c.integer("q_lora_rank")) ** 0.5,
         kv_multiplier=(width / c.integer("kv_lora_rank")) ** 0.5,
     )
-    identity = c.integer("zero_expert_num", default=0)
+    if c.integer("head_dim", default=64) != c.integer(
+        "qk_rope_head_dim"
+    ):  # the class turns as many dimensions
+        c.implied("qk_rope_head_dim", c.integer("head_dim", default=64), "head_dim (64 where it is missing)")
+    identity = c.integer("zero_expert_num", default=256)
     router = softmax_router(
         c,
         renormalise=False,

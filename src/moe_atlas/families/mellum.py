@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_type, layer_kinds
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
     default_head_dim,
-    dense_by_type,
     gated_mlp,
     grouped_query,
-    layer_kinds,
     moe,
     rms,
     softmax_router,
@@ -22,8 +21,8 @@ from moe_atlas.families.rope import rope
 def build(c: Config) -> Blueprint:
     """Read a `mellum` configuration."""
     c.inert("mtp_layer_types", "mtp_mlp_layer_types")
-    norm, head_dim, bias = rms(c), default_head_dim(c), c.flag("attention_bias", default=False)
-    kinds, window = layer_kinds(c, lambda i: "full_attention"), c.optional("sliding_window")
+    norm, head_dim, bias = rms(c), default_head_dim(c, 128), c.flag("attention_bias", default=False)
+    kinds, window = layer_kinds(c, lambda i: "full_attention"), c.optional("sliding_window", default=1024)
     ropes = {kind: rope(c, head_dim, layer_type=kind) for kind in sorted(set(kinds))}
     router = softmax_router(c, renormalise=c.flag("norm_topk_prob"))
     routed = moe(c, router, gated_mlp(c, c.integer("moe_intermediate_size")))
@@ -34,6 +33,7 @@ def build(c: Config) -> Blueprint:
         lambda i: grouped_query(
             c,
             rope=ropes[kinds[i]],
+            head_dim=head_dim,
             window=window if kinds[i] == "sliding_attention" else None,
             qkv_bias=bias,
             out_bias=bias,

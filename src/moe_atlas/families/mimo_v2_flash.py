@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_type, layer_kinds
 from moe_atlas.families.mixers import GroupedQuery
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
-    dense_by_type,
     gated_mlp,
     grouped_query,
     grouped_sigmoid_router,
-    layer_kinds,
     moe,
     rms,
 )
@@ -25,8 +24,8 @@ def build(c: Config) -> Blueprint:
     """Read a `mimo_v2_flash` configuration as transformers writes it."""
     kinds = layer_kinds(c, lambda i: "sliding_attention" if i and (i + 1) % 6 else "full_attention")
     head_dim, bias = c.integer("head_dim"), c.flag("attention_bias", default=False)
-    ropes = {kind: rope(c, head_dim, partial=0.334, layer_type=kind) for kind in sorted(set(kinds))}
-    window, scale = c.integer("sliding_window"), c.number("attention_value_scale", default=1.0)
+    ropes = {kind: rope(c, head_dim, layer_type=kind) for kind in sorted(set(kinds))}
+    window, scale = c.integer("sliding_window"), c.number("attention_value_scale", default=0.707, null=1.0)
     heads, v_dim = c.integer("num_key_value_heads"), c.integer("v_head_dim")
 
     def attention(i: int) -> GroupedQuery:

@@ -19,7 +19,8 @@ def build(c: Config) -> Blueprint:
     c.inert("router_jitter_noise", "use_mtp", "num_mtp_modules", "mtp_transformer_layers")
     norm, head_dim = rms(c), c.integer("head_dim", default=128)
     turning = c.optional("rotary_dim")
-    rotary = rope(c, head_dim, theta=5e6, partial=turning / head_dim if turning else None)
+    rotary = rope(c, head_dim, theta=5e6, partial=turning / head_dim if turning else 1.0)
+    c.implied("rotary_dim", rotary.dim, "partial_rotary_factor")
     attention = grouped_query(c, rope=rotary, head_dim=head_dim, qk_norm="full", qk_norm_spec=norm)
     router = sigmoid_router(
         c, renormalise=True, scale=1.0, epsilon=0.0, matmul="native", selection_bias_dtype="native"

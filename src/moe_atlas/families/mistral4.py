@@ -5,39 +5,32 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from moe_atlas.families.config import Config
+from moe_atlas.families.config import Config, agreed
+from moe_atlas.families.kinds import dense_first
 from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
-    Blueprint,
-    decoder,
-    dense_first,
-    gated_mlp,
-    latent,
-    moe,
-    rms,
-    softmax_router,
-)
-from moe_atlas.families.rope import original_length, rope
+from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, latent, moe, rms, softmax_router
+from moe_atlas.families.rope import original_length, rope, settings
 
 
 def build(c: Config) -> Blueprint:
     """Read a `mistral4` configuration."""
-    settings = c.section("rope_parameters")
-    if settings is None:
+    sections = settings(c)
+    if not sections:
         raise c.refuse("rope_parameters", "the key is missing, and the family has no safe default for it")
-    settings.inert("max_position_embeddings")
+    agreed(*((level, "max_position_embeddings") for level in (*sections, c)))
     pairing: Literal["pairs", "halves"] = "pairs" if c.flag("rope_interleave", default=True) else "halves"
     head_dim = c.integer("qk_nope_head_dim") + c.integer("qk_rope_head_dim")
-    attention = latent(c, rope(c, head_dim, pairing=pairing), bias=c.flag("attention_bias", default=False))
-    growth = original_length(c, settings), settings.number("llama_4_scaling_beta")
-    attention = replace(attention, temperature=growth)
-    groups = c.integer("n_group", default=1)
+    rotary = rope(c, head_dim, pairing=pairing, partial=c.integer("qk_rope_head_dim") / head_dim)
+    attention = latent(c, rotary, bias=c.flag("attention_bias", default=False), default_rank=1024)
+    beta = agreed(*((section, "llama_4_scaling_beta") for section in sections), kind=float)
+    attention = replace(attention, temperature=(original_length(c, sections[0]), beta))
+    groups = c.integer("n_group", default=1, null=1)
     router = softmax_router(
         c,
         renormalise=c.flag("norm_topk_prob"),
         dispatch="scores",
         groups=groups,
-        kept_groups=c.integer("topk_group", default=1),
+        kept_groups=c.integer("topk_group", default=1, null=1),
         group_score="top2_sum" if groups > 1 else "none",
         epsilon=1e-20,
         scale=c.number("routed_scaling_factor"),

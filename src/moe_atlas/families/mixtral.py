@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import sliding_window
 from moe_atlas.families.names import MIXTRAL_EXPERTS, STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
@@ -12,7 +13,6 @@ from moe_atlas.families.parts import (
     grouped_query,
     moe,
     rms,
-    sliding_window,
     softmax_router,
 )
 from moe_atlas.families.rope import rope
@@ -22,7 +22,7 @@ def build(c: Config) -> Blueprint:
     """Read a `mixtral` configuration."""
     c.inert("router_jitter_noise")  # noise on the router's input in training only
     rotary = rope(c, default_head_dim(c), theta=1e6)
-    attention = grouped_query(c, rope=rotary, window=sliding_window(c)(0))
+    attention = grouped_query(c, rope=rotary, window=sliding_window(c, switch=False))
     router = softmax_router(c, renormalise=True, weight_dtype="float32")
     routed = moe(c, router, gated_mlp(c, c.integer("intermediate_size")))
     return Blueprint(

@@ -11,6 +11,7 @@ from moe_atlas.families.parts import (
     Blueprint,
     activation,
     decoder,
+    default_head_dim,
     grouped_query,
     grouped_sigmoid_router,
     moe,
@@ -45,23 +46,22 @@ KINDS = {
 UNUSED = (
     "use_mamba_kernels mamba_ssm_cache_dtype mamba_dt_init_floor time_step_max time_step_floor time_step_limit "
     "chunk_size expand rescale_prenorm_residual num_logits_to_keep moe_shared_expert_overlap mtp_layers_block_type "
-    "mtp_hybrid_override_pattern hybrid_override_pattern num_hidden_layers attention_bias "
-    "n_shared_experts mamba_proj_bias"
+    "mtp_hybrid_override_pattern mamba_proj_bias"
 )
 
 
 def build(c: Config) -> Blueprint:
     """Read a `nemotron_h` configuration; the kind of each layer is a list, or a string of one letter each."""
-    pattern = c.get("layers_block_type", "layer_types", default=None) or c.get("hybrid_override_pattern")
-    kinds = [KINDS.get(kind, kind) for kind in pattern]
+    kinds = _kinds(c)
     c.inert(*UNUSED.split())
     c.expect("residual_in_fp32", False)
     c.expect("sliding_window", None)
     c.expect("mamba_hidden_act", "silu")
     c.expect("moe_latent_size", None)  # projections around the experts are not implemented
     c.expect("attention_bias", False)
-    mixers = {"mamba": _mamba(c), "attention": grouped_query(c, rope=None)}
-    blocks = {"moe": _moe(c), "mlp": _perceptron(c, c.integer("intermediate_size", default=0))}
+    c.expect("n_shared_experts", 1)
+    mixers = {"mamba": _mamba(c), "attention": grouped_query(c, rope=None, head_dim=default_head_dim(c, 128))}
+    blocks = {"moe": _moe(c), "mlp": _perceptron(c, c.integer("intermediate_size", default=21504))}
 
     def norms(index: int) -> dict[str, Any]:
         return {"pre_mixer_norm": kinds[index] in mixers, "pre_ffn_norm": kinds[index] in blocks}
@@ -77,14 +77,32 @@ def build(c: Config) -> Blueprint:
     return Blueprint(model, NAMES, layer_prefix="backbone.layers.{i}.")
 
 
+def _kinds(c: Config) -> list[str]:
+    """The kind of each layer, which a config may give as a list, as a string, or as both."""
+    listed, pattern = c.optional("layers_block_type", "layer_types"), c.optional("hybrid_override_pattern")
+    if listed is None and pattern is None:
+        raise c.refuse("layers_block_type", "the key is missing, and the family has no safe default for it")
+    kinds, again = ([KINDS.get(kind, kind) for kind in said or ()] for said in (listed, pattern))
+    if listed is not None and pattern is not None and again != kinds:
+        c.implied("hybrid_override_pattern", kinds, "layers_block_type")
+    kinds = kinds or again
+    c.implied("num_hidden_layers", len(kinds), "the list of their kinds")
+    odd = sorted(set(kinds) - {"mamba", "attention", "moe", "mlp"})
+    if odd:
+        raise c.refuse(f"layers_block_type: {odd[0]!r}", "this kind of layer is not implemented")
+    return kinds
+
+
 def _perceptron(c: Config, width: int) -> FeedForward:
     bias = c.flag("mlp_bias", default=False)
-    return FeedForward(width, activation(c, "mlp_hidden_act"), gated=False, bias=bias)
+    return FeedForward(width, activation(c, "mlp_hidden_act", "relu2"), gated=False, bias=bias)
 
 
 def _moe(c: Config) -> Any:
     shared = _perceptron(c, c.integer("moe_shared_expert_intermediate_size"))
-    expert = FeedForward(c.integer("moe_intermediate_size"), activation(c, "mlp_hidden_act"), gated=False)
+    expert = FeedForward(
+        c.integer("moe_intermediate_size"), activation(c, "mlp_hidden_act", "relu2"), gated=False
+    )
     return moe(c, grouped_sigmoid_router(c), expert, shared=shared, accumulate="float32")
 
 

@@ -16,11 +16,12 @@ def build(c: Config) -> Blueprint:
         c,
         rope=rope(c, head_dim, theta=10000.0),
         head_dim=head_dim,
+        own_keys=True,
         qkv_bias=bias,
         out_bias=bias,
         qk_norm="full",
         qk_norm_spec=norm,
-        clip=c.number("clip_qkv", default=None) if c.optional("clip_qkv") else None,
+        clip=c.number("clip_qkv") if c.optional("clip_qkv") else None,
     )
     router = softmax_router(c, renormalise=c.flag("norm_topk_prob"))
     routed = moe(c, router, gated_mlp(c, c.integer("intermediate_size")))

@@ -42,13 +42,12 @@ class Blueprint:
     """Stored tensors whose rows are several roles one after the other."""
 
 
-def activation(c: Config, *names: str) -> Any:
-    """The activation function named by the config (default key `hidden_act`)."""
-    key = names or ("hidden_act",)
-    name = c.text(*key, default="silu")
+def activation(c: Config, key: str = "hidden_act", default: str = "silu") -> Any:
+    """The activation function named by the config."""
+    name = c.text(key, default=default)
     if name not in ACTIVATIONS:
         raise c.refuse(
-            f"{key[0]} = {name!r}", f"activation not implemented; known: {', '.join(sorted(ACTIVATIONS))}"
+            f"{key} = {name!r}", f"activation not implemented; known: {', '.join(sorted(ACTIVATIONS))}"
         )
     return ACTIVATIONS[name]
 
@@ -72,14 +71,25 @@ def grouped_query(
     head_dim: int | None = None,
     kv_heads: int | None = None,
     scale: float | None = None,
+    own_keys: bool = False,
     **options: Any,
 ) -> GroupedQuery:
-    """Grouped-query attention from the common keys; `options` are fields of `GroupedQuery`."""
+    """Grouped-query attention from the common keys.
+
+    Args:
+        c: the config section of the text model.
+        rope: rotation of q and k.
+        head_dim: dimensions of a head; `default_head_dim` where it is None.
+        kv_heads: key heads; those of the config where it is None.
+        scale: of the scores; head_dim^(-1/2) where it is None.
+        own_keys: without `num_key_value_heads` every head has keys of its own; else the key is needed.
+        **options: fields of `GroupedQuery`.
+    """
     heads = c.integer(*HEADS)
     size = head_dim if head_dim is not None else default_head_dim(c)
     return GroupedQuery(
         heads=heads,
-        kv_heads=kv_heads if kv_heads is not None else c.integer("num_key_value_heads", default=heads),
+        kv_heads=kv_heads if kv_heads is not None else key_heads(c, heads, own_keys=own_keys),
         head_dim=size,
         v_dim=options.pop("v_dim", size),
         scale=size**-0.5 if scale is None else scale,
@@ -88,24 +98,50 @@ def grouped_query(
     )
 
 
-def default_head_dim(c: Config) -> int:
-    """`head_dim`, or width over heads where the config leaves it out."""
-    return c.integer("head_dim", default=c.integer(*WIDTH) // c.integer(*HEADS))
+def key_heads(c: Config, heads: int, *, own_keys: bool) -> int:
+    """`num_key_value_heads`; with `own_keys` a config may leave it out, and every head has keys of its own."""
+    absent = {"default": heads, "null": heads} if own_keys else {}
+    return c.integer("num_key_value_heads", **absent)
 
 
-def latent(c: Config, rope: Rope | None, *, bias: bool, **options: Any) -> Latent:
-    """Multi-head latent attention; a yarn `mscale_all_dim` sharpens the softmax."""
-    nope, rotary = c.integer("qk_nope_head_dim"), c.integer("qk_rope_head_dim")
-    c.inert(
-        "head_dim", "qk_head_dim", "num_key_value_heads"
-    )  # implied by the ranks; one shared key part per token
+def default_head_dim(c: Config, default: int | None = None) -> int:
+    """`head_dim`; where the config leaves it out, the default of the family's class, which may be width over heads."""
+    implied = c.integer(*WIDTH) // c.integer(*HEADS)
+    return c.integer("head_dim", default=implied if default is None else default, null=implied)
+
+
+def latent(
+    c: Config,
+    rope: Rope | None,
+    *,
+    bias: bool,
+    default_rank: int | None,
+    own_keys: bool = False,
+    **options: Any,
+) -> Latent:
+    """Multi-head latent attention; a yarn `mscale_all_dim` sharpens the softmax.
+
+    `default_rank` is the class's own rank of q, for a config that leaves it out (a null is direct projection);
+    `own_keys` is as in `grouped_query`. `options` are fields of `Latent`.
+    """
+    nope, rotary, values = (
+        c.integer("qk_nope_head_dim"),
+        c.integer("qk_rope_head_dim"),
+        c.integer("v_head_dim"),
+    )
+    heads = c.integer(*HEADS)
+    if key_heads(c, heads, own_keys=own_keys) != heads:
+        c.implied("num_key_value_heads", heads, "latent attention, whose heads all have keys of their own,")
+    c.implied("qk_head_dim", nope + rotary, "qk_nope_head_dim + qk_rope_head_dim")
+    # Read by nothing; libraries write one or another of these there.
+    c.expect("head_dim", rotary, nope, nope + rotary, values, c.integer(*WIDTH) // heads)
     return Latent(
-        heads=c.integer(*HEADS),
-        q_rank=c.optional("q_lora_rank"),
+        heads=heads,
+        q_rank=c.get("q_lora_rank", default=default_rank, null=None),
         kv_rank=c.integer("kv_lora_rank"),
         nope_dim=nope,
         rope_dim=rotary,
-        v_dim=c.integer("v_head_dim"),
+        v_dim=values,
         scale=(nope + rotary) ** -0.5 * (1.0 if rope is None else softmax_sharpening(c, rope)),
         rope=rope,
         bias=bias,
@@ -156,16 +192,21 @@ def sigmoid_router(c: Config, *, renormalise: bool, scale: float, **fields: Any)
     return softmax_router(c, renormalise=renormalise, **{**ours, **fields})
 
 
-def grouped_sigmoid_router(c: Config, **fields: Any) -> RouterSpec:
-    """Sigmoid router with selection bias, limited to the best groups by the sum of their two best scores."""
+def grouped_sigmoid_router(
+    c: Config, *, default_groups: tuple[int, int] = (1, 1), **fields: Any
+) -> RouterSpec:
+    """Sigmoid router with selection bias, limited to the best groups by the sum of their two best scores.
+
+    `default_groups` are the class's own groups and kept groups; a null stands for one.
+    """
     c.expect("scoring_func", "sigmoid")
     c.expect("topk_method", "noaux_tc")
-    groups = c.integer("n_group", "num_expert_group", default=1)
+    groups = c.integer("n_group", "num_expert_group", default=default_groups[0], null=1)
     if "scale" not in fields:
         fields["scale"] = c.number("routed_scaling_factor")
     limits: dict[str, Any] = {
         "groups": groups,
-        "kept_groups": c.integer("topk_group", default=1),
+        "kept_groups": c.integer("topk_group", default=default_groups[1], null=1),
         "group_score": "top2_sum" if groups > 1 else "none",
     }
     return sigmoid_router(
@@ -235,46 +276,3 @@ def decoder(
         tied=c.flag("tie_word_embeddings", default=False) if tied is None else tied,
         **(model or {}),
     )
-
-
-def dense_first(c: Config) -> Callable[[int], bool]:
-    """Layer rule of DeepSeek and its relatives: the first `first_k_dense_replace` layers are dense."""
-    first = c.integer("first_k_dense_replace")
-    step = c.integer("moe_layer_freq", default=1)
-    if step != 1:
-        raise c.refuse(
-            f"moe_layer_freq = {step}", "the reference implementation ignores this key unless it is 1"
-        )
-    return lambda index: index < first
-
-
-def dense_by_type(c: Config, first_dense: int = 1) -> Callable[[int], bool]:
-    """Layer rule of configs with `mlp_layer_types`; without the list the first layers are dense."""
-    kinds = c.optional("mlp_layer_types")
-    first = c.integer("first_k_dense_replace", default=first_dense)
-    return lambda index: index < first if kinds is None else kinds[index] == "dense"
-
-
-def layer_kinds(c: Config, default: Callable[[int], str]) -> list[str]:
-    """`layer_types`, or what the family implies without them."""
-    given = c.optional("layer_types")
-    return [default(i) for i in range(c.integer(*LAYERS))] if given is None else list(given)
-
-
-def dense_by_step(c: Config) -> Callable[[int], bool]:
-    """Layer rule of the Qwen families: dense in `mlp_only_layers` and off the `decoder_sparse_step` grid."""
-    only = c.integers("mlp_only_layers", default=[])
-    step = c.integer("decoder_sparse_step", default=1)
-    return lambda index: index in only or (index + 1) % step != 0
-
-
-def sliding_window(c: Config) -> Callable[[int], int | None]:
-    """Window of each layer: `sliding_window` where `layer_types` says sliding, everywhere without such a list.
-
-    A `use_sliding_window` of false turns it off.
-    """
-    used = c.flag("use_sliding_window", default=True)
-    window, kinds = c.optional("sliding_window"), c.optional("layer_types")
-    if not used or not window:
-        return lambda index: None
-    return lambda index: window if kinds is None or kinds[index] == "sliding_attention" else None

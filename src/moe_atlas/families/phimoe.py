@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import sliding_window
 from moe_atlas.families.mixers import Norm
 from moe_atlas.families.names import MIXTRAL_EXPERTS, STANDARD
 from moe_atlas.families.parts import (
@@ -12,10 +13,9 @@ from moe_atlas.families.parts import (
     gated_mlp,
     grouped_query,
     moe,
-    sliding_window,
     softmax_router,
 )
-from moe_atlas.families.rope import rope
+from moe_atlas.families.rope import rope, settings
 
 
 def build(c: Config) -> Blueprint:
@@ -25,10 +25,14 @@ def build(c: Config) -> Blueprint:
     )  # training only; router_jitter_noise is sparsemixer's band at evaluation too
     norm = Norm("layer", c.number("rms_norm_eps", default=1e-5), bias=True)
     bias = c.flag("attention_bias", default=False)
+    rotary = rope(c, default_head_dim(c), theta=1e6)
+    for section in settings(c) if rotary.kind == "longrope" else ():  # the class demands both
+        section.number("short_mscale")
+        section.number("long_mscale")
     attention = grouped_query(
         c,
-        rope=rope(c, default_head_dim(c), theta=1e6),
-        window=sliding_window(c)(0),
+        rope=rotary,
+        window=sliding_window(c, switch=False),
         qkv_bias=bias,
         out_bias=bias,
     )

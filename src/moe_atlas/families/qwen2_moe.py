@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_step, layer_kinds
 from moe_atlas.families.names import MLP, STANDARD
-from moe_atlas.families.parts import (
-    Blueprint,
-    decoder,
-    dense_by_step,
-    gated_mlp,
-    grouped_query,
-    moe,
-    rms,
-    sliding_window,
-    softmax_router,
-)
+from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, grouped_query, moe, rms, softmax_router
 from moe_atlas.families.rope import rope
 
 NAMES = {
@@ -26,11 +17,16 @@ NAMES = {
 
 def build(c: Config) -> Blueprint:
     """Read a `qwen2_moe` configuration."""
-    dense, window = dense_by_step(c), sliding_window(c)
-    if c.flag("use_sliding_window", default=False) and c.optional("layer_types") is None:
-        last = c.integer("max_window_layers")  # before layer_types existed: every other layer below this one
-        everywhere = window
-        window = lambda i: everywhere(i) if i % 2 == 0 and i < last else None  # noqa: E731
+    dense, window = dense_by_step(c), c.optional("sliding_window", default=4096)
+    slides, last = c.flag("use_sliding_window", default=False), c.integer("max_window_layers", default=28)
+    # Before layer_types existed, every other layer below `last` had the window.
+    kinds = layer_kinds(
+        c, lambda i: "sliding_attention" if slides and i % 2 == 0 and i < last else "full_attention"
+    )
+    if "sliding_attention" in kinds and not (slides and window):
+        raise c.refuse(
+            "layer_types", "some layers slide, and use_sliding_window or sliding_window says that none does"
+        )
     head_dim = c.integer("hidden_size") // c.integer("num_attention_heads")
     rotary, bias = rope(c, head_dim, theta=10000.0), c.flag("qkv_bias", default=True)
     routed = moe(
@@ -44,7 +40,13 @@ def build(c: Config) -> Blueprint:
     model = decoder(
         c,
         rms(c),
-        lambda i: grouped_query(c, rope=rotary, head_dim=head_dim, window=window(i), qkv_bias=bias),
+        lambda i: grouped_query(
+            c,
+            rope=rotary,
+            head_dim=head_dim,
+            qkv_bias=bias,
+            window=window if kinds[i] == "sliding_attention" else None,
+        ),
         lambda i: plain if dense(i) else routed,
     )
     return Blueprint(model, NAMES)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_step, sliding_window
 from moe_atlas.families.names import STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
     default_head_dim,
-    dense_by_step,
     gated_mlp,
     grouped_query,
     moe,
     rms,
-    sliding_window,
     softmax_router,
 )
 from moe_atlas.families.rope import rope
@@ -23,16 +22,28 @@ from moe_atlas.families.rope import rope
 
 def build_vision(c: Config) -> Blueprint:
     """Read the text part of a `qwen3_vl_moe` configuration: experts fused and transposed on disk."""
-    return replace(build(c), fused="fused_transposed")
+    # The class of the text part says tied, that of the whole model says not; the latter writes what holds.
+    c.flag("tie_word_embeddings")
+    c.expect("norm_topk_prob", True)
+    c.expect("use_sliding_window", False)
+    c.expect("sliding_window", None)
+    return replace(compose(c, None, renormalise=True, theta=500000.0), fused="fused_transposed")
 
 
 def build(c: Config) -> Blueprint:
     """Read a `qwen3_moe` configuration."""
-    norm, head_dim, dense, window = rms(c), default_head_dim(c), dense_by_step(c), sliding_window(c)
-    rotary, bias = rope(c, head_dim, theta=10000.0), c.flag("attention_bias", default=False)
+    return compose(
+        c, sliding_window(c, 4096, switch=True), renormalise=c.flag("norm_topk_prob"), theta=10000.0
+    )
+
+
+def compose(c: Config, window: int | None, *, renormalise: bool, theta: float) -> Blueprint:
+    """Attention with normalised heads, and a router over experts only."""
+    norm, head_dim, dense = rms(c), default_head_dim(c), dense_by_step(c)
+    rotary, bias = rope(c, head_dim, theta=theta), c.flag("attention_bias", default=False)
     routed = moe(
         c,
-        softmax_router(c, renormalise=c.flag("norm_topk_prob")),
+        softmax_router(c, renormalise=renormalise),
         gated_mlp(c, c.integer("moe_intermediate_size")),
     )
     plain = gated_mlp(c, c.integer("intermediate_size"))
@@ -40,7 +51,7 @@ def build(c: Config) -> Blueprint:
         c,
         norm,
         lambda i: grouped_query(
-            c, rope=rotary, head_dim=head_dim, window=window(i), qkv_bias=bias, out_bias=bias,
+            c, rope=rotary, head_dim=head_dim, window=window, qkv_bias=bias, out_bias=bias,
             qk_norm="head", qk_norm_spec=norm,
         ),
         lambda i: plain if dense(i) else routed,

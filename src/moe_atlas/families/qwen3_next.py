@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from moe_atlas.families.config import Config
+from moe_atlas.families.kinds import dense_by_step, layer_kinds
 from moe_atlas.families.mixers import DeltaNet
 from moe_atlas.families.names import MLP, STANDARD
 from moe_atlas.families.parts import (
     Blueprint,
     decoder,
     default_head_dim,
-    dense_by_step,
     gated_mlp,
     grouped_query,
-    layer_kinds,
     moe,
     rms,
     softmax_router,
@@ -41,7 +40,10 @@ def build(c: Config) -> Blueprint:
 
 def build_typed(c: Config) -> Blueprint:
     """Read a `qwen3_5_moe_text` configuration: four projections, always renormalised, no dense layer."""
-    c.inert("intermediate_size", "norm_topk_prob", "mlp_only_layers", "decoder_sparse_step")
+    c.inert("intermediate_size")
+    c.expect("norm_topk_prob", True)
+    c.expect("mlp_only_layers", [])
+    c.expect("decoder_sparse_step", 1)
     return compose(c, True, grouped=False, dense=lambda i: None)
 
 
@@ -49,14 +51,18 @@ def compose(
     c: Config, renormalise: bool, *, grouped: bool, dense: Callable[[int], FeedForward | None]
 ) -> Blueprint:
     """Both mixers, and a router with a gated shared expert beside it."""
-    c.inert("mamba_ssm_dtype", "attn_output_gate")  # how kernels keep a state; the gate is always there
-    norm, head_dim = rms(c, "rms1p"), default_head_dim(c)
+    c.inert("mamba_ssm_dtype")  # how kernels keep a state
+    c.expect("attn_output_gate", True)
+    norm, head_dim = rms(c, "rms1p"), default_head_dim(c, 256)
     every = c.integer("full_attention_interval", default=4)
-    kinds = layer_kinds(c, lambda i: "linear_attention" if (i + 1) % every else "full_attention")
+    kinds = layer_kinds(
+        c, lambda i: "linear_attention" if (i + 1) % every else "full_attention", "linear_attention"
+    )
     bias = c.flag("attention_bias", default=False)
     attention = grouped_query(
         c,
         rope=rope(c, head_dim, theta=10000.0, partial=0.25),
+        head_dim=head_dim,
         qk_norm="head",
         qk_norm_spec=norm,
         output_gate="sigmoid_from_q",

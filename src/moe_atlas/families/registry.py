@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.errors import InputRefused
 from moe_atlas.families import (
     afmoe,
@@ -42,7 +43,7 @@ from moe_atlas.families import (
     qwen3_next,
 )
 from moe_atlas.families.bind import Stored, bind
-from moe_atlas.families.config import Config
+from moe_atlas.families.config import DISAGREE, KEEP, Config, agreed
 from moe_atlas.families.parts import Blueprint
 from moe_atlas.families.spec import ModelSpec
 
@@ -96,6 +97,10 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
 
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 """Where a multimodal configuration keeps its language model."""
+TIED = "tie_word_embeddings"
+DTYPE = ("dtype", "torch_dtype")
+OWN = ("model_type", TIED, *DTYPE)
+"""What each level of a configuration says of itself."""
 LISTED = 30  # tensors of a layer that a message names
 QUANTISATION = ("quantization_config", "compression_config")
 """Read where the checkpoint is opened: families know nothing of how a tensor is stored."""
@@ -116,7 +121,7 @@ UNSUPPORTED: Mapping[str, str] = {
 
 
 class CheckpointLike(Protocol):
-    """What `resolve` needs of an opened checkpoint."""
+    """What reading a configuration needs of an opened checkpoint."""
 
     @property
     def label(self) -> str:
@@ -131,39 +136,70 @@ class CheckpointLike(Protocol):
         """Tensors by name, quantised ones as they are once decoded."""
 
 
-def resolve(checkpoint: CheckpointLike) -> ModelSpec:
+def resolve(checkpoint: Checkpoint) -> ModelSpec:
     """Recognise the architecture and bind every tensor.
 
     Raises:
         InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, a missing
-            tensor, a wrong shape, or a tensor that nothing reads.
+            tensor, a wrong shape, a tensor that nothing reads, or a head that is said to be the embedding and is not.
     """
     family, blueprint = read_config(checkpoint)
-    return bind(blueprint, family, checkpoint.logical, checkpoint.label)
+    spec = bind(blueprint, family, checkpoint.logical, checkpoint.label)
+    return spec
 
 
 def read_config(checkpoint: CheckpointLike) -> tuple[str, Blueprint]:
     """The family's name and its answer to the configuration, before any tensor is looked for.
 
     Raises:
-        InputRefused: `E_FAMILY` for an unknown architecture or a config key that nothing reads.
+        InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, and a configuration
+            that describes the language model twice, each time otherwise.
     """
-    values = checkpoint.config
+    read = [_read(checkpoint, *place) for place in _language_models(checkpoint.config)]
+    if not read:
+        raise unknown(checkpoint, checkpoint.config.get("model_type"))
+    (place, family, blueprint), *others = read
+    for other, *found in others:
+        if found != [family, blueprint]:
+            where = f"{checkpoint.label}: config.json: {place} and {other}"
+            raise InputRefused("E_FAMILY", where, f"two language models that differ, {DISAGREE}", KEEP)
+    return family, blueprint
+
+
+def _language_models(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Every part of a configuration that describes a known language model: its place, its keys, those around it."""
+    if _known(config) is not None:
+        others = [section for section in TEXT_SECTIONS if _known(config.get(section)) is not None]
+        yield "the top level", {key: value for key, value in config.items() if key not in others}, {}
     for section in TEXT_SECTIONS:
-        inner = values.get(section)
-        if isinstance(inner, dict) and inner.get("model_type") in FAMILIES:
-            outer: dict[str, Any] = {k: values[k] for k in ("tie_word_embeddings",) if k in values}
-            values = {**outer, **inner}
-            break
+        inner = _known(config.get(section))
+        if inner is not None:
+            outer = {key: value for key, value in config.items() if key not in OWN}
+            # Whether the head is tied is decided by the model around the section, which owns the head.
+            decided = {} if config.get(TIED) is None else {TIED: config[TIED]}
+            yield section, {**inner, **decided}, outer
+
+
+def _known(value: Any) -> Mapping[str, Any] | None:
+    """A level of a configuration that describes a known language model."""
+    family = value.get("model_type") if isinstance(value, Mapping) else None
+    return value if isinstance(family, str) and family in FAMILIES else None
+
+
+def _read(
+    checkpoint: CheckpointLike, place: str, values: Mapping[str, Any], outer: Mapping[str, Any]
+) -> tuple[str, str, Blueprint]:
+    """Place, family and blueprint of one language model that a configuration describes."""
     values = {key: value for key, value in values.items() if key not in QUANTISATION}
-    family = values.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise unknown(checkpoint, family)
+    family = values["model_type"]
     file = f"{FAMILIES[family].__module__.replace('.', '/')}.py"
-    config = Config(values, f"{checkpoint.label}: config.json", file)
+    where = f"{checkpoint.label}: config.json"
+    for level in (checkpoint.config, values):
+        agreed(*((Config(level, where), name) for name in DTYPE), default=None, null=None)
+    config = Config(values, where, file, f"{place}." if outer else "", outer)
     blueprint = FAMILIES[family](config)
     config.refuse_unread()
-    return family, blueprint
+    return place, family, blueprint
 
 
 def unknown(checkpoint: CheckpointLike, family: Any) -> InputRefused:

@@ -7,10 +7,13 @@ nested by the type of the layer.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from moe_atlas.families.config import Config
+from moe_atlas.families.config import DISAGREE, KEEP, Config, agreed
 from moe_atlas.families.mixers import Rope
+
+SECTIONS = ("rope_parameters", "rope_scaling")
 
 
 def rope(
@@ -20,55 +23,74 @@ def rope(
     pairing: Literal["halves", "pairs"] = "halves",
     arithmetic: Literal["native", "float32", "mixed"] = "native",
     theta: float | None = None,
-    partial: float | None = None,
+    partial: float = 1.0,
     layer_type: str | None = None,
+    elsewhere: Sequence[tuple[Config, str]] = (),
 ) -> Rope:
     """The rotary embedding that a config describes.
+
+    A config of a transitional version says it twice, and what it says twice must be the same.
 
     Args:
         c: the config section of the text model.
         head_dim: dimensions of a head that could rotate, before any partial factor.
         pairing: which two dimensions form a plane.
         arithmetic: the dtype rule, see `Rope`.
-        theta: the family's own base where the config gives none.
+        theta: the base of the family's configuration class where the config gives none.
         partial: rotated share of the head where the config gives none.
-        layer_type: key of the nested form.
+        layer_type: key of the nested form, for families whose layers rotate by type; they have no other.
+        elsewhere: further places where the base may stand; `rope_theta` where there are none.
+
+    Raises:
+        InputRefused: `E_FAMILY` for a missing or contradicted setting and for a scaling that is not implemented.
     """
-    section = _section(c, layer_type)
-    base = _number(section, c, "rope_theta", theta)
-    share = _number(section, c, "partial_rotary_factor", 1.0 if partial is None else partial)
-    kind, params = scaling(c, section, head_dim)
+    sections = settings(c, layer_type)
+    bases = [*((s, "rope_theta") for s in sections), *(elsewhere or [(c, "rope_theta")])]
+    base = agreed(*bases, kind=float, **({} if theta is None else {"default": theta}))
+    shares = [*((s, "partial_rotary_factor") for s in sections), (c, "partial_rotary_factor")]
+    share = agreed(*shares, default=partial, null=1.0, kind=float)
+    scalings = [scaling(c, section, head_dim) for section in sections] or [("default", {})]
+    if any(other != scalings[0] for other in scalings):
+        raise c.refuse("rope_parameters and rope_scaling", f"two scalings that differ, {DISAGREE}", KEEP)
+    kind, params = scalings[0]
     return Rope(int(head_dim * share), base, pairing, arithmetic, kind, params)
 
 
-def _section(c: Config, layer_type: str | None) -> Config:
-    found = c.section("rope_parameters") or c.section("rope_scaling") or Config({}, c.where)
-    nested = {name for name, value in found.values.items() if isinstance(value, dict)}
-    if not nested:
-        return found
-    for name in nested:
-        found.section(name)
-    chosen = found.section(layer_type) if layer_type is not None else None
+def settings(c: Config, layer_type: str | None = None) -> list[Config]:
+    """The sections that describe the rotation: one in nearly every config, two in a transitional one, or none."""
+    found = [section for name in SECTIONS if (section := c.section(name)) is not None and section.values]
+    if layer_type is not None:
+        return [_of_type(c, found, layer_type)]
+    for section in found:
+        nested = [name for name, value in section.values.items() if isinstance(value, dict)]
+        if nested:
+            raise c.refuse(
+                "rope_parameters", f"settings by type of layer ({', '.join(nested)}) are not read here"
+            )
+    return found
+
+
+def _of_type(c: Config, sections: Sequence[Config], layer_type: str) -> Config:
+    """The settings of the layers of one type, from the one section that has them."""
+    chosen = sections[0].section(layer_type) if len(sections) == 1 else None
     if chosen is None:
-        raise c.refuse("rope_parameters", f"no settings for layers of type {layer_type!r}")
+        raise c.refuse(
+            "rope_parameters", f"expected settings for layers of type {layer_type!r} there, and only there"
+        )
+    # A model need not have layers of every type.
+    others = (name for name, value in sections[0].values.items() if isinstance(value, dict))
+    sections[0].inert(*others)
+    chosen.number("rope_theta")  # no reader fills it in as another does
+    chosen.expect("truncate", True)  # the reference looks for it one level above
     return chosen
-
-
-def _number(section: Config, c: Config, name: str, default: float | None) -> float:
-    top = c.optional(name)
-    value = section.optional(name)
-    if value is None:
-        value = top if top is not None else default
-    if value is None:
-        raise c.refuse(name, "the key is missing, and the family has no safe default for it")
-    return float(value)
 
 
 def scaling(c: Config, s: Config, head_dim: int) -> tuple[Any, dict[str, Any]]:
     """Kind and complete parameters of the frequency scaling in section `s`."""
     kind = s.text("rope_type", "type", default="default")
     if kind == "dynamic" and s.optional("alpha"):  # the other keys of this form are left over from yarn
-        s.inert("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        s.inert("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        s.get("factor")  # the reference demands it, and computes without it
         return "ntk_alpha", {"alpha": s.number("alpha")}
     readers = {
         "default": _default,
@@ -93,44 +115,41 @@ def _linear(c: Config, s: Config) -> dict[str, Any]:
 
 
 def original_length(c: Config, s: Config) -> float:
-    """Context length before extension: the config's own key first, then the section's, then the maximum."""
-    inner = s.optional("original_max_position_embeddings")
-    outer = c.optional("original_max_position_embeddings")
-    return float(outer or inner or c.integer("max_position_embeddings"))
+    """Context length before extension; the maximum where it is given nowhere."""
+    name = "original_max_position_embeddings"
+    stated = agreed((s, name), (c, name), default=None, kind=float)
+    return c.number("max_position_embeddings") if stated is None else float(stated)
 
 
 def _yarn(c: Config, s: Config) -> dict[str, Any]:
     original = original_length(c, s)
-    factor = (
-        s.number("factor", default=None)
-        if s.optional("factor")
-        else c.integer("max_position_embeddings") / original
-    )
-    mscale, all_dim = s.optional("mscale"), s.optional("mscale_all_dim")
-    magnitude = s.optional("attention_factor")
-    if magnitude is None:
-        both = mscale and all_dim
-        magnitude = (
-            yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim) if both else yarn_mscale(factor)
-        )
+    factor = s.number("factor", null=None) or c.integer("max_position_embeddings") / original
+    mscale, all_dim = (s.number(name, default=None, null=None) for name in ("mscale", "mscale_all_dim"))
+    implied = yarn_mscale(factor)
+    if mscale and all_dim:
+        implied = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
+    magnitude = s.number("attention_factor", default=None, null=None)
+    if magnitude is not None and mscale and all_dim and not math.isclose(magnitude, implied, rel_tol=1e-6):
+        s.implied("attention_factor", implied, "mscale and mscale_all_dim")
     return {
         "factor": factor,
         "original": original,
-        "beta_fast": float(s.optional("beta_fast") or 32),
-        "beta_slow": float(s.optional("beta_slow") or 1),
+        "beta_fast": s.number("beta_fast", default=32.0, null=32.0) or 32.0,
+        "beta_slow": s.number("beta_slow", default=1.0, null=1.0) or 1.0,
         "truncate": s.flag("truncate", default=True),
-        "attention_factor": float(magnitude),
+        "attention_factor": implied if magnitude is None else magnitude,
     }
 
 
 def _longrope(c: Config, s: Config) -> dict[str, Any]:
     """Short factors and their magnitude: what the reference applies at every length."""
     original = original_length(c, s)
-    factor = s.optional("factor") or c.integer("max_position_embeddings") / original
+    factor = s.number("factor", default=None, null=None) or c.integer("max_position_embeddings") / original
     implied = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    s.inert("long_factor", "long_mscale")
-    magnitude = s.optional("short_mscale") or s.optional("attention_factor") or implied
-    return {"factors": s.get("short_factor"), "attention_factor": float(magnitude)}
+    s.get("long_factor")
+    s.inert("long_mscale")
+    magnitude = s.number("short_mscale", "attention_factor", default=None, null=None) or implied
+    return {"factors": s.get("short_factor", kind=list), "attention_factor": magnitude}
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
@@ -140,7 +159,8 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 
 def softmax_sharpening(c: Config, rotary: Rope) -> float:
     """Factor on the attention scale of latent attention under a scaled position embedding."""
-    all_dim = _section(c, None).optional("mscale_all_dim")
+    places = [(section, "mscale_all_dim") for section in settings(c)]
+    all_dim = agreed(*places, default=None, null=None, kind=float) if places else None
     if rotary.kind == "default" or not all_dim:
         return 1.0
     return yarn_mscale(rotary.params["factor"], all_dim) ** 2

@@ -43,7 +43,7 @@ def detect(config: Mapping[str, Any], tensors: Tensors, label: str) -> dict[str,
         InputRefused: ``E_QUANT`` for a format that is not decoded, a header that contradicts the configuration, or
             quantised tensors that no configuration explains.
     """
-    settings = _settings(config)
+    settings = _settings(config, label)
     if settings is None:
         stray = next((name for name in tensors if name.endswith(TELLTALE)), None)
         if stray is not None:
@@ -61,11 +61,18 @@ def detect(config: Mapping[str, Any], tensors: Tensors, label: str) -> dict[str,
     return {entry.name: entry for entry in READERS[method](settings, tensors, label)}
 
 
-def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The quantisation block, wherever a multimodal configuration keeps it."""
+def _settings(config: Mapping[str, Any], label: str) -> Mapping[str, Any] | None:
+    """The quantisation block, wherever a multimodal configuration keeps it; two must be the same."""
     places = [config, *(config[name] for name in SECTIONS if isinstance(config.get(name), dict))]
     keys = ("quantization_config", "compression_config")
     found = [place[key] for place in places for key in keys if isinstance(place.get(key), dict)]
+    if any(other != found[0] for other in found):
+        problem = (
+            "stands in config.json twice, each time otherwise, and loaders disagree about which of them holds"
+        )
+        raise refuse(
+            label, "quantization_config", problem, "keep the one that the checkpoint was written with"
+        )
     return found[0] if found else None
 
 
