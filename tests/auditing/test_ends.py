@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from moe_atlas.auditing import ends
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.errors import InputRefused
 from moe_atlas.geometry import output
 from moe_atlas.replay.model import Replay
 from tests import pairs, tiny
@@ -193,3 +196,60 @@ def test_what_is_not_finite_is_found_in_whatever_part_it_is(root, probes, monkey
     assert facts["weights"]["classes"][kind]["nonfinite"] == {"base": 0, "tuned": 1}
     with pytest.raises(Exception, match="E_NONFINITE"):
         in_parts(20, spoiled, base, probes, monkeypatch)
+
+
+TIED = "qwen3_moe-mixed-layers"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def apart(base, name, change, *, tied=False):
+    """A tied checkpoint with a head of its own, which the configuration still calls tied or does not."""
+
+    def add(tensors):
+        tensors[HEAD] = change(tensors[EMBEDDING].clone())
+
+    folder = pairs.variant(base, base.parent / f"{base.name}-{name}", add)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+    return folder
+
+
+def rows_of(facts, kind):
+    return [(row["name"], row["identical"]) for row in facts["weights"]["tensors"] if row["class"] == kind]
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["tied first", "apart first"])
+@pytest.mark.parametrize("tied", [False, True], ids=["called untied", "called tied"])
+def test_a_head_stored_apart_that_equals_the_embedding_changes_nothing(
+    root, probes, monkeypatch, swapped, tied
+):
+    base = tiny.save(TIED, root / f"tied-{swapped}-{tied}", seed=3)
+    pair = [base, apart(base, "equal", lambda head: head, tied=tied)]
+    facts, arrays = in_parts(20, *(pair[::-1] if swapped else pair), probes, monkeypatch)
+    assert rows_of(facts, "head") == [(HEAD, True)]
+    assert facts["identity"]["identical_checkpoints"] is True
+    assert facts["controls"]["parameter_distance"] == 0.0
+    assert all(not side["skipped"] for side in facts["checkpoints"].values())
+    assert not arrays["output.kl"].any()
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["tied first", "apart first"])
+def test_a_head_stored_apart_that_differs_is_in_the_ledger_on_either_side(root, probes, monkeypatch, swapped):
+    base = tiny.save(TIED, root / f"differs-{swapped}", seed=3)
+    pair = [base, apart(base, "flipped", lambda head: head.flip(0).contiguous())]
+    facts, arrays = in_parts(20, *(pair[::-1] if swapped else pair), probes, monkeypatch)
+    assert rows_of(facts, "head") == [(HEAD, False)]
+    assert rows_of(facts, "embedding") == [(EMBEDDING, True)]
+    assert facts["identity"]["identical_checkpoints"] is False
+    assert (arrays["output.kl"] > 0).all()
+
+
+def test_a_pair_of_which_one_has_a_bias_behind_its_head_is_refused(root, probes):
+    base = tiny.save("phimoe", root / "biased", seed=3)
+    other = pairs.variant(
+        base, root / "unbiased", lambda t: {k: v for k, v in t.items() if k != "lm_head.bias"}
+    )
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"lm_head_bias": False}))
+    with pytest.raises(InputRefused, match="E_PAIR .* tensors behind the layers"):
+        pairs.audited(base, other, probes)

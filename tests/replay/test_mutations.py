@@ -125,6 +125,11 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
     ),
     (lambda o: isinstance(o, ModelSpec) and o.tied, ("head_bias",), "a tied head has no bias of its own"),
     (
+        lambda o: isinstance(o, ModelSpec) and not o.tied,
+        ("tied",),
+        "a head that is stored is used; resolve compares it with the embedding where it is called tied",
+    ),
+    (
         lambda o: isinstance(o, Mamba2 | KimiDelta),
         ("norm.kind=rms32", "norm.kind=rms32_stored", "norm.kind=rms"),
         "its product is taken in float32 either way",

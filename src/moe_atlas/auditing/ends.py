@@ -87,10 +87,9 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     alike = audit.in_step and ends_alike(sides)
     with audit.clock.phase("output"):
         pieces = list(final_states(audit, windows, alike))
-    # A tied head was recorded as the embedding.
-    recorded = [ref for ref in sides[0].spec.final_refs if ref.kind != "embedding"]
+    recorded = recorded_ends(sides)
     comparison = Comparison(refs[0].shape)
-    compares = refs[0] in recorded and audit.group.owns(recorded.index(refs[0]))
+    compares = any(ref.role == "head" and audit.group.owns(place) for place, ref in enumerate(recorded))
     audit.progress.phase("reading the output", len(output.vocabulary(sides[0].spec.vocab)))
     for rows, tensors in audit.clock.waiting("reading the rest", parts_of(audit, refs)):
         with audit.clock.phase("output"):
@@ -108,6 +107,17 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     for change in audit.group.spread(compared, recorded):
         audit.evidence.ledger.enter(change)
     enter_outputs(audit, pieces)
+
+
+def recorded_ends(sides: Sequence[Side]) -> list[TensorRef]:
+    """What the ledger says of the end: a head that is tied on every side was recorded as the embedding.
+
+    Where it is tied on one side only, the other's head is compared with that side's embedding.
+    """
+    heads = [ref for side in sides for ref in side.spec.final_refs if ref.role == "head"]
+    own = [ref for ref in heads if ref.kind != "embedding"][:1]
+    ends = [own if ref.role == "head" else [ref] for ref in sides[0].spec.final_refs]
+    return [ref for refs in ends for ref in refs]
 
 
 def parts_of(audit: Walk, refs: Sequence[TensorRef]) -> Iterator[tuple[range, list[Tensor]]]:

@@ -34,6 +34,8 @@ def structural_differences(base: ModelSpec, tuned: ModelSpec) -> list[tuple[str,
         ("layers", len(base.layers), len(tuned.layers)),
         ("routed layers", base.routed_layers, tuned.routed_layers),
     ]
+    ends = [sorted(ref.role for ref in spec.final_refs) for spec in (base, tuned)]
+    rows.append(("tensors behind the layers", ends[0], ends[1]))
     for a, b in zip(base.layers, tuned.layers, strict=False):
         where = f"layer {a.index}"
         if a.moe and b.moe:

@@ -333,7 +333,9 @@ def quantised_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 def identity_facts(evidence: Evidence, specs: list[ModelSpec]) -> dict[str, Any]:
     """Whether the checkpoints are the same bytes (up to a relabelling), and whether expert i is still expert i."""
     rows = evidence.ledger.rows
-    identical = len(specs) == 2 and specs[0].describe() == specs[1].describe()
+    # Whether the head is stored apart or tied changes nothing where the ledger finds the same bytes.
+    described = [{**spec.describe(), "tied": None} for spec in specs]
+    identical = len(specs) == 2 and described[0] == described[1]
     return {
         "identical_checkpoints": identical and all(row.identical for row in rows),
         "breaches": [breach for layer in evidence.identity for breach in layer["breaches"]],

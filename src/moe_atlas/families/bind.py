@@ -67,7 +67,7 @@ class _Binder:
     def model(self) -> ModelSpec:
         spec = self.blueprint.model
         layers = tuple(self.layer(layer) for layer in spec.layers)
-        embed = (self.ref("embedding", (spec.vocab, spec.width), ""),)
+        embed = (self._embedding(spec),)
         final = [
             self.ref(role, shape, "")
             for role, shape in tensors.norm("final_norm", spec.width, spec.final_norm)
@@ -75,8 +75,11 @@ class _Binder:
         if spec.streams is not None:
             count = spec.streams.count
             final += self._refs(list(tensors.streams("head_streams", spec.streams, spec.width, count, 1)), "")
-        final += [replace(embed[0], role="head")] if spec.tied else list(self._head(spec))
-        bound = replace(spec, family=self.family, layers=layers, embed_refs=embed, final_refs=tuple(final))
+        # A head that is stored beside the embedding is used, tied or not.
+        tied = spec.tied and not all(name in self.stored for name in self._ends())
+        final += [replace(embed[0], role="head")] if tied else list(self._head(spec))
+        bound = replace(spec, family=self.family, layers=layers, tied=tied)
+        bound = replace(bound, embed_refs=embed, final_refs=tuple(final))
         return replace(bound, skipped=tuple(self._skipped(bound)))
 
     def layer(self, layer: LayerSpec) -> LayerSpec:
@@ -120,6 +123,21 @@ class _Binder:
             return replace(ref, index=0)
         self._check(ref, shape)
         return ref
+
+    def _embedding(self, spec: ModelSpec) -> TensorRef:
+        """The embedding; of a tied pair the head alone may be stored, and is both."""
+        shape, (own, head) = (spec.vocab, spec.width), self._ends()
+        if spec.tied and own not in self.stored and head in self.stored:
+            ref = TensorRef(own, kind_of("embedding"), shape, "embedding", head)
+            self._check(ref, shape)
+            return ref
+        return self.ref("embedding", shape, "")
+
+    def _ends(self) -> tuple[str, str]:
+        """What embedding and head are called here."""
+        names = (self._stored_name(self.blueprint.names[role]) for role in ("embedding", "head"))
+        embedding, head = (f"{name}.weight" for name in names)
+        return embedding, head
 
     def _head(self, spec: ModelSpec) -> Iterator[TensorRef]:
         for role, shape in tensors.linear("head", spec.vocab, spec.width, bias=spec.head_bias):
@@ -201,10 +219,11 @@ class _Binder:
         return shapes
 
     def _find_prefix(self) -> str:
-        embedding = self.blueprint.names["embedding"]
-        for prefix in PREFIXES:
-            if f"{_under(prefix, embedding)}.weight" in self.stored:
-                return prefix
+        embedding, norm = (self.blueprint.names[role] for role in ("embedding", "final_norm"))
+        for name in (embedding, norm) if self.blueprint.model.tied else (embedding,):
+            for prefix in PREFIXES:
+                if f"{_under(prefix, name)}.weight" in self.stored:
+                    return prefix
         raise self._refuse(f"{embedding}.weight", f"missing tensor ({self.family} needs its token embedding)")
 
     def _stored_name(self, canonical: str) -> str:
@@ -247,8 +266,6 @@ class _Binder:
             return "scale of quantised activations; a replay quantises none"
         if name.endswith("rotary_emb.inv_freq"):
             return "derived from the configuration"
-        if spec.tied and name.endswith("lm_head.weight"):
-            return "tied to the embedding (tie_word_embeddings)"
         if not layer and re.search(
             r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+)\.", name
         ):

@@ -145,6 +145,10 @@ def resolve(checkpoint: Checkpoint) -> ModelSpec:
     """
     family, blueprint = read_config(checkpoint)
     spec = bind(blueprint, family, checkpoint.logical, checkpoint.label)
+    if blueprint.model.tied and not spec.tied:
+        from moe_atlas.families.tied import require_equal  # reads tensors, with torch; nothing else here does
+
+        require_equal(checkpoint, spec)
     return spec
 
 
