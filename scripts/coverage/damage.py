@@ -112,15 +112,16 @@ def outcome(found: Replication, limits: dict[str, float]) -> str:
     """The product's predicate on one simulated domain."""
     documents = len(found.means_C)
     count = int((found.means_C > limits["document_nll"]).sum())
-    row: dict[str, Any] = {"name": "simulated", "role": "base", "documents": documents}
-    row |= {"non_finite_windows": 0, "nll_increase": found.increase}
+    row: dict[str, Any] = {"name": "simulated", "role": "base", "documents": documents, "windows": documents}
+    row |= {"non_finite_windows": 0, "non_finite_base": 0, "nll_increase": found.increase}
     row["damaged_documents"] = {
         "count": count,
         "documents": documents,
         "share": count / documents,
         "share_high": _share_high(count, documents),
     }
-    receipt = {"probe": {"policy": {"damage": limits}}, "domains": [row]}
+    # Losses are simulated, not the distributions that they come from.
+    receipt = {"probe": {"policy": {"damage": limits | {"kl": None}}}, "domains": [row]}
     return damage_outcome(damage_gates(receipt))
 
 

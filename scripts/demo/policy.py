@@ -5,8 +5,9 @@ what the gate will look at, its largest upper bound over the protected layers. T
 bound for one more such tune, mean + t * deviation * sqrt(1 + 1/n), times two: twice as far as a healthy tune
 is expected to go at most is not explained by its seed.
 
-Damage limits come from the base alone: shares of how much the NLL of its held-out documents differs from one
-document to the next. A reference that is damaged by these limits, or that missed the task, is refused.
+Limits of the NLL come from the base alone: shares of how much the NLL of its held-out documents differs from one
+document to the next. The limit of the divergence of predictions is a budget like the others. A reference that is
+damaged by these limits, or that missed the task, is refused.
 """
 
 from __future__ import annotations
@@ -81,20 +82,26 @@ def furthest(receipt: Receipt, channel: str) -> float:
 
 
 def rewrite_budgets(references: Sequence[Receipt], experts: int) -> dict[str, Budget]:
-    """The budgets of the rewrite block by key, `tau` of the refinement margin among them."""
+    """The budgets of the rewrite block by key, `tau` of the refinement margin and `kl` of the damage block."""
     # A share of dead experts moves in steps: less than one and a half experts means one may fall silent.
     least = {"dead_share_rise": 1.5 / experts}
     budgets = {
         key: budget([furthest(receipt, channel) for receipt in references], least.get(key, 0.0))
         for key, channel in CHANNELS.items()
     }
-    return budgets | {"tau": budget([load(receipt) for receipt in references])}
+    loads, divergences = zip(*((load(receipt), divergence(receipt)) for receipt in references), strict=True)
+    return budgets | {"tau": budget(loads), "kl": budget(divergences)}
 
 
 def load(receipt: Receipt) -> float:
     """The largest load on the refinement margin (Eq. 32): what tau has to cover, by its upper bound."""
     tau = receipt.body["probe"]["policy"]["rewrite"]["refinement"]["tau"]
     return float(tau - receipt.body["margins"]["refinement_margin"]["low"])
+
+
+def divergence(receipt: Receipt) -> float:
+    """The largest upper bound of the predictions' divergence over the base domains."""
+    return max(float(row["kl"]["high"]) for row in receipt.body["domains"] if row["role"] == "base")
 
 
 def damage_limits(receipt: Receipt) -> Limits:
@@ -138,10 +145,15 @@ def policy_block(budgets: Mapping[str, Budget], limits: Limits, seeds: Sequence[
     refinement: {{mu: [1, 1, 0.5], tau: {budgets["tau"].value:g}}}
     handoff: {{lambda: [1, 0.5]}}  # reported, never gated
 
-  # Damage limits, nats per byte, come from the base alone: its NLL differs between held-out documents with
+  # Limits of the NLL, nats per byte, come from the base alone: its NLL differs between held-out documents with
   # a standard deviation of {limits.spread:.3f}. A domain may lose {MEAN_SHARE:g} of that on average; a document
   # that lost {DOCUMENT_SHARE:g} of it is damaged, and fewer than {DAMAGED_SHARE:.0%} may be (exact bound: one of 120).
-  damage: {{nll: {limits.mean:g}, document_nll: {limits.document:g}, document_share: {DAMAGED_SHARE:g}}}
+  # kl, the divergence of its predictions, is a budget: {_origin(budgets["kl"])}
+  damage:
+    nll: {limits.mean:g}
+    kl: {budgets["kl"].value:g}
+    document_nll: {limits.document:g}
+    document_share: {DAMAGED_SHARE:g}
 
   # Neither tune is meant to touch the load-balancing bias, and a tune that never landed is no tune.
   weights: {{must_not_change: [selection_bias], must_change: [attention]}}

@@ -37,7 +37,7 @@ def section(
 
 def budgets(calibrations: Mapping[str, Calibration]) -> str:
     """The budgets of both families."""
-    keys = [*BUDGET_OF, "tau", "nll", "document_nll"]
+    keys = [*BUDGET_OF, "tau", "nll", "kl", "document_nll"]
     lines = ["| budget | " + " | ".join(calibrations) + " |", "|---|" + "---|" * len(calibrations)]
     for key in keys:
         cells = [calibration.budgets[key] for calibration in calibrations.values()]

@@ -24,7 +24,7 @@ from moe_atlas.verdict.atlas import CHANNELS
 from tests import pairs as tiny_pairs
 from tests.receipt import synthetic
 
-KEYS = (*CHANNELS, "tau", "nll", "document_nll")
+KEYS = (*CHANNELS, "tau", "nll", "kl", "document_nll")
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30])
@@ -149,6 +149,9 @@ def test_a_pair_takes_the_worst_layer_and_the_worst_document() -> None:
     base = windows["windows.domain"] < 2
     increase = (windows["output.nll_tuned"] - windows["output.nll_base"])[base]
     assert found.bounds["document_nll"] == pytest.approx(increase.max())
+    rows = [row["kl"] for row in receipt["domains"][:2]]
+    assert found.bounds["kl"] == max(row["high"] for row in rows)
+    assert found.certain["kl"] == max(row["low"] for row in rows)
 
 
 def test_the_command_writes_a_policy_that_a_probe_file_can_be_registered_under(
@@ -172,8 +175,18 @@ def test_the_command_writes_a_policy_that_a_probe_file_can_be_registered_under(
     probes.write_text(yaml.safe_dump(domains))
     config = load_probes(probes, policy_from=out)
     assert config.policy.rewrite.content == yaml.safe_load(text)["policy"]["rewrite"]["content"]
+    assert config.policy.damage.kl == yaml.safe_load(text)["policy"]["damage"]["kl"] > 0
     assert run(arguments) == 2  # it is there already
     assert "E_EXISTS" in capsys.readouterr().err
+
+
+def test_a_limit_of_the_divergence_is_written_or_left_out_and_never_null() -> None:
+    known = yaml.safe_load(policy_file(calibrate(healthy()), [], "p.yaml"))["policy"]["damage"]
+    assert known["kl"] == calibrate(healthy()).budgets["kl"].value == known["nll"]
+    lost = [replace(pair, bounds=pair.bounds | {"kl": None}, missing={"kl": "lost"}) for pair in healthy()]
+    text = policy_file(calibrate(lost), [], "p.yaml")
+    assert "kl" not in yaml.safe_load(text)["policy"]["damage"]  # null would leave it ungated
+    assert "# kl: a: lost" in text
 
 
 def test_a_receipt_that_was_touched_sets_no_budget(tmp_path: Path, capsys) -> None:

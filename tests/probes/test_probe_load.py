@@ -82,6 +82,17 @@ def test_every_key_of_the_file_arrives(probe_file: Path) -> None:
     assert not config.policy.task_none
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"), [("kl: 0.3, ", {"kl": 0.3}), ("kl: null, ", {"kl": None}), ("", {})]
+)
+def test_an_absent_limit_of_the_divergence_is_no_null(written: str, kept: dict[str, float | None]) -> None:
+    config = read_probes(
+        PROBES.replace("{nll: 0.02,", "{nll: 0.02, " + written).encode(), Path("probes.yaml")
+    )
+    described = config.policy.damage.describe()
+    assert described == {"nll": 0.02, "document_nll": 0.5, "document_share": 0.05} | kept
+
+
 def test_defaults() -> None:
     text = """\
 schema: atlas/probes/v1
@@ -212,6 +223,7 @@ def test_unknown_and_missing_keys(text: str, line: int, problem: str, hint: str)
         (swap("confidence: 0.95", "confidence: 1"), 14, "above 0.5 and below 1, found 1"),
         (swap("confidence: 0.95", "confidence: 95"), 14, "found 95"),
         (swap("resamples: 4000", "resamples: 10"), 15, "policy.resamples must be from 200"),
+        (swap("nll: 0.02", "nll: 0.02, kl: 0"), 20, "policy.damage.kl must be above 0, found 0"),
         (swap("boundary: 0.08, ", ""), 16, "policy.rewrite.boundary is missing"),
         (swap("coordinate: 0.02", "coordinate: 0"), 16, "above 0 and at most 2, found 0"),
         (swap("coordinate: 0.02", "coordinate: -1e-3"), 16, "above 0 and at most 2"),

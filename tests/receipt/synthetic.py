@@ -180,6 +180,7 @@ def windows(
         for side in ("base", "tuned") if pair else ("base",):
             routed = tokens * layer["top_k"]
             out |= _health(rng, f"layers.{layer['layer']}.{side}", base, layer["experts"], routed)
+            out[f"layers.{layer['layer']}.{side}.non_finite"] = np.zeros(total, dtype=np.int32)
         if pair:
             out |= _pair(rng, f"layers.{layer['layer']}", base, scale)
     return out
@@ -191,6 +192,7 @@ def _outputs(rng: np.random.Generator, total: int, pair: bool, scale: float) -> 
     for side in ("base", "tuned") if pair else ("base",):
         out[f"output.token_accuracy_{side}"] = rng.uniform(0.3, 0.6, total)
         out[f"output.exact_match_{side}"] = rng.integers(0, 2, total).astype(float)
+        out[f"output.non_finite_{side}"] = np.zeros(total)
     if pair:
         out["output.nll_tuned"] = (
             nll + scale * (0.005 + 0.02 * rng.standard_normal(total)) - 0.3 * (np.arange(total) >= 79)

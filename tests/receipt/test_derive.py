@@ -394,7 +394,7 @@ def identical() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     facts["probe"]["domains"] = facts["probe"]["domains"][:3]
     keep = windows["windows.domain"] < 3
     for name in list(windows):
-        if name.startswith(("output.", "windows.")):
+        if len(windows[name]) == len(keep):  # of every domain
             windows[name] = windows[name][keep]
     facts["probe"]["policy"]["task"] = "none"
     return facts, windows
@@ -518,17 +518,124 @@ def test_missing_and_non_finite_windows_never_pass(key: str, damage: float | Non
     else:
         windows[name][...] = damage
     receipt = derive(facts, windows)
-    assert receipt["verdict"] == "inconclusive"
+    computed = damage is not None and np.isinf(damage)
+    assert receipt["verdict"] == ("fail" if computed else "inconclusive")
     assert layer_of(receipt, 2)["pair"][key]["reason"]
 
 
-def test_an_infinite_output_is_damage() -> None:
+def not_finite(receipt: dict[str, Any]) -> list[tuple[int, int | None, int]]:
+    keys = ("non_finite_windows", "non_finite_layer", "non_finite_base")
+    return [tuple(row[key] for key in keys) for row in receipt["domains"]]
+
+
+CLEAN = (0, None, 0)
+
+
+@pytest.mark.parametrize("key", ["output.nll_tuned", "output.kl", "output.non_finite_tuned"])
+def test_an_output_that_is_not_finite_is_damage(key: str) -> None:
     facts, windows = synthetic.audit()
-    windows["output.nll_tuned"][3] = np.inf
+    windows[key][3] = 2 if "non_finite" in key else np.inf
     receipt = derive(facts, windows)
     assert receipt["predicates"]["base_domain_damage"]["outcome"] == "damaged"
-    assert receipt["domains"][0]["non_finite_windows"] == 1
+    assert not_finite(receipt) == [(1, None, 0), CLEAN, CLEAN, CLEAN]
     json.dumps(receipt, allow_nan=False)
+
+
+WINDOWS = {"prose": 3, "code": 40, "canary": 77, "sft": 100}
+
+
+@pytest.mark.parametrize("place", list(enumerate(WINDOWS)))
+@pytest.mark.parametrize("layer", [1, 4])  # 1 is not protected
+def test_one_token_that_is_not_finite_is_damage_in_every_domain_and_layer(
+    place: tuple[int, str], layer: int
+) -> None:
+    facts, windows = synthetic.audit()
+    number, domain = place
+    windows[f"layers.{layer}.tuned.non_finite"][WINDOWS[domain]] = 1
+    windows["layers.4.tuned.non_finite"][WINDOWS[domain]] = 9  # it stays so
+    receipt = derive(facts, windows)
+    assert receipt["verdict"] == "fail"
+    assert not_finite(receipt) == [(1, layer, 0) if n == number else CLEAN for n in range(4)]
+    lines = receipt["predicates"]["base_domain_damage"]["evidence"]
+    failed = [(line["gate"], line["domain"], line["reason"]) for line in lines if line["result"] == "fail"]
+    count = facts["probe"]["domains"][number]["documents"]
+    reason = f"NaN or infinity in 1 of {count} windows, from layer {layer} on, where the base has none"
+    assert failed == [("non_finite_output", domain, reason)]
+
+
+@pytest.mark.parametrize("key", ["tuned.jump", "pair.perturbation_budget.actual", "tuned.overlap_low.sum"])
+def test_an_infinite_quantity_is_a_finding_though_no_token_was_counted(key: str) -> None:
+    facts, windows = synthetic.audit()
+    windows[f"layers.1.{key}"][[5, 50]] = np.inf
+    receipt = derive(facts, windows)
+    assert receipt["verdict"] == "fail"
+    assert not_finite(receipt) == [(1, 1, 0), (1, 1, 0), CLEAN, CLEAN]
+
+
+@pytest.mark.parametrize(
+    "key", ["layers.1.base.non_finite", "layers.2.base.jump", "output.nll_base", "output.non_finite_base"]
+)
+def test_where_the_base_is_not_finite_nothing_is_damage(key: str) -> None:
+    facts, windows = synthetic.audit()
+    windows[key][3] = 7 if "non_finite" in key else np.inf
+    windows["layers.4.tuned.non_finite"][3] = 7
+    windows["output.kl"][3] = np.inf
+    receipt = derive(facts, windows)
+    assert receipt["verdict"] == "inconclusive"
+    assert not_finite(receipt) == [(0, None, 1), CLEAN, CLEAN, CLEAN]
+    windows["layers.4.tuned.non_finite"][4] = 1
+    receipt = derive(facts, windows)
+    assert receipt["verdict"] == "fail"
+    assert not_finite(receipt)[0] == (1, 4, 1)
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.1.tuned.non_finite", "layers.4.base.non_finite", "output.non_finite_tuned"]
+)
+def test_tokens_that_were_not_counted_never_pass(name: str) -> None:
+    facts, windows = synthetic.audit()
+    assert derive(facts, windows)["verdict"] == "pass"
+    del windows[name]
+    receipt = derive(facts, windows)
+    assert receipt["verdict"] == "inconclusive"
+    assert not_finite(receipt) == [(None, None, None)] * 4
+    windows["layers.2.tuned.non_finite"][3] = 1
+    receipt = derive(facts, windows)
+    assert receipt["verdict"] == "fail"
+
+
+def test_a_baseline_says_where_it_is_not_finite() -> None:
+    facts, windows = synthetic.baseline()
+    windows["layers.2.base.non_finite"][77] = 1
+    rows = derive(facts, windows)["domains"]
+    assert [row["non_finite_base"] for row in rows] == [0, 0, 1, 0]
+    assert all("non_finite_windows" not in row for row in rows)
+
+
+def test_a_pass_on_the_divergence_rests_on_the_bound_of_a_mean() -> None:
+    facts, windows = synthetic.audit()
+    facts["probe"]["policy"]["damage"]["kl"] = 0.05
+    receipt = derive(facts, windows)
+    for row in receipt["domains"][:2]:
+        assert row["kl"]["high"] <= row["kl"]["pass_high"] < 0.05
+        assert row["kl"]["effective_documents"] == pytest.approx(row["documents"])
+    assert "pass_high" not in receipt["domains"][2]["kl"]
+    lines = receipt["predicates"]["base_domain_damage"]["evidence"]
+    assert [line["result"] for line in lines if line["gate"] == "kl"] == ["pass", "pass"]
+    limit = (receipt["domains"][0]["kl"]["high"] + receipt["domains"][0]["kl"]["pass_high"]) / 2
+    facts["probe"]["policy"]["damage"]["kl"] = limit
+    lines = derive(facts, windows)["predicates"]["base_domain_damage"]["evidence"]
+    assert [line["result"] for line in lines if line["gate"] == "kl" and line["domain"] == "prose"] == [
+        "undetermined"
+    ]
+
+
+@pytest.mark.parametrize(("damage", "warns"), [({"kl": None}, True), ({"kl": 0.1}, False), ({}, False)])
+def test_a_divergence_that_nobody_gates_is_warned_about(damage: dict[str, Any], warns: bool) -> None:
+    facts, windows = synthetic.audit()
+    facts["probe"]["policy"]["damage"] |= damage
+    found = [warning for warning in derive(facts, windows)["warnings"] if warning["code"] == "kl-not-gated"]
+    assert bool(found) is warns
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,10 @@ def row(name: str, role: str) -> dict[str, Any]:
         "documents": 100,
         "windows": 100,
         "nll_increase": interval(-0.01, 0.01),
+        "kl": interval(0.005, 0.015),
         "non_finite_windows": 0,
+        "non_finite_base": 0,
+        "non_finite_layer": None,
     }
     if role == "base":
         made["damaged_documents"] = {"count": 0, "documents": 100, "share": 0.0, "share_high": 0.036}

@@ -442,6 +442,7 @@ def test_table_11(
         ),
         (replace(bad(), failed=("identity", "content")), "the saved weights", "save, merge and load path"),
         (replace(bad(), failed=("non_finite_weights",)), "the saved weights", "before any training change"),
+        (replace(bad(), failed=("non_finite_output",)), "the saved weights", "before any training change"),
         (replace(bad(pathology=()), overlap_worse=False, failed=("nll",)), "gates nll", "evidence"),
         (replace(bad(pathology=()), overlap_worse=None), "gates the predicates", "evidence"),
         (OPEN, "the evidence, not yet the model", "more documents"),

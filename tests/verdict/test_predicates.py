@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moe_atlas.verdict.damage import damage_gates
 from moe_atlas.verdict.gates import Gate, worst_first
 from moe_atlas.verdict.predicates import NAMES, derive_predicates, verdict_of
 from tests.verdict.receipts import (
@@ -264,6 +265,45 @@ def test_damage_in_three_values(increase: Any, outcome: str) -> None:
     assert judged(made)[1][DAMAGE] == (outcome, passed)
 
 
+DIVERGENCES = [
+    (0.04, interval(0.01, 0.0399), "undamaged", "pass"),
+    (0.04, interval(0.01, 0.0399) | {"pass_high": 0.041, "effective_documents": 99.0}, "undetermined", None),
+    (0.04, interval(0.01, 0.04), "undetermined", None),
+    (0.04, interval(0.041, 0.06), "damaged", "fail"),
+    (0.04, interval(None, None), "undetermined", None),
+    (0.04, None, "undetermined", None),
+    (0.04, interval(0.0, 0.0) | {"exact": True, "documents": 3}, "undamaged", "pass"),
+    (None, interval(0.9, 1.1), "undamaged", "not-gated"),
+    (None, None, "undamaged", "not-gated"),
+    ("0.04", interval(0.01, 0.02), "undetermined", None),
+    (math.nan, interval(0.01, 0.02), "undetermined", None),
+    (..., interval(0.01, 0.0699), "undamaged", "not-gated"),  # 0.03995 at most: twice nll is 0.04
+    (..., interval(0.01, 0.0702), "undetermined", None),
+    (..., interval(0.9, 1.1), "undetermined", None),  # nobody fails by a number that nobody registered
+    (..., interval(None, None), "undetermined", None),
+    (..., None, "undetermined", None),
+]
+
+
+@pytest.mark.parametrize(("limit", "divergence", "outcome", "result"), DIVERGENCES)
+def test_the_divergence_gates_by_what_is_registered(
+    limit: Any, divergence: Any, outcome: str, result: str | None
+) -> None:
+    made = set_path(receipt(), "domains.1.kl", divergence)
+    if limit is not ...:
+        made = set_path(made, "probe.policy.damage.kl", limit)
+    passed = {"undamaged": True, "damaged": False, "undetermined": None}[outcome]
+    assert judged(made)[1][DAMAGE] == (outcome, passed)
+    lines = {gate.where["domain"]: gate for gate in damage_gates(made) if gate.gate == "kl"}
+    assert set(lines) == {"prose", "code"}
+    assert lines["code"].result == (result or "undetermined")
+
+
+def test_without_any_limit_the_divergence_is_open() -> None:
+    made = set_path(receipt(), "probe.policy.damage.nll", None)
+    assert {gate.result for gate in damage_gates(made) if gate.gate == "kl"} == {"undetermined"}
+
+
 @pytest.mark.parametrize("documents", [0, 1, 29])
 @pytest.mark.parametrize("increase", [interval(-0.01, 0.01), interval(0.5, 0.6)])
 def test_under_thirty_documents_everything_is_undetermined(documents: int, increase: Any) -> None:
@@ -303,11 +343,17 @@ def test_non_finite_output_in_any_domain_is_damage(index: int) -> None:
     assert judged(made)[1][DAMAGE] == ("damaged", False)
 
 
-def test_uncounted_non_finite_output_never_passes() -> None:
-    assert judged(set_path(receipt(), "domains.3.non_finite_windows", ...))[1][DAMAGE] == (
-        "undetermined",
-        None,
-    )
+@pytest.mark.parametrize("key", ["non_finite_windows", "non_finite_base"])
+@pytest.mark.parametrize("value", [..., None])
+def test_uncounted_non_finite_output_never_passes(key: str, value: Any) -> None:
+    made = set_path(receipt(), f"domains.3.{key}", value)
+    assert judged(made)[1][DAMAGE] == ("undetermined", None)
+
+
+@pytest.mark.parametrize("index", [0, 2, 3])
+def test_a_base_that_is_not_finite_never_passes(index: int) -> None:
+    made = set_path(receipt(), f"domains.{index}.non_finite_base", 2)
+    assert judged(made)[1][DAMAGE] == ("undetermined", None)
 
 
 CANARIES = [

@@ -19,6 +19,7 @@ from torch import Tensor
 from moe_atlas.auditing.side import Side
 from moe_atlas.families.spec import TensorRef
 from moe_atlas.geometry import output
+from moe_atlas.geometry.finite import broken_rows
 from moe_atlas.geometry.output import Scored, window_outputs
 from moe_atlas.probes.windows import Window
 from moe_atlas.weights.comparison import Comparison, TensorChange, compare, same_bytes
@@ -86,6 +87,7 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     audit.enter([[ref for ref in side.spec.final_refs if ref.role != "head"] for side in sides])
     alike = audit.in_step and ends_alike(sides)
     with audit.clock.phase("output"):
+        broken = broken_states(audit)
         pieces = list(final_states(audit, windows, alike))
     recorded = recorded_ends(sides)
     comparison = Comparison(refs[0].shape)
@@ -106,7 +108,7 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
 
     for change in audit.group.spread(compared, recorded):
         audit.evidence.ledger.enter(change)
-    enter_outputs(audit, pieces)
+    enter_outputs(audit, pieces, broken)
 
 
 def recorded_ends(sides: Sequence[Side]) -> list[TensorRef]:
@@ -155,6 +157,23 @@ def final_states(audit: Walk, windows: Sequence[Window], alike: bool) -> Iterato
             side.states[number] = torch.empty(0)
 
 
+def broken_states(audit: Walk) -> dict[int, dict[str, float]]:
+    """On how many tokens of each of this process's windows the last state is not finite, scored or not.
+
+    What is not finite anywhere in front stays so: a residual only ever adds to it.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for number in audit.own:
+        for side in audit.sides:
+            state = side.states[number]  # [W, S, D], with streams [W, S, N, D]
+            broken = broken_rows(state.reshape(-1, state.shape[-1])).view(*state.shape[:2], -1)
+            for window, count in zip(
+                audit.batches[number].windows, broken.any(-1).sum(1).tolist(), strict=True
+            ):
+                found.setdefault(window, {})[f"non_finite_{side.name}"] = float(count)
+    return found
+
+
 def ends_alike(sides: Sequence[Side]) -> bool:
     """Whether equal final states and equal rows of the head give equal logits."""
     specs = [(s.spec.final_norm, s.spec.logit_scale, s.spec.logit_divisor) for s in sides]
@@ -178,12 +197,12 @@ def multiply(
         piece.scored.see({side.name: logits.get(side.name, logits["base"]) for side in sides}, rows.start)
 
 
-def enter_outputs(audit: Walk, pieces: Sequence[Piece]) -> None:
+def enter_outputs(audit: Walk, pieces: Sequence[Piece], broken: dict[int, dict[str, float]]) -> None:
     """Turn what came of all processes' pieces into window arrays."""
     mine: dict[int, list[Scored]] = {}
     for piece in pieces:
         mine.setdefault(piece.window, []).append(piece.scored)
-    found = {window: window_outputs(scored) for window, scored in mine.items()}
+    found = {window: window_outputs(scored) | broken[window] for window, scored in mine.items()}
     everyone = {window: values for part in audit.group.bring(found) for window, values in part.items()}
     for key in everyone.get(0, {}):
         column = [everyone[window][key] for window in range(len(everyone))]

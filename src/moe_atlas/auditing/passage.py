@@ -18,7 +18,7 @@ from moe_atlas.auditing.reading import LayerReading
 from moe_atlas.auditing.side import Side
 from moe_atlas.auditing.view import Scope, View, look
 from moe_atlas.families.spec import LayerSpec
-from moe_atlas.geometry import assumptions, health, pair
+from moe_atlas.geometry import assumptions, finite, health, pair
 from moe_atlas.geometry.pair_fields import PairFields
 from moe_atlas.replay.router import Routing
 
@@ -116,9 +116,10 @@ class Passage:
 
     def read(self, reading: LayerReading, band: pair.NoiseBand) -> None:
         """Enter what the batch says about the layer."""
+        windows = self.batch.windows
+        self._read_broken(reading, windows)
         if not self.batch.measured:
             return
-        windows = self.batch.windows
         values: dict[str, Tensor] = {}
         for view in self.views:
             if not view.fields.follows:
@@ -141,6 +142,18 @@ class Passage:
                 view.side.states[self.number] = self.views[0].side.states[self.number]
             else:
                 view.finish(self.number)
+
+    def _read_broken(self, reading: LayerReading, windows: range) -> None:
+        """Tokens on which a checkpoint is not finite, at its own states and, of a pair, at the anchor."""
+        broken: list[Tensor] = []
+        for view in self.views:
+            same = view.fields.follows
+            broken.append(broken[0].clone() if same else finite.broken_tokens(view.x_TD, view.fields))
+        for anchored in self.pairs[:1]:
+            at_anchor = finite.broken_at_anchor(anchored.fields, anchored.routing)
+            broken = [own_T | other_T for own_T, other_T in zip(broken, at_anchor, strict=True)]
+        for view, broken_T in zip(self.views, broken, strict=True):
+            reading.broken(view.side.name, broken_T, windows)
 
     def _health(self, view: View) -> dict[str, Tensor]:
         """State1, State2, jump and ε/r² of one checkpoint at its own states."""

@@ -56,6 +56,11 @@ class LayerReading:
         self._count(side, "ties", int(routing.ties_T.sum()))
         self._count(side, "margin_undefined", int((routing.competitor_T < 0).sum()))
 
+    def broken(self, side: str, broken_T: Tensor, windows: range) -> None:
+        """Record on how many tokens of each window a checkpoint is not finite, bool [W·S]; windows of any role."""
+        counts_W = broken_T.view(len(windows), -1).sum(1)
+        self._windows.setdefault(f"{side}.non_finite", {})[windows.start] = counts_W.cpu()
+
     def noise(self, changes: Mapping[str, float]) -> None:
         """Keep the largest change of a dispatch score and of a group score between two executions."""
         noise = self.facts.setdefault("noise", {})
@@ -89,7 +94,7 @@ class LayerReading:
             else:
                 out[key] = window_means(value_WS).numpy()
         for key, parts in self._windows.items():
-            kind = torch.int32 if key.endswith(".counts") else torch.float64
+            kind = torch.int32 if key.endswith((".counts", ".non_finite")) else torch.float64
             out[key] = _joined(parts).to(kind).numpy()
         for side in self._topk:
             out |= self._tails(side, values_WS)

@@ -23,7 +23,7 @@ FLOOR_FACTOR = 10.0  # below ten times the noise floor a budget measures the mac
 DAMAGED_ALLOWED = 1  # document that may lie above the per-document limit in the smallest base domain
 CEILINGS = {"coordinate": 2.0, "boundary": 1.0, "transition": math.log(2.0), "content": 1.0}
 CEILINGS |= {"overlap_drop": 2.0, "dead_share_rise": 1.0}
-DAMAGE = ("nll", "document_nll")
+DAMAGE = ("nll", "kl", "document_nll")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Calibration:
     """Budgets and what they rest on.
 
     Attributes:
-        budgets: by key: the channels' and absolute budgets, ``tau``, ``nll``, ``document_nll``.
+        budgets: by key: the channels' and absolute budgets, ``tau``, ``nll``, ``kl``, ``document_nll``.
         document_share: the share of documents that may lie above ``document_nll``.
         healthy: the pairs they rest on.
         level: one-sided level of the prediction bound, were the values normal.

@@ -91,10 +91,10 @@ def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> P
     highs: dict[str, list[Any]] = {
         key: [layer["pair"][channel] for layer in layers] for key, channel in CHANNELS.items()
     }
-    highs["nll"] = [row["nll_increase"] for row in base]
+    highs |= {"nll": [row["nll_increase"] for row in base], "kl": [row["kl"] for row in base]}
     bounds = {key: _largest(found, "high") for key, found in highs.items()}
     certain = {key: _largest(found, "simultaneous_low") for key, found in highs.items()}
-    certain["nll"] = _largest(highs["nll"], "low")
+    certain |= {key: _largest(highs[key], "low") for key in ("nll", "kl")}
     bounds["tau"], certain["tau"] = _load(receipt, "low"), _load(receipt, "high")
     bounds["document_nll"] = certain["document_nll"] = _worst_document(receipt, windows)
     missing = {key: _reason(found) for key, found in highs.items() if bounds[key] is None}

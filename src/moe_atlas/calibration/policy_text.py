@@ -64,7 +64,11 @@ def policy_lines(calibration: Calibration) -> list[str]:
         for key in ("handoff", "smooth")
         if policy["rewrite"].get(key)
     ]
-    lines += ["damage:", *(f"  {_line(key, budgets[key])}" for key in ("nll", "document_nll"))]
+    lines += ["damage:", f"  {_line('nll', budgets['nll'])}"]
+    # null would leave it ungated; where the key is absent a limit stands in
+    bounded = budgets["kl"].value is not None
+    lines.append(f"  {_line('kl', budgets['kl'])}" if bounded else f"  # kl: {_origin(budgets['kl'])}")
+    lines.append(f"  {_line('document_nll', budgets['document_nll'])}")
     share = f"the exact bound when {DAMAGED_ALLOWED} of {first.documents} documents lies above"
     lines.append(f"  document_share: {calibration.document_share:g}  # {share}")
     weights = policy.get("weights") or {}

@@ -10,16 +10,19 @@ from torch import Tensor
 
 from moe_atlas.geometry.pieces import each, length
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 def coordinate_drift(state0_TD: Tensor, state1_TD: Tensor) -> Tensor:
     """½‖ŝ⁰ − ŝ¹‖² = 1 − cos(s⁰, s¹), float64 [T], 0..2; exactly 0 for equal states.
 
-    In float32: as the square of a difference of unit vectors it is right to about 1e-14, which 1 − cos is not.
+    In float32: as the square of a difference of unit vectors it is right to about 1e-14, which 1 − cos is not. A state
+    of zeros has no direction and its unit vector is zero: 0 against another such state, ½ against any other.
     """
 
     def drift(p: slice) -> Tensor:
         unit0_TD, unit1_TD = (
-            torch.nn.functional.normalize(state_TD[p].float(), dim=-1, eps=0.0)
+            torch.nn.functional.normalize(state_TD[p].float(), dim=-1, eps=TINY)
             for state_TD in (state0_TD, state1_TD)
         )
         return 0.5 * length(unit0_TD - unit1_TD).square()

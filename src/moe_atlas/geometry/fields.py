@@ -33,6 +33,7 @@ class NativeFields:
         routed: the group of the first k + 1 slots.
         rows_RD: raw outputs u_e of every evaluated (token, expert), compute dtype; the last row is 0.
         place_MP: the row of each slot; that of an empty slot is the last one.
+        routed_TK: the row of each routed expert of every token.
         follows: whether these are still another checkpoint's rows, see `follower`.
     """
 
@@ -73,9 +74,9 @@ class NativeFields:
         self.rows_RD[total] = 0
         places = [group.places(first, total) for group, _, first in self._groups]
         self.place_MP = torch.cat(places[:2], dim=1)
-        self._place_TK = torch.empty_like(self.routing.topk_TK)
-        self._place_TK[self.measured_M] = self.place_MP[:, : self.top_k]
-        self._place_TK[rest] = places[2]
+        self.routed_TK = torch.empty_like(self.routing.topk_TK)
+        self.routed_TK[self.measured_M] = self.place_MP[:, : self.top_k]
+        self.routed_TK[rest] = places[2]
         row_ME = torch.full((len(self.table_MP), self.experts + 1), -1, dtype=torch.int32, device=g_TD.device)
         columns_MP = self.table_MP.masked_fill(self.table_MP == EMPTY, self.experts)
         self._row_ME = row_ME.scatter_(1, columns_MP, self.place_MP.int())
@@ -142,7 +143,7 @@ class NativeFields:
         """What the model itself adds up, compute dtype [T, D], for every token; every expert must have passed."""
         ids_TK, order_TK = self.routing.topk_TK.sort(dim=1)
         return self.replay.weighted_sum(
-            self.layer, self.rows_RD, self._place_TK.gather(1, order_TK), self._weights_TE.gather(1, ids_TK)
+            self.layer, self.rows_RD, self.routed_TK.gather(1, order_TK), self._weights_TE.gather(1, ids_TK)
         )
 
 

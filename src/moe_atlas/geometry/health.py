@@ -28,7 +28,7 @@ def state1(routing: Routing) -> dict[str, Tensor]:
     """`set_margin` and `group_margin`, float64 [T]: last kept minus first dropped dispatch and group score."""
     values = {"set_margin": settle(routing.margin_T, routing.competitor_T != EMPTY)}
     if routing.group_margin_T is not None:
-        values["group_margin"] = settle(routing.group_margin_T, ~torch.isnan(routing.group_margin_T))
+        values["group_margin"] = settle(routing.group_margin_T)
     return values
 
 

@@ -70,11 +70,11 @@ def content_channels(
     anchored_rho_MP = 0.5 * (rho0_MP + anchored.probs_TE[m].gather(1, ids_MP))
     native_rho_MP = 0.5 * (rho0_MP + tuned.probs_TE[m].gather(1, ids_MP))
     content_M, coverage_M = smooth.smooth_content(fields.ratio_MP, anchored_rho_MP, evaluated_MP)
-    published_M, _ = smooth.smooth_content(fields.ratio_native_MP, native_rho_MP, evaluated_MP)
+    published_M, native_coverage_M = smooth.smooth_content(
+        fields.ratio_native_MP, native_rho_MP, evaluated_MP
+    )
     values = {
         "content_drift": drift.content_drift(fields.ratio_MP, evaluated_MP, quantile),
-        "smooth_content": content_M,
-        "smooth_content_published": published_M,
         "smooth_content_coverage": coverage_M,
     }
     if fields.ratio_requantised_MP is not None:
@@ -82,7 +82,11 @@ def content_channels(
             fields.ratio_requantised_MP, evaluated_MP, quantile
         )
     values |= perturbation_budget(fields, evaluated_MP)
-    return {key: settle(value) for key, value in values.items()}
+    return {key: settle(value) for key, value in values.items()} | {
+        # A mean with weights that are all 0 is undefined, which is no fault of the checkpoint.
+        "smooth_content": settle(content_M, coverage_M != 0),
+        "smooth_content_published": settle(published_M, native_coverage_M != 0),
+    }
 
 
 def perturbation_budget(fields: PairFields, evaluated_MP: Tensor) -> dict[str, Tensor]:
@@ -110,7 +114,7 @@ def controls(x0_TD: Tensor, x1_TD: Tensor) -> dict[str, Tensor]:
         return torch.stack([length(x) for x in (piece0_TD, piece1_TD, piece1_TD - piece0_TD)])
 
     norm0_T, norm1_T, change_T = torch.cat(each(norms, *x0_TD.shape, on=x0_TD.device), dim=1)
-    defined_T = norm0_T > 0
+    defined_T = norm0_T != 0
     return {
         "raw_norm_drift": settle((norm1_T - norm0_T).abs() / norm0_T, defined_T),
         "raw_state_drift": settle(change_T / norm0_T, defined_T),

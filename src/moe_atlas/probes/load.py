@@ -18,6 +18,7 @@ from moe_atlas.probes.policy import (
     CHANNELS,
     STAGES,
     TENSOR_CLASSES,
+    UNREGISTERED,
     Damage,
     Handoff,
     Policy,
@@ -290,12 +291,15 @@ def _smooth(node: Node, file: str) -> Smooth:
 
 def _damage(node: Node, file: str) -> Damage:
     spans = {"nll": _POSITIVE, "document_nll": _POSITIVE, "document_share": Span(0, 1, True, True)}
-    fields = Fields(node, "policy.damage", file, tuple(spans))
+    fields = Fields(node, "policy.damage", file, (*spans, "kl"))
     for key in spans:
         fields.get(key)
-    return Damage(
-        **{key: None if fields.is_null(key) else fields.number(key, span) for key, span in spans.items()}
-    )
+
+    def limit(key: str, span: Span) -> float | None:
+        return None if fields.is_null(key) else fields.number(key, span)
+
+    kl = limit("kl", _POSITIVE) if fields.has("kl") else UNREGISTERED
+    return Damage(kl=kl, **{key: limit(key, span) for key, span in spans.items()})
 
 
 def _weights(node: Node, file: str) -> WeightRules:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 STAGES = ("chart-preserving", "knowledge-expansive")
@@ -121,23 +122,37 @@ class Rewrite:
         return out
 
 
+class Unregistered(Enum):
+    """The value of a limit that a file does not mention, where null would say something else."""
+
+    UNREGISTERED = "unregistered"
+
+
+UNREGISTERED = Unregistered.UNREGISTERED
+
+
 @dataclass(frozen=True)
 class Damage:
-    """Limits of the base-domain predicate, in nats per token; None means not gated, which never passes.
+    """Limits of the base-domain predicate, in nats per token; None means not gated, which never passes but for `kl`.
 
     Attributes:
         nll: margin of the mean paired increase of a domain.
+        kl: limit of the mean divergence of a domain's next-token distributions from the base's; None means that
+            it is not gated, on record, and `UNREGISTERED` that the file does not say.
         document_nll: increase above which a single document counts as damaged.
         document_share: the share of damaged documents that is still acceptable (tail guard).
     """
 
     nll: float | None
+    kl: float | None | Unregistered
     document_nll: float | None
     document_share: float | None
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
-        return {"nll": self.nll, "document_nll": self.document_nll, "document_share": self.document_share}
+        """The block in the file's spelling; `kl` is left out where the file leaves it out."""
+        registered = {} if self.kl is UNREGISTERED else {"kl": self.kl}
+        share = {"document_nll": self.document_nll, "document_share": self.document_share}
+        return {"nll": self.nll} | registered | share
 
 
 @dataclass(frozen=True)

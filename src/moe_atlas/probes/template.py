@@ -70,6 +70,9 @@ policy:
   # Damage to base domains, nats per token. null never passes: the outcome stays undetermined.
   damage:
     nll: null             # margin of the mean increase of each base domain
+    # kl: 0.1             # limit of the mean divergence of its predictions from the base's. Losses that fall pay for
+    #                       losses that rise in nll, not here. Absent: twice nll, which can only withhold a pass;
+    #                       null: not gated, and every report says so
     document_nll: null    # a document above this counts as damaged ...
     document_share: null  # ... and fewer than this share of documents may be
 

@@ -92,7 +92,7 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
         "derivation": DERIVATION,
         "margins": derive_margins(context, results, reference),
         "aggregates": derive_aggregates(context, results),
-        "domains": derive_domains(context),
+        "domains": derive_domains(context, [layer["layer"] for layer in facts["layers"]]),
         "layers": [result.derived for result in results],
     }
     receipt |= {"warnings": derive_warnings(receipt)}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.receipt.context import F64, Context, Facts
+from moe_atlas.receipt.finite import Broken, broken_windows
 from moe_atlas.receipt.means import NOT_MEASURED
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.design import Design
@@ -26,12 +27,18 @@ DIFFERENCES = {
 PAIR_ONLY = ("nll_tuned", *DIFFERENCES.values(), "kl", "top1_agreement")
 
 
-def derive_domains(context: Context) -> list[dict[str, Any]]:
-    """Return one row a registered domain, in registered order."""
-    return [_row(context, number, domain) for number, domain in enumerate(context.domains)]
+def derive_domains(context: Context, layers: list[int]) -> list[dict[str, Any]]:
+    """Return one row a registered domain, in registered order.
+
+    Args:
+        context: the settings and window data.
+        layers: the routed layers in the order in which a token passes them.
+    """
+    broken = broken_windows(context, layers)
+    return [_row(context, number, domain, broken) for number, domain in enumerate(context.domains)]
 
 
-def _row(context: Context, number: int, domain: Facts) -> dict[str, Any]:
+def _row(context: Context, number: int, domain: Facts, broken: Broken) -> dict[str, Any]:
     chosen_W = np.asarray(context.windows["windows.domain"] == number)
     design = context.domain_design(chosen_W)
     columns = _columns(context, chosen_W)
@@ -39,12 +46,13 @@ def _row(context: Context, number: int, domain: Facts) -> dict[str, Any]:
     row: dict[str, Any] = {"name": domain["name"], "role": domain["role"]}
     row |= {"documents": design.documents, "windows": int(chosen_W.sum())}
     row |= {key: context.interval(sample, key) for key, sample in samples.items()}
+    row |= _non_finite(context, broken, chosen_W)
     if not context.is_pair:
         return row | dict.fromkeys(PAIR_ONLY)
     increase = columns.get("nll_increase")
-    row["non_finite_windows"] = _non_finite(columns)
     if domain["role"] == "base":
-        row["nll_increase"] |= context.passing(samples["nll_increase"], "nll_increase")
+        for key in ("nll_increase", "kl"):
+            row[key] |= context.passing(samples[key], key)
         row["damaged_documents"] = _damaged_documents(context, design, increase)
     if domain["role"] == "canary":
         row["worst_window"] = _worst_window(domain, increase)
@@ -88,10 +96,19 @@ def _samples(context: Context, design: Design, columns: dict[str, F64]) -> dict[
     return out
 
 
-def _non_finite(columns: dict[str, F64]) -> int:
-    """Windows whose tuned output is not finite."""
-    found = [columns[key] for key in ("nll_tuned", "kl") if key in columns]
-    return int(np.any([np.isinf(values) for values in found], axis=0).sum()) if found else 0
+def _non_finite(context: Context, broken: Broken, chosen_W: NDArray[np.bool_]) -> dict[str, int | None]:
+    """How many windows are not finite, of the base and of the tuned checkpoint alone, and where that begins.
+
+    The layer is None where every state is finite and the output is not; a count is None where nothing was found, but
+    tokens were not counted either.
+    """
+    found: dict[str, int | None] = {"non_finite_base": int(broken.base_W[chosen_W].sum())}
+    if context.is_pair:
+        tuned_W = broken.tuned_W & chosen_W
+        at = broken.first_W[tuned_W]
+        passed = [layer for layer in broken.layers if layer in at]
+        found |= {"non_finite_windows": int(tuned_W.sum()), "non_finite_layer": passed[0] if passed else None}
+    return {key: value if value or broken.counted else None for key, value in found.items()}
 
 
 def _damaged_documents(context: Context, design: Design, increase: F64 | None) -> dict[str, Any]:

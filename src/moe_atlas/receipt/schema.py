@@ -214,8 +214,10 @@ def _array_problems(
         yield "belongs to no layer of the receipt"
         return
     wide = parts[-1] in ("counts", "rho")
-    wanted = (base, experts[parts[1]]) if wide else (base,)
+    rows = windows if parts[-1] == "non_finite" else base
+    wanted = (rows, experts[parts[1]]) if wide else (rows,)
     if array.shape != wanted:
         yield f"expected shape {list(wanted)}, found {list(array.shape)}"
-    if parts[-1] == "counts" and (array.dtype != np.int32 or (array.size and array.min() < 0)):
+    counted = parts[-1] in ("counts", "non_finite")
+    if counted and (array.dtype != np.int32 or (array.size and array.min() < 0)):
         yield "expected int32 counts from 0"

@@ -25,6 +25,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
         *_floors(receipt),
         *_zeros(receipt),
         *_tail_guard(receipt),
+        *_divergence(receipt),
         *_set_for(receipt),
         *_formats(receipt),
     ]
@@ -99,6 +100,17 @@ def _tail_guard(receipt: Facts) -> list[dict[str, Any]]:
         "see a mean increase of the margin that the tolerated share of documents carries alone"
     )
     return [{"code": "loose-tail-guard", "message": message}]
+
+
+def _divergence(receipt: Facts) -> list[dict[str, Any]]:
+    """Nobody guards against losses that fell paying for losses that rose."""
+    if receipt["probe"]["policy"]["damage"].get("kl", 0.0) is not None:
+        return []
+    message = (
+        "damage.kl is registered as null: predictions that became sharper or flatter can pay for damage elsewhere in a "
+        "domain, and the mean NLL increase does not show it"
+    )
+    return [{"code": "kl-not-gated", "message": message}]
 
 
 def _set_for(receipt: Facts) -> list[dict[str, Any]]:

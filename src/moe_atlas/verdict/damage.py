@@ -1,7 +1,8 @@
 """Predicate 2: were the base domains damaged?
 
-Per base-role domain: mean paired increase of the next-token NLL below its margin, and the tail guard on single
-documents. Non-finite output anywhere and a canary window over its own limit are damage whatever the sample.
+Per base-role domain: mean paired increase of the next-token NLL below its margin, mean divergence of the next-token
+distributions below its limit, and the tail guard on single documents. NaN or infinity anywhere and a canary window
+over its own limit are damage whatever the sample.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ from moe_atlas.verdict.gates import (
 
 Receipt = Mapping[str, Any]
 
+KL_OF_NLL = 2.0
+"""What stands in for a limit of the divergence that nobody registered, in margins of the mean NLL increase.
+
+Half of it for what a change costs, which is its divergence where the base predicts its domain well, half for what a
+tune learns beside. See "What cannot be paid for" in the reference.
+"""
+
 UNDAMAGED = "undamaged"
 DAMAGED = "damaged"
 
@@ -33,7 +41,7 @@ def damage_gates(receipt: Receipt) -> list[Gate]:
     for row in receipt["domains"]:
         gates.append(_non_finite_gate(row))
         if row["role"] == "base":
-            gates += [_mean_gate(row, limits), _tail_gate(row, limits)]
+            gates += [_mean_gate(row, limits), _divergence_gate(row, limits), _tail_gate(row, limits)]
         elif row["role"] == "canary":
             gates.append(_canary_gate(row))
     if not any(row["role"] == "base" for row in receipt["domains"]):
@@ -42,19 +50,33 @@ def damage_gates(receipt: Receipt) -> list[Gate]:
 
 
 def damage_outcome(gates: list[Gate]) -> str:
-    """Return ``undamaged``, ``damaged`` or ``undetermined``; an open limit never passes."""
+    """Return ``undamaged``, ``damaged`` or ``undetermined``; an open limit never passes.
+
+    The divergence alone may be left ungated, by a null that somebody registered.
+    """
     if any(gate.result == FAIL for gate in gates):
         return DAMAGED
-    return UNDAMAGED if gates and all(gate.result == PASS for gate in gates) else UNDETERMINED
+    held = any(gate.result == PASS for gate in gates)
+    return UNDAMAGED if held and all(gate.result in (PASS, NOT_GATED) for gate in gates) else UNDETERMINED
 
 
 def _non_finite_gate(row: Mapping[str, Any]) -> Gate:
-    where, count = {"domain": row["name"]}, row.get("non_finite_windows")
-    if not is_number(count):
-        return Gate("non_finite_output", UNDETERMINED, where, {}, None, "not counted")
-    if count:
-        return Gate("non_finite_output", FAIL, where, {}, None, f"{count} windows are not finite")
-    return Gate("non_finite_output", PASS, where, {})
+    """NaN or infinity where the base has none; where the base has some, nothing is said of the tuned checkpoint."""
+    count, base = row.get("non_finite_windows"), row.get("non_finite_base")
+    of = f"of {row['windows']} windows"
+
+    def verdict(result: str, reason: str | None = None) -> Gate:
+        return Gate("non_finite_output", result, {"domain": row["name"]}, {}, None, reason)
+
+    if is_number(count) and count:
+        layer = row.get("non_finite_layer")
+        begins = "in the output alone" if layer is None else f"from layer {layer} on"
+        return verdict(FAIL, f"NaN or infinity in {count} {of}, {begins}, where the base has none")
+    if not is_number(count) or not is_number(base):
+        return verdict(UNDETERMINED, "not counted")
+    if base:
+        return verdict(UNDETERMINED, f"the base itself holds NaN or infinity in {base} {of}")
+    return verdict(PASS)
 
 
 def _mean_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:
@@ -62,6 +84,28 @@ def _mean_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:
     floor = too_few(row["documents"])
     gate = below_budget("nll_increase", {"domain": row["name"]}, interval, limits.get("nll"), floor, "low")
     return gate if gate.result != NOT_GATED else _open("nll_increase", row)
+
+
+def _divergence_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:
+    """What cannot be traded: every position's shift counts, while a loss that fell pays for one that rose."""
+    where, interval = {"domain": row["name"]}, row.get("kl") or {"reason": "missing"}
+    if "kl" in limits:
+        return below_budget("kl", where, interval, limits["kl"], too_few(row["documents"]), "low")
+    return _stand_in(where, interval, limits.get("nll"))
+
+
+def _stand_in(where: Mapping[str, Any], interval: Mapping[str, Any], margin: Any) -> Gate:
+    """A limit that nobody registered: it gates nothing, and withholds a pass where what was found lies above it."""
+
+    def verdict(result: str, reason: str) -> Gate:
+        return Gate("kl", result, where, interval, None, reason)
+
+    if not is_number(margin) or not is_number(interval.get("estimate")):
+        return verdict(UNDETERMINED, interval.get("reason") or "neither damage.kl nor damage.nll is a limit")
+    limit = KL_OF_NLL * margin
+    if interval["estimate"] > limit:
+        return verdict(UNDETERMINED, f"above {limit:g}, twice damage.nll: register damage.kl to decide")
+    return verdict(NOT_GATED, f"within {limit:g}, twice damage.nll; no damage.kl is registered")
 
 
 def _tail_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:

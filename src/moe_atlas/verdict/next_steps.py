@@ -39,6 +39,12 @@ def _integrity(receipt: Receipt) -> list[dict[str, str]]:
     out = []
     if "non_finite_weights" in failed:
         out.append(_step("non-finite weights", "the saved file", "save or convert the checkpoint again"))
+    if "non_finite_output" in _failed(receipt, "base_domain_damage"):
+        first = (
+            "look for an overflow from the layer named in the evidence on: a scale that was lost, or a conversion to a "
+            "narrower dtype; more documents do not help"
+        )
+        out.append(_step("the tuned checkpoint computes NaN or infinity", "the saved weights", first))
     if "identity" in failed:
         first = (
             "check the save, shard and load path of the experts named in the evidence before anything else"
@@ -101,8 +107,17 @@ def _playbook(receipt: Receipt) -> list[dict[str, str]]:
 
 
 def _damage(receipt: Receipt) -> list[dict[str, str]]:
-    if not _failed(receipt, "base_domain_damage"):
+    failed = _failed(receipt, "base_domain_damage")
+    if not failed:
         return []
+    if failed == {"non_finite_output"}:
+        return []
+    if failed == {"kl"}:
+        first = (
+            "compare the temperature of both heads: predictions moved further than the loss says, so that gains in one "
+            "place may pay for damage in another"
+        )
+        return [_step("a base domain is predicted differently", "the next-token distributions", first)]
     return [
         _step(
             "a base domain is damaged",
@@ -143,6 +158,12 @@ def _sample(receipt: Receipt) -> list[dict[str, str]]:
     )
     if not open_gates:
         return []
+    if "kl" in open_gates and "kl" not in receipt["probe"]["policy"]["damage"]:
+        first = (
+            "compare the temperature of both heads; if the tune is as it should be, let atlas calibrate set damage.kl "
+            "from healthy ones, and register it"
+        )
+        return [_step("predictions moved further than the loss says", "the next-token distributions", first)]
     first = (
         "read the reasons in the evidence; where the interval is too wide, register more documents a domain"
     )

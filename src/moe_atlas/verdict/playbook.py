@@ -84,7 +84,7 @@ def first_move(gate: GateRecord, state: str, repairing: bool, not_counted: str |
     """The likely failure object and the first intervention to try (Table 14), broken files first."""
     if state == "waiting":
         return "a missing receipt, not a model failure", "collect the first comparison after this baseline"
-    if {"non_finite_weights", "identity", "weights"} & set(gate.failed):
+    if {"non_finite_weights", "non_finite_output", "identity", "weights"} & set(gate.failed):
         move = (
             "check save, merge and load path of the tensors named in the receipt before any training change"
         )
