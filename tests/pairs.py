@@ -32,6 +32,8 @@ POLICY: dict[str, Any] = {
     },
     "damage": {"nll": 0.02, "document_nll": 0.5, "document_share": 0.12},
 }  # fmt: skip
+SAME = POLICY | {"allow": ["identical"]}
+"""A policy under which a checkpoint may pass against itself."""
 
 
 def read(folder: Path) -> Tensors:

@@ -38,6 +38,7 @@ class Pair:
         calibrates: whether budgets come from it; such a pair is never judged.
         frozen: tensor classes that the run would have registered as untouched.
         moved: tensor classes that it would have registered as changed.
+        allows: what its policy would have allowed by name.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Pair:
     calibrates: bool = False
     frozen: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
+    allows: tuple[str, ...] = ()
 
 
 def tuned(name: str, kind: str, expect: str, recipe: Tune, named: str = "", calibrates: bool = False) -> Pair:
@@ -147,7 +149,14 @@ def broken(family: Family) -> list[Pair]:
     """What converters, resumes and expert parallelism break."""
     layer = list(family.layers)[1]
     pairs = [
-        Pair("relabelled", "relabelling", "pass", "", lambda f, b: surgery.relabelled(f, b)),
+        Pair(
+            "relabelled",
+            "relabelling",
+            "pass",
+            "",
+            lambda f, b: surgery.relabelled(f, b),
+            allows=("identical",),
+        ),
         Pair(
             "swapped",
             "expert swap",

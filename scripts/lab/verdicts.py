@@ -60,10 +60,11 @@ def judge_family(family: Family, root: Path) -> Calibration:
 def registered(family: Family, pair: Pair, calibration: Calibration, root: Path):  # noqa: ANN201
     """The probe set under the calibrated policy and the weight rules that such a run would register."""
     folder = prepare(root).parent
-    label = "-".join([family.name, *pair.frozen, *(f"moved-{name}" for name in pair.moved)])
+    label = "-".join([family.name, *pair.frozen, *(f"moved-{name}" for name in pair.moved), *pair.allows])
     policy, probe = folder / f"policy-{label}.yaml", folder / f"probes-{label}.yaml"
     if not probe.exists():
         rules = f"weights: {{must_not_change: [{', '.join(pair.frozen)}], must_change: [{', '.join(pair.moved)}]}}"
+        rules += f"\n  allow: [{', '.join(pair.allows)}]"
         text = policy_file(calibration, [], policy.name)
         assert NO_RULES in text
         policy.write_text(text.replace(NO_RULES, rules), encoding="utf-8")

@@ -106,7 +106,8 @@ def test_the_receipt_says_where_it_was_computed(tmp_path, probes):
     base = tiny.save("olmoe", tmp_path / "base", seed=3)
     made = audit(base, base, probes, receipt=tmp_path / "r.json", options=AuditOptions(device=DEVICE))
     assert made.body["method"]["device"] == DEVICE
-    assert made.body["verdict"] == "pass"
+    assert made.body["predicates"]["protected_atlas_rewrite"]["outcome"] == "preserved"
+    assert made.body["verdict"] == "inconclusive"  # nothing was tuned
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

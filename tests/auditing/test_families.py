@@ -24,7 +24,7 @@ EVERY = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) f
 
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory):
-    return pairs.probe(tmp_path_factory.mktemp("families"), documents=4)
+    return pairs.probe(tmp_path_factory.mktemp("families"), documents=4, policy=pairs.SAME)
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def probes(root):
 
 @pytest.fixture(scope="module")
 def few(root):
-    return pairs.probe(root / "few", documents=4)
+    return pairs.probe(root / "few", documents=4, policy=pairs.SAME)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -73,6 +73,27 @@ def test_a_checkpoint_against_itself_passes_however_few_the_documents(base, few,
     receipt = judge(base, base, few, dtype=dtype, router=router)
     assert (receipt.verdict, receipt.exit_code) == ("pass", 0)
     assert_exact(receipt)
+
+
+def test_nothing_that_was_tuned_passes_by_no_other_policy(base, few, probes, root, judge):
+    """Whatever the layout: an audit of equal values has nothing to say of a tune."""
+    layer = ROUTED[base.name][-1]
+    others = {
+        "resharded": pairs.variant(base, root / f"{base.name}-again", lambda tensors: None, shards=2),
+        "fused": pairs.variant(base, root / f"{base.name}-fused-again", fuse(ROUTED[base.name])),
+        "relabelled": pairs.variant(base, root / f"{base.name}-pure-{layer}", swapped(layer)),
+    }
+    for tuned in (base, *others.values()):
+        receipt = judge(base, tuned, probes)
+        assert (receipt.verdict, receipt.exit_code) == ("inconclusive", 3)
+        found = receipt.body["predicates"]["knowledge_expansive"]
+        assert (found["outcome"], found["passed"]) == ("nothing-tuned", None)
+        assert [(line["gate"], line["result"]) for line in found["evidence"]] == [
+            ("nothing_tuned", "undetermined")
+        ]
+        for probe in (few, probes):
+            warned = [warning["code"] for warning in judge(base, tuned, probe).body["warnings"]]
+            assert "nothing-tuned" in warned
 
 
 def fuse(layers):
@@ -119,7 +140,7 @@ def test_a_pure_relabelling_passes_as_the_same_checkpoint_would(base, few, root,
 
 
 def test_a_pure_relabelling_changes_no_router_in_the_ledger(base, root, judge):
-    policy = pairs.POLICY | {"weights": {"must_not_change": ["router", "selection_bias"], "must_change": []}}
+    policy = pairs.SAME | {"weights": {"must_not_change": ["router", "selection_bias"], "must_change": []}}
     strict = pairs.probe(root / "strict", documents=4, policy=policy)
     layer = ROUTED[base.name][-1]
     relabelled = pairs.variant(base, root / f"{base.name}-pure-{layer}", swapped(layer))

@@ -64,9 +64,19 @@ def test_too_few_documents_are_inconclusive(audit, place):
     assert "12 documents, fewer than 30" in out
 
 
-def test_identical_checkpoints_pass_even_on_few_documents(audit, place):
-    pairs.probe(place / "few", documents=12)
-    assert audit("base", "base", probe="few/probes.yaml")[0] == 0
+def test_identical_checkpoints_are_inconclusive_and_say_so(audit):
+    code, out, _ = audit("base", "base")
+    assert code == 3
+    assert "nothing was tuned: base and tuned hold the same values" in out
+    assert "allow: [identical]" in out
+    assert "register more documents" not in out
+
+
+def test_a_policy_that_allows_it_lets_identical_checkpoints_pass_even_on_few_documents(audit, place):
+    pairs.probe(place / "same", documents=12, policy=pairs.SAME)
+    code, out, _ = audit("base", "base", probe="same/probes.yaml")
+    assert code == 0
+    assert "nothing was tuned: base and tuned hold the same values" in out
 
 
 def test_json_is_one_object_on_standard_output(audit):

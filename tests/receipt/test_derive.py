@@ -396,11 +396,22 @@ def identical() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     for name in list(windows):
         if len(windows[name]) == len(keep):  # of every domain
             windows[name] = windows[name][keep]
-    facts["probe"]["policy"]["task"] = "none"
+    facts["probe"]["policy"] |= {"task": "none", "allow": ["identical"]}
     return facts, windows
 
 
-def test_identical_checkpoints_pass_as_exactly_zero() -> None:
+def test_identical_checkpoints_pass_only_by_name() -> None:
+    facts, windows = identical()
+    facts["probe"]["policy"]["allow"] = []
+    receipt = derive(facts, windows)
+    assert receipt["verdict"] == "inconclusive"
+    assert [step["pattern"] for step in receipt["next_steps"]] == ["nothing was tuned"]
+    for allowed in ([], ["identical"]):
+        facts["probe"]["policy"]["allow"] = allowed
+        assert "nothing-tuned" in {warning["code"] for warning in derive(facts, windows)["warnings"]}
+
+
+def test_identical_checkpoints_pass_as_exactly_zero_where_that_is_allowed() -> None:
     receipt = derive(*identical())
     assert receipt["verdict"] == "pass"
     for layer in receipt["layers"]:

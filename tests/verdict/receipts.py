@@ -63,6 +63,7 @@ def row(name: str, role: str) -> dict[str, Any]:
             "relative_to_base": False,
             "at_most": 1.9,
             "value": interval(1.6, 1.7),
+            "base": interval(2.4, 2.6),
         }
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -188,3 +189,48 @@ def test_the_first_intervention(made: dict[str, Any], pattern: str | None) -> No
         assert steps == []
     else:
         assert steps[0]["pattern"] == pattern
+
+
+MATCHED = "preserved_at_matched_task_success"
+
+
+@pytest.mark.parametrize(
+    ("base", "status"),
+    [
+        (interval(2.4, 2.6), "licensed"),
+        (interval(1.8, 2.0), "unlicensed"),  # the base may meet the target
+        (interval(1.7, 1.8), "unlicensed"),  # it does
+        (interval(None, None), "unlicensed"),
+        (None, "unlicensed"),
+    ],
+)
+def test_success_that_the_base_has_already_is_no_matched_success(base: Any, status: str) -> None:
+    made = set_path(receipt(), "domains.3.success.base", base)
+    assert statuses(made)[MATCHED] == status
+    assert made["verdict"] == "pass"
+
+
+def test_success_relative_to_a_base_needs_a_gain() -> None:
+    for limit, status in ((-0.3, "licensed"), (0.3, "unlicensed")):
+        made = set_path(receipt(), "domains.3.success.at_most", limit)
+        made["domains"][3]["success"] |= {
+            "relative_to_base": True,
+            "value": interval(-0.5, -0.4),
+            "base": interval(0.0, 0.0, exact=True),
+        }
+        assert statuses(made)[MATCHED] == status
+
+
+def test_one_task_that_the_base_misses_is_enough_to_have_been_learnt() -> None:
+    made = receipt()
+    made["domains"].append(copy.deepcopy(made["domains"][3]) | {"name": "second"})
+    set_path(made, "domains.3.success.base", interval(1.7, 1.8))
+    assert statuses(made)[MATCHED] == "licensed"
+
+
+@pytest.mark.parametrize("allow", [[], ["identical"]])
+def test_nothing_tuned_licenses_no_matched_success(allow: list[str]) -> None:
+    made = receipt()
+    made["identity"]["identical_checkpoints"] = True
+    made["probe"]["policy"]["allow"] = allow
+    assert statuses(made)[MATCHED] == "unlicensed"

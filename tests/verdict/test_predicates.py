@@ -609,3 +609,53 @@ def test_what_each_classification_is_worth_under_each_stage(stage: str, task: st
         passed = None
     assert judged(made)[1][TASK] == (outcome, passed)
     assert (judged(made)[0] == "pass") == (stage == "chart-preserving" and kept and task == "reached")
+
+
+# --- nothing was tuned -----------------------------------------------------------------------------------------
+
+
+def same(made: dict[str, Any], **policy: Any) -> dict[str, Any]:
+    made["identity"]["identical_checkpoints"] = True
+    made["probe"]["policy"] |= policy
+    return made
+
+
+def without_task(made: dict[str, Any]) -> dict[str, Any]:
+    made["domains"].pop()
+    made["probe"]["policy"]["task"] = "none"
+    return made
+
+
+@pytest.mark.parametrize("made", [receipt(), without_task(receipt())], ids=["task", "no-task"])
+@pytest.mark.parametrize(("allow", "verdict"), [([], "inconclusive"), (["identical"], "pass")])
+def test_equal_checkpoints_pass_only_where_the_policy_allows_them(
+    made: dict[str, Any], allow: list[str], verdict: str
+) -> None:
+    found, outcomes = judged(same(made, allow=allow))
+    assert (found, outcomes[TASK][0]) == (verdict, "nothing-tuned")
+    gates = [line["result"] for line in lines(made, TASK, "nothing_tuned")]
+    assert gates == ["pass" if allow else "undetermined"]
+
+
+@pytest.mark.parametrize("allow", [[], ["identical"]])
+def test_equal_checkpoints_that_miss_the_task_miss_it(allow: list[str]) -> None:
+    made = set_path(receipt(), "domains.3.success.value", interval(2.4, 2.6))
+    verdict, outcomes = judged(same(made, allow=allow))
+    assert (verdict, outcomes[TASK]) == ("fail", ("task-not-reached", False))
+
+
+@pytest.mark.parametrize("allow", [[], ["identical"]])
+def test_equal_checkpoints_are_no_knowledge_expansion(allow: list[str]) -> None:
+    made = same(receipt("knowledge-expansive"), allow=allow)
+    verdict, outcomes = judged(made)
+    assert (verdict, outcomes[TASK]) == ("inconclusive", ("nothing-tuned", None))
+
+
+def test_equal_digests_are_equal_checkpoints_whatever_the_audit_says() -> None:
+    made = receipt()
+    made["checkpoints"] = {
+        side: {"digest": "aa" * 32, "config_sha256": "ff" * 32} for side in ("base", "tuned")
+    }
+    assert judged(made)[0] == "inconclusive"
+    made["checkpoints"]["tuned"]["config_sha256"] = "ee" * 32
+    assert judged(made)[0] == "pass"

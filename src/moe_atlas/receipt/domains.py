@@ -146,7 +146,7 @@ def _worst_window(domain: Facts, increase: F64 | None) -> dict[str, Any]:
 
 
 def _success(context: Context, rule: Facts, row: Facts) -> dict[str, Any]:
-    """A task's registered rule and the interval it is held against.
+    """A task's registered rule, the interval it is held against, and the base's own under the same rule.
 
     `exact_match` in absolute terms is right or wrong. With one window a document, or where all documents
     agree, the exact Clopper-Pearson interval takes the place of the bootstrap, which has nothing to studentise
@@ -154,11 +154,14 @@ def _success(context: Context, rule: Facts, row: Facts) -> dict[str, Any]:
     """
     relative = rule.get("relative_to_base") is True
     metric = rule["metric"]
-    shown: Interval = dict(row[DIFFERENCES[metric] if relative else f"{metric}_tuned"])
-    if metric == "exact_match" and not relative:
-        shown = _share_right(shown, (1.0 - context.confidence) / 2.0)
+    value: Interval = dict(row[DIFFERENCES[metric] if relative else f"{metric}_tuned"])
+    own: Interval = dict(row[f"{metric}_base"])
+    if relative:
+        own = context.interval(exact_zero(own["windows"], own["documents"]))
+    elif metric == "exact_match":
+        value, own = (_share_right(shown, (1.0 - context.confidence) / 2.0) for shown in (value, own))
     limits = {key: rule[key] for key in ("at_most", "at_least") if rule.get(key) is not None}
-    return {"metric": metric, "relative_to_base": relative, **limits, "value": shown}
+    return {"metric": metric, "relative_to_base": relative, **limits, "value": value, "base": own}
 
 
 def _share_right(shown: Interval, tail: float) -> Interval:

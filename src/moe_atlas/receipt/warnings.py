@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_atlas.receipt.context import Facts
+from moe_atlas.verdict.task import nothing_tuned
 
 CHANNELS = {
     "coordinate": "coordinate_drift_z",
@@ -21,6 +22,7 @@ FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures 
 def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
     """Return the receipt's warnings: objects with a stable ``code`` and a one-line ``message``."""
     return [
+        *_nothing_tuned(receipt),
         *_smoothing(receipt),
         *_floors(receipt),
         *_zeros(receipt),
@@ -29,6 +31,14 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
         *_set_for(receipt),
         *_formats(receipt),
     ]
+
+
+def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
+    """Base against itself: every number below is exactly 0 and says nothing of a tune."""
+    if receipt["kind"] != "audit" or not nothing_tuned(receipt):
+        return []
+    message = "nothing was tuned: base and tuned hold the same values, so every difference is exactly 0"
+    return [{"code": "nothing-tuned", "message": message}]
 
 
 def _smoothing(receipt: Facts) -> list[dict[str, Any]]:

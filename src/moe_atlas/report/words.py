@@ -23,6 +23,7 @@ OUTCOMES = {
     "misclassified": "the task was reached by rewriting the atlas, and an attempt reached it without",
     "task-not-reached": "the task was missed; a preserved atlas earns nothing for that",
     "not-applicable": "no task was registered",
+    "nothing-tuned": "base and tuned hold the same values, so there is no change to classify",
 }
 """What the classification means, for those outcomes whose name does not say it."""
 GATES = {
@@ -46,6 +47,7 @@ GATES = {
     "protected_layers": "protected layers",
     "task_success": "task success",
     "attempt": "another attempt",
+    "nothing_tuned": "nothing was tuned",
 }
 SYMBOLS = {"pass": "✓", "fail": "✗", "undetermined": "?", "not-applicable": "–", "not-gated": "·"}
 PASSED = {True: "pass", False: "fail", None: "undetermined"}

@@ -12,7 +12,7 @@ from typing import Any
 
 from moe_atlas.verdict.atlas import CHANNELS, PRESERVED, REWRITTEN
 from moe_atlas.verdict.gates import is_number
-from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
+from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE, base_reached, nothing_tuned
 
 Receipt = Mapping[str, Any]
 Layers = list[Mapping[str, Any]]
@@ -233,14 +233,20 @@ def _preserved(receipt: Receipt) -> dict[str, Any]:
 
 
 def _matched_success(receipt: Receipt) -> dict[str, Any]:
+    """Never licensed where nothing changed, nor where the base is not known to miss the target."""
     outcome = receipt["predicates"]["knowledge_expansive"]["outcome"]
-    licensed = outcome == CHART_PRESERVING
+    earned = not nothing_tuned(receipt) and base_reached(receipt) is False
+    licensed = outcome == CHART_PRESERVING and earned
     contradicted = outcome in ("task-not-reached", "chart-redefining", "misclassified", KNOWLEDGE_EXPANSIVE)
     return _claim(
         "preserved_at_matched_task_success",
         "The task was reached with the protected atlas preserved.",
         _decide(licensed, contradicted),
-        ["predicates.knowledge_expansive", "predicates.protected_atlas_rewrite"],
+        [
+            "predicates.knowledge_expansive",
+            "predicates.protected_atlas_rewrite",
+            *(f"domains.{row['name']}.success" for row in receipt["domains"] if row["role"] == "task"),
+        ],
         "success on anything but the registered task domains",
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, status_of
 from moe_atlas.verdict.gates import FAIL, UNDETERMINED
+from moe_atlas.verdict.task import IDENTICAL, NOTHING_TUNED
 
 Receipt = Mapping[str, Any]
 
@@ -129,6 +130,12 @@ def _damage(receipt: Receipt) -> list[dict[str, str]]:
 
 def _task(receipt: Receipt) -> list[dict[str, str]]:
     outcome = receipt["predicates"]["knowledge_expansive"]["outcome"]
+    if outcome == NOTHING_TUNED and receipt["predicates"]["knowledge_expansive"]["passed"] is not True:
+        first = (
+            "give the checkpoint that was tuned; for a conversion, a resharding or a smoke test register a policy "
+            f"with allow: [{IDENTICAL}]"
+        )
+        return [_step("nothing was tuned", "the pair that was given", first)]
     if outcome == "task-not-reached":
         first = "reach the target before judging preservation: an untouched atlas earns no credit by itself"
         return [_step("the task target was missed", "the objective", first)]
@@ -153,7 +160,7 @@ def _sample(receipt: Receipt) -> list[dict[str, str]]:
             line["gate"]
             for predicate in receipt["predicates"].values()
             for line in predicate["evidence"]
-            if line["result"] == UNDETERMINED
+            if line["result"] == UNDETERMINED and line["gate"] != "nothing_tuned"
         }
     )
     if not open_gates:

@@ -8,7 +8,7 @@ from typing import Any
 from moe_atlas.verdict import task as tasks
 from moe_atlas.verdict.atlas import HARD, PRESERVED, REWRITTEN, atlas_gates, atlas_outcome
 from moe_atlas.verdict.damage import DAMAGED, UNDAMAGED, damage_gates, damage_outcome
-from moe_atlas.verdict.gates import FAIL, Gate, worst_first
+from moe_atlas.verdict.gates import FAIL, UNDETERMINED, Gate, worst_first
 
 Receipt = Mapping[str, Any]
 
@@ -23,6 +23,7 @@ _CLASSIFICATION: dict[str, dict[str, bool | None]] = {
     CHART_STAGE: {
         tasks.CHART_PRESERVING: True,
         tasks.NOT_APPLICABLE: True,
+        tasks.NOTHING_TUNED: True,
         tasks.TASK_NOT_REACHED: False,
         tasks.CHART_REDEFINING: False,
         tasks.KNOWLEDGE_EXPANSIVE: False,
@@ -37,6 +38,7 @@ _CLASSIFICATION: dict[str, dict[str, bool | None]] = {
 _OPEN_REASONS = {
     tasks.CHART_PRESERVING: "the stage declares a rewrite, but the atlas was preserved: declare chart-preserving",
     tasks.CHART_REDEFINING: "no chart-preserving attempt on this base and registration was given (--attempt)",
+    tasks.NOTHING_TUNED: "base and tuned hold the same values: there is no change to classify",
     tasks.NOT_APPLICABLE: "a knowledge-expansive stage cannot be judged without a task domain",
 }
 
@@ -98,7 +100,10 @@ def _atlas_passed(stage: str, outcome: str, gates: list[Gate]) -> bool | None:
 
 
 def _classified(stage: str, outcome: str, gates: list[Gate]) -> dict[str, Any]:
+    """A classification passes as its stage says, and only where none of its gates is open."""
     passed = _CLASSIFICATION.get(stage, {}).get(outcome)
+    if passed and any(gate.result == UNDETERMINED for gate in gates):
+        passed = None
     out = _object(outcome, passed, gates)
     if passed is None and outcome in _OPEN_REASONS:
         out["reason"] = _OPEN_REASONS[outcome]

@@ -20,16 +20,33 @@ CHART_PRESERVING = "chart-preserving"
 CHART_REDEFINING = "chart-redefining"
 KNOWLEDGE_EXPANSIVE = "knowledge-expansive"
 MISCLASSIFIED = "misclassified"
+NOTHING_TUNED = "nothing-tuned"
+IDENTICAL = "identical"  # the allowance of a policy under which the two checkpoints may hold the same values
 
 
 def task_gates(receipt: Receipt) -> list[Gate]:
     """Return one gate a task domain: reached (pass), missed (fail) or undetermined."""
-    return [_success_gate(row) for row in receipt["domains"] if row["role"] == "task"]
+    return [_success_gate(row, "value") for row in receipt["domains"] if row["role"] == "task"]
 
 
-def _success_gate(row: Mapping[str, Any]) -> Gate:
+def base_reached(receipt: Receipt) -> bool | None:
+    """Whether the base alone reaches every task's target; None when that is undetermined."""
+    return reached([_success_gate(row, "base") for row in receipt["domains"] if row["role"] == "task"])
+
+
+def nothing_tuned(receipt: Receipt) -> bool:
+    """Whether base and tuned hold the same values: said by the audit, or plain from the digests."""
+    if (receipt.get("identity") or {}).get("identical_checkpoints") is True:
+        return True
+    base, tuned = ((receipt.get("checkpoints") or {}).get(side) or {} for side in ("base", "tuned"))
+    keys = ("digest", "config_sha256")
+    return all(base.get(key) is not None and base.get(key) == tuned.get(key) for key in keys)
+
+
+def _success_gate(row: Mapping[str, Any], side: str) -> Gate:
+    """Hold a task's rule against one side of ``success``: ``value`` is the tuned checkpoint, ``base`` the base."""
     found = row.get("success") or {}
-    value = found.get("value") or {"reason": "no success rule"}
+    value = found.get(side) or {"reason": "no success rule"}
     upper = is_number(found.get("at_most"))
     limit = found.get("at_most") if upper else found.get("at_least")
     name = f"{found.get('metric')}{'_gain' if found.get('relative_to_base') else ''}"
@@ -63,13 +80,31 @@ def reached(gates: Sequence[Gate]) -> bool | None:
 
 
 def task_outcome(receipt: Receipt, gates: Sequence[Gate], atlas: str) -> tuple[str, list[Gate]]:
-    """Return the classification and the gates that the attempts add to the evidence.
+    """Return the classification and the gates that it adds to the evidence.
 
     Args:
         receipt: the receipt; its ``attempts`` are facts of other receipts (`attempt_facts`).
         gates: the task gates.
         atlas: outcome of the first predicate.
     """
+    outcome, added = _classification(receipt, gates, atlas)
+    if not nothing_tuned(receipt):
+        return outcome, added
+    # A missed task stays a missed task; whatever else would have been said of a change, there was none.
+    kept = outcome in (TASK_NOT_REACHED, UNDETERMINED)
+    return outcome if kept else NOTHING_TUNED, [*added, _nothing_tuned_gate(receipt)]
+
+
+def _nothing_tuned_gate(receipt: Receipt) -> Gate:
+    """Undetermined unless the policy allows it by name: an audit of nothing shows nothing about a tune."""
+    same = "base and tuned hold the same values"
+    if IDENTICAL in (receipt["probe"]["policy"].get("allow") or ()):
+        return Gate("nothing_tuned", PASS, {}, {}, None, f"{same}, which policy.allow permits")
+    reason = f"{same}: nothing was tuned; policy.allow: [{IDENTICAL}] permits it"
+    return Gate("nothing_tuned", UNDETERMINED, {}, {}, None, reason)
+
+
+def _classification(receipt: Receipt, gates: Sequence[Gate], atlas: str) -> tuple[str, list[Gate]]:
     if not gates:
         if receipt["probe"]["policy"].get("task") == "none":
             return NOT_APPLICABLE, []
