@@ -42,6 +42,8 @@ TARGETS = {
             "verdict/atlas.py",
             "verdict/damage.py",
             "verdict/task.py",
+            "verdict/success.py",
+            "verdict/attempts.py",
             "verdict/predicates.py",
         ),
         ("tests/verdict/test_predicates.py",),

@@ -29,6 +29,7 @@ VERDICT_EXIT = {
 
 
 NEXT_STEPS = {
+    "E_ATTEMPT": "give the receipt of another tune of this base, or leave --attempt out",
     "E_CALIBRATION": "calibrate on audits that protect layers and measure base domains",
     "E_CHANGED": "let whatever writes the checkpoint finish, then run it again",
     "E_FAMILY": "audit a checkpoint with routed experts; atlas inspect shows what this one is",

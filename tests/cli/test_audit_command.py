@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from moe_atlas.auditing import run as measuring
 from moe_atlas.cli import run
 from tests import pairs, tiny
 
@@ -77,6 +78,17 @@ def test_a_policy_that_allows_it_lets_identical_checkpoints_pass_even_on_few_doc
     code, out, _ = audit("base", "base", probe="same/probes.yaml")
     assert code == 0
     assert "nothing was tuned: base and tuned hold the same values" in out
+
+
+def test_an_attempt_at_nothing_is_refused_before_the_work(audit, place, tmp_path, monkeypatch):
+    pairs.probe(place / "same", documents=12, policy=pairs.SAME)
+    attempt = str(tmp_path / "attempt.json")
+    assert audit("base", "base", "--receipt", attempt, probe="same/probes.yaml")[0] == 0
+    monkeypatch.setattr(measuring, "walk", lambda *_: pytest.fail("the audit was done all the same"))
+    code, _, err = audit("base", "hard", "--attempt", attempt)
+    assert code == 2
+    assert err.startswith("atlas: E_ATTEMPT")
+    assert "nothing was attempted; give the receipt of another tune of this base" in err
 
 
 def test_json_is_one_object_on_standard_output(audit):

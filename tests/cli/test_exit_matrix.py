@@ -121,6 +121,9 @@ def receipts(root: Path) -> None:
     facts, windows = synthetic.audit()
     windows["layers.2.pair.content_drift"][:] = float("nan")
     write_receipt(facts, windows, root / "open.json")
+    facts, windows = synthetic.audit()
+    facts["identity"]["identical_checkpoints"] = True
+    write_receipt(facts, windows, root / "same.json")
     write_receipt(*synthetic.baseline(), root / "baseline.json")
     audit = ["audit", root / "base", root / "hard", "--probe", root / "probe/probes.yaml", "--quiet"]
     assert run([str(argument) for argument in [*audit, "--receipt", root / "real.json"]]) == 1
@@ -205,6 +208,7 @@ def measuring(w: Path) -> list[tuple[str, int, list]]:
         ("audit: handoff reference edited", 5, audit("base", "light", "--baseline", w / "edited.json")),
         ("audit: handoff reference missing", 2, audit("base", "light", "--baseline", w / "none.json")),
         ("audit: attempt edited", 5, audit("base", "light", "--attempt", w / "edited.json")),
+        ("audit: attempt at nothing", 2, audit("base", "light", "--attempt", w / "same.json")),
         (
             "audit: receipt into a checkpoint",
             2,

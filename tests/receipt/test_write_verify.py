@@ -481,10 +481,32 @@ def test_an_attempt_lends_its_outcome(tmp_path: Path) -> None:
     facts = attempt_facts(path)
     assert facts["protected_atlas_rewrite"] == "preserved"
     assert facts["task_reached"] is True
+    assert facts["nothing_tuned"] is False
     assert facts["lock_digest"] == synthetic.SHA
     assert facts["receipt_sha256"] == receipt["evidence"]["receipt_sha256"]
     with pytest.raises(UsageError, match="E_KIND"):
         reference_facts(path)
+
+
+@pytest.mark.parametrize("allow", [[], ["identical"]])
+def test_an_audit_of_nothing_is_no_attempt(tmp_path: Path, allow: list[str]) -> None:
+    facts, windows = synthetic.audit()
+    facts["probe"]["policy"]["allow"] = allow
+    facts["identity"]["identical_checkpoints"] = True
+    write_receipt(facts, windows, tmp_path / "attempt.json")
+    with pytest.raises(UsageError, match="E_ATTEMPT.*attempt.json.*nothing was attempted"):
+        attempt_facts(tmp_path / "attempt.json")
+
+
+def test_an_attempt_says_whether_it_improved_the_task(tmp_path: Path) -> None:
+    facts, windows = synthetic.audit()
+    task = windows["windows.domain"] == 3
+    for number, (change, improved) in enumerate([(-0.3, True), (0.3, False)]):
+        noise = np.random.default_rng(1).normal(0, 0.01, int(task.sum()))
+        windows["output.nll_tuned"] = windows["output.nll_tuned"].copy()
+        windows["output.nll_tuned"][task] = windows["output.nll_base"][task] + change + noise
+        write_receipt(facts, windows, tmp_path / f"{number}.json")
+        assert attempt_facts(tmp_path / f"{number}.json")["task_improved"] is improved
 
 
 def test_an_earlier_receipt_must_verify(written: Path) -> None:

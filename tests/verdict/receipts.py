@@ -17,6 +17,7 @@ CHANNELS = (
 )
 BUDGETS = ("coordinate", "boundary", "transition", "content", *CHANNELS[4:])
 BASE = "aa" * 32
+TUNED = "cc" * 32
 LOCK = "bb" * 32
 
 
@@ -86,7 +87,7 @@ def receipt(stage: str = "chart-preserving") -> dict[str, Any]:
                 "weights": {"must_change": [], "must_not_change": []},
             },
         },
-        "checkpoints": {"base": {"digest": BASE}, "tuned": {"digest": "cc" * 32}},
+        "checkpoints": {"base": {"digest": BASE}, "tuned": {"digest": TUNED}},
         "layers": [layer(number) for number in (0, 1, 2)],
         "margins": {"refinement_margin": interval(0.1, 0.2, layer=1)},
         "domains": [row("prose", "base"), row("code", "base"), row("canary", "canary"), row("sft", "task")],
@@ -109,6 +110,8 @@ def attempt(**changes: Any) -> dict[str, Any]:
         "lock_digest": LOCK,
         "protected_atlas_rewrite": "preserved",
         "task_reached": False,
+        "task_improved": True,
+        "nothing_tuned": False,
     } | changes
 
 

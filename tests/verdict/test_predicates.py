@@ -12,8 +12,10 @@ from moe_atlas.verdict.damage import damage_gates
 from moe_atlas.verdict.gates import Gate, worst_first
 from moe_atlas.verdict.predicates import NAMES, derive_predicates, verdict_of
 from tests.verdict.receipts import (
+    BASE,
     BUDGETS,
     CHANNELS,
+    TUNED,
     attempt,
     gated,
     interval,
@@ -452,6 +454,15 @@ ATTEMPTS = [
     ([attempt(lock_digest="00" * 32)], "chart-redefining"),
     ([attempt(base_digest=None)], "chart-redefining"),
     ([attempt(lock_digest="00" * 32, task_reached=True)], "chart-redefining"),
+    ([attempt(nothing_tuned=True)], "chart-redefining"),
+    ([attempt(nothing_tuned=None)], "chart-redefining"),
+    ([attempt(tuned_digest=BASE)], "chart-redefining"),
+    ([attempt(tuned_digest=None)], "chart-redefining"),
+    ([attempt(tuned_digest=TUNED)], "chart-redefining"),  # the pair under judgement
+    ([attempt(tuned_digest=TUNED, task_reached=True)], "chart-redefining"),
+    ([attempt(task_improved=False)], "chart-redefining"),  # a tune of next to nothing
+    ([attempt(task_improved=None)], "chart-redefining"),
+    ([attempt(task_improved=False), attempt()], "knowledge-expansive"),
 ]
 BY_STAGE = {
     "chart-preserving": {"undetermined": None},
@@ -475,6 +486,14 @@ def test_attempts_decide_whether_a_rewrite_was_needed(attempts: list, outcome: s
         assert verdict == "fail"
     else:
         assert verdict == {True: "pass", False: "fail", None: "inconclusive"}[outcomes[TASK][1]]
+
+
+@pytest.mark.parametrize("base", [interval(1.6, 1.7), interval(1.8, 2.0), interval(None, None), None])
+def test_no_rewrite_was_needed_for_what_the_base_may_reach_already(base: Any) -> None:
+    made = rewritten(receipt("knowledge-expansive")) | {"attempts": [attempt()]}
+    verdict, outcomes = judged(set_path(made, "domains.3.success.base", base))
+    assert (verdict, outcomes[TASK]) == ("inconclusive", ("undetermined", None))
+    assert [line["result"] for line in lines(made, TASK, "base_success")] == ["undetermined"]
 
 
 def test_missing_digests_match_no_attempt() -> None:

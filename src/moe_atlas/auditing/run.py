@@ -74,6 +74,10 @@ def measure(
     clock = time.monotonic()
     group = group or Group()
     probes = load_registered(probe, options.policy_from)
+    lent = {
+        "reference": reference_facts(options.baseline),
+        "attempts": [attempt_facts(path) for path in options.attempts],
+    }
     checkpoints, specs = opened(base, tuned, probes)
     options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
     with exhaustion_named(), threads(options.threads), full_precision():
@@ -92,6 +96,7 @@ def measure(
     if not group.leads:
         return {}, {}
     receipt = body(audit, evidence, probes, options, digests, shares) | {
+        **lent,
         "noise_floor": floor,
         "timing": {
             "started": started.isoformat(timespec="seconds"),
@@ -112,7 +117,7 @@ def body(
     digests: list[CheckpointDigest],
     shares: list[dict[str, Any]],
 ) -> Receipt:
-    """The facts of the receipt that do not depend on the clock or on a noise-floor run.
+    """The facts of the receipt that depend on neither the clock, nor a noise-floor run, nor another receipt.
 
     Args:
         audit: the walk that was done.
@@ -137,8 +142,6 @@ def body(
         "weights": evidence.ledger.facts(),
         "identity": identity_facts(evidence, specs),
         "controls": {"parameter_distance": evidence.ledger.parameter_distance() if pair else None},
-        "reference": reference_facts(options.baseline),
-        "attempts": [attempt_facts(path) for path in options.attempts],
         "method": method_facts(audit, specs, options),
         "environment": environment_facts(),
         "parent": None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_atlas.errors import UsageError
 from moe_atlas.receipt.verify import intact_receipt
-from moe_atlas.verdict.task import attempt_facts as facts_of_attempt
+from moe_atlas.verdict.attempts import attempt_facts as facts_of_attempt
 
 REFERENCE_KEYS = ("overlap", "min_share", "smooth_overlap", "smooth_tail", "smooth_tail_published")
 
@@ -53,12 +53,19 @@ def attempt_facts(path: Path) -> dict[str, Any]:
     """Return what an attempt's audit receipt contributes to the third predicate.
 
     Raises:
-        AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no audit.
+        AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no audit, ``E_ATTEMPT``
+            when nothing was tuned in it.
     """
     receipt = intact_receipt(path)
     if receipt["kind"] != "audit":
         raise UsageError("E_KIND", str(path), "expected the receipt of an audit, found a baseline")
-    return facts_of_attempt(receipt)
+    facts = facts_of_attempt(receipt)
+    if facts["nothing_tuned"]:
+        problem = (
+            "expected the audit of a tune, found base and tuned of the same values: nothing was attempted"
+        )
+        raise UsageError("E_ATTEMPT", str(path), problem)
+    return facts
 
 
 def _estimate(interval: Any) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_atlas.receipt.context import Facts
-from moe_atlas.verdict.task import nothing_tuned
+from moe_atlas.verdict.success import nothing_tuned
 
 CHANNELS = {
     "coordinate": "coordinate_drift_z",

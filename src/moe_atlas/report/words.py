@@ -48,6 +48,7 @@ GATES = {
     "task_success": "task success",
     "attempt": "another attempt",
     "nothing_tuned": "nothing was tuned",
+    "base_success": "task success of the base",
 }
 SYMBOLS = {"pass": "✓", "fail": "✗", "undetermined": "?", "not-applicable": "–", "not-gated": "·"}
 PASSED = {True: "pass", False: "fail", None: "undetermined"}

@@ -12,7 +12,8 @@ from typing import Any
 
 from moe_atlas.verdict.atlas import CHANNELS, PRESERVED, REWRITTEN
 from moe_atlas.verdict.gates import is_number
-from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE, base_reached, nothing_tuned
+from moe_atlas.verdict.success import base_reached, nothing_tuned
+from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
 
 Receipt = Mapping[str, Any]
 Layers = list[Mapping[str, Any]]

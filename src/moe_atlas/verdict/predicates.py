@@ -9,6 +9,7 @@ from moe_atlas.verdict import task as tasks
 from moe_atlas.verdict.atlas import HARD, PRESERVED, REWRITTEN, atlas_gates, atlas_outcome
 from moe_atlas.verdict.damage import DAMAGED, UNDAMAGED, damage_gates, damage_outcome
 from moe_atlas.verdict.gates import FAIL, UNDETERMINED, Gate, worst_first
+from moe_atlas.verdict.success import task_gates
 
 Receipt = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ def derive_predicates(receipt: Receipt) -> dict[str, Any]:
     atlas = atlas_gates(receipt)
     outcome = atlas_outcome(atlas)
     damage = damage_gates(receipt)
-    success = tasks.task_gates(receipt)
+    success = task_gates(receipt)
     classification, attempts = tasks.task_outcome(receipt, success, outcome)
     predicates = {
         "protected_atlas_rewrite": _object(outcome, _atlas_passed(stage, outcome, atlas), atlas),
