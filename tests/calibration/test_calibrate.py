@@ -17,6 +17,7 @@ from moe_atlas.calibration.pairs import Pair, pair_of, receipt_paths
 from moe_atlas.calibration.policy_text import policy_file, table
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused, UsageError
+from moe_atlas.probes.cannot_fail import Measured, cannot_fail
 from moe_atlas.probes.load import load_probes
 from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.write import write_receipt
@@ -91,7 +92,18 @@ def test_what_cannot_be_defended_is_null_with_its_reason() -> None:
     assert "by hand" in flat.rule
     useless = calibrate([pair(n, 0.5) for n in "abc"]).budgets["boundary"]
     assert useless.value is None
-    assert "ceiling" in useless.rule
+    assert "from 0.5 on it says nothing" in useless.rule
+
+
+@pytest.mark.parametrize("value", [1e-4, 0.01, 0.1, 0.17, 0.25, 0.4, 0.6, 1.0, 3.0])
+def test_no_budget_is_set_that_could_not_fail(value: float) -> None:
+    found = calibrate([pair(name, value) for name in "abc"])
+    policy = yaml.safe_load(policy_file(found, [], "policy.yaml"))["policy"]
+    policy["rewrite"] = {"handoff": None, "smooth": None} | policy["rewrite"]
+    probe = {"policy": policy, "protected_layers": "all", "domains": []}
+    measured = Measured(routed=[0], layers=[(8, 2)], met=[])
+    lines = [*cannot_fail(probe), *cannot_fail(probe, measured)]
+    assert [line for line in lines if "gates none of" not in line] == []
 
 
 def test_a_receipt_that_guards_nothing_sets_no_budget() -> None:
@@ -169,13 +181,14 @@ def test_the_command_writes_a_policy_that_a_probe_file_can_be_registered_under(
     assert yaml.safe_load(text)["policy"]["set_for"] == {"family": "test", "top_k": 2, "experts": "active"}
     probes = tiny_pairs.probe(tmp_path / "probe")
     domains = yaml.safe_load(probes.read_text())
-    del domains["policy"]
+    del domains["policy"], domains["protected_layers"]
     domains["domains"].append({"name": "sft", "role": "task", "source": "code.jsonl", "documents": 40})
     domains["domains"][-1]["success"] = {"metric": "nll", "at_most": 1.0}
     probes.write_text(yaml.safe_dump(domains))
     config = load_probes(probes, policy_from=out)
     assert config.policy.rewrite.content == yaml.safe_load(text)["policy"]["rewrite"]["content"]
     assert config.policy.damage.kl == yaml.safe_load(text)["policy"]["damage"]["kl"] > 0
+    assert (config.protected_layers.describe(), config.evaluation.quantile) == ([2], 0.9)
     assert run(arguments) == 2  # it is there already
     assert "E_EXISTS" in capsys.readouterr().err
 
@@ -187,6 +200,33 @@ def test_a_limit_of_the_divergence_is_written_or_left_out_and_never_null() -> No
     text = policy_file(calibrate(lost), [], "p.yaml")
     assert "kl" not in yaml.safe_load(text)["policy"]["damage"]  # null would leave it ungated
     assert "# kl: a: lost" in text
+
+
+@pytest.mark.parametrize(
+    ("protected", "spelled"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7], "all"),
+        ([2, 3, 4, 5], "mid-band"),
+        ([0, 2, 3, 4], [0, "2-4"]),
+    ],
+)
+def test_the_budgets_bind_the_layers_and_the_evaluation_they_were_set_on(
+    protected: list[int], spelled: Any
+) -> None:
+    facts = synthetic.facts(layers=tuple(range(8)), experts=4)
+    facts["probe"] |= {
+        "protected_layers": protected,
+        "evaluation": {"experts": "all", "token_stride": 2, "quantile": 0.8},
+    }
+    facts["probe"]["policy"]["resamples"] = 200
+    for layer in facts["layers"]:
+        layer["protected"] = layer["layer"] in protected
+    windows = synthetic.windows(facts)
+    receipt = derive(facts, windows) | {"evidence": {"receipt_sha256": "0"}}
+    pairs = [replace(pair_of(receipt, windows, name), receipt_sha256=name) for name in "abc"]
+    written = yaml.safe_load(policy_file(calibrate(pairs), [], "policy.yaml"))
+    assert written["protected_layers"] == spelled
+    assert written["evaluation"] == facts["probe"]["evaluation"]
 
 
 def test_a_receipt_that_was_touched_sets_no_budget(tmp_path: Path, capsys) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,32 @@ def test_register_says_when_nothing_can_pass(app: typer.Typer, folder: Path) -> 
     (folder / "probes.yaml").write_text(text.replace("nll: 0.1,", "nll: null,"))
     result = CliRunner().invoke(app, ["register", "probes.yaml", "--force"])
     assert "no damage margin is set" in result.output
+
+
+def test_register_says_what_could_not_fail(app: typer.Typer, folder: Path) -> None:
+    plain = CliRunner().invoke(app, ["register", "probes.yaml"])
+    assert "warning" not in plain.output
+    text = PROBES.replace("coordinate: 0.1", "coordinate: 2").replace(
+        "0.5, document_share", "3, document_share"
+    )
+    (folder / "probes.yaml").write_text(text)
+    result = CliRunner().invoke(app, ["register", "probes.yaml", "--force"])
+    assert result.exit_code == 0
+    lines = [line for line in result.output.splitlines() if line.startswith("  warning: ")]
+    assert ["coordinate 2 " in lines[0], "document_nll 3 " in lines[1], "tail guard" in lines[2]] == [
+        True
+    ] * 3
+    facts = json.loads(CliRunner().invoke(app, ["register", "probes.yaml", "--json"]).output)
+    assert [f"  warning: {warning}" for warning in facts["warnings"]] == lines
+
+
+def test_register_has_nothing_to_say_of_what_init_writes(app: typer.Typer, folder: Path) -> None:
+    assert CliRunner().invoke(app, ["init", "new.yaml"]).exit_code == 0
+    for name in ("prose.jsonl", "code.jsonl"):
+        rows = [random.Random(f"{name}{n}").choices("abcdefghijklmnopqrstuvwxyz", k=40) for n in range(120)]
+        (folder / name).write_text("".join(json.dumps({"text": "".join(row)}) + "\n" for row in rows))
+    new = (folder / "new.yaml").read_text().replace("tokens: 512", "tokens: 8")
+    (folder / "new.yaml").write_text(new.replace("tokenizer: tokenizer.json", "tokenizer: bytes"))
+    result = CliRunner().invoke(app, ["register", "new.yaml"])
+    assert result.exit_code == 0, result.exception
+    assert "warning" not in result.output

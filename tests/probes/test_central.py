@@ -99,6 +99,79 @@ def test_protected_layers_and_evaluation_are_governed_where_the_central_file_say
         load_probes(probes, central)
 
 
+@pytest.mark.parametrize(
+    ("text", "found", "bound"),
+    [
+        ("protected_layers: [3]\n", "[3]", "mid-band"),
+        ("protected_layers: [0-60]\n", '["0-60"]', "mid-band"),
+        ("evaluation: {quantile: 0.0001}\n" + LAYERS, '"quantile": 0.0001', '"quantile": 0.9'),
+        ("evaluation: {token_stride: 9}\n" + LAYERS, '"token_stride": 9', '"token_stride": 1'),
+        ("evaluation: {experts: all}\n" + LAYERS, '"experts": "all"', '"experts": "active"'),
+    ],
+)
+def test_what_the_central_file_does_not_name_is_bound_to_what_is_safe(
+    folder: Path, text: str, found: str, bound: str
+) -> None:
+    probes, central = files(folder)
+    probes.write_text(HEAD + text)
+    for use in (load_probes, register):
+        with pytest.raises(InputRefused) as caught:
+            use(probes, policy_from=central)
+        assert caught.value.code == "E_POLICY"
+        assert caught.value.where == "probes.yaml:5"
+        problem, step = caught.value.problem, caught.value.next_step
+        assert problem.index(found) < problem.index("release-gate") < problem.index(bound)
+        assert "central.yaml" in step
+        assert "free: [" in step
+    load_probes(*_repaired(probes, central, text))
+
+
+def _repaired(probes: Path, central: Path, text: str) -> tuple[Path, Path]:
+    """The next step that the refusal names."""
+    key = text.split(":")[0]
+    central.write_text(CENTRAL + f"free: [{key}]\n")
+    return probes, central
+
+
+@pytest.mark.parametrize(
+    "text", ["", "protected_layers: mid-band\n", LAYERS, "evaluation: {quantile: 0.9}\n"]
+)
+def test_what_is_safe_or_guards_more_may_be_said(folder: Path, text: str) -> None:
+    probes, central = files(folder)
+    probes.write_text(HEAD + text)
+    config = load_probes(probes, central)
+    assert config.protected_layers.describe() == ("all" if text == LAYERS else "mid-band")
+    assert config.evaluation.describe() == {"experts": "active", "token_stride": 1, "quantile": 0.9}
+
+
+def test_what_a_central_file_names_cannot_be_guarded_otherwise(folder: Path) -> None:
+    probes, central = files(folder)
+    central.write_text(CENTRAL + "protected_layers: [3]\nevaluation: {quantile: 0.5}\n")
+    with pytest.raises(InputRefused, match=r"protected_layers is not that .*: there \[3\], here all"):
+        load_probes(probes, central)
+    probes.write_text(HEAD + "evaluation: {quantile: 0.9}\n")
+    with pytest.raises(InputRefused, match=r"evaluation\.quantile: there 0\.5, here 0\.9"):
+        load_probes(probes, central)
+
+
+def test_a_contradiction_of_the_policy_names_both_values(folder: Path) -> None:
+    probes, central = files(folder)
+    probes.write_text(HEAD + LAYERS + POLICY.replace("boundary: 0.2", "boundary: 0.8"))
+    with pytest.raises(InputRefused, match=r"policy\.rewrite\.boundary: there 0\.2, here 0\.8"):
+        load_probes(probes, central)
+
+
+def test_what_is_freed_is_the_probe_files_own(folder: Path) -> None:
+    probes, central = files(folder)
+    central.write_text(CENTRAL + "free: [protected_layers, evaluation]\n")
+    probes.write_text(HEAD + "protected_layers: [3]\nevaluation: {token_stride: 9}\n")
+    config = load_probes(probes, central)
+    assert (config.protected_layers.describe(), config.evaluation.token_stride) == ([3], 9)
+    probes.write_text(HEAD)
+    with pytest.raises(InputRefused, match="protected_layers is missing"):
+        load_probes(probes, central)
+
+
 def test_locks_with_and_without_a_central_policy_do_not_stand_for_each_other(folder: Path) -> None:
     probes, central = files(folder)
     register(probes, policy_from=central)
@@ -135,6 +208,9 @@ def test_any_change_of_the_central_file_asks_for_a_new_registration(folder: Path
         (CENTRAL.replace("0.1,", "&a 0.1,"), "E_PROBE_YAML"),
         (CENTRAL.replace("0.1,", ".nan,"), "E_PROBE_"),
         (CENTRAL.replace("task: none", "task: some"), "E_PROBE_VALUE"),
+        (CENTRAL + "free: [policy]\n", "E_PROBE_VALUE"),
+        (CENTRAL + "free: [evaluation, evaluation]\n", "E_PROBE_VALUE"),
+        (CENTRAL + LAYERS + "free: [protected_layers]\n", "E_PROBE_VALUE"),
     ],
 )
 def test_a_central_file_is_read_as_strictly_as_a_probe_file(folder: Path, text: str, code: str) -> None:

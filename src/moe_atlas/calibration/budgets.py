@@ -14,6 +14,7 @@ from moe_atlas.calibration.bounds import (
 )
 from moe_atlas.calibration.pairs import Pair, require_one_setting
 from moe_atlas.errors import UsageError
+from moe_atlas.probes.ceilings import HALF, toothless
 from moe_atlas.statistics.tail_guard import clopper_pearson_upper
 from moe_atlas.verdict.atlas import CHANNELS
 
@@ -21,8 +22,6 @@ LEVEL = 0.99  # one-sided, of the prediction bound
 FACTOR = 2.0  # twice as far as a healthy tune is expected to go at most is not explained by its seed
 FLOOR_FACTOR = 10.0  # below ten times the noise floor a budget measures the machine
 DAMAGED_ALLOWED = 1  # document that may lie above the per-document limit in the smallest base domain
-CEILINGS = {"coordinate": 2.0, "boundary": 1.0, "transition": math.log(2.0), "content": 1.0}
-CEILINGS |= {"overlap_drop": 2.0, "dead_share_rise": 1.0}
 DAMAGE = ("nll", "kl", "document_nll")
 
 
@@ -34,7 +33,7 @@ class Budget:
         value: the budget; None where no number can be defended.
         healthy: each healthy pair's own value, in the order given.
         bound: their prediction bound; None with `value`.
-        rule: what decided: ``prediction``, ``noise floor``, ``one expert`` or ``ceiling``; or why there is none.
+        rule: what decided: ``prediction``, ``noise floor``, or ``one expert``; or why there is none.
     """
 
     value: float | None
@@ -101,11 +100,18 @@ def _budget(key: str, healthy: Sequence[Pair], level: float, factor: float) -> B
     value = rounded_up(candidates[rule])
     if value <= 0.0:
         return Budget(None, found, bound, "no healthy pair moved it upwards: choose a number by hand")
-    if key in CEILINGS and value >= CEILINGS[key]:
-        return Budget(
-            None, found, bound, f"healthy pairs reach its ceiling of {CEILINGS[key]:.3g}: it says nothing"
-        )
+    limit = _says_nothing_from(key, healthy[0])
+    if value >= limit:
+        why = f"healthy pairs would need {value:g}, and from {limit:.3g} on it says nothing"
+        return Budget(None, found, bound, why)
     return Budget(value, found, bound, rule)
+
+
+def _says_nothing_from(key: str, pair: Pair) -> float:
+    """Where a budget would be warned about as one that cannot fail: the pairs share the setting this rests on."""
+    if key == "tau":
+        return HALF * math.fsum(pair.policy["rewrite"]["refinement"]["mu"])
+    return toothless(key, [(pair.experts, max(pair.setting["top_k"]))])
 
 
 def _why_missing(key: str, healthy: Sequence[Pair]) -> str:

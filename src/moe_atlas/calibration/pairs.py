@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.errors import InputRefused, UsageError
+from moe_atlas.probes.layers import mid_band, ranges
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.receipt.window_file import recorded_windows
 from moe_atlas.text import shown
@@ -36,6 +37,7 @@ class Pair:
         policy: the registered policy.
         documents: the fewest documents of a base domain.
         experts: the fewest experts of a protected layer.
+        guarded: the protected layers as a probe file spells them; None where ``all`` and ``mid-band`` are the same.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Pair:
     policy: Facts
     documents: int
     experts: int
+    guarded: str | list[int | str] | None = None
 
 
 def receipt_paths(given: Sequence[Path]) -> list[Path]:
@@ -109,7 +112,16 @@ def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> P
         policy=receipt["probe"]["policy"],
         documents=min(row["documents"] for row in base),
         experts=min(layer["experts"] for layer in layers),
+        guarded=_guarded(receipt),
     )
+
+
+def _guarded(receipt: Facts) -> str | list[int | str] | None:
+    protected, routed = receipt["probe"]["protected_layers"], [row["layer"] for row in receipt["layers"]]
+    middle = mid_band(routed)
+    if protected == middle:
+        return None if protected == routed else "mid-band"
+    return "all" if protected == routed else ranges(protected)
 
 
 def require_one_setting(pairs: Sequence[Pair]) -> None:

@@ -26,7 +26,15 @@ def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) ->
 name: calibrated
 policy:
 {indented}
-"""
+{_bound(calibration.healthy[0])}"""
+
+
+def _bound(pair: Pair) -> str:
+    """What the budgets hold for beside the policy: another evaluation or other layers drift otherwise."""
+    lines = [f"evaluation: {_flow(pair.setting['evaluation'])}\n"]
+    if pair.guarded is not None:
+        lines.append(f"protected_layers: {_flow(pair.guarded)}\n")
+    return "".join(lines)
 
 
 def header(calibration: Calibration) -> str:

@@ -12,6 +12,7 @@ from moe_atlas.cli import options as o
 from moe_atlas.ledger.predecessors import Predecessors
 from moe_atlas.ledger.recording import registration_body
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
+from moe_atlas.probes.cannot_fail import cannot_fail, loose_tail_guard
 from moe_atlas.probes.lock import Lock
 from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, CHANNELS
 from moe_atlas.probes.registration import register as register_probes
@@ -65,6 +66,7 @@ def _facts(lock: Lock) -> dict[str, object]:
         "registered_at": lock.registered_at,
         "predecessor": lock.predecessor,
         "domains": domains,
+        "warnings": _lax(lock.body["probes"]),
     }
 
 
@@ -76,7 +78,9 @@ def _sentence(lock: Lock, earlier: Predecessors) -> str:
     lines.append(f"  lock sha256 {lock.digest}")
     if lock.policy_from:
         lines.append(f"  policy of   {shown(lock.policy_from['name'])}, sha256 {lock.policy_from['sha256']}")
-    return "\n".join(lines + _predecessor(lock, earlier) + _warnings(lock.body["probes"]["policy"]))
+    probe = lock.body["probes"]
+    warnings = [f"  warning: {line}" for line in _lax(probe)]
+    return "\n".join([*lines, *_predecessor(lock, earlier), *_open(probe["policy"]), *warnings])
 
 
 def _predecessor(lock: Lock, earlier: Predecessors) -> list[str]:
@@ -96,7 +100,14 @@ def _predecessor(lock: Lock, earlier: Predecessors) -> list[str]:
     return lines
 
 
-def _warnings(policy: dict[str, Any]) -> list[str]:
+def _lax(probe: dict[str, Any]) -> list[str]:
+    """What passes under this registration whatever happens."""
+    loose = loose_tail_guard(probe["policy"]["damage"])
+    found = [f"this could not fail: {line}" for line in cannot_fail(probe)]
+    return found + ([] if loose is None else [loose])
+
+
+def _open(policy: dict[str, Any]) -> list[str]:
     """What this registration leaves open; such an audit measures, but cannot pass."""
     budgets = [policy["rewrite"][key] for key in (*CHANNELS, *ABSOLUTE_BUDGETS, "refinement")]
     lines = []

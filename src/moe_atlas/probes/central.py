@@ -1,7 +1,8 @@
 """A policy that a project's own probe file cannot widen (schema ``atlas/policy/v1``).
 
-Whoever owns the gate keeps one file; a probe file registered under it takes policy, and where the file says so
-protected layers and evaluation, from there. The lock and every receipt name the file and its digest.
+Whoever owns the gate keeps one file; a probe file registered under it takes policy, protected layers and evaluation
+from there, the latter two also where the file does not name them (`governed`), unless it frees them. The lock and
+every receipt name the file and its digest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from moe_atlas.probes.strict_yaml import MAX_BYTES, Node, parse
 
 SCHEMA = "atlas/policy/v1"
 GOVERNED = ("policy", "protected_layers", "evaluation")
+FREEABLE = ("protected_layers", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class CentralPolicy:
         name: what it calls itself.
         sha256: digest of its bytes.
         entries: the keys it governs, not yet read: what they mean may depend on the probe file's domains.
+        free: the keys that it leaves to the probe file.
     """
 
     file: str
     name: str
     sha256: str
     entries: dict[str, Node]
+    free: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
         """What locks and receipts say of it."""
@@ -50,8 +54,12 @@ def load_central(path: Path) -> CentralPolicy:
     if not path.exists():
         raise UsageError("E_POLICY_MISSING", str(path), "there is no such policy file")
     text = read_bounded(path, MAX_BYTES, "E_PROBE_FILE")
-    fields = Fields(parse(text, path.name), "", path.name, ("schema", "name", *GOVERNED))
+    fields = Fields(parse(text, path.name), "", path.name, ("schema", "name", *GOVERNED, "free"))
     fields.text("schema", (SCHEMA,))
     fields.get("policy")
     entries = {key: fields.get(key) for key in GOVERNED if fields.has(key)}
-    return CentralPolicy(path.name, fields.text("name"), sha256_hex(text), entries)
+    free = fields.names("free", FREEABLE, "part that a policy can free")
+    for key in free:
+        if key in entries:
+            fields.refuse(fields.line_of("free"), f"free names {key}, which the policy itself sets")
+    return CentralPolicy(path.name, fields.text("name"), sha256_hex(text), entries, free)

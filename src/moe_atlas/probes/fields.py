@@ -170,3 +170,18 @@ class Fields:
                 self.line_of(key), f"{self.path(key)} must be a list of {count} numbers, found {len(nodes)}"
             )
         return tuple(self._number(node, f"{self.path(key)}[{n}]", span) for n, node in enumerate(nodes))
+
+    def names(self, key: str, known: Seq[str], kind: str) -> tuple[str, ...]:
+        """A list of known names, each once; absent means none."""
+        if self.is_null(key):
+            return ()
+        names: list[str] = []
+        for node in self.items(key):
+            name = node.value if isinstance(node, Scalar) else None
+            if name not in known:
+                problem = f"{self.path(key)} names no {kind}: {shown(str(name), 40)}"
+                self.refuse(node.line, problem, f"known: {', '.join(known)}")
+            if name in names:
+                self.refuse(node.line, f"{self.path(key)} names {name} twice")
+            names.append(str(name))
+        return tuple(names)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes.files import shown
-from moe_atlas.probes.strict_yaml import Node, Scalar, Sequence
+from moe_atlas.probes.strict_yaml import Node, Scalar
+from moe_atlas.probes.strict_yaml import Sequence as Listed
 
 _RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})\Z")
 _MAX_LAYER = 99_999
@@ -30,17 +32,13 @@ class LayerExpression:
     def resolve(self, routed_layers: list[int]) -> list[int]:
         """The protected layers of a model with these routed layers, ascending.
 
-        ``mid-band`` drops ceil(n/4) of the n routed layers at each end, and keeps all of them if none is
-        left.
-
         Raises:
             InputRefused: E_PROBE_LAYERS when the model routes nothing there: a protected layer that is dense
                 or does not exist would be a gate that looks closed and is not there.
         """
         routed = sorted(routed_layers)
         if self.word == "mid-band":
-            drop = -(-len(routed) // 4)
-            return routed[drop : len(routed) - drop] or routed
+            return mid_band(routed)
         if self.word == "all":
             return routed
         wanted = sorted({layer for first, last in self.ranges for layer in range(first, last + 1)})
@@ -61,15 +59,26 @@ class LayerExpression:
         return [first if first == last else f"{first}-{last}" for first, last in self.ranges]
 
 
+def mid_band(routed: Sequence[int]) -> list[int]:
+    """The routed layers without ceil(n/4) of the n at each end; all of them if none is left."""
+    drop = -(-len(routed) // 4)
+    return list(routed[drop : len(routed) - drop] or routed)
+
+
 def _spell(layers: list[int]) -> str:
-    """Ascending indices as ranges, ``3-5, 7``."""
+    """Ascending indices in words, ``3-5, 7``."""
+    return ", ".join(map(str, ranges(layers))) or "none"
+
+
+def ranges(layers: Sequence[int]) -> list[int | str]:
+    """Ascending indices as a probe file spells them, ``["3-5", 7]``."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][1] + 1:
             runs[-1][1] = layer
         else:
             runs.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
+    return [first if first == last else f"{first}-{last}" for first, last in runs]
 
 
 def read_layers(node: Node, file: str) -> LayerExpression:
@@ -82,7 +91,7 @@ def read_layers(node: Node, file: str) -> LayerExpression:
     where = f"{file}:{node.line}"
     if isinstance(node, Scalar) and node.value in ("all", "mid-band"):
         return LayerExpression(str(node.value), (), where)
-    if not isinstance(node, Sequence):
+    if not isinstance(node, Listed):
         problem = "protected_layers must be all, mid-band or a list such as [3, 8-20]"
         raise InputRefused("E_PROBE_VALUE", where, problem)
     if not node.items:

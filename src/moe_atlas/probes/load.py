@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
-from moe_atlas.errors import InputRefused, UsageError
+from moe_atlas.errors import UsageError
+from moe_atlas.probes.ceilings import CEILINGS
 from moe_atlas.probes.central import CentralPolicy, load_central
 from moe_atlas.probes.fields import Fields, Span
 from moe_atlas.probes.files import read_bounded, shown
+from moe_atlas.probes.governed import governed
 from moe_atlas.probes.layers import read_layers
 from moe_atlas.probes.policy import (
     ABSOLUTE_BUDGETS,
@@ -39,31 +39,12 @@ from moe_atlas.probes.schema import (
     Success,
     WindowsConfig,
 )
-from moe_atlas.probes.strict_yaml import MAX_BYTES, Mapping, Node, Scalar, parse
+from moe_atlas.probes.strict_yaml import MAX_BYTES, Mapping, Node, parse
 
 _SHARE = Span(0, 1, open_low=True)
 _POSITIVE = Span(0, open_low=True)
-_BUDGET_SPANS = {
-    "coordinate": Span(0, 2, open_low=True),
-    "boundary": _SHARE,
-    "transition": Span(0, math.log(2), open_low=True),
-    "content": _SHARE,
-    "overlap_drop": Span(0, 2, open_low=True),
-    "dead_share_rise": _SHARE,
-    "entropy_drop": _POSITIVE,
-    "load_cv_rise": _POSITIVE,
-}
+_BUDGET_SPANS = {key: Span(0, ceiling, open_low=True) for key, ceiling in CEILINGS.items()}
 _EMPTY = Mapping({}, {}, 0)
-
-
-class _Described(Protocol):
-    """A part of a probe file that can give itself back."""
-
-    def describe(self) -> Any:
-        """The part in the file's own spelling, defaults filled in."""
-
-
-_Part = TypeVar("_Part", bound=_Described)
 
 
 def load_probes(path: Path, policy_from: Path | None = None) -> ProbeConfig:
@@ -104,33 +85,12 @@ def read_probes(text: bytes, path: Path, central: CentralPolicy | None = None) -
         name=fields.text("name"),
         tokenizer=None if fields.is_null("tokenizer") else fields.text("tokenizer"),
         windows=_windows(fields.get("windows"), file),
-        evaluation=_governed(fields, "evaluation", central, _evaluation, _EMPTY),
-        protected_layers=_governed(fields, "protected_layers", central, read_layers),
+        evaluation=governed(fields, "evaluation", central, _evaluation, _EMPTY),
+        protected_layers=governed(fields, "protected_layers", central, read_layers),
         domains=domains,
-        policy=_governed(fields, "policy", central, lambda node, at: _policy(node, at, domains)),
+        policy=governed(fields, "policy", central, lambda node, at: _policy(node, at, domains)),
         central=central,
     )
-
-
-def _governed(
-    fields: Fields,
-    key: str,
-    central: CentralPolicy | None,
-    read: Callable[[Node, str], _Part],
-    default: Node | None = None,
-) -> _Part:
-    """A part of the probe file, or the central policy's where that has one; the file may then only repeat it."""
-    own = default if default is not None and fields.is_null(key) else None
-    if central is None or key not in central.entries:
-        return read(own or fields.get(key), fields.file)
-    ruling = read(central.entries[key], central.file)
-    if fields.has(key) and read(own or fields.get(key), fields.file).describe() != ruling.describe():
-        where = f"{fields.file}:{fields.line_of(key)}"
-        problem = f"{key} is not that of the central policy {shown(central.name)} ({central.file})"
-        raise InputRefused(
-            "E_POLICY", where, problem, f"leave {key} out of the probe file, or repeat it as it is there"
-        )
-    return ruling
 
 
 def _block(fields: Fields, key: str) -> Node:
@@ -232,7 +192,7 @@ def _policy(node: Node, file: str, domains: tuple[Domain, ...]) -> Policy:
 
 def _allowed(fields: Fields) -> tuple[str, ...]:
     """The allowances in the table's order, so that two spellings of one list are one policy."""
-    named = _names(fields, "allow", tuple(ALLOWANCES), "allowance")
+    named = fields.names("allow", tuple(ALLOWANCES), "allowance")
     return tuple(name for name in ALLOWANCES if name in named)
 
 
@@ -311,23 +271,7 @@ def _weights(node: Node, file: str) -> WeightRules:
 
 
 def _classes(fields: Fields, key: str) -> tuple[str, ...]:
-    return _names(fields, key, TENSOR_CLASSES, "tensor class")
-
-
-def _names(fields: Fields, key: str, known: tuple[str, ...], kind: str) -> tuple[str, ...]:
-    """A list of known names, each once; absent means none."""
-    if fields.is_null(key):
-        return ()
-    names: list[str] = []
-    for node in fields.items(key):
-        name = node.value if isinstance(node, Scalar) else None
-        if name not in known:
-            hint = f"known: {', '.join(known)}"
-            fields.refuse(node.line, f"{fields.path(key)} names no {kind}: {shown(str(name), 40)}", hint)
-        if name in names:
-            fields.refuse(node.line, f"{fields.path(key)} names {name} twice")
-        names.append(str(name))
-    return tuple(names)
+    return fields.names(key, TENSOR_CLASSES, "tensor class")
 
 
 def _set_for(node: Node, file: str) -> SetFor:

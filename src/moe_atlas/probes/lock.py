@@ -184,23 +184,25 @@ def parse_lock(raw: bytes, where: str) -> dict[str, Any]:
     return body
 
 
-def differences(registered: object, found: object, name: str = "") -> list[str]:
-    """Every place where two JSON values differ, as ``name: registered A, now B``."""
+def differences(
+    registered: object, found: object, name: str = "", sides: tuple[str, str] = ("registered", "now")
+) -> list[str]:
+    """Every place where two JSON values differ, as ``name: registered A, now B``, or as `sides` call them."""
     if isinstance(registered, dict) and isinstance(found, dict):
         keys = sorted(set(registered) | set(found))
         return [
             line
             for key in keys
             for line in differences(
-                registered.get(key), found.get(key), f"{name}.{key}" if name else str(key)
+                registered.get(key), found.get(key), f"{name}.{key}" if name else str(key), sides
             )
         ]
     if isinstance(registered, list) and isinstance(found, list) and len(registered) == len(found):
         pairs = enumerate(zip(registered, found, strict=True))
-        return [line for n, (a, b) in pairs for line in differences(a, b, f"{name}[{_label(a, n)}]")]
+        return [line for n, (a, b) in pairs for line in differences(a, b, f"{name}[{_label(a, n)}]", sides)]
     if registered == found and type(registered) is type(found):
         return []
-    return [f"{name}: registered {_brief(registered)}, now {_brief(found)}"]
+    return [f"{name}: {sides[0]} {_brief(registered)}, {sides[1]} {_brief(found)}"]
 
 
 def _label(item: object, number: int) -> str:

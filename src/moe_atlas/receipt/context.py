@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.errors import UsageError
+from moe_atlas.probes.ceilings import CEILINGS
 from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.passing import passing_bound
 from moe_atlas.statistics.sample import Interval, Sample, interval
@@ -93,13 +94,13 @@ class Context:
 _SHARE = (0.0, 1.0)
 _POSITIVE = (0.0, float("inf"))
 RANGES: dict[str, tuple[float, float]] = {
-    "coordinate_drift": (0.0, 2.0),
-    "coordinate_drift_z": (0.0, 2.0),
-    "boundary_drift": _SHARE,
-    "native_boundary_drift": _SHARE,
-    "transition_drift": (0.0, float(np.log(2.0))),
-    "content_drift": _SHARE,
-    "content_quantisation": _SHARE,
+    "coordinate_drift": (0.0, CEILINGS["coordinate"]),
+    "coordinate_drift_z": (0.0, CEILINGS["coordinate"]),
+    "boundary_drift": (0.0, CEILINGS["boundary"]),
+    "native_boundary_drift": (0.0, CEILINGS["boundary"]),
+    "transition_drift": (0.0, CEILINGS["transition"]),
+    "content_drift": (0.0, CEILINGS["content"]),
+    "content_quantisation": (0.0, CEILINGS["content"]),
     "smooth_boundary": _SHARE,
     "smooth_boundary_published": _SHARE,
     "smooth_content": _SHARE,

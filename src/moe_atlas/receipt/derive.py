@@ -95,8 +95,8 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
         "domains": derive_domains(context, [layer["layer"] for layer in facts["layers"]]),
         "layers": [result.derived for result in results],
     }
-    receipt |= {"warnings": derive_warnings(receipt)}
     receipt |= derive_predicates(receipt)
+    receipt |= {"warnings": derive_warnings(receipt)}
     receipt |= {"claims": derive_claims(receipt)}
     receipt |= {"next_steps": derive_next_steps(receipt)}
     return {key: receipt[key] for key in (*ORDER, *sorted(set(receipt) - set(ORDER))) if key in receipt}

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from moe_atlas.probes.cannot_fail import Measured, cannot_fail, loose_tail_guard
 from moe_atlas.receipt.context import Facts
-from moe_atlas.verdict.success import nothing_tuned
+from moe_atlas.verdict.success import base_reaches, nothing_tuned
 
 CHANNELS = {
     "coordinate": "coordinate_drift_z",
@@ -23,6 +24,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
     """Return the receipt's warnings: objects with a stable ``code`` and a one-line ``message``."""
     return [
         *_nothing_tuned(receipt),
+        *_cannot_fail(receipt),
         *_smoothing(receipt),
         *_floors(receipt),
         *_zeros(receipt),
@@ -39,6 +41,24 @@ def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
         return []
     message = "nothing was tuned: base and tuned hold the same values, so every difference is exactly 0"
     return [{"code": "nothing-tuned", "message": message}]
+
+
+def _cannot_fail(receipt: Facts) -> list[dict[str, Any]]:
+    """A policy that could not have failed, part by part."""
+    protected = set(receipt["probe"]["protected_layers"])
+    rows = [(row["layer"], row["experts"], row["top_k"]) for row in receipt["layers"]]
+    measured = Measured(
+        routed=[layer for layer, _, _ in rows],
+        layers=[(experts, top_k) for layer, experts, top_k in rows if layer in protected],
+        met=base_reaches(receipt) if receipt["kind"] == "audit" else [],
+    )
+    verdict = receipt["verdict"]
+    found = "the registered policy" if verdict is None else f"{str(verdict).upper()} under a policy that"
+    said = f"{found} could not have failed"
+    return [
+        {"code": "cannot-fail", "message": f"{said}: {line}"}
+        for line in cannot_fail(receipt["probe"], measured)
+    ]
 
 
 def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
@@ -101,15 +121,8 @@ def _zeros(receipt: Facts) -> list[dict[str, Any]]:
 
 def _tail_guard(receipt: Facts) -> list[dict[str, Any]]:
     """A per-document limit so high that damage in the tolerated share of documents reaches the margin unseen."""
-    limits = receipt["probe"]["policy"]["damage"]
-    margin, document, share = (limits.get(key) for key in ("nll", "document_nll", "document_share"))
-    if margin is None or document is None or share is None or document * share <= margin * (1 + 1e-9):
-        return []
-    message = (
-        f"document_nll {document:g} is above nll / document_share = {margin / share:.3g}: the tail guard does not "
-        "see a mean increase of the margin that the tolerated share of documents carries alone"
-    )
-    return [{"code": "loose-tail-guard", "message": message}]
+    message = loose_tail_guard(receipt["probe"]["policy"]["damage"])
+    return [] if message is None else [{"code": "loose-tail-guard", "message": message}]
 
 
 def _divergence(receipt: Facts) -> list[dict[str, Any]]:

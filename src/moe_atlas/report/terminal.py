@@ -44,16 +44,17 @@ def render(receipt: dict[str, Any], console: Console) -> None:
 def sections(receipt: dict[str, Any]) -> Iterator[RenderableType]:
     """The parts of the terminal report, in reading order."""
     yield headline(receipt)
+    if receipt["kind"] == "audit":
+        yield from reasons(receipt)
+    for warning in receipt.get("warnings", []):
+        yield Text(f"warning: {shown(warning['message'], 300)}", style="yellow")
     if receipt["kind"] == "baseline":
         yield baseline_table(receipt)
         yield from lineage(receipt)
     else:
-        yield from reasons(receipt)
         yield predicate_table(receipt)
         yield layer_table(receipt)
         yield domain_table(receipt)
-    for warning in receipt.get("warnings", []):
-        yield Text(f"warning: {shown(warning['message'], 300)}", style="yellow")
     for step in receipt.get("next_steps", [])[:3]:
         yield Text(f"next: {words.next_step(step)}")
 
