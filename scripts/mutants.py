@@ -44,6 +44,7 @@ TARGETS = {
             "verdict/task.py",
             "verdict/success.py",
             "verdict/attempts.py",
+            "verdict/sameness.py",
             "verdict/predicates.py",
         ),
         ("tests/verdict/test_predicates.py",),

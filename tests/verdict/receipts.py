@@ -107,6 +107,7 @@ def attempt(**changes: Any) -> dict[str, Any]:
         "receipt_sha256": "dd" * 32,
         "base_digest": BASE,
         "tuned_digest": "ee" * 32,
+        "tuned_weights": "ee" * 32,
         "lock_digest": LOCK,
         "protected_atlas_rewrite": "preserved",
         "task_reached": False,

@@ -460,6 +460,9 @@ ATTEMPTS = [
     ([attempt(tuned_digest=None)], "chart-redefining"),
     ([attempt(tuned_digest=TUNED)], "chart-redefining"),  # the pair under judgement
     ([attempt(tuned_digest=TUNED, task_reached=True)], "chart-redefining"),
+    ([attempt(tuned_weights=BASE)], "chart-redefining"),
+    ([attempt(tuned_weights=None)], "chart-redefining"),
+    ([attempt(tuned_weights=TUNED)], "chart-redefining"),  # the pair in another layout
     ([attempt(task_improved=False)], "chart-redefining"),  # a tune of next to nothing
     ([attempt(task_improved=None)], "chart-redefining"),
     ([attempt(task_improved=False), attempt()], "knowledge-expansive"),

@@ -17,6 +17,7 @@ from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, OCCUPANCY, status_o
 from moe_atlas.verdict.episodes import GateRecord
 from moe_atlas.verdict.gates import FAIL, is_number
 from moe_atlas.verdict.predicates import structural_verdict
+from moe_atlas.verdict.sameness import model_identity, nothing_tuned, weights_identity
 
 Receipt = Mapping[str, Any]
 
@@ -58,24 +59,6 @@ def receipt_body(
         "nll": _nll(receipt, side),
     }
     return body | (_comparison(receipt) if side == "tuned" else {})
-
-
-def weights_identity(checkpoint: Receipt) -> str | None:
-    """What names a checkpoint's weights, however they are stored; None where the receipt does not say."""
-    found = checkpoint.get("values_digest") or checkpoint.get("digest")
-    return None if found is None else str(found)
-
-
-def _model_identity(checkpoint: Receipt) -> str | None:
-    """Weights and config: the same weights under another config are another model, and another reference."""
-    weights = weights_identity(checkpoint)
-    return None if weights is None else f"{weights}:{checkpoint.get('config_sha256')}"
-
-
-def _identical(receipt: Receipt) -> bool:
-    """Whether nothing was compared: base and tuned hold the same weights under the same config."""
-    base, tuned = (_model_identity(receipt["checkpoints"].get(side) or {}) for side in ("base", "tuned"))
-    return receipt["identity"]["identical_checkpoints"] is True or (base is not None and base == tuned)
 
 
 def policy_sha256(probe: Receipt) -> str:
@@ -138,8 +121,8 @@ def _comparison(receipt: Receipt) -> dict[str, Any]:
     claims = receipt["claims"]
     objective = [status_of(claims, name) for name in ("objective_improved", "canary_nll_improved")]
     return {
-        "base": _model_identity(receipt["checkpoints"].get("base") or {}),
-        "identical": _identical(receipt),
+        "base": model_identity(receipt["checkpoints"].get("base") or {}),
+        "identical": nothing_tuned(receipt),
         "structure": structural_verdict(receipt["predicates"]) if receipt["predicates"] else None,
         "objective_improved": _licence(next((s for s in objective if s in (LICENSED, CONTRADICTED)), "")),
         "overlap_worse": _licence(status_of(claims, "overlaps_less_compatible")),

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_atlas.verdict.gates import FAIL, NOT_APPLICABLE, PASS, UNDETERMINED, Gate
-from moe_atlas.verdict.success import nothing_tuned, reached, task_gates, task_improved
+from moe_atlas.verdict.sameness import nothing_tuned, weights_identity
+from moe_atlas.verdict.success import reached, task_gates, task_improved
 
 Receipt = Mapping[str, Any]
 
@@ -22,6 +23,7 @@ def attempt_facts(receipt: Receipt) -> dict[str, Any]:
         "receipt_sha256": receipt["evidence"]["receipt_sha256"],
         "base_digest": checkpoints["base"]["digest"],
         "tuned_digest": checkpoints["tuned"]["digest"],
+        "tuned_weights": weights_identity(checkpoints["tuned"]),
         "lock_digest": receipt["probe"]["lock"]["sha256"],
         "protected_atlas_rewrite": predicates["protected_atlas_rewrite"]["outcome"],
         "task_reached": reached(task_gates(receipt)),
@@ -40,18 +42,22 @@ def attempt_gate(receipt: Receipt, attempt: Mapping[str, Any]) -> Gate:
 
 def _no_attempt(receipt: Receipt, attempt: Mapping[str, Any]) -> str | None:
     """Why an attempt says nothing about this pair, None when it does; what is missing never counts."""
-    own = receipt.get("checkpoints") or {}
-    base, tuned = ((own.get(side) or {}).get("digest") for side in ("base", "tuned"))
+    base, tuned = ((receipt.get("checkpoints") or {}).get(side) or {} for side in ("base", "tuned"))
     lock = (receipt["probe"].get("lock") or {}).get("sha256")
-    if base is None or attempt.get("base_digest") != base:
+    if base.get("digest") is None or attempt.get("base_digest") != base["digest"]:
         return "another base checkpoint"
     if lock is None or attempt.get("lock_digest") != lock:
         return "another registration"
-    if attempt.get("nothing_tuned") is not False or attempt.get("tuned_digest") in (None, base):
+    names = {attempt.get("tuned_digest"), attempt.get("tuned_weights")}
+    if attempt.get("nothing_tuned") is not False or names & {None, *_names(base)}:
         return "nothing was tuned in it"
-    if tuned is None or attempt["tuned_digest"] == tuned:
+    if tuned.get("digest") is None or names & _names(tuned):
         return "it is the pair under judgement"
     return None
+
+
+def _names(checkpoint: Mapping[str, Any]) -> set[str | None]:
+    return {checkpoint.get("digest"), weights_identity(checkpoint)}
 
 
 def _said(attempt: Mapping[str, Any]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from moe_atlas.verdict.atlas import CHANNELS, PRESERVED, REWRITTEN
 from moe_atlas.verdict.gates import is_number
-from moe_atlas.verdict.success import base_reached, nothing_tuned
+from moe_atlas.verdict.success import base_reached
 from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
 
 Receipt = Mapping[str, Any]
@@ -234,10 +234,9 @@ def _preserved(receipt: Receipt) -> dict[str, Any]:
 
 
 def _matched_success(receipt: Receipt) -> dict[str, Any]:
-    """Never licensed where nothing changed, nor where the base is not known to miss the target."""
+    """Never licensed where nothing changed (which is no chart-preserving outcome) or the base may meet the target."""
     outcome = receipt["predicates"]["knowledge_expansive"]["outcome"]
-    earned = not nothing_tuned(receipt) and base_reached(receipt) is False
-    licensed = outcome == CHART_PRESERVING and earned
+    licensed = outcome == CHART_PRESERVING and base_reached(receipt) is False
     contradicted = outcome in ("task-not-reached", "chart-redefining", "misclassified", KNOWLEDGE_EXPANSIVE)
     return _claim(
         "preserved_at_matched_task_success",

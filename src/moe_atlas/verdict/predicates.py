@@ -38,7 +38,7 @@ _CLASSIFICATION: dict[str, dict[str, bool | None]] = {
 }
 _OPEN_REASONS = {
     tasks.CHART_PRESERVING: "the stage declares a rewrite, but the atlas was preserved: declare chart-preserving",
-    tasks.CHART_REDEFINING: "no chart-preserving attempt on this base and registration was given (--attempt)",
+    tasks.CHART_REDEFINING: "no attempt that tried, kept the atlas and missed the task was given (--attempt)",
     tasks.NOTHING_TUNED: "base and tuned hold the same values: there is no change to classify",
     tasks.NOT_APPLICABLE: "a knowledge-expansive stage cannot be judged without a task domain",
 }

@@ -1,4 +1,4 @@
-"""Was the task reached: by the tuned checkpoint, by the base already, and was anything tuned at all?"""
+"""Was the task reached: by the tuned checkpoint, and by the base already?"""
 
 from __future__ import annotations
 
@@ -42,15 +42,6 @@ def reached(gates: Sequence[Gate]) -> bool | None:
 def task_improved(receipt: Receipt) -> bool:
     """Whether the registered metric of some task domain is better than the base's for certain."""
     return any(_improved(row) for row in _tasks(receipt))
-
-
-def nothing_tuned(receipt: Receipt) -> bool:
-    """Whether base and tuned hold the same values: said by the audit, or plain from the digests."""
-    if (receipt.get("identity") or {}).get("identical_checkpoints") is True:
-        return True
-    base, tuned = ((receipt.get("checkpoints") or {}).get(side) or {} for side in ("base", "tuned"))
-    keys = ("digest", "config_sha256")
-    return all(base.get(key) is not None and base.get(key) == tuned.get(key) for key in keys)
 
 
 def _tasks(receipt: Receipt) -> list[Mapping[str, Any]]:

@@ -12,7 +12,8 @@ from typing import Any
 from moe_atlas.verdict.atlas import PRESERVED, REWRITTEN
 from moe_atlas.verdict.attempts import attempt_gate
 from moe_atlas.verdict.gates import FAIL, PASS, UNDETERMINED, Gate
-from moe_atlas.verdict.success import base_reached, nothing_tuned, reached
+from moe_atlas.verdict.sameness import nothing_tuned
+from moe_atlas.verdict.success import base_reached, reached
 
 Receipt = Mapping[str, Any]
 

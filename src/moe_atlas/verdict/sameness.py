@@ -1,0 +1,29 @@
+"""When two checkpoints are the same: equal weights, however they are stored, under an equal configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Receipt = Mapping[str, Any]
+
+
+def weights_identity(checkpoint: Receipt) -> str | None:
+    """What names a checkpoint's weights, however they are stored; None where the receipt does not say."""
+    found = checkpoint.get("values_digest") or checkpoint.get("digest")
+    return None if found is None else str(found)
+
+
+def model_identity(checkpoint: Receipt) -> str | None:
+    """Weights and config: the same weights under another config are another model, and another reference."""
+    weights = weights_identity(checkpoint)
+    return None if weights is None else f"{weights}:{checkpoint.get('config_sha256')}"
+
+
+def nothing_tuned(receipt: Receipt) -> bool:
+    """Whether base and tuned of an audit are the same: the audit found so, or it is plain from their digests."""
+    if (receipt.get("identity") or {}).get("identical_checkpoints") is True:
+        return True
+    checkpoints = receipt.get("checkpoints") or {}
+    base, tuned = (model_identity(checkpoints.get(side) or {}) for side in ("base", "tuned"))
+    return base is not None and base == tuned
