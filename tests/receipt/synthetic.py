@@ -50,6 +50,7 @@ def policy(**changes: Any) -> dict[str, Any]:
             "boundary": 0.2,
             "transition": 0.05,
             "content": 0.3,
+            "expert_content": 0.35,
             "overlap_drop": 0.05,
             "dead_share_rise": 0.1,
             "entropy_drop": 0.2,
@@ -84,6 +85,22 @@ def domains() -> list[dict[str, Any]]:
             "success": {"metric": "nll", "at_most": 1.9, "relative_to_base": False},
         },
     ]
+
+
+def rows(**changes: Any) -> dict[str, Any]:
+    """Embedding or head of which every row moved a little."""
+    none = {"seen": 0, "unseen": 0}
+    return {
+        "rows": 64000,
+        "seen": 700,
+        "changed": {"seen": 700, "unseen": 63300},
+        "median_change": {"seen": 0.004, "unseen": 0.001},
+        "largest_change": {"seen": 0.02, "unseen": 0.01},
+        "outlying": none,
+        "far_longer": 0,
+        "permuted": 0,
+        "named": [],
+    } | changes
 
 
 def facts(
@@ -121,7 +138,10 @@ def facts(
                 "undefined": {},
                 "assumptions": {side: {"rms_norm": True} for side in sides},
                 **(
-                    {"exact": {"states": False, "gain": False, "router": False, "experts": False}}
+                    {
+                        "exact": {"states": False, "gain": False, "router": False, "experts": False},
+                        "changes": {key: [0.01] * experts for key in ("experts", "router_rows")},
+                    }
                     if tuned_count == 0
                     else {}
                 ),
@@ -144,6 +164,10 @@ def facts(
             "tensors": [],
         },
         "identity": {"identical_checkpoints": False, "breaches": [], "layers": []},
+        "vocabulary": {
+            "embedding": rows() if kind == "audit" else None,
+            "head": rows() if kind == "audit" else None,
+        },
         "controls": {"parameter_distance": 0.01},
         "noise_floor": None,
         "reference": None,
@@ -183,6 +207,8 @@ def windows(
             out[f"layers.{layer['layer']}.{side}.non_finite"] = np.zeros(total, dtype=np.int32)
         if pair:
             out |= _pair(rng, f"layers.{layer['layer']}", base, scale)
+            counts = out[f"layers.{layer['layer']}.base.counts"]
+            out |= _experts(layer["layer"], counts, scale)
     return out
 
 
@@ -231,6 +257,12 @@ def _pair(rng: np.random.Generator, prefix: str, base: int, scale: float) -> dic
     for key in ("raw_norm_drift", "raw_state_drift"):
         out[f"{prefix}.control.{key}"] = rng.gamma(2.0, 0.01, base)
     return out
+
+
+def _experts(layer: int, counts: np.ndarray, scale: float) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(layer)
+    prefix = f"layers.{layer}.pair.expert_content"
+    return {f"{prefix}.count": counts, f"{prefix}.sum": counts * scale * rng.gamma(2.0, 0.005, counts.shape)}
 
 
 def audit(seed: int = 0, scale: float = 1.0, **kwargs: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

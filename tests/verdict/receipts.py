@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from tests.receipt import synthetic
+
 CHANNELS = (
     "coordinate_drift_z",
     "boundary_drift",
     "transition_drift",
     "content_drift",
+    "expert_content",
     "overlap_drop",
     "dead_share_rise",
     "entropy_drop",
@@ -36,7 +39,9 @@ def layer(number: int) -> dict[str, Any]:
         "layer": number,
         "experts": 8,
         "top_k": 2,
-        "pair": {key: gated(0.01, 0.05) for key in CHANNELS},
+        "pair": {key: gated(0.01, 0.05) for key in CHANNELS}
+        | {"expert_coverage": {"guarded": 8, "thin": [], "unreached": []}},
+        "changes": {key: [0.01] * 8 for key in ("experts", "router_rows")},
         "base": copy.deepcopy(side),
         "tuned": copy.deepcopy(side),
     }
@@ -92,6 +97,7 @@ def receipt(stage: str = "chart-preserving") -> dict[str, Any]:
         "margins": {"refinement_margin": interval(0.1, 0.2, layer=1)},
         "domains": [row("prose", "base"), row("code", "base"), row("canary", "canary"), row("sft", "task")],
         "weights": {"classes": classes},
+        "vocabulary": {"embedding": synthetic.rows(), "head": None},
         "identity": {"identical_checkpoints": False, "breaches": []},
         "attempts": [],
     }

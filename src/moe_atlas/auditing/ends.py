@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from moe_atlas.auditing.side import Side
+from moe_atlas.checkpoint.special import special_ids
 from moe_atlas.families.spec import TensorRef
 from moe_atlas.geometry import output
 from moe_atlas.geometry.finite import broken_rows
 from moe_atlas.geometry.output import Scored, window_outputs
 from moe_atlas.probes.windows import Window
 from moe_atlas.weights.comparison import Comparison, TensorChange, compare, same_bytes
+from moe_atlas.weights.rows import Rows, seen_ids
 
 if TYPE_CHECKING:
     from moe_atlas.auditing.loop import Walk
@@ -47,18 +49,23 @@ def embed(audit: Walk) -> None:
     """Start every window from its tokens."""
     sides = audit.sides
     refs = [side.spec.embed_refs[0] for side in sides]
-    comparison = Comparison(refs[0].shape)
+    comparison, changes = compared_rows(audit, refs[0])
     starts = [
         {number: empty(side, audit.batches[number].tokens_WS) for number in audit.own} for side in sides
     ]
     for rows, tensors in parts_of(audit, refs):
         if audit.group.owns(0):
-            comparison.add(*pair_of(tensors))
+            take_in(comparison, changes, rows, tensors)
         for number in audit.own:
             for start, part_CD in zip(starts, tensors, strict=True):
                 scatter(part_CD, rows, audit.batches[number].tokens_WS, start[number])
-    for change in audit.group.spread(lambda ref: comparison.change(ref.name, ref.kind, None), refs[:1]):
+
+    def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
+        return comparison.change(ref.name, ref.kind, None), changes.facts(special(sides[0]))
+
+    for change, facts in audit.group.spread(found, refs[:1]):
         audit.evidence.ledger.enter(change)
+        audit.evidence.vocabulary["embedding"] = facts
     audit.in_step = audit.alike and not audit.evidence.ledger.changed_layers
     for side, start in zip(sides, starts, strict=True):
         side.states = [torch.empty(0)] * len(audit.batches)
@@ -90,24 +97,26 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
         broken = broken_states(audit)
         pieces = list(final_states(audit, windows, alike))
     recorded = recorded_ends(sides)
-    comparison = Comparison(refs[0].shape)
+    comparison, changes = compared_rows(audit, refs[0])
     compares = any(ref.role == "head" and audit.group.owns(place) for place, ref in enumerate(recorded))
     audit.progress.phase("reading the output", len(output.vocabulary(sides[0].spec.vocab)))
     for rows, tensors in audit.clock.waiting("reading the rest", parts_of(audit, refs)):
         with audit.clock.phase("output"):
-            comparing = audit.pool.submit(comparison.add, *pair_of(tensors)) if compares else None
+            comparing = audit.pool.submit(take_in, comparison, changes, rows, tensors) if compares else None
             multiply(sides, rows, tensors, pieces, same=alike and same_bytes(*tensors))
             if comparing is not None:
                 comparing.result()
         audit.progress.step(f"vocabulary to {rows.stop}", sum(side.reader.bytes_read for side in sides))
 
-    def compared(ref: TensorRef) -> TensorChange:
+    def compared(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
         if ref.role == "head":
-            return comparison.change(ref.name, ref.kind, None)
-        return compare(ref.name, ref.kind, None, *pair_of([side.resident[ref.role] for side in sides]))
+            return comparison.change(ref.name, ref.kind, None), changes.facts(special(sides[0]))
+        return compare(ref.name, ref.kind, None, *pair_of([side.resident[ref.role] for side in sides])), None
 
-    for change in audit.group.spread(compared, recorded):
+    for ref, (change, facts) in zip(recorded, audit.group.spread(compared, recorded), strict=True):
         audit.evidence.ledger.enter(change)
+        if ref.role == "head":
+            audit.evidence.vocabulary["head"] = facts
     enter_outputs(audit, pieces, broken)
 
 
@@ -120,6 +129,24 @@ def recorded_ends(sides: Sequence[Side]) -> list[TensorRef]:
     own = [ref for ref in heads if ref.kind != "embedding"][:1]
     ends = [own if ref.role == "head" else [ref] for ref in sides[0].spec.final_refs]
     return [ref for refs in ends for ref in refs]
+
+
+def compared_rows(audit: Walk, ref: TensorRef) -> tuple[Comparison, Rows]:
+    """What takes in embedding or head for the weights ledger, and row by row."""
+    comparison = Comparison(ref.shape)
+    seen_V = seen_ids([batch.tokens_WS for batch in audit.batches], ref.shape[0])
+    return comparison, Rows(comparison, seen_V)
+
+
+def take_in(comparison: Comparison, changes: Rows, rows: range, tensors: Sequence[Tensor]) -> None:
+    """Compare some rows of each checkpoint."""
+    comparison.add(*pair_of(tensors))
+    changes.add(rows, *pair_of(tensors))
+
+
+def special(side: Side) -> dict[int, str]:
+    """Ids of a checkpoint that have names."""
+    return special_ids(side.checkpoint.root, side.checkpoint.config)
 
 
 def parts_of(audit: Walk, refs: Sequence[TensorRef]) -> Iterator[tuple[range, list[Tensor]]]:

@@ -23,7 +23,7 @@ from moe_atlas.auditing.storage import kept, storage
 from moe_atlas.auditing.transit import transit
 from moe_atlas.families.spec import LayerSpec
 from moe_atlas.geometry.chart_maps import overlap_map
-from moe_atlas.weights.comparison import Comparison, TensorChange, same_bytes
+from moe_atlas.weights.comparison import Comparison, TensorChange, same_bytes, together
 from moe_atlas.weights.identity import (
     RouterRows,
     looks_initialised,
@@ -106,6 +106,8 @@ class LayerExperts:
 
     Attributes:
         match_E: the consistent relabelling (tuned index of each base expert), or None.
+        changes: relative change of each expert's tensors taken together, None where it has no number; known after the
+            first pass.
         identical: whether every routed expert is byte-identical to its counterpart; known after the first pass.
     """
 
@@ -126,6 +128,7 @@ class LayerExperts:
         self._samples: dict[tuple[int, int], Sample] = {}
         self._found: dict[int, Found] = {}
         self._recorded = False
+        self.changes: list[float | None] = []
         self._transit = transit(sides[0].replay.device)
         self.identical = len(sides) == 2
         self.match_E = self._find_relabelling() if len(sides) == 2 else None
@@ -160,6 +163,7 @@ class LayerExperts:
             for change in found[expert].rows:
                 self._ledger.enter(change)
                 self.identical &= bool(change.identical)
+            self.changes.append(together(found[expert].rows))
             for change in found[expert].rows_as_stored:
                 self._ledger.enter(change, as_stored=True)
         self._recorded = True

@@ -18,7 +18,7 @@ from moe_atlas.auditing import ends
 from moe_atlas.auditing.ahead import DEPTH, background
 from moe_atlas.auditing.batches import BATCH_TOKENS, Batch, rounds
 from moe_atlas.auditing.clock import Clock
-from moe_atlas.auditing.experts import LayerExperts
+from moe_atlas.auditing.experts import LayerExperts, router_rows
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.memory import give_back
 from moe_atlas.auditing.noise import score_changes
@@ -31,7 +31,7 @@ from moe_atlas.auditing.view import Scope
 from moe_atlas.families.spec import LayerSpec, TensorRef
 from moe_atlas.geometry import assumptions, pair
 from moe_atlas.probes.windows import Window
-from moe_atlas.weights.comparison import TensorChange, compare, same_bytes
+from moe_atlas.weights.comparison import TensorChange, changes_of_rows, compare, same_bytes
 from moe_atlas.weights.identity import layer_identity
 from moe_atlas.weights.ledger import WeightsLedger
 
@@ -43,6 +43,7 @@ class Evidence:
     arrays: Arrays = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
     identity: list[dict[str, Any]] = field(default_factory=list)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
     ledger: WeightsLedger = field(default_factory=WeightsLedger)
 
 
@@ -302,6 +303,10 @@ def close_layer(
         facts["exact"]["experts"] = experts.identical and (
             facts["exact"]["router"] or not moe.weight_on_input
         )
+        rows = [
+            router_rows(side.resident, layer).rows_ED for side, layer in zip(audit.sides, layers, strict=True)
+        ]
+        facts["changes"] = {"experts": experts.changes, "router_rows": changes_of_rows(*rows)}
         audit.evidence.identity.append(
             layer_identity(
                 layers[0].index,

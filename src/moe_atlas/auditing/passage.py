@@ -171,6 +171,10 @@ class Passage:
             quantile = self.scope.quantile
             content = pair.content_channels(anchored.fields, base.routing, routing, native, quantile)
             reading.tokens(prefix, content, windows)
+        # By expert only after a relabelling: as stored, the numbers mean other experts.
+        reading.experts(
+            *pair.expert_changes(self.pairs[0].fields, self.pairs[0].routing, len(windows)), windows
+        )
         reading.tokens("control", pair.controls(base.x_TD, tuned.x_TD), windows)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_atlas.geometry.occupancy import cells, window_counts, window_mean_probs
@@ -61,6 +62,14 @@ class LayerReading:
         counts_W = broken_T.view(len(windows), -1).sum(1)
         self._windows.setdefault(f"{side}.non_finite", {})[windows.start] = counts_W.cpu()
 
+    def experts(self, sums_WE: NDArray[np.float64], counts_WE: NDArray[np.int32], windows: range) -> None:
+        """Record how each expert changed on the tokens that use it; nothing where content drift is undefined."""
+        if "content_drift" in self.facts.get("undefined", ()):
+            return
+        for key, values_WE in (("sum", sums_WE), ("count", counts_WE)):
+            parts = self._windows.setdefault(f"pair.expert_content.{key}", {})
+            parts[windows.start] = torch.from_numpy(values_WE)
+
     def noise(self, changes: Mapping[str, float]) -> None:
         """Keep the largest change of a dispatch score and of a group score between two executions."""
         noise = self.facts.setdefault("noise", {})
@@ -94,7 +103,7 @@ class LayerReading:
             else:
                 out[key] = window_means(value_WS).numpy()
         for key, parts in self._windows.items():
-            kind = torch.int32 if key.endswith((".counts", ".non_finite")) else torch.float64
+            kind = torch.int32 if key.endswith((".counts", ".count", ".non_finite")) else torch.float64
             out[key] = _joined(parts).to(kind).numpy()
         for side in self._topk:
             out |= self._tails(side, values_WS)

@@ -105,6 +105,7 @@ class StateFile:
             ],
             "layers": evidence.layers,
             "identity": evidence.identity,
+            "vocabulary": evidence.vocabulary,
             "rows": [astuple(row) for row in evidence.ledger.rows],
             "as_stored": [astuple(row) for row in evidence.ledger.as_stored],
             "changed_layers": list(evidence.ledger.changed_layers),
@@ -161,6 +162,7 @@ def _restore_evidence(audit: Walk, facts: Mapping[str, Any], tensors: Mapping[st
     evidence = audit.evidence
     evidence.layers[:] = facts["layers"]
     evidence.identity[:] = facts["identity"]
+    evidence.vocabulary |= facts["vocabulary"]
     evidence.ledger.rows[:] = [_row(row) for row in facts["rows"]]
     evidence.ledger.as_stored[:] = [_row(row) for row in facts["as_stored"]]
     evidence.ledger.changed_layers |= set(facts["changed_layers"])

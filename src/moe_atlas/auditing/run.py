@@ -141,6 +141,7 @@ def body(
         "layers": evidence.layers,
         "weights": evidence.ledger.facts(),
         "identity": identity_facts(evidence, specs),
+        "vocabulary": {end: evidence.vocabulary.get(end) for end in ("embedding", "head")},
         "controls": {"parameter_distance": evidence.ledger.parameter_distance() if pair else None},
         "method": method_facts(audit, specs, options),
         "environment": environment_facts(),

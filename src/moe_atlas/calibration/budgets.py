@@ -15,6 +15,7 @@ from moe_atlas.calibration.bounds import (
 from moe_atlas.calibration.pairs import Pair, require_one_setting
 from moe_atlas.errors import UsageError
 from moe_atlas.probes.ceilings import HALF, toothless
+from moe_atlas.probes.policy import EXPERT_CONTENT
 from moe_atlas.statistics.tail_guard import clopper_pearson_upper
 from moe_atlas.verdict.atlas import CHANNELS
 
@@ -86,6 +87,8 @@ def calibrate(healthy: Sequence[Pair], level: float = LEVEL, factor: float = FAC
 
 def _budget(key: str, healthy: Sequence[Pair], level: float, factor: float) -> Budget:
     values = [pair.bounds[key] for pair in healthy]
+    if any(value is None for value in values) and key == "expert_content":  # null would leave it open
+        return Budget(EXPERT_CONTENT, (), None, f"the default; {_why_missing(key, healthy)}")
     if any(value is None for value in values):
         return Budget(None, (), None, _why_missing(key, healthy))
     found = tuple(float(value) for value in values if value is not None)

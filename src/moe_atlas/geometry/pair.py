@@ -1,17 +1,19 @@
 """What a pair of checkpoints says about one batch of one layer, token by token.
 
-Legend: T tokens of the batch, M measured tokens, D model width, E experts, K top-k, P slots.
+Legend: W windows, T tokens of the batch, M measured tokens, D model width, E experts, K top-k, P slots.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_atlas.geometry import drift, smooth
-from moe_atlas.geometry.evaluation import EMPTY, renumbered
+from moe_atlas.geometry.evaluation import EMPTY, contains, renumbered
 from moe_atlas.geometry.pair_fields import PairFields
 from moe_atlas.geometry.pieces import each, length
 from moe_atlas.geometry.tokens import settle
@@ -87,6 +89,31 @@ def content_channels(
         "smooth_content": settle(content_M, coverage_M != 0),
         "smooth_content_published": settle(published_M, native_coverage_M != 0),
     }
+
+
+def expert_changes(
+    fields: PairFields, anchored: Routing, windows: int
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """What content drift averages over experts, kept apart: sum and count over the tokens that use an expert.
+
+    A token uses the experts of S0 ∪ S1': the runner-up is evaluated, but not used.
+
+    Returns:
+        Sums of the relative changes, float64 [W, E], infinite where one is not finite, and token counts, int32 [W, E].
+    """
+    k, experts = fields.base.top_k, fields.base.experts
+    used_MP = contains(anchored.topk_TK[fields.base.measured_M], fields.table_MP)
+    used_MP[:, :k] = True
+    used_MP &= fields.table_MP != EMPTY
+    window_M = torch.arange(len(used_MP)) // max(1, len(used_MP) // windows)
+    cell_MP = window_M[:, None] * experts + fields.table_MP.cpu()
+    chosen_MP = used_MP.cpu()
+    # Added up one after the other on the processor, so that the order, and with it the last bit, is always the same.
+    cells = cell_MP[chosen_MP].numpy()
+    ratios = settle(fields.ratio_MP.cpu()[chosen_MP]).numpy()
+    sums_WE = np.bincount(cells, ratios, windows * experts).reshape(windows, experts)
+    counts_WE = np.bincount(cells, minlength=windows * experts).reshape(windows, experts)
+    return sums_WE.astype(np.float64), counts_WE.astype(np.int32)
 
 
 def perturbation_budget(fields: PairFields, evaluated_MP: Tensor) -> dict[str, Tensor]:

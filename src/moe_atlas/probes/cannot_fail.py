@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from moe_atlas.probes.ceilings import CEILINGS, HALF, LOSSES, toothless
 from moe_atlas.probes.layers import mid_band
-from moe_atlas.probes.policy import CHANNELS
+from moe_atlas.probes.policy import CHANNELS, GUARDS
 
 Probe = Mapping[str, Any]
 
@@ -87,7 +87,7 @@ def _budgets(rewrite: Probe, layers: Sequence[tuple[int, int]]) -> Iterator[str]
 
 def _channels(rewrite: Probe) -> Iterator[str]:
     """Where nothing at all is gated nothing can pass, and there is nothing to warn of."""
-    gated = any(rewrite.get(key) is not None for key in CEILINGS)
+    gated = any(rewrite.get(key) is not None for key in CEILINGS if key not in GUARDS)
     if gated and all(rewrite.get(key) is None for key in CHANNELS):
         yield f"policy.rewrite gates none of {', '.join(CHANNELS)}: the atlas may be another one"
 

@@ -17,6 +17,7 @@ CEILINGS = {
     "boundary": 1.0,
     "transition": math.log(2.0),
     "content": 1.0,
+    "expert_content": 1.0,
     "overlap_drop": 2.0,
     "dead_share_rise": 1.0,
     "entropy_drop": math.inf,

@@ -13,9 +13,10 @@ from moe_atlas.probes.files import read_bounded, shown
 from moe_atlas.probes.governed import governed
 from moe_atlas.probes.layers import read_layers
 from moe_atlas.probes.policy import (
-    ABSOLUTE_BUDGETS,
     ALLOWANCES,
+    BUDGETS,
     CHANNELS,
+    EXPERT_CONTENT,
     STAGES,
     TENSOR_CLASSES,
     UNREGISTERED,
@@ -211,7 +212,7 @@ def _check_task(fields: Fields, stage: str, task_none: bool, has_task: bool) -> 
 
 def _rewrite(node: Node, file: str) -> Rewrite:
     blocks = ("refinement", "handoff", "smooth")
-    fields = Fields(node, "policy.rewrite", file, (*CHANNELS, *ABSOLUTE_BUDGETS, *blocks))
+    fields = Fields(node, "policy.rewrite", file, (*BUDGETS, *blocks))
     for key in CHANNELS:
         if not fields.has(key):
             hint = f"write a budget, or {key}: null to leave this channel ungated on the record"
@@ -219,6 +220,8 @@ def _rewrite(node: Node, file: str) -> Rewrite:
     budget = {
         key: None if fields.is_null(key) else fields.number(key, span) for key, span in _BUDGET_SPANS.items()
     }
+    if not fields.has("expert_content"):  # the worst expert is guarded unless null is on record
+        budget["expert_content"] = max(EXPERT_CONTENT, budget["content"] or 0.0)
     return Rewrite(
         **budget,
         refinement=None if fields.is_null("refinement") else _refinement(fields.get("refinement"), file),

@@ -25,9 +25,17 @@ TENSOR_CLASSES = (
 # What a policy may allow by name, each with what the allowance means. Nothing here is allowed by default.
 ALLOWANCES = {
     "identical": "the two checkpoints may hold the same values: conversions, reshardings, smoke tests",
+    "unmeasured_experts": "experts that too few probe tokens use may change far more than the others of their layer",
+    "vocabulary_rows": "rows of embedding and head may be permuted, made far longer, or replaced in numbers",
 }
 CHANNELS = ("coordinate", "boundary", "transition", "content")
+# The worst expert's content change where a probe file does not say: three times what the lab's sound tunes reach,
+# and below one expert with half its own norm of noise (docs/lab.md).
+EXPERT_CONTENT = 0.35
+# Gated by default, so that it alone does not make an audit out of a policy that gates nothing else.
+GUARDS = ("expert_content",)
 ABSOLUTE_BUDGETS = ("overlap_drop", "dead_share_rise", "entropy_drop", "load_cv_rise")
+BUDGETS = (*CHANNELS, *GUARDS, *ABSOLUTE_BUDGETS)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Rewrite:
         boundary: share of the routed set exchanged at the anchor, 0..1.
         transition: Jensen-Shannon divergence in nats, 0..ln 2.
         content: 0.9 quantile of the relative change of expert updates, 0..1.
+        expert_content: mean relative change of any one expert's updates over the tokens that use it, 0..1.
         overlap_drop: fall of the co-active overlap C2 (absolute).
         dead_share_rise: rise of dead experts as a share of all experts.
         entropy_drop: fall of load entropy in nats.
@@ -93,13 +102,15 @@ class Rewrite:
         smooth: temperatures of the smooth surrogates.
 
     None means *not gated*. The four channels must be written, be it as null, so that leaving one open is a
-    decision somebody registered; the others are not gated when absent.
+    decision somebody registered. `expert_content` is EXPERT_CONTENT when absent, or the content budget where that is
+    larger; the others are not gated when absent.
     """
 
     coordinate: float | None
     boundary: float | None
     transition: float | None
     content: float | None
+    expert_content: float | None
     overlap_drop: float | None
     dead_share_rise: float | None
     entropy_drop: float | None
@@ -110,12 +121,12 @@ class Rewrite:
 
     def budgets(self) -> dict[str, float]:
         """The budgets that are gated, by key."""
-        named = {key: getattr(self, key) for key in (*CHANNELS, *ABSOLUTE_BUDGETS)}
+        named = {key: getattr(self, key) for key in BUDGETS}
         return {key: value for key, value in named.items() if value is not None}
 
     def describe(self) -> dict[str, Any]:
         """The block in the file's spelling."""
-        out: dict[str, Any] = {key: getattr(self, key) for key in (*CHANNELS, *ABSOLUTE_BUDGETS)}
+        out: dict[str, Any] = {key: getattr(self, key) for key in BUDGETS}
         for key in ("refinement", "handoff", "smooth"):
             part = getattr(self, key)
             out[key] = None if part is None else part.describe()

@@ -59,6 +59,8 @@ policy:
     boundary: null        # 0..1; share of the routed set exchanged
     transition: null      # 0..0.693 nats; Jensen-Shannon divergence of the gate
     content: null         # 0..1; relative change of what the experts write
+    # The worst expert, over the tokens that use it: 0.35 unless written, three times what sound tunes reach.
+    expert_content: 0.35  # 0..1; null leaves single experts ungated
     overlap_drop: null    # fall of the co-active overlap
     dead_share_rise: null # rise of the share of experts that no token reaches
     entropy_drop: null    # fall of the load entropy, nats
@@ -81,6 +83,8 @@ policy:
   weights: {must_not_change: [], must_change: []}
 
   # What is allowed by name, nothing by default. identical: base and tuned may hold the same values.
+  # unmeasured_experts: experts that too few probe tokens use may change unlike the others of their layer.
+  # vocabulary_rows: rows of embedding and head may be permuted, far longer, or replaced in numbers.
   # allow: [identical]
 
   # What the budgets were set for; an audit of another kind warns.

@@ -100,6 +100,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "native_boundary_drift": (0.0, CEILINGS["boundary"]),
     "transition_drift": (0.0, CEILINGS["transition"]),
     "content_drift": (0.0, CEILINGS["content"]),
+    "expert_content": (0.0, CEILINGS["expert_content"]),
     "content_quantisation": (0.0, CEILINGS["content"]),
     "smooth_boundary": _SHARE,
     "smooth_boundary_published": _SHARE,

@@ -13,6 +13,7 @@ from typing import Any
 from moe_atlas.receipt.aggregates import derive_aggregates
 from moe_atlas.receipt.context import Arrays, Context, Facts, make_context
 from moe_atlas.receipt.domains import derive_domains
+from moe_atlas.receipt.expert_content import simultaneous_low
 from moe_atlas.receipt.layers import LayerResult, derive_layer
 from moe_atlas.receipt.margins import derive_margins
 from moe_atlas.receipt.warnings import derive_warnings
@@ -41,6 +42,7 @@ ORDER = (
     "layers",
     "weights",
     "identity",
+    "vocabulary",
     "controls",
     "noise_floor",
     "probe",
@@ -117,3 +119,6 @@ def _add_gate_bounds(context: Context, results: list[LayerResult]) -> None:
         for result, bound in zip(protected, simultaneous_lower(samples, context.tail), strict=True):
             result.derived["pair"][key]["simultaneous_low"] = None if bound is None else finite(bound)
             result.derived["pair"][key] |= context.passing(result.pair[key], key)
+    experts = [result.experts for result in protected if result.experts is not None]
+    for found, low in zip(experts, simultaneous_low(experts, context.tail), strict=True):
+        found.shown["simultaneous_low"] = low

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_atlas.receipt.context import F64, Context, Facts
+from moe_atlas.receipt.expert_content import Experts, derive_experts
 from moe_atlas.receipt.loads import LOADS, load_functionals
 from moe_atlas.receipt.means import (
     BUDGET_KEYS,
@@ -56,6 +57,7 @@ class LayerResult:
         base: samples of the base's health.
         tuned: samples of the tuned checkpoint's health.
         loads: samples of the margins' layer loads.
+        experts: the pair's experts one by one.
     """
 
     facts: Facts
@@ -64,6 +66,7 @@ class LayerResult:
     base: dict[str, Sample] = field(default_factory=dict)
     tuned: dict[str, Sample] = field(default_factory=dict)
     loads: dict[str, Sample] = field(default_factory=dict)
+    experts: Experts | None = None
 
 
 def derive_layer(context: Context, layer: Facts, reference: Facts | None) -> LayerResult:
@@ -89,6 +92,11 @@ def derive_layer(context: Context, layer: Facts, reference: Facts | None) -> Lay
         context, layer, f"{prefix}.pair"
     )
     result.derived["pair"] |= {"flips": _flips(context, f"{prefix}.pair")}
+    result.experts = derive_experts(context, layer)
+    result.derived["pair"] |= {
+        "expert_content": result.experts.shown,
+        "expert_coverage": result.experts.coverage,
+    }
     same_index = _same_index(context, layer, prefix)
     if same_index:
         result.derived["same_index"] = same_index

@@ -65,6 +65,7 @@ EXACT_NEEDS: dict[str, tuple[str, ...]] = {
     "transition_drift": ("router",),
     "smooth_boundary": ("router",),
     "content_drift": ("gain", "experts"),
+    "expert_content": ("gain", "experts"),
     "smooth_content": ("gain", "experts"),
     "actual": ("router", "experts"),
     "router_term": ("router", "experts"),
@@ -92,6 +93,8 @@ def why_not_applicable(layer: Facts, key: str) -> str | None:
     declared: Mapping[str, str] = layer.get("undefined") or {}
     if key in declared:
         return declared[key]
+    if key == "expert_content":
+        return declared.get("content_drift")
     if key in (*BUDGET_KEYS, "ratio"):
         return declared.get("perturbation_budget")
     if layer["top_k"] == 1 and key in ("overlap", "overlap_specificity", "smooth_overlap", "overlap_drop"):

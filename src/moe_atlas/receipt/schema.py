@@ -213,11 +213,11 @@ def _array_problems(
     if parts[0] != "layers" or len(parts) < 3 or parts[1] not in experts:
         yield "belongs to no layer of the receipt"
         return
-    wide = parts[-1] in ("counts", "rho")
+    by_expert = parts[-1] in ("counts", "rho") or parts[-2] == "expert_content"
     rows = windows if parts[-1] == "non_finite" else base
-    wanted = (rows, experts[parts[1]]) if wide else (rows,)
+    wanted = (rows, experts[parts[1]]) if by_expert else (rows,)
     if array.shape != wanted:
         yield f"expected shape {list(wanted)}, found {list(array.shape)}"
-    counted = parts[-1] in ("counts", "non_finite")
+    counted = parts[-1] in ("counts", "non_finite") or parts[-2:] == ["expert_content", "count"]
     if counted and (array.dtype != np.int32 or (array.size and array.min() < 0)):
         yield "expected int32 counts from 0"

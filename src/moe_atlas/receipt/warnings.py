@@ -8,6 +8,7 @@ from typing import Any
 
 from moe_atlas.probes.cannot_fail import Measured, cannot_fail, loose_tail_guard
 from moe_atlas.receipt.context import Facts
+from moe_atlas.receipt.unseen import unseen_warnings
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reaches
 
@@ -33,6 +34,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
         *_divergence(receipt),
         *_set_for(receipt),
         *_formats(receipt),
+        *unseen_warnings(receipt),
     ]
 
 

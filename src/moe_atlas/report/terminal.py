@@ -21,6 +21,7 @@ CHANNELS = {
     "boundary_drift": "boundary",
     "transition_drift": "transition",
     "content_drift": "content",
+    "expert_content": "expert",
     "overlap_drop": "overlap ↓",
     "entropy_drop": "entropy ↓",
 }
@@ -29,6 +30,7 @@ BUDGET_OF = {
     "boundary_drift": "boundary",
     "transition_drift": "transition",
     "content_drift": "content",
+    "expert_content": "expert_content",
     "overlap_drop": "overlap_drop",
     "entropy_drop": "entropy_drop",
 }

@@ -31,6 +31,7 @@ GATES = {
     "boundary": "boundary drift",
     "transition": "transition drift",
     "content": "content drift",
+    "expert_content": "content of the worst expert",
     "overlap_drop": "overlap drop",
     "dead_share_rise": "rise of dead experts' share",
     "entropy_drop": "load entropy drop",
@@ -44,6 +45,8 @@ GATES = {
     "non_finite_output": "NaN or infinity",
     "weights": "weight rule",
     "identity": "expert identity",
+    "unmeasured_experts": "experts that too few tokens use",
+    "vocabulary_rows": "rows of the vocabulary",
     "protected_layers": "protected layers",
     "task_success": "task success",
     "attempt": "another attempt",
@@ -115,8 +118,9 @@ def gate_name(gate: str) -> str:
 
 
 def place(line: Line) -> str:
-    """Where a gate was held: a layer, a domain, a tensor class or an attempt."""
-    return next((f"{key} {shown(str(line[key]))}" for key in PLACES if line.get(key) is not None), "")
+    """Where a gate was held: a layer and maybe an expert of it, a domain, a tensor class or an attempt."""
+    found = next((f"{key} {shown(str(line[key]))}" for key in PLACES if line.get(key) is not None), "")
+    return found if line.get("expert") is None else f"{found} expert {line['expert']}"
 
 
 def gate_sentence(line: Line) -> str:

@@ -85,7 +85,7 @@ def column_means(total_CQ: F64, count_CQ: F64, design: Design, infinite_Q: NDArr
         variance_BQ += spread_BQ / len(design.slices) ** 2
         flat_Q &= same_Q
     windows_Q, documents_Q = count_CQ.sum(axis=0), (count_CQ > 0).sum(axis=0)
-    t_BQ = _studentise(shift_BQ, variance_BQ)
+    t_BQ = studentise_shift(shift_BQ, variance_BQ)
     lonely = min(design.sizes) < 2
     out = []
     for q in range(quantities):
@@ -128,7 +128,7 @@ def _stratum(total_NQ: F64, count_NQ: F64, weights_BN: F64) -> tuple[F64, F64, F
     return mean_Q, own_Q, shift_BQ, variance_BQ, same_Q
 
 
-def _studentise(shift: F64, variance: F64) -> F64:
+def studentise_shift(shift: F64, variance: F64) -> F64:
     """Return shift / se; +-inf where a shifted resample has no variance, 0 where it has not moved."""
     with np.errstate(divide="ignore", invalid="ignore"):
         t = shift / np.sqrt(variance)
@@ -166,7 +166,7 @@ def studentised(functional: Functional, design: Design, windows: int) -> dict[st
     out = {}
     for key, result in at_data.items():
         estimate, variance = float(result.value_R[0]), float(whole.variance(result.psi_RC)[0])
-        t_B = _studentise(_settled(values[key] - estimate, estimate), variances[key])
+        t_B = studentise_shift(_settled(values[key] - estimate, estimate), variances[key])
         reason = _functional_reason(design, estimate, variance)
         out[key] = Sample(
             estimate, float(np.sqrt(variance)), t_B, windows, design.documents, reason, values_B=values[key]

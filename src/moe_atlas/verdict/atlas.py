@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moe_atlas.probes.policy import GUARDS
 from moe_atlas.verdict.gates import (
     FAIL,
     NOT_APPLICABLE,
@@ -21,6 +22,7 @@ from moe_atlas.verdict.gates import (
     is_number,
     too_few,
 )
+from moe_atlas.verdict.unseen import unseen_gates
 
 Receipt = Mapping[str, Any]
 
@@ -33,12 +35,14 @@ CHANNELS = {
     "boundary": "boundary_drift",
     "transition": "transition_drift",
     "content": "content_drift",
+    "expert_content": "expert_content",
     "overlap_drop": "overlap_drop",
     "dead_share_rise": "dead_share_rise",
     "entropy_drop": "entropy_drop",
     "load_cv_rise": "load_cv_rise",
 }
-HARD = ("weights", "identity", "non_finite_weights")  # no declared stage excuses a breach of these
+# No declared stage excuses a breach of these, or leaves them open.
+HARD = ("weights", "identity", "non_finite_weights", "unmeasured_experts", "vocabulary_rows")
 
 
 def atlas_gates(receipt: Receipt) -> list[Gate]:
@@ -50,6 +54,7 @@ def atlas_gates(receipt: Receipt) -> list[Gate]:
         *_weight_gates(receipt),
         *_non_finite_gates(receipt),
         *_identity_gates(receipt),
+        *unseen_gates(receipt),
     ]
 
 
@@ -60,7 +65,7 @@ def atlas_outcome(gates: list[Gate]) -> str:
     """
     if any(gate.result == FAIL for gate in gates):
         return REWRITTEN
-    held = any(gate.result == PASS and gate.gate in CHANNELS for gate in gates)
+    held = any(gate.result == PASS and gate.gate in CHANNELS and gate.gate not in GUARDS for gate in gates)
     settled = all(gate.result in (PASS, NOT_APPLICABLE, NOT_GATED) for gate in gates)
     return PRESERVED if held and settled else UNDETERMINED
 
@@ -94,7 +99,8 @@ def _layer_gates(receipt: Receipt, floor: str | None) -> list[Gate]:
         pair = measured[number].get("pair") or {}
         for name, key in CHANNELS.items():
             found = pair.get(key) or {"reason": "missing"}
-            gates.append(below_budget(name, where, found, budgets.get(name), floor, "simultaneous_low"))
+            place = where | ({"expert": found["expert"]} if "expert" in found else {})
+            gates.append(below_budget(name, place, found, budgets.get(name), floor, "simultaneous_low"))
     return gates
 
 

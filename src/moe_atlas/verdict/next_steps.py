@@ -51,6 +51,9 @@ def _integrity(receipt: Receipt) -> list[dict[str, str]]:
             "check the save, shard and load path of the experts named in the evidence before anything else"
         )
         out.append(_step("experts are not where they were", "the expert layout", first))
+    if "vocabulary_rows" in failed:
+        first = "check what resized, merged or sorted the vocabulary: embedding and head rows are named in the evidence"
+        out.append(_step("rows of embedding or head are not what they were", "the vocabulary", first))
     if "weights" in failed:
         first = "check which parameters the optimiser and the merge step really wrote"
         out.append(_step("a registered weight rule is breached", "the training or merge step", first))
@@ -96,7 +99,7 @@ def _playbook(receipt: Receipt) -> list[dict[str, str]]:
                 "check gain drift, thresholding and boundary-local router behaviour before a broad intervention",
             )
         )
-    if failed & {"coordinate", "boundary", "transition", "content", "refinement_margin"}:
+    if failed & {"coordinate", "boundary", "transition", "content", "expert_content", "refinement_margin"}:
         out.append(
             _step(
                 "protected layers moved beyond budget",
@@ -174,4 +177,8 @@ def _sample(receipt: Receipt) -> list[dict[str, str]]:
     first = (
         "read the reasons in the evidence; where the interval is too wide, register more documents a domain"
     )
+    if set(open_gates) <= {"unmeasured_experts", "vocabulary_rows"}:
+        first = (
+            "register documents that hold the tokens or reach the experts that are named, or allow it by name"
+        )
     return [_step(f"undetermined: {', '.join(open_gates)}", "the evidence, not yet the model", first)]

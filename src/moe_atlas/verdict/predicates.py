@@ -96,7 +96,7 @@ def _atlas_passed(stage: str, outcome: str, gates: list[Gate]) -> bool | None:
     if outcome not in (PRESERVED, REWRITTEN):
         return None
     if stage == EXPANSIVE_STAGE:
-        return True
+        return None if any(gate.result == UNDETERMINED and gate.gate in HARD for gate in gates) else True
     return outcome == PRESERVED
 
 

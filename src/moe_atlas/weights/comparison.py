@@ -101,7 +101,7 @@ class Comparison:
     def change(self, name: str, kind: str, layer: int | None) -> TensorChange:
         """The row of the ledger, once everything was taken in."""
         assert self._seen == self._squares_NR.shape[1], f"{name}: {self._seen} rows"
-        lone = self._identical is None
+        lone = self.lone
         (zeros0, zeros1), (nonfinite0, nonfinite1) = self._zeros, self._nonfinite
         return TensorChange(
             name,
@@ -115,9 +115,21 @@ class Comparison:
             self._elements,
         )
 
-    def squares_of_rows(self, side: int) -> NDArray[np.float64]:
-        """Sums of the squares of every row (entry of all dimensions but the last) of one side, float64 [rows]."""
-        squares: NDArray[np.float64] = self._squares_NR[side].reshape(-1, self._length // self._width).sum(1)
+    @property
+    def lone(self) -> bool:
+        """Whether there was no counterpart."""
+        return self._identical is None
+
+    def squares_of_rows(self, side: int, rows: range | None = None) -> NDArray[np.float64]:
+        """Sums of the squares of every row (entry of all dimensions but the last), float64 [rows].
+
+        Args:
+            side: 0 for the base, 1 for the tuned checkpoint, 2 for their difference.
+            rows: which rows, all by default.
+        """
+        runs = self._length // self._width
+        here = slice(None) if rows is None else slice(rows.start * runs, rows.stop * runs)
+        squares: NDArray[np.float64] = self._squares_NR[side, here].reshape(-1, runs).sum(1)
         return squares
 
     def zeroed(self, side: int) -> bool:
@@ -178,6 +190,19 @@ def relative(base_square: float, change_square: float) -> float | None:
     if base_square <= 0.0 or not math.isfinite(base_square) or not math.isfinite(change_square):
         return None
     return math.sqrt(change_square / base_square)
+
+
+def together(rows: Sequence[TensorChange]) -> float | None:
+    """√(Σ change / Σ base) of several tensors; 0 where nothing changed, be the base zero or without tensors."""
+    change = sum(row.change_square for row in rows)
+    return 0.0 if change == 0.0 else relative(sum(row.base_square for row in rows), change)
+
+
+def changes_of_rows(base_RC: Tensor, tuned_RC: Tensor) -> list[float | None]:
+    """‖w1−w0‖ / ‖w0‖ of every row of two small matrices, as `together`."""
+    base_RC, tuned_RC = base_RC.double(), tuned_RC.double()
+    squares = base_RC.square().sum(1).tolist(), (tuned_RC - base_RC).square().sum(1).tolist()
+    return [0.0 if change == 0.0 else relative(base, change) for base, change in zip(*squares, strict=True)]
 
 
 def _pieces(parts: list[Tensor], step: int, dtype: torch.dtype) -> Iterator[tuple[int, NDArray[Any]]]:

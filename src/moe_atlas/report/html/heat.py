@@ -16,6 +16,7 @@ HEADINGS = {
     "boundary": "boundary",
     "transition": "transition",
     "content": "content",
+    "expert_content": "worst expert",
     "overlap_drop": "overlap drop",
     "dead_share_rise": "dead share",
     "entropy_drop": "entropy drop",
