@@ -18,7 +18,7 @@ from tests import pairs, tiny
 VOCAB = 48
 CASES = ("olmoe", "granitemoe", "phimoe", "cohere2_moe", "deepseek_v4", "ernie4_5_moe")
 """Plain; scaled embedding and divided logits; a bias; tied and scaled; streams; tied with a bias."""
-EVIDENCE = ("layers", "weights", "identity", "controls")
+EVIDENCE = ("layers", "weights", "identity", "vocabulary", "controls")
 
 
 @pytest.fixture(scope="module")

@@ -198,6 +198,13 @@ def contents(
     }
 
 
+def expert_changes(layers: tuple[Layer, Layer], base: Token, there: Token) -> dict[int, float]:
+    """Relative change of the visible update of every expert that either checkpoint uses at the anchor."""
+    one, two = layers
+    used = {*base.route.chosen, *there.route.chosen}
+    return {e: relative(visible_update(one, base, e), visible_update(two, there, e)) for e in used}
+
+
 def controls(base: Token, tuned: Token) -> dict[str, float]:
     size = np.linalg.norm(base.x)
     return {
@@ -336,6 +343,7 @@ def pair(
 ) -> dict[str, object]:
     """Everything of the pair at one layer."""
     table, flips = Table(domains), {"changed": 0, "inside": 0, "outside": 0}
+    experts: dict[tuple[int, int], list[float]] = {}
     one, two = layers
     for window, (states, others) in enumerate(
         zip(one.states[: len(domains)], two.states[: len(domains)], strict=True)
@@ -346,13 +354,15 @@ def pair(
             found = channels(layers, base, there, tuned) | controls(base, tuned)
             if one.norm != "none" and position % scope.stride == 0:
                 found |= contents(layers, base, there, tuned, scope)
+                for e, change in expert_changes(layers, base, there).items():
+                    experts.setdefault((window, e), []).append(change)
             for key, value in found.items():
                 table.put(key, window, position, value)
             if set(base.route.chosen) != set(there.route.chosen):
                 flips["changed"] += 1
                 flips["inside" if in_band(base.route, band) else "outside"] += 1
     out: dict[str, object] = {key: table.mean(key) for key in table.values}
-    return out | {"flips": flips, "table": table}
+    return out | {"flips": flips, "table": table, "experts": experts}
 
 
 def in_band(route: Decision, band: tuple[float, float]) -> bool:

@@ -243,6 +243,25 @@ def test_window_values(measured, rewritten, name):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_every_expert_by_itself(measured, rewritten, name):
+    both = measured(name)
+    for (layer, _, _), expected in zip(both.layers, rewritten(name), strict=True):
+        prefix = f"layers.{layer['layer']}.pair.expert_content"
+        if "content_drift" in layer["undefined"]:
+            assert f"{prefix}.sum" not in both.windows
+            assert layer["pair"]["expert_content"]["not_applicable"] is True
+            continue
+        sums, counts = both.windows[f"{prefix}.sum"], both.windows[f"{prefix}.count"]
+        cells = expected["pair"]["experts"]
+        for window, expert in np.ndindex(*counts.shape):
+            values = cells.get((window, expert), [])
+            assert counts[window, expert] == len(values), f"{name} window {window} expert {expert}"
+            assert sums[window, expert] == pytest.approx(sum(values), **TIGHT)
+        unreached = [e for e in range(layer["experts"]) if not counts[:, e].any()]
+        assert layer["pair"]["expert_coverage"]["unreached"] == unreached
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_undefined_was_not_measured(measured, name):
     both = measured(name)
     for layer, _, _ in both.layers:
