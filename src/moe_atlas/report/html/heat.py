@@ -85,6 +85,8 @@ def _cell(layer: Mapping[str, Any], name: str, budget: Any, gates: Mapping[Any, 
     result = str(gate["result"]) if gate and layer["protected"] else "not-gated"
     estimate, low, high = (value.get(key) for key in ("estimate", "low", "high"))
     span = f"{number(low)} … {number(high)}" if low is not None and high is not None else ""
+    if value.get("expert") is not None:
+        span = f"{span} (expert {value['expert']})".strip()
     bound = value.get("simultaneous_low")
     reason = value.get("reason") or (gate or {}).get("reason") or ""
     said = [

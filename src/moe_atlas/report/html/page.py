@@ -80,6 +80,7 @@ def audit_page(receipt: Mapping[str, Any], path: Path) -> str:
         "shifts": tables.shifts(receipt),
         "experts": list(tables.named_experts(receipt)),
         "weights": tables.weights(receipt),
+        "vocabulary": tables.vocabulary(receipt),
         "claims": tables.claims(receipt),
         "lifecycle": tables.lifecycle(receipt),
         "checkpoints": tables.checkpoints(receipt),

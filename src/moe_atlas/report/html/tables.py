@@ -193,6 +193,24 @@ def weights(receipt: Receipt) -> list[dict[str, Any]]:
     ]
 
 
+def vocabulary(receipt: Receipt) -> list[dict[str, Any]]:
+    """Embedding and head row by row: ids that the probe reads beside those that it does not."""
+    return [
+        {
+            "end": end,
+            "ids": str(found["seen"] if side == "seen" else found["rows"] - found["seen"]),
+            "where": "in a probe window" if side == "seen" else "in no probe window",
+            "changed": str(found["changed"][side]),
+            "median": number(found["median_change"][side]),
+            "largest": number(found["largest_change"][side]),
+            "outlying": str(found["outlying"][side]),
+        }
+        for end, found in (receipt.get("vocabulary") or {}).items()
+        if found
+        for side in ("seen", "unseen")
+    ]
+
+
 def _side(entry: Mapping[str, Any], key: str, side: str) -> str:
     return _plain((entry.get(key) or {}).get(side))
 
