@@ -465,11 +465,18 @@ def test_frozen_router_and_experts_leave_anchored_channels_exact() -> None:
     facts, windows = synthetic.audit()
     for layer in facts["layers"]:
         layer["exact"] = {"states": False, "gain": True, "router": True, "experts": True}
-        for key in ("boundary_drift", "transition_drift", "content_drift", "smooth_boundary"):
+        for key in (
+            "boundary_drift",
+            "transition_drift",
+            "content_drift",
+            "smooth_boundary",
+            "expert_content.sum",
+        ):
             windows[f"layers.{layer['layer']}.pair.{key}"][:] = 0.0
     receipt = derive(facts, windows)
     pair = layer_of(receipt, 2)["pair"]
-    assert all(pair[key].get("exact") for key in ("boundary_drift", "transition_drift", "content_drift"))
+    exact = ("boundary_drift", "transition_drift", "content_drift", "expert_content")
+    assert all(pair[key].get("exact") for key in exact)
     assert not pair["coordinate_drift_z"].get("exact")
     assert receipt["predicates"]["protected_atlas_rewrite"]["outcome"] == "preserved"
     assert receipt["margins"]["refinement_margin"]["low"] > 0
