@@ -84,6 +84,15 @@ def test_no_budget_lies_below_ten_noise_floors() -> None:
     assert found.budgets["content"].rule == "prediction"
 
 
+@pytest.mark.parametrize(
+    ("values", "budget"), [((None, None, None), 0.35), ((0.0, 0.0, 0.0), 0.35), ((0.9, 0.95, 0.99), None)]
+)
+def test_single_experts_keep_their_default_where_no_pair_moved_them(values: Any, budget: Any) -> None:
+    found = calibrate([pair(name, value) for name, value in zip("abc", values, strict=True)]).budgets
+    assert found["expert_content"].value == budget
+    assert found["content"].value is None
+
+
 def test_what_cannot_be_defended_is_null_with_its_reason() -> None:
     unbounded = calibrate([*healthy()[:2], pair("d", None)]).budgets["boundary"]
     assert (unbounded.value, unbounded.rule) == (None, "d: no routed layer")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe_atlas.calibration.bounds import (
     FEWEST,
@@ -86,9 +86,16 @@ def calibrate(healthy: Sequence[Pair], level: float = LEVEL, factor: float = FAC
 
 
 def _budget(key: str, healthy: Sequence[Pair], level: float, factor: float) -> Budget:
+    """One budget; single experts keep their default where the pairs give none, for null would leave them ungated."""
+    found = _own_budget(key, healthy, level, factor)
+    below = all(value < EXPERT_CONTENT for value in found.healthy)
+    if key == "expert_content" and found.value is None and below:
+        return replace(found, value=EXPERT_CONTENT, rule=f"the default; {found.rule}")
+    return found
+
+
+def _own_budget(key: str, healthy: Sequence[Pair], level: float, factor: float) -> Budget:
     values = [pair.bounds[key] for pair in healthy]
-    if any(value is None for value in values) and key == "expert_content":  # null would leave it open
-        return Budget(EXPERT_CONTENT, (), None, f"the default; {_why_missing(key, healthy)}")
     if any(value is None for value in values):
         return Budget(None, (), None, _why_missing(key, healthy))
     found = tuple(float(value) for value in values if value is not None)
