@@ -65,6 +65,7 @@ def test_every_key_of_the_file_arrives(probe_file: Path) -> None:
         "boundary": 0.08,
         "transition": 0.01,
         "content": 0.1,
+        "expert_content": 0.35,
         "overlap_drop": 0.02,
         "dead_share_rise": 0.02,
         "entropy_drop": 0.1,
@@ -112,7 +113,7 @@ policy:
     assert described["evaluation"] == {"experts": "active", "token_stride": 1, "quantile": 0.9}
     policy = described["policy"]
     assert (policy["stage"], policy["confidence"], policy["resamples"]) == ("chart-preserving", 0.95, 4000)
-    assert config.policy.rewrite.budgets() == {"boundary": 0.1}
+    assert config.policy.rewrite.budgets() == {"boundary": 0.1, "expert_content": 0.35}
     assert (policy["rewrite"]["refinement"], policy["rewrite"]["overlap_drop"]) == (None, None)
     assert policy["weights"] == {"must_not_change": [], "must_change": []}
     assert policy["set_for"] == {"family": None, "top_k": None, "experts": None}
@@ -269,6 +270,19 @@ def test_the_four_channels_must_be_written_be_it_as_null() -> None:
         assert f"policy.rewrite.{channel} is missing" in refusal(text).problem
 
 
+@pytest.mark.parametrize(
+    ("content", "written", "gated"),
+    [("0.1", "", 0.35), ("null", "", 0.35), ("0.6", "", 0.6), ("0.6", "0.2", 0.2), ("0.1", "null", None)],
+)
+def test_single_experts_are_gated_unless_null_is_on_record(
+    content: str, written: str, gated: float | None
+) -> None:
+    own = f", expert_content: {written}" if written else ""
+    config = read_probes(swap("content: 0.10", f"content: {content}{own}").encode(), Path("p.yaml"))
+    assert config.policy.rewrite.expert_content == gated
+    assert config.policy.rewrite.budgets().get("expert_content") == gated
+
+
 def test_a_probe_set_without_base_domain_guards_nothing() -> None:
     error = refusal(PROBES.replace("role: base,", "role: canary, max_nll_increase: 1,"))
     assert "at least one of role base" in error.problem
@@ -309,7 +323,7 @@ def test_a_folder_or_fifo_is_refused_and_does_not_hang(tmp_path: Path) -> None:
 
 def test_the_template_is_valid_and_gates_nothing_by_invention() -> None:
     config = read_probes(TEMPLATE.encode(), Path("probes.yaml"))
-    assert config.policy.rewrite.budgets() == {}
+    assert config.policy.rewrite.budgets() == {"expert_content": 0.35}  # the default, written out
     assert set(config.policy.damage.describe().values()) == {None}
     # What the template shows in comments must be valid too.
     shown = TEMPLATE.replace("  # - {", "  - {").replace("    # refinement", "    refinement")
