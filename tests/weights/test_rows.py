@@ -97,3 +97,15 @@ def test_a_lone_checkpoint_has_nothing_to_say(base):
 def test_the_same_values_in_another_dtype_are_no_change(base):
     stored = base.to(torch.bfloat16)
     assert rows_of(stored, stored.float())["changed"] == {"seen": 0, "unseen": 0}
+
+
+def test_rows_that_only_grew_did_not_change_places(base):
+    tuned = base.clone()
+    tuned[-2:] *= 3
+    found = rows_of(base, tuned)
+    assert (found["outlying"]["unseen"], found["permuted"], found["far_longer"]) == (2, 0, 0)
+
+
+def test_a_row_that_is_nought_in_both_kept_its_values(base):
+    base[-3:] = 0.0
+    assert rows_of(base, base.clone())["outlying"] == {"seen": 0, "unseen": 0}
