@@ -1,0 +1,234 @@
+"""The files beside a checkpoint's weights: what a loader or a server takes from the folder and no replay reads.
+
+They are listed with their sizes and sha256, in bounded time and memory; nothing of them is loaded or run. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.checkpoint import files
+from moe_atlas.checkpoint.digest import PIECE_BYTES
+from moe_atlas.checkpoint.files import FOREIGN_SUFFIXES, FileStat
+from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.errors import InputRefused, IntegrityError
+
+HASHED_BYTES = 64 << 20  # of one file; a longer one is known by its size
+HASHED_TOTAL = 512 << 20  # of all files of a folder
+CONTENT_BYTES = 32 << 20  # of a JSON file whose content is compared
+LISTED = 256  # files that are listed one by one, those that a server acts on first
+ENTRIES = 4096  # names that are looked at
+DEPTH = 3  # of folders
+
+WEIGHTS, CODE, TEMPLATE, GENERATION = "weights", "code", "chat-template", "generation"
+TOKENIZER, PREPROCESSOR, SETTINGS, OTHER = "tokenizer", "preprocessor", "settings", "other"
+TRAINER, DOCUMENTATION, FOLDER = "trainer", "documentation", "folder"
+SERVED = (WEIGHTS, CODE, TEMPLATE, GENERATION, TOKENIZER, PREPROCESSOR, SETTINGS)
+"""Kinds of files that a server may act on, most telling first."""
+QUIET = (TRAINER, DOCUMENTATION, FOLDER)
+"""Kinds that change nothing of what is served."""
+KINDS = (*SERVED, OTHER, *QUIET)
+
+_KIND_OF_NAME = {
+    **dict.fromkeys(("generation_config.json",), GENERATION),
+    **dict.fromkeys(("tokenizer_config.json", "chat_template.json", "chat_template.jinja"), TEMPLATE),
+    **dict.fromkeys(
+        ("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"), TOKENIZER
+    ),
+    **dict.fromkeys(("merges.txt", "vocab.txt", "tekken.json", "tokenizer.model", "spiece.model"), TOKENIZER),
+    **dict.fromkeys(("trainer_state.json", "training_args.bin", "optimizer.pt", "optimizer.bin"), TRAINER),
+    **dict.fromkeys(("scheduler.pt", "scaler.pt", "training_args.json", "train_results.json"), TRAINER),
+    **dict.fromkeys(("all_results.json", "eval_results.json", "latest"), TRAINER),
+    **dict.fromkeys(
+        ("LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt", "README", "README.txt"), DOCUMENTATION
+    ),
+    **dict.fromkeys((".gitattributes", ".gitignore", "CITATION.cff", "configuration.json"), DOCUMENTATION),
+}
+_KIND_OF_SUFFIX = {
+    **dict.fromkeys((*FOREIGN_SUFFIXES, ".safetensors"), WEIGHTS),
+    **dict.fromkeys((".py", ".so", ".pyc"), CODE),
+    **dict.fromkeys((".jinja", ".jinja2"), TEMPLATE),
+    **dict.fromkeys((".tiktoken", ".model", ".spm"), TOKENIZER),
+    **dict.fromkeys((".json", ".yaml", ".yml", ".toml"), SETTINGS),
+    **dict.fromkeys((".md", ".rst", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"), DOCUMENTATION),
+}
+_COSMETIC = ("transformers_version", "_from_model_config", "version", "name_or_path")
+"""Top-level keys of JSON files that say how a file was written."""
+
+
+@dataclass(frozen=True)
+class SideFile:
+    """A file beside the weights, or a folder.
+
+    Attributes:
+        file: its name in the checkpoint's folder, with ``/`` below it.
+        kind: one of `KINDS`.
+        size: bytes; None for what is no file or cannot be opened.
+        sha256: of its bytes; None where it was not read.
+        content: of a JSON file: sha256 of its content without layout and without keys that say how it was written.
+        unread: why its bytes were not read; None where they were.
+        stat: what identified it when it was read.
+    """
+
+    file: str
+    kind: str
+    size: int | None = None
+    sha256: str | None = None
+    content: str | None = None
+    unread: str | None = None
+    stat: FileStat | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The file as a receipt lists it."""
+        row = {"file": self.file, "kind": self.kind, "bytes": self.size, "sha256": self.sha256}
+        return row | {"content": self.content, "unread": self.unread}
+
+
+def side_files(checkpoint: Checkpoint) -> list[SideFile]:
+    """Every file beside those that were opened as the checkpoint's own, what a server acts on first.
+
+    Of a checkpoint that was given as one file of a folder, other weights and folders there are not its own.
+    """
+    budget, found = HASHED_TOTAL, []
+    named = _ordered(checkpoint)
+    for name, kind in sorted(
+        named, key=lambda row: row[1] == WEIGHTS
+    ):  # weights get what others leave of the total
+        entry = _read(checkpoint.root, name, kind, min(HASHED_BYTES, budget))
+        budget -= entry.size or 0 if entry.sha256 else 0
+        found.append(entry)
+    return sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.file))
+
+
+def file_facts(found: list[SideFile]) -> dict[str, Any]:
+    """The list as a receipt keeps it: the first 256 one by one, the number and one digest of the rest."""
+    rest = [json.dumps(entry.describe(), sort_keys=True) for entry in found[LISTED:]]
+    digest = hashlib.sha256("\n".join(rest).encode("ascii")).hexdigest() if rest else None
+    return {
+        "listed": [entry.describe() for entry in found[:LISTED]],
+        "more": {"files": len(rest), "sha256": digest},
+    }
+
+
+def require_unchanged(checkpoint: Checkpoint, first: list[SideFile]) -> None:
+    """Raise ``E_CHANGED`` when a file that a server may act on came, went or was written since it was listed."""
+    then = {entry.file: entry.stat for entry in first if entry.kind not in QUIET}
+    now = {name: _stat(checkpoint.root, name) for name, kind in _ordered(checkpoint) if kind not in QUIET}
+    for name in sorted(then.keys() | now.keys()):
+        if name not in then or name not in now or (then[name] is not None and then[name] != now[name]):
+            change = "appeared" if name not in then else "is gone" if name not in now else "was written"
+            raise IntegrityError("E_CHANGED", str(checkpoint.root / name), f"{change} while the audit ran")
+
+
+def kind_of(name: str) -> str:
+    """What a file is for, by its name alone."""
+    plain = name.rpartition("/")[2]
+    if plain in _KIND_OF_NAME:
+        return _KIND_OF_NAME[plain]
+    if plain.endswith(".index.json"):
+        return WEIGHTS
+    if plain.endswith("processor_config.json"):
+        return PREPROCESSOR
+    if plain.startswith(("rng_state", "events.out.tfevents")):
+        return TRAINER
+    return _KIND_OF_SUFFIX.get(Path(plain.lower()).suffix, OTHER)
+
+
+def _ordered(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Names and kinds, by kind and name."""
+    one_file = Path(checkpoint.label) != checkpoint.root
+    kinds = SERVED[1:] if one_file else KINDS
+    named = [(name, FOLDER if name.endswith("/") else kind_of(name)) for name in _names(checkpoint)]
+    return sorted(
+        ((name, kind) for name, kind in named if kind in kinds), key=lambda row: (KINDS.index(row[1]), row[0])
+    )
+
+
+def _names(checkpoint: Checkpoint) -> Iterator[str]:
+    """Names of files that are not the checkpoint's own; of its folders only code and templates, as loaders take."""
+    left = ENTRIES
+    pending = [("", 0)]
+    while pending:
+        folder, depth = pending.pop()
+        entries = _entries(checkpoint.root / folder)
+        if len(entries) > left:
+            yield folder or "./"
+            continue
+        left -= len(entries)
+        for entry in entries:
+            name = folder + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if not entry.name.startswith(".") and depth < DEPTH:
+                    pending.append((f"{name}/", depth + 1))
+                    yield from [] if depth else [f"{name}/"]
+            elif name not in checkpoint.files and (not depth or kind_of(name) in (CODE, TEMPLATE)):
+                yield name
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _read(root: Path, name: str, kind: str, limit: int) -> SideFile:
+    """List one file, with its digests where it is no longer than the limit."""
+    if kind == FOLDER:
+        return SideFile(name, kind, unread="a folder")
+    try:
+        with files.open_regular(root, name) as (descriptor, stat):
+            if stat.size > limit:
+                return SideFile(name, kind, stat.size, unread="too long to be read", stat=stat)
+            return SideFile(name, kind, stat.size, *_digests(descriptor, name, stat.size), stat=stat)
+    except (InputRefused, OSError) as error:
+        return SideFile(
+            name, kind, unread=error.problem if isinstance(error, InputRefused) else "cannot be read"
+        )
+
+
+def _digests(descriptor: int, name: str, size: int) -> tuple[str, str | None]:
+    """The sha256 of a file's bytes and, of a JSON file, that of its content."""
+    whole, kept = hashlib.sha256(), bytearray()
+    keeps = name.endswith(".json") and size <= CONTENT_BYTES
+    position = 0
+    while piece := os.pread(descriptor, min(PIECE_BYTES, max(size - position, 0)), position):
+        whole.update(piece)
+        position += len(piece)
+        if keeps:
+            kept += piece
+    return whole.hexdigest(), _content(bytes(kept)) if keeps else None
+
+
+def _content(raw: bytes) -> str | None:
+    try:
+        value = json.loads(raw, object_pairs_hook=_unique)
+        if isinstance(value, dict):
+            value = {key: inner for key, inner in value.items() if key not in _COSMETIC}
+        text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    except (ValueError, RecursionError):
+        return None
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what two parsers may read differently."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("duplicate key")
+    return value
+
+
+def _stat(root: Path, name: str) -> FileStat | None:
+    try:
+        with files.open_regular(root, name) as (_, stat):
+            return stat
+    except (InputRefused, OSError):
+        return None
