@@ -40,6 +40,16 @@ POINTS = {
 SHA = "ab" * 32
 
 
+def folder() -> dict[str, Any]:
+    """What the receipt keeps of a checkpoint's folder: an empty config.json, no file beside the weights."""
+    return {
+        "vocabulary": 1000,
+        "config": {},
+        "files": {"listed": [], "more": {"files": 0, "sha256": None}},
+        "tokenizer": {"sha256": None, "result": "not-compared", "reason": "bytes"},
+    }
+
+
 def policy(**changes: Any) -> dict[str, Any]:
     out: dict[str, Any] = {
         "stage": "chart-preserving",
@@ -115,6 +125,7 @@ def facts(
         "probe": {
             "name": "synthetic",
             "lock": {"sha256": SHA, "registered_at": "2026-01-01T00:00:00+00:00"},
+            "tokenizer": {"kind": "bytes", "sha256": None},
             "policy": policy(),
             "domains": domains(),
             "windows": {"tokens": 32, "per_document": 1, "seed": 7},
@@ -126,6 +137,7 @@ def facts(
                 "family": "test",
                 "digest": SHA if side == "base" else "cd" * 32,
                 "config_sha256": "ef" * 32,
+                **folder(),
             }
             for side in sides
         },
@@ -162,6 +174,7 @@ def facts(
                 for name in classes
             },
             "tensors": [],
+            "unreplayed": [],
         },
         "identity": {"identical_checkpoints": False, "breaches": [], "layers": []},
         "vocabulary": {

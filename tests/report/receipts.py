@@ -65,6 +65,11 @@ def hostile() -> dict[str, Any]:
     made["weights"]["classes"][HOSTILE] = made["weights"]["classes"]["router"]
     made["identity"]["breaches"] = [{"layer": 2, "kind": HOSTILE, "detail": HOSTILE}]
     made["method"][HOSTILE] = HOSTILE
+    made["checkpoints"]["tuned"]["config"] = {HOSTILE: HOSTILE, "eos_token_id": HOSTILE}
+    file = {"file": HOSTILE, "bytes": None, "sha256": None, "content": None, "unread": HOSTILE}
+    listed = [file | {"kind": "weights"}, file | {"file": f"{HOSTILE}.py", "kind": "code"}]
+    made["checkpoints"]["tuned"]["files"]["listed"] = listed
+    made["checkpoints"]["tuned"]["tokenizer"] = {"sha256": None, "result": "other-ids", "reason": HOSTILE}
     made["environment"] = {HOSTILE: HOSTILE}
     body = derive(made, synthetic.windows(made, seed=3))
     return body | {"evidence": receipt()["evidence"]}

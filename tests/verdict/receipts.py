@@ -96,7 +96,7 @@ def receipt(stage: str = "chart-preserving") -> dict[str, Any]:
         "layers": [layer(number) for number in (0, 1, 2)],
         "margins": {"refinement_margin": interval(0.1, 0.2, layer=1)},
         "domains": [row("prose", "base"), row("code", "base"), row("canary", "canary"), row("sft", "task")],
-        "weights": {"classes": classes},
+        "weights": {"classes": classes, "unreplayed": []},
         "vocabulary": {"embedding": synthetic.rows(), "head": None},
         "identity": {"identical_checkpoints": False, "breaches": []},
         "attempts": [],

@@ -16,8 +16,10 @@ from typing import Any
 
 from moe_atlas.checkpoint.digest import config_sha256, digest_with_files
 from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.checkpoint.side_files import QUIET
 from moe_atlas.errors import InputRefused, IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt
+from moe_atlas.receipt.differences import mismatches, uncovered
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.text import shown
 
@@ -38,11 +40,13 @@ class Attestation:
         statement: the Statement's canonical bytes: ASCII JSON, one final newline.
         manifest: the SHA256SUMS file's bytes.
         verdict: the receipt's verdict.
+        uncovered: files that a loader might take and the manifest leaves out.
     """
 
     statement: bytes
     manifest: bytes
     verdict: str
+    uncovered: list[str]
 
 
 def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
@@ -53,8 +57,9 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
         checkpoint_path: the tuned checkpoint; every file is read once.
 
     Raises:
-        IntegrityError: ``E_RECEIPT`` when the receipt does not re-derive, ``E_DIGEST`` when the checkpoint is not
-            the audited one, ``E_CHANGED`` when a file changes meanwhile.
+        IntegrityError: ``E_RECEIPT`` when the receipt does not re-derive, ``E_DIGEST`` when the checkpoint, its
+            configuration or a file beside its weights is not the audited one, ``E_CHANGED`` when a file changes
+            meanwhile.
         UsageError: ``E_KIND`` for a baseline, which compares nothing.
         InputRefused: what is wrong with the checkpoint, or a file name that ``sha256sum`` would have to escape.
     """
@@ -76,14 +81,37 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
             raise IntegrityError(
                 "E_DIGEST", shown(str(checkpoint_path)), problem, "give the tuned checkpoint"
             )
-    manifest = sha256sums(files)
+    beside = next(mismatches(audited, checkpoint), None)
+    if beside is not None:
+        where, problem = beside
+        raise IntegrityError(
+            "E_DIGEST",
+            shown(str(checkpoint_path)),
+            f"is not the audited checkpoint: {shown(where)}: {shown(problem, 200)}",
+            "audit it as it is; `atlas verify --checkpoint` lists every difference",
+        )
+    manifest = sha256sums(files | covered(audited["files"]))
     statement = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": MANIFEST_NAME, "digest": {"sha256": hashlib.sha256(manifest).hexdigest()}}],
         "predicateType": PREDICATE_TYPE,
         "predicate": predicate(receipt, receipt_path),
     }
-    return Attestation(encode(statement), manifest, receipt["verdict"])
+    return Attestation(encode(statement), manifest, receipt["verdict"], _uncovered(audited))
+
+
+def covered(files: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sha256 of every file beside the weights that a server may act on and the audit has read, by name."""
+    named = {row["file"] for row in uncovered(files)}
+    rows = [row for row in files["listed"] if row["file"] not in named and row["kind"] not in QUIET]
+    return {row["file"]: row["sha256"] for row in rows}
+
+
+def _uncovered(audited: Mapping[str, Any]) -> list[str]:
+    """Names of files that a loader might take and the manifest leaves out: nobody has looked at what they hold."""
+    files = audited["files"]
+    more = [f"{files['more']['files']} more files"] if files["more"]["files"] else []
+    return [row["file"] for row in uncovered(files)] + more
 
 
 def sha256sums(files: Mapping[str, str]) -> bytes:
@@ -119,6 +147,7 @@ def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "outcomes": {name: found["outcome"] for name, found in receipt["predicates"].items()},
         "stage": receipt["probe"]["policy"]["stage"],
         "tuned": {"name": "tuned checkpoint", "digest": {TENSORS: tuned["digest"]}},
+        "uncovered": _uncovered(tuned),
         "resolvedDependencies": [
             {"name": "base checkpoint", "digest": {TENSORS: receipt["checkpoints"]["base"]["digest"]}}
         ],

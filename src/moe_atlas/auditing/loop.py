@@ -45,6 +45,7 @@ class Evidence:
     identity: list[dict[str, Any]] = field(default_factory=list)
     vocabulary: dict[str, Any] = field(default_factory=dict)
     ledger: WeightsLedger = field(default_factory=WeightsLedger)
+    unreplayed: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass

@@ -18,6 +18,7 @@ import torch
 from moe_atlas.auditing import memory
 from moe_atlas.auditing.batches import BATCH_TOKENS, partition, rounds
 from moe_atlas.auditing.digests import finish
+from moe_atlas.auditing.folder import Folder
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.loop import Evidence, Walk, walk
 from moe_atlas.auditing.machine import (
@@ -32,7 +33,7 @@ from moe_atlas.auditing.options import AuditOptions, Execution
 from moe_atlas.auditing.pairing import other_differences, require_comparable
 from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.side import Side, SideName, compute_dtype
-from moe_atlas.auditing.unreplayed import compare_unreplayed
+from moe_atlas.auditing.unreplayed import compare_unreplayed, nothing_differs
 from moe_atlas.auditing.view import Scope
 from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
 from moe_atlas.checkpoint.header import DTYPE_BITS
@@ -79,6 +80,7 @@ def measure(
         "attempts": [attempt_facts(path) for path in options.attempts],
     }
     checkpoints, specs = opened(base, tuned, probes)
+    folders = [Folder.of(probes, checkpoint, tuned=place > 0) for place, checkpoint in enumerate(checkpoints)]
     options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
     with exhaustion_named(), threads(options.threads), full_precision():
         audit = prepare(checkpoints, specs, probes, options, group)
@@ -90,12 +92,14 @@ def measure(
         if options.resume is not None:
             audit.resume = StateFile(options.resume[0], dependencies(audit, probes, options))
         evidence = walk(audit, probes.windows)
-        unpaired = compare_unreplayed(audit.sides, evidence.ledger, group)
+        evidence.unreplayed = compare_unreplayed(audit.sides, evidence.ledger, group)
         digests = [finish(side.reader, group) for side in audit.sides]
+        for folder in folders:
+            folder.require_unchanged()
     shares = group.bring(share_facts(audit))
     if not group.leads:
         return {}, {}
-    receipt = body(audit, evidence, probes, options, digests, shares) | {
+    receipt = body(audit, evidence, probes, options, digests, folders, shares) | {
         **lent,
         "noise_floor": floor,
         "timing": {
@@ -105,7 +109,6 @@ def measure(
             **({"processes": shares} if len(shares) > 1 else {}),
         },
     }
-    receipt["weights"]["unpaired"] = unpaired
     return receipt, window_arrays(probes) | evidence.arrays
 
 
@@ -115,6 +118,7 @@ def body(
     probes: ProbeSet,
     options: AuditOptions,
     digests: list[CheckpointDigest],
+    folders: list[Folder],
     shares: list[dict[str, Any]],
 ) -> Receipt:
     """The facts of the receipt that depend on neither the clock, nor a noise-floor run, nor another receipt.
@@ -125,6 +129,7 @@ def body(
         probes: what was asked.
         options: how it ran.
         digests: of each checkpoint.
+        folders: what stands beside the weights of each.
         shares: what each process read and how long it took.
     """
     specs = [side.spec for side in audit.sides]
@@ -135,11 +140,12 @@ def body(
         "probe": probe_facts(probes, specs[0]),
         "checkpoints": {
             side.name: checkpoint_facts(side, digest)
+            | folder.facts()
             | {"bytes_read": sum(share["bytes_read"][side.name] for share in shares)}
-            for side, digest in zip(audit.sides, digests, strict=True)
+            for side, digest, folder in zip(audit.sides, digests, folders, strict=True)
         },
         "layers": evidence.layers,
-        "weights": evidence.ledger.facts(),
+        "weights": evidence.ledger.facts() | {"unreplayed": evidence.unreplayed},
         "identity": identity_facts(evidence, specs),
         "vocabulary": {end: evidence.vocabulary.get(end) for end in ("embedding", "head")},
         "controls": {"parameter_distance": evidence.ledger.parameter_distance() if pair else None},
@@ -303,6 +309,7 @@ def probe_facts(probes: ProbeSet, spec: ModelSpec) -> dict[str, Any]:
     return {
         "name": described["name"],
         "lock": probes.lock.facts(),
+        "tokenizer": probes.lock.body["tokenizer"],
         "policy": described["policy"],
         "domains": described["domains"],
         "windows": described["windows"],
@@ -317,6 +324,7 @@ def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
     return {
         "path": side.checkpoint.label,
         "family": side.spec.family,
+        "vocabulary": side.spec.vocab,
         "digest": digest.sha256,
         "config_sha256": config_sha256(side.checkpoint),
         "classes": class_digests(side.spec, side.checkpoint, digest),
@@ -324,7 +332,10 @@ def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
         "bytes": sum(tensor.nbytes for tensor in stored),
         "dtype": sorted({tensor.dtype for tensor in stored}),
         "quantised": quantised_facts(side.checkpoint),
-        "skipped": [{"tensor": name, "reason": reason} for name, reason in side.spec.skipped],
+        "skipped": [
+            {"tensor": skipped.name, "reason": skipped.reason, "part": skipped.part}
+            for skipped in side.spec.skipped
+        ],
     }
 
 
@@ -335,13 +346,15 @@ def quantised_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def identity_facts(evidence: Evidence, specs: list[ModelSpec]) -> dict[str, Any]:
-    """Whether the checkpoints are the same bytes (up to a relabelling), and whether expert i is still expert i."""
-    rows = evidence.ledger.rows
+    """Whether the checkpoints hold the same values (up to a relabelling), and whether expert i is still expert i."""
+    aside = {skipped.name for spec in specs for skipped in spec.skipped}
     # Whether the head is stored apart or tied changes nothing where the ledger finds the same bytes.
     described = [{**spec.describe(), "tied": None} for spec in specs]
-    identical = len(specs) == 2 and described[0] == described[1]
+    same_model = len(specs) == 2 and described[0] == described[1]
+    replayed = same_model and all(row.identical for row in evidence.ledger.rows if row.name not in aside)
     return {
-        "identical_checkpoints": identical and all(row.identical for row in rows),
+        "identical_checkpoints": replayed and nothing_differs(evidence.unreplayed),
+        "identical_replayed": replayed,
         "breaches": [breach for layer in evidence.identity for breach in layer["breaches"]],
         "layers": evidence.identity,
     }

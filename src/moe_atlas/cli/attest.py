@@ -49,6 +49,9 @@ def attest(
     _write(targets, contents)
     names = ", ".join(shown(str(path)) for path in targets)
     typer.echo(f"wrote {names}; verdict {made.verdict}")
+    if made.uncovered:
+        named = ", ".join(shown(name) for name in made.uncovered)
+        typer.echo(f"not covered, though a loader might take it: {named}")
     typer.echo(
         f"check the files: (cd {shown(str(checkpoint))} && sha256sum -c {shown(str(targets[0].resolve()))})"
     )

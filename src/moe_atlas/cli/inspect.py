@@ -41,7 +41,7 @@ def facts(path: Path) -> dict[str, Any]:
     dtypes = Counter(dict.fromkeys(sorted({t.dtype for t in stored}), 0))
     for tensor in stored:
         dtypes[tensor.dtype] += tensor.nbytes
-    skipped = Counter(reason for _, reason in spec.skipped)
+    skipped = Counter(skipped.reason for skipped in spec.skipped)
     shared = sum(math.prod(ref.shape) for layer in spec.layers for ref in layer.refs)
     return {
         "path": str(path),

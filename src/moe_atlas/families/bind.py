@@ -17,7 +17,7 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.families import tensors
 from moe_atlas.families.names import BARE, MLP, kind_of, stored_suffix
 from moe_atlas.families.parts import Blueprint
-from moe_atlas.families.spec import ExpertLayout, LayerSpec, ModelSpec, MoESpec, TensorRef
+from moe_atlas.families.spec import ExpertLayout, LayerSpec, ModelSpec, MoESpec, Skipped, TensorRef
 from moe_atlas.families.tensors import Need
 
 PREFIXES = (
@@ -233,11 +233,11 @@ class _Binder:
         nested = f"language_model.{canonical}"
         return nested if nested in self.stored else canonical
 
-    def _skipped(self, spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    def _skipped(self, spec: ModelSpec) -> Iterator[Skipped]:
         idle = set(self._idle(spec))
         for name in sorted(set(self.stored) - self.used):
-            reason = "an identity expert returns its input" if name in idle else self._reason(name, spec)
-            if reason is None:
+            why = ("idle", "an identity expert returns its input") if name in idle else self._why(name, spec)
+            if why is None:
                 raise self._refuse(
                     name,
                     f"nothing in the {self.family} spec reads this tensor of shape "
@@ -245,7 +245,8 @@ class _Binder:
                     "remove it if it is not part of the model, or teach the family's file in "
                     "moe_atlas/families to use it",
                 )
-            yield name, reason
+            part, reason = why
+            yield Skipped(name, reason, part)
 
     def _idle(self, spec: ModelSpec) -> Iterator[str]:
         """Names under which a writer stores first matrices of experts that have none (never a down projection)."""
@@ -255,21 +256,22 @@ class _Binder:
                 for matrix in moe.layout.canonical.keys() - {"down_proj"}:
                     yield f"{moe.layout.stored[matrix].format(e=expert)}.weight"
 
-    def _reason(self, name: str, spec: ModelSpec) -> str | None:
+    def _why(self, name: str, spec: ModelSpec) -> tuple[str, str] | None:
+        """The part of the checkpoint that an unused tensor belongs to, and why no replay needs it."""
         text = self._stored_name(self.blueprint.layer_prefix.split("{i}")[0])
         layer = re.match(re.escape(text) + r"(\d+)\.", name)
         if layer and int(layer[1]) >= len(spec.layers):
-            return f"multi-token-prediction layer beyond num_hidden_layers = {len(spec.layers)}"
+            return "mtp", f"multi-token-prediction layer beyond num_hidden_layers = {len(spec.layers)}"
         if re.search(r"(^|\.)mtp(_|\.|\b)", name):
-            return "multi-token-prediction module"
+            return "mtp", "multi-token-prediction module"
         if self.quantised and name.endswith(ACTIVATION_SCALES):
-            return "scale of quantised activations; a replay quantises none"
+            return "activation-scales", "scale of quantised activations; a replay quantises none"
         if name.endswith("rotary_emb.inv_freq"):
-            return "derived from the configuration"
+            return "derived", "derived from the configuration"
         if not layer and re.search(
             r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+)\.", name
         ):
-            return "not part of the text model"
+            return "modalities", "not part of the text model"
         return None
 
     def _refuse(self, tensor: str, problem: str, next_step: str = "") -> InputRefused:

@@ -9,9 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from moe_atlas.families.mixers import Mixer, Norm, Precision
+
+
+class Skipped(NamedTuple):
+    """A stored tensor that is not replayed.
+
+    Attributes:
+        name: the tensor, by the name it stands for where it is quantised.
+        reason: why it is not replayed, in words.
+        part: the part of the checkpoint it belongs to: ``mtp`` (multi-token prediction), ``modalities`` (vision,
+            audio), ``activation-scales``, ``derived`` or ``idle``. A server may use the first three.
+    """
+
+    name: str
+    reason: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -223,8 +238,8 @@ class ModelSpec:
     head_bias: bool = False
     embed_refs: tuple[TensorRef, ...] = ()
     final_refs: tuple[TensorRef, ...] = ()
-    skipped: tuple[tuple[str, str], ...] = ()
-    """(stored tensor, reason) for everything on disk that is not replayed."""
+    skipped: tuple[Skipped, ...] = ()
+    """Everything on disk that is not replayed."""
 
     @property
     def streams(self) -> Streams | None:

@@ -14,7 +14,7 @@ from moe_atlas.probes.files import read_bounded, sha256_hex
 
 Tokens = NDArray[np.int64]
 
-_MAX_TOKENIZER_BYTES = 256 << 20
+MAX_TOKENIZER_BYTES = 256 << 20
 
 
 class Tokenizer(Protocol):
@@ -99,13 +99,21 @@ def open_tokenizer(name: str | None, folder: Path) -> Tokenizer:
     if name == "bytes":
         return ByteTokenizer()
     path = folder / name
-    raw = read_bounded(path, _MAX_TOKENIZER_BYTES, "E_PROBE_TOKENIZER")
+    return parse_tokenizer(read_bounded(path, MAX_TOKENIZER_BYTES, "E_PROBE_TOKENIZER"), str(path))
+
+
+def parse_tokenizer(raw: bytes, where: str) -> FileTokenizer:
+    """The tokenizer that the bytes of a ``tokenizer.json`` describe.
+
+    Raises:
+        InputRefused: E_PROBE_TOKENIZER when they describe none.
+    """
     import tokenizers  # noqa: PLC0415  only text sources need it
 
     try:
         inner = tokenizers.Tokenizer.from_buffer(raw)
     except Exception as error:  # the library raises plain Exception
-        raise InputRefused("E_PROBE_TOKENIZER", str(path), "is not a tokenizer.json") from error
+        raise InputRefused("E_PROBE_TOKENIZER", where, "is not a tokenizer.json") from error
     inner.no_truncation()
     inner.no_padding()
     return FileTokenizer(inner, sha256_hex(raw))

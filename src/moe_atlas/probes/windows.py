@@ -68,8 +68,12 @@ class _Document:
     parts: tuple[tuple[Tokens, int], ...]
 
 
-def build_windows(config: ProbeConfig) -> Sample:
+def build_windows(config: ProbeConfig, tokenizer: Tokenizer | None = None) -> Sample:
     """Read every source and cut its windows.
+
+    Args:
+        config: the probe file.
+        tokenizer: what numbers the text; the one that the probe file names by default.
 
     Raises:
         InputRefused: E_PROBE_SOURCE (unreadable or malformed), E_PROBE_TOKENIZER, E_PROBE_COUNT (fewer
@@ -77,7 +81,7 @@ def build_windows(config: ProbeConfig) -> Sample:
             (two documents or windows with the same tokens).
     """
     folder = config.path.parent
-    tokenizer = open_tokenizer(config.tokenizer, folder)
+    tokenizer = tokenizer or open_tokenizer(config.tokenizer, folder)
     order = sorted(range(len(config.domains)), key=lambda n: config.domains[n].role != "base")
     sources: dict[int, str] = {}
     windows: list[Window] = []

@@ -17,6 +17,7 @@ from moe_atlas.probes.ceilings import CEILINGS
 from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.passing import passing_bound
 from moe_atlas.statistics.sample import Interval, Sample, interval
+from moe_atlas.verdict.sameness import replayed_alike
 
 F64 = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
@@ -35,7 +36,7 @@ class Context:
         base_W: which windows are of base-role domains, bool [W].
         design: strata and documents of the base-role windows.
         protected: indices of the protected layers.
-        identical: the checkpoints are the same tensors, byte for byte.
+        identical: the checkpoints are the same in every tensor that is replayed, byte for byte.
     """
 
     kind: str
@@ -144,7 +145,7 @@ def make_context(receipt: Facts, windows: Arrays) -> Context:
         base_W=base_W,
         design=_design(windows, base_W, int(probe["windows"]["seed"]), int(policy["resamples"])),
         protected=frozenset(int(layer) for layer in probe["protected_layers"]),
-        identical=receipt["kind"] == "audit" and receipt["identity"]["identical_checkpoints"] is True,
+        identical=receipt["kind"] == "audit" and replayed_alike(receipt),
     )
 
 

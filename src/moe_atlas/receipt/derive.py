@@ -12,6 +12,7 @@ from typing import Any
 
 from moe_atlas.receipt.aggregates import derive_aggregates
 from moe_atlas.receipt.context import Arrays, Context, Facts, make_context
+from moe_atlas.receipt.differences import derive_differences
 from moe_atlas.receipt.domains import derive_domains
 from moe_atlas.receipt.expert_content import simultaneous_low
 from moe_atlas.receipt.layers import LayerResult, derive_layer
@@ -41,6 +42,7 @@ ORDER = (
     "domains",
     "layers",
     "weights",
+    "differences",
     "identity",
     "vocabulary",
     "controls",
@@ -97,6 +99,7 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
         "domains": derive_domains(context, [layer["layer"] for layer in facts["layers"]]),
         "layers": [result.derived for result in results],
     }
+    receipt |= {"differences": derive_differences(receipt)}
     receipt |= derive_predicates(receipt)
     receipt |= {"warnings": derive_warnings(receipt)}
     receipt |= {"claims": derive_claims(receipt)}

@@ -20,6 +20,7 @@ from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import lock_path, read_lock
 from moe_atlas.receipt.canonical import MAX_RECEIPT_BYTES, encode_receipt, parse_receipt, receipt_digest
 from moe_atlas.receipt.derive import DERIVATION, SCHEMA, derive
+from moe_atlas.receipt.differences import mismatches
 from moe_atlas.receipt.files import read_bounded
 from moe_atlas.receipt.schema import schema_problems, window_problems
 from moe_atlas.receipt.window_file import MAX_WINDOW_BYTES, Arrays, decode_windows
@@ -265,6 +266,8 @@ def _check_probe(
     central = None if config.central is None else config.central.describe()
     for where, problem in differences(lock.facts(), recorded["lock"], "probe.lock"):
         report.add(where, problem)
+    for where, problem in differences(lock.body["tokenizer"], recorded["tokenizer"], "probe.tokenizer"):
+        report.add(where, problem)
     for where, problem in differences(central, lock.policy_from, "probe.lock.policy_from"):
         report.add(where, f"not registered under this central policy: {problem}")
     for key in ("name", "policy", "domains", "windows", "evaluation", "protected_layers"):
@@ -281,16 +284,19 @@ def _check_probe(
 
 
 def _check_checkpoint(receipt: Mapping[str, Any], checkpoint: Path, report: VerifyReport) -> None:
-    """Hash the weights and the configuration again and compare with what the audit consumed."""
+    """Hash the weights again, read the configuration and the files beside them, and compare with what the audit saw."""
     side = "tuned" if receipt["kind"] == "audit" else "base"
     recorded = receipt["checkpoints"][side]
     try:
         opened = open_checkpoint(checkpoint)
         found = {"digest": digest_checkpoint(opened).sha256, "config_sha256": config_sha256(opened)}
+        beside = list(mismatches(recorded, opened))
     except (InputRefused, IntegrityError) as error:
         report.add(f"checkpoints.{side}", str(error))
         return
     for key, value in found.items():
         if value != recorded[key]:
             report.add(f"checkpoints.{side}.{key}", f"expected {recorded[key]}, the checkpoint has {value}")
-    report.checked.append(f"weights and configuration of the {side} checkpoint")
+    for where, problem in beside:
+        report.add(f"checkpoints.{side}.{where}", problem)
+    report.checked.append(f"weights, configuration and files of the {side} checkpoint")

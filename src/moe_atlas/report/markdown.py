@@ -24,7 +24,7 @@ def render(receipt: Mapping[str, Any], path: Path) -> str:
         "",
         *_cut([f"- {_safe(group.sentence, 400)}" for group in words.deciding(receipt)], REASONS, "gates"),
         *(f"- {name}: {_safe(reason, 400)}" for name, reason in words.open_reasons(receipt)),
-        *_cut([f"- ⚠️ {_safe(w['message'], 300)}" for w in receipt["warnings"]], WARNINGS, "warnings"),
+        *_warnings(receipt["warnings"]),
         *(["", *_predicates(receipt)] if receipt["kind"] == "audit" else []),
         "",
         *_domains(receipt),
@@ -49,6 +49,13 @@ def render_error(error: AtlasError) -> str:
 
 def _safe(text: Any, limit: int = 96) -> str:
     return markdown(str(text), limit)
+
+
+def _warnings(warnings: list[Mapping[str, Any]]) -> list[str]:
+    """The first warnings in full, the others by their codes: no condition goes unsaid for want of room."""
+    rest = list(dict.fromkeys(str(warning["code"]) for warning in warnings[WARNINGS:]))
+    lines = _cut([f"- ⚠️ {_safe(warning['message'], 300)}" for warning in warnings], WARNINGS, "warnings")
+    return [*lines[:-1], f"{lines[-1]}: {_safe(', '.join(rest), 300)}"] if rest else lines
 
 
 def _cut(lines: list[str], most: int, what: str) -> list[str]:

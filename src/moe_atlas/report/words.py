@@ -47,6 +47,7 @@ GATES = {
     "identity": "expert identity",
     "unmeasured_experts": "experts that too few tokens use",
     "vocabulary_rows": "rows of the vocabulary",
+    "unreplayed": "what no probe token passes",
     "protected_layers": "protected layers",
     "task_success": "task success",
     "attempt": "another attempt",
@@ -56,7 +57,7 @@ GATES = {
 SYMBOLS = {"pass": "✓", "fail": "✗", "undetermined": "?", "not-applicable": "–", "not-gated": "·"}
 PASSED = {True: "pass", False: "fail", None: "undetermined"}
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", None: "BASELINE"}
-PLACES = ("layer", "domain", "class", "attempt")
+PLACES = ("layer", "domain", "class", "part", "attempt")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from moe_atlas.verdict.gates import (
     too_few,
 )
 from moe_atlas.verdict.unseen import unseen_gates
+from moe_atlas.verdict.unreplayed import unreplayed_gates
 
 Receipt = Mapping[str, Any]
 
@@ -42,7 +43,7 @@ CHANNELS = {
     "load_cv_rise": "load_cv_rise",
 }
 # No declared stage excuses a breach of these, or leaves them open.
-HARD = ("weights", "identity", "non_finite_weights", "unmeasured_experts", "vocabulary_rows")
+HARD = ("weights", "identity", "non_finite_weights", "unreplayed", "unmeasured_experts", "vocabulary_rows")
 
 
 def atlas_gates(receipt: Receipt) -> list[Gate]:
@@ -53,6 +54,7 @@ def atlas_gates(receipt: Receipt) -> list[Gate]:
         _refinement_gate(receipt, floor),
         *_weight_gates(receipt),
         *_non_finite_gates(receipt),
+        *unreplayed_gates(receipt),
         *_identity_gates(receipt),
         *unseen_gates(receipt),
     ]

@@ -8,6 +8,7 @@ from typing import Any
 from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, status_of
 from moe_atlas.verdict.gates import FAIL, UNDETERMINED
 from moe_atlas.verdict.task import IDENTICAL, NOTHING_TUNED
+from moe_atlas.verdict.unreplayed import GATE as UNREPLAYED
 
 Receipt = Mapping[str, Any]
 
@@ -57,7 +58,23 @@ def _integrity(receipt: Receipt) -> list[dict[str, str]]:
     if "weights" in failed:
         first = "check which parameters the optimiser and the merge step really wrote"
         out.append(_step("a registered weight rule is breached", "the training or merge step", first))
-    return out
+    return [*out, *_unreplayed(receipt)]
+
+
+def _unreplayed(receipt: Receipt) -> list[dict[str, str]]:
+    lines = receipt["predicates"]["protected_atlas_rewrite"]["evidence"]
+    parts = [
+        line.get("part")
+        for line in lines
+        if line["gate"] == UNREPLAYED and line["result"] in (FAIL, UNDETERMINED)
+    ]
+    if not any(parts):
+        return []
+    first = (
+        "restore these tensors from the base or from the training checkpoint; where they are not served, register a "
+        f"policy with allow: [{', '.join(parts)}]"
+    )
+    return [_step("a part that no probe token passes differs", "the export or merge step", first)]
 
 
 def _playbook(receipt: Receipt) -> list[dict[str, str]]:
@@ -163,7 +180,7 @@ def _sample(receipt: Receipt) -> list[dict[str, str]]:
             line["gate"]
             for predicate in receipt["predicates"].values()
             for line in predicate["evidence"]
-            if line["result"] == UNDETERMINED and line["gate"] != "nothing_tuned"
+            if line["result"] == UNDETERMINED and line["gate"] not in ("nothing_tuned", UNREPLAYED)
         }
     )
     if not open_gates:

@@ -20,9 +20,15 @@ def model_identity(checkpoint: Receipt) -> str | None:
     return None if weights is None else f"{weights}:{checkpoint.get('config_sha256')}"
 
 
+def replayed_alike(receipt: Receipt) -> bool:
+    """Whether an audit found everything that it replays identical; other tensors may differ, or be missing."""
+    identity = receipt.get("identity") or {}
+    return any(identity.get(key) is True for key in ("identical_checkpoints", "identical_replayed"))
+
+
 def nothing_tuned(receipt: Receipt) -> bool:
-    """Whether base and tuned of an audit are the same: the audit found so, or it is plain from their digests."""
-    if (receipt.get("identity") or {}).get("identical_checkpoints") is True:
+    """Whether an audit of this pair says nothing of a tune: it found both alike, or that is plain from their digests."""
+    if replayed_alike(receipt):
         return True
     checkpoints = receipt.get("checkpoints") or {}
     base, tuned = (model_identity(checkpoints.get(side) or {}) for side in ("base", "tuned"))

@@ -1,0 +1,96 @@
+"""What differs between two checkpoints and no measurement sees: keys of config.json, files beside the weights.
+
+The facts are under ``checkpoints``; this module compares them, and holds a checkpoint at hand against them. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moe_atlas.checkpoint.config_keys import difference, flat
+from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.side_files import QUIET, WEIGHTS, file_facts, side_files
+
+Facts = Mapping[str, Any]
+
+
+def derive_differences(receipt: Facts) -> dict[str, Any]:
+    """Return the differing keys and files of a pair, what a server acts on first; both empty for a baseline."""
+    found = receipt["checkpoints"]
+    if receipt["kind"] == "baseline":
+        return {"config": [], "files": []}
+    base, tuned = found["base"], found["tuned"]
+    return {
+        "config": difference(base["config"], tuned["config"]),
+        "files": list(_files(base["files"], tuned["files"])),
+    }
+
+
+def _files(base: Facts, tuned: Facts) -> Iterator[dict[str, Any]]:
+    """Files that one side lacks, that differ, or whose bytes were not read on both sides."""
+    one, other = ({row["file"]: row for row in side["listed"]} for side in (base, tuned))
+    order = [*other, *(name for name in one if name not in other)]
+    for name in order:
+        change = _change(one.get(name), other.get(name))
+        if change is not None:
+            yield {"file": name, "kind": (other.get(name) or one[name])["kind"], "change": change}
+    if base["more"] != tuned["more"]:
+        yield {"file": "further files, which are not listed one by one", "kind": "other", "change": "changed"}
+
+
+def _change(base: Facts | None, tuned: Facts | None) -> str | None:
+    if base is None or tuned is None:
+        return "added" if base is None else "removed"
+    if base["bytes"] is None or tuned["bytes"] is None:
+        return None if base["kind"] in QUIET else "not compared"
+    if base["sha256"] is None or tuned["sha256"] is None:
+        return "changed" if base["bytes"] != tuned["bytes"] else "not compared"
+    if base["sha256"] == tuned["sha256"]:
+        return None
+    return None if base["content"] is not None and base["content"] == tuned["content"] else "changed"
+
+
+def uncovered(files: Facts) -> list[Facts]:
+    """The listed files that a loader might take weights from, and unread ones that a server may act on."""
+    return [
+        row
+        for row in files["listed"]
+        if row["kind"] == WEIGHTS or (row["sha256"] is None and row["kind"] not in QUIET)
+    ]
+
+
+def mismatches(recorded: Facts, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Yield every key of config.json and every side file in which a checkpoint is not the recorded one.
+
+    Documentation, a trainer's own records and folders are left out: they change nothing of what is served.
+    """
+    config, files = flat(checkpoint.config), file_facts(side_files(checkpoint))
+    for key in sorted(recorded["config"].keys() | config.keys()):
+        expected, found = recorded["config"].get(key), config.get(key)
+        if expected != found:
+            yield f"config.{key}", f"expected {_value(expected)}, the checkpoint has {_value(found)}"
+    one, other = ({row["file"]: row for row in side["listed"]} for side in (recorded["files"], files))
+    for name in sorted(one.keys() | other.keys()):
+        problem = _mismatch(one.get(name), other.get(name))
+        if problem is not None:
+            yield f"files.{name}", problem
+    if recorded["files"]["more"] != files["more"]:
+        yield "files.more", "the files that are not listed one by one are not the recorded ones"
+
+
+def _mismatch(recorded: Facts | None, found: Facts | None) -> str | None:
+    kind = (found or recorded or {})["kind"]
+    if kind in QUIET or recorded == found:
+        return None
+    if recorded is None:
+        return f"a file ({kind}) that was not there when it was audited"
+    if found is None:
+        return f"a file ({kind}) that was there when it was audited is gone"
+    keys = ("sha256", "bytes", "unread")
+    key = next((key for key in keys if recorded[key] != found[key]), "kind")
+    return f"expected {key} {_value(recorded[key])}, the checkpoint has {_value(found[key])}"
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value)
