@@ -133,7 +133,43 @@ def test_prediction_layers_and_vision_towers_are_skipped_with_a_reason(edited):
         "model.layers.0.self_attn.rotary_emb.inv_freq": "derived",
     }
     folder = edited("deepseek_v3", lambda c, t: t.update({name: torch.zeros(4) for name in extra}))
-    skipped = dict(tiny.open_tiny(folder)[0].skipped)
+    skipped = {each.name: each.reason for each in tiny.open_tiny(folder)[0].skipped}
     assert skipped.keys() == extra.keys()
     for name, reason in extra.items():
         assert reason in skipped[name]
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        {"unsloth_version": "2025.9.7", "unsloth_fixed": True},
+        {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05},
+        {
+            "num_beams": 1,
+            "length_penalty": 1.0,
+            "min_length": 0,
+            "no_repeat_ngram_size": 0,
+            "output_scores": False,
+        },
+        {"add_cross_attention": False, "tie_encoder_decoder": False, "tf_legacy_loss": False},
+        {
+            "_attn_implementation_autoset": True,
+            "_commit_hash": "abc",
+            "_experts_implementation": "grouped_mm",
+        },
+        {"task_specific_params": {"x": 1}},
+    ],
+)
+def test_what_common_tools_leave_in_a_configuration_changes_nothing(edited, stamp):
+    spec = tiny.open_tiny(edited("qwen3_moe", lambda c, t: None))[0]
+    stamped = tiny.open_tiny(edited("qwen3_moe", lambda c, t: c.update(stamp)))[0]
+    assert spec.describe() == stamped.describe()
+
+
+def test_experts_per_token_under_an_unknown_name_are_still_refused(edited):
+    """`top_k` is how text is sampled; it does not stand for the router's."""
+
+    def change(config, tensors):
+        config["top_k"] = config.pop("num_experts_per_tok")
+
+    assert "num_experts_per_tok" in refusal(edited("qwen3_moe", change))

@@ -11,7 +11,11 @@ from moe_atlas.errors import InputRefused
 INERT = frozenset(
     # identity, training and generation: never part of the forward pass in evaluation
     [
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_experts_implementation",
         "_name_or_path",
+        "add_cross_attention",
         "architectures",
         "attn_implementation",
         "_attn_implementation",
@@ -55,17 +59,51 @@ INERT = frozenset(
         "router_z_loss_coef",
         "seq_aux",
         "sep_token_id",
+        "task_specific_params",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
         "tokenizer_class",
         "torch_dtype",
         "torchscript",
         "transformers_version",
         "unk_token_id",
+        "unsloth_fixed",
+        "unsloth_version",
         "use_cache",
         "use_bfloat16",
         "use_return_dict",
     ]
 )
 """Keys that change no number of an evaluation forward pass in any supported family."""
+GENERATION = frozenset(
+    [
+        "begin_suppress_tokens",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_scores",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict_in_generate",
+        "suppress_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+    ]
+)
+"""How text is generated: older versions of transformers keep it in config.json, at its top level only."""
 
 _REFUSED: Any = object()
 """Stands for a value that the family has not, so that a key which needs it is refused."""
@@ -179,10 +217,10 @@ class Config:
         child = Config(value, f"{self.where}: {name}", self.file, f"{self.path}{name}.")
         return self._children.setdefault(name, child)
 
-    def refuse_unread(self) -> None:
+    def refuse_unread(self, inert: frozenset[str] = INERT | GENERATION) -> None:
         """Refuse the first key that nothing has read, unless it is empty or known to be inert."""
         for name, value in self.values.items():
-            if name in self._read or name in INERT or value is None or value == {} or value == []:
+            if name in self._read or name in inert or value is None or value == {} or value == []:
                 continue
             raise self.refuse(
                 f"{name} = {value!r}",
@@ -191,7 +229,7 @@ class Config:
                 "reason",
             )
         for child in self._children.values():
-            child.refuse_unread()
+            child.refuse_unread(INERT)
 
     def refuse(self, key: str, problem: str, next_step: str = "") -> InputRefused:
         """An `E_FAMILY` error about one key of this section."""
