@@ -8,8 +8,8 @@ from typing import Any
 
 from moe_atlas.probes.cannot_fail import Measured, cannot_fail, loose_tail_guard
 from moe_atlas.receipt.context import Facts
-from moe_atlas.receipt.unseen import unseen_warnings
 from moe_atlas.receipt.unmeasured import unmeasured
+from moe_atlas.receipt.unseen import unseen_warnings
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reaches
 

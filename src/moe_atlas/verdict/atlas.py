@@ -22,8 +22,8 @@ from moe_atlas.verdict.gates import (
     is_number,
     too_few,
 )
-from moe_atlas.verdict.unseen import unseen_gates
 from moe_atlas.verdict.unreplayed import unreplayed_gates
+from moe_atlas.verdict.unseen import unseen_gates
 
 Receipt = Mapping[str, Any]
 

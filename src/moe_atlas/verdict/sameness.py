@@ -27,7 +27,7 @@ def replayed_alike(receipt: Receipt) -> bool:
 
 
 def nothing_tuned(receipt: Receipt) -> bool:
-    """Whether an audit of this pair says nothing of a tune: it found both alike, or that is plain from their digests."""
+    """Whether this pair was not tuned: the audit found both alike, or their digests are equal."""
     if replayed_alike(receipt):
         return True
     checkpoints = receipt.get("checkpoints") or {}
