@@ -143,7 +143,7 @@ def test_scales_of_activations_may_move_as_calibrations_do(tmp_path, factor, fin
     tuned = pairs.variant(
         stored, tmp_path / "tuned", lambda t: t | {name: torch.tensor(0.02 * factor) for name in names}
     )
-    row = rows(base, tuned)["activation-scales"]
+    row = rows(base, tuned)["activation_scales"]
     assert row[finding] == row["tensors"]["tuned"] == 8
 
 
@@ -226,5 +226,14 @@ def test_a_part_of_one_checkpoint_alone_never_counts_as_identical(base, tmp_path
     facts, arrays = pairs.audited(base, tuned, pairs.probe(tmp_path / "probe"), dtype="float32")
     assert facts["identity"]["identical_checkpoints"] is False
     assert facts["identity"]["identical_replayed"] is True
-    increase = derive(facts, arrays)["domains"][0]["nll_increase"]
-    assert (increase["estimate"], increase["exact"]) == (0.0, True)
+    for allow, verdict in (
+        ([], "inconclusive"),
+        (["mtp"], "inconclusive"),
+        (["identical"], "inconclusive"),
+        (["identical", "mtp"], "pass"),
+    ):
+        facts["probe"]["policy"]["allow"] = allow
+        receipt = derive(facts, arrays)
+        assert receipt["verdict"] == verdict, allow
+        increase = receipt["domains"][0]["nll_increase"]
+        assert (increase["estimate"], increase["exact"]) == (0.0, True)

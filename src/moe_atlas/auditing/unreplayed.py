@@ -107,7 +107,7 @@ def _finding(squares_NR: NDArray[np.float64], shape: tuple[int, ...], part: str)
     for base, tuned, _ in (squares_NK, squares_NR) if shape and shape[-1] >= ROW else (squares_NK,):
         if ((base > 0) & (tuned == 0)).any():
             return "zeroed"
-    if part == "activation-scales":
+    if part == "activation_scales":
         far_K = (tuned_K > SCALED**2 * base_K) | (tuned_K < base_K / SCALED**2)
     else:
         far_K = change_K > MOVED**2 * base_K

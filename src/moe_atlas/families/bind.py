@@ -265,7 +265,7 @@ class _Binder:
         if re.search(r"(^|\.)mtp(_|\.|\b)", name):
             return "mtp", "multi-token-prediction module"
         if self.quantised and name.endswith(ACTIVATION_SCALES):
-            return "activation-scales", "scale of quantised activations; a replay quantises none"
+            return "activation_scales", "scale of quantised activations; a replay quantises none"
         if name.endswith("rotary_emb.inv_freq"):
             return "derived", "derived from the configuration"
         if not layer and re.search(

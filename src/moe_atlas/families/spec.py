@@ -21,7 +21,7 @@ class Skipped(NamedTuple):
         name: the tensor, by the name it stands for where it is quantised.
         reason: why it is not replayed, in words.
         part: the part of the checkpoint it belongs to: ``mtp`` (multi-token prediction), ``modalities`` (vision,
-            audio), ``activation-scales``, ``derived`` or ``idle``. A server may use the first three.
+            audio), ``activation_scales``, ``derived`` or ``idle``. A server may use the first three.
     """
 
     name: str

@@ -29,10 +29,10 @@ ALLOWANCES = {
     "vocabulary_rows": "rows of embedding and head may be permuted, made far longer, or replaced in numbers",
     "mtp": "multi-token-prediction tensors may be missing, added or replaced: no server drafts with them",
     "modalities": "tensors of vision and audio may be missing, added or replaced: only text is served",
-    "activation-scales": "scales of quantised activations may be missing, added or replaced: the server takes its own",
+    "activation_scales": "scales of quantised activations may be missing, added or replaced: the server takes its own",
     "tokenizer": "the tokenizer beside the tuned checkpoint may number the probe's text in another way",
 }
-UNREPLAYED = ("mtp", "modalities", "activation-scales")  # parts that a server may use and no replay does
+UNREPLAYED = ("mtp", "modalities", "activation_scales")  # parts that a server may use and no replay does
 CHANNELS = ("coordinate", "boundary", "transition", "content")
 # The worst expert's content change where a probe file does not say: three times what the lab's sound tunes reach,
 # and below one expert with half its own norm of noise (docs/lab.md).

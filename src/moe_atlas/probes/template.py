@@ -85,7 +85,7 @@ policy:
   # What is allowed by name, nothing by default. identical: base and tuned may hold the same values.
   # unmeasured_experts: experts that too few probe tokens use may change unlike the others of their layer.
   # vocabulary_rows: rows of embedding and head may be permuted, far longer, or replaced in numbers.
-  # mtp, modalities, activation-scales: tensors that no probe token passes (prediction layers; vision, audio; scales
+  # mtp, modalities, activation_scales: tensors that no probe token passes (prediction layers; vision, audio; scales
   # of quantised activations) may be missing, added or replaced. tokenizer: the one beside the tuned checkpoint may
   # number the probe's text in another way.
   # allow: [identical]

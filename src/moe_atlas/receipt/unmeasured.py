@@ -19,7 +19,7 @@ MESSAGES = 4  # of one kind that name items
 PARTS = {
     "mtp": "multi-token prediction",
     "modalities": "vision and audio",
-    "activation-scales": "scales of quantised activations",
+    "activation_scales": "scales of quantised activations",
     "derived": "tensors that follow from the configuration",
     "idle": "matrices of identity experts",
 }

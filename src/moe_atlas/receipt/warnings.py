@@ -44,7 +44,10 @@ def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
     """Base against itself: every number below is exactly 0 and says nothing of a tune."""
     if receipt["kind"] != "audit" or not nothing_tuned(receipt):
         return []
-    message = "nothing was tuned: base and tuned hold the same values, so every difference is exactly 0"
+    message = (
+        "nothing was tuned: base and tuned hold the same values in all that is replayed, so every difference is "
+        "exactly 0"
+    )
     return [{"code": "nothing-tuned", "message": message}]
 
 

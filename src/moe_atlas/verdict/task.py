@@ -45,7 +45,7 @@ def task_outcome(receipt: Receipt, gates: Sequence[Gate], atlas: str) -> tuple[s
 
 def _nothing_tuned_gate(receipt: Receipt) -> Gate:
     """Undetermined unless the policy allows it by name: an audit of nothing shows nothing about a tune."""
-    same = "base and tuned hold the same values"
+    same = "base and tuned hold the same values in all that is replayed"
     if IDENTICAL in (receipt["probe"]["policy"].get("allow") or ()):
         return Gate("nothing_tuned", PASS, {}, {}, None, f"{same}, which policy.allow permits")
     reason = f"{same}: nothing was tuned; policy.allow: [{IDENTICAL}] permits it"
