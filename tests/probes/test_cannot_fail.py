@@ -14,7 +14,7 @@ import pytest
 from moe_atlas.probes import load_probes
 from moe_atlas.probes.cannot_fail import Measured, cannot_fail
 from moe_atlas.probes.ceilings import CEILINGS, ceiling
-from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, CHANNELS
+from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, BUDGETS, CHANNELS
 from moe_atlas.probes.template import TEMPLATE
 from moe_atlas.receipt.derive import derive
 from tests.receipt import synthetic
@@ -32,6 +32,7 @@ EDGES = [
     ("policy.rewrite.boundary", 0.5, 0.49),
     ("policy.rewrite.transition", 0.35, 0.34),
     ("policy.rewrite.content", 0.5, 0.49),
+    ("policy.rewrite.expert_content", 0.5, 0.49),
     ("policy.rewrite.overlap_drop", 1.0, 0.99),
     ("policy.rewrite.dead_share_rise", 0.5, 0.49),
     ("policy.rewrite.entropy_drop", 6.0, 5.5),
@@ -53,6 +54,7 @@ ABSURD = [
     ("policy.rewrite.boundary", 1.0),
     ("policy.rewrite.transition", math.log(2)),
     ("policy.rewrite.content", 1.0),
+    ("policy.rewrite.expert_content", 1.0),
     ("policy.rewrite.overlap_drop", 2.0),
     ("policy.rewrite.dead_share_rise", 1.0),
     ("policy.rewrite.entropy_drop", 50.0),
@@ -99,7 +101,7 @@ def test_what_no_checkpoint_could_break_is_named(path: str, value: Any) -> None:
 
 
 def test_every_budget_is_judged() -> None:
-    assert set(CEILINGS) == {*CHANNELS, *ABSOLUTE_BUDGETS}
+    assert set(CEILINGS) == set(BUDGETS)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_channels_that_are_all_open_beside_a_gated_budget_are_named() -> None:
     rewrite = PROBE["policy"]["rewrite"] | dict.fromkeys(CHANNELS)
     (line,) = cannot_fail(changed("policy.rewrite", rewrite))
     assert "none of coordinate, boundary, transition, content" in line
-    nothing = rewrite | dict.fromkeys(ABSOLUTE_BUDGETS)
+    nothing = rewrite | dict.fromkeys(ABSOLUTE_BUDGETS) | {"expert_content": 0.35}  # which is there unasked
     assert cannot_fail(changed("policy.rewrite", nothing)) == []  # nothing can pass
 
 

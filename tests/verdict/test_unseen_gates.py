@@ -105,3 +105,9 @@ def test_the_guard_of_single_experts_alone_preserves_nothing() -> None:
     rewrite = made["probe"]["policy"]["rewrite"]
     rewrite |= {key: None for key in rewrite if key != "expert_content"}
     assert derive_predicates(made)["predicates"]["protected_atlas_rewrite"]["outcome"] == "undetermined"
+
+
+def test_what_is_open_does_not_excuse_what_failed() -> None:
+    made = with_experts([0.01] * 7 + [1.2], [], [7])
+    made["layers"][1]["pair"]["boundary_drift"] |= {"low": 0.3, "high": 0.4, "simultaneous_low": 0.3}
+    assert judged(made, "unmeasured_experts") == ("fail", ["undetermined"])
