@@ -69,7 +69,9 @@ def test_reads_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("file", ["model-1.safetensors", "model.safetensors.index.json", "config.json"])
-@pytest.mark.parametrize("change", ["mtime", "size", "inode", "gone", "link", "fifo"])
+@pytest.mark.parametrize(
+    "change", ["mtime", "size", "bytes", "mode", "hard link", "inode", "gone", "link", "fifo"]
+)
 def test_notices_a_changed_file(tmp_path: Path, file: str, change: str) -> None:
     checkpoint = open_checkpoint(write_sharded(tmp_path, {"model-1.safetensors": TENSORS}))
     path = tmp_path / file
@@ -79,6 +81,13 @@ def test_notices_a_changed_file(tmp_path: Path, file: str, change: str) -> None:
     elif change == "size":
         os.truncate(path, len(content) + 1)
         os.utime(path, ns=times)
+    elif change == "bytes":  # in place, with the time put back
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(path, ns=times)
+    elif change == "mode":
+        path.chmod(0o600)
+    elif change == "hard link":
+        os.link(path, tmp_path / "another name")
     elif change == "inode":
         (tmp_path / "new").write_bytes(content)
         os.utime(tmp_path / "new", ns=times)
@@ -92,3 +101,7 @@ def test_notices_a_changed_file(tmp_path: Path, file: str, change: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         digest_checkpoint(checkpoint)
     assert_one_line(caught.value, "E_CHANGED", 5, file)
+    if change in ("bytes", "mode", "hard link"):
+        assert "written with its time put back, or its mode, owner, name or hard links were changed" in str(
+            caught.value
+        )

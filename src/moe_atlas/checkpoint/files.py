@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_atlas.checkpoint.header import pread_all
@@ -66,13 +66,15 @@ class FileStat:
 
     Attributes:
         size: bytes.
-        mtime_ns: time of the last change, nanoseconds.
+        mtime_ns: time of the last write, nanoseconds; a writer can put it back.
+        ctime_ns: time of the last change of the file or of its attributes, nanoseconds; only the system sets it.
         inode: the file's number on its device.
         device: the number of the device.
     """
 
     size: int
     mtime_ns: int
+    ctime_ns: int
     inode: int
     device: int
 
@@ -98,7 +100,10 @@ def open_regular(root: Path, file: str, label: str | None = None) -> Iterator[tu
     try:
         found = os.fstat(descriptor)
         _require_regular(found, label)
-        yield descriptor, FileStat(found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)
+        yield (
+            descriptor,
+            FileStat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev),
+        )
     finally:
         os.close(descriptor)
 
@@ -204,9 +209,20 @@ def foreign(label: str, kind: str) -> InputRefused:
 
 
 def require_same(first: FileStat, now: FileStat, label: str) -> None:
-    """Raise ``E_CHANGED`` unless a file is the one that was opened first."""
+    """Raise ``E_CHANGED`` unless a file is the one that was opened first.
+
+    A write with the time of writing put back, and a chmod, a rename or a new hard link, move nothing but the ctime.
+    They cannot be told from each other without reading everything again, so all of them end here.
+    """
     if now == first:
         return
+    if now == replace(first, ctime_ns=now.ctime_ns):
+        problem = (
+            "was changed while it was being read: written with its time put back, or its mode, owner, name or hard "
+            "links were changed"
+        )
+        step = "start again when nothing touches the checkpoint; an audit with --resume goes on where it was"
+        raise IntegrityError("E_CHANGED", place(label), problem, step)
     if now.size != first.size:
         problem = f"changed while it was being read: {first.size} bytes became {now.size}"
     else:
