@@ -109,15 +109,15 @@ def _recorded(
     base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions, group: Group
 ) -> dict[str, Any] | None:
     """Do this process's part of the work; the one that leads writes the receipt and returns it."""
-    from moe_atlas.auditing.resume import state_paths
+    from moe_atlas.auditing.resume import owns, state_paths
     from moe_atlas.auditing.run import measure
 
     if not group.leads:
         measure(base, tuned, probe, options, group)
         return None
     kept = state_paths(place.receipt)
-    # State that is still there shows that a receipt beside it is of this audit, killed while it was recorded.
-    force = place.force or (place.resume and kept[0].exists())
+    # A receipt that this audit wrote itself, and was killed before it was recorded, is written anew.
+    force = place.force or (place.resume and owns(kept[0], place.receipt))
     check_writable(place.receipt, force)
     inputs = (base, tuned, probe, lock_path(probe), options.policy_from, options.baseline, place.previous)
     require_apart((place.receipt, window_path(place.receipt)), (*inputs, *options.attempts))

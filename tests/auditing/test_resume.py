@@ -18,6 +18,7 @@ from moe_atlas.api import AuditOptions, audit
 from moe_atlas.auditing import resume as resuming
 from moe_atlas.auditing.resume import StateFile
 from moe_atlas.auditing.state_file import read_state
+from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.errors import IntegrityError, ResourceExhausted, UsageError
 from tests import pairs, tiny
 
@@ -205,8 +206,6 @@ def test_changed_bytes_are_noticed_where_they_were_consumed(place, tmp_path, mon
     shutil.copytree(place, tmp_path / "copy")
     root = tmp_path / "copy"
     interrupted(root, tmp_path, monkeypatch)
-    from moe_atlas.checkpoint.index import open_checkpoint
-
     names = sorted(open_checkpoint(root / "base").tensors)
     name = next(
         n for n in names if ("layers.1." if where == "consumed" else "layers.2.") in n and "norm" in n
@@ -225,6 +224,27 @@ def test_changed_bytes_are_noticed_where_they_were_consumed(place, tmp_path, mon
         audited(root, tmp_path, AuditOptions())
         found = result(tmp_path)[0]["checkpoints"]["base"]["digest"]
         assert found != result(place / "plain")[0]["checkpoints"]["base"]["digest"]
+
+
+def test_a_resumed_audit_replaces_no_receipt_but_its_own(place, tmp_path, monkeypatch):
+    interrupted(place, tmp_path, monkeypatch)
+    other = pairs.variant(
+        place / "base", tmp_path / "other", pairs.jitter(1e-3, lambda name: "experts" in name)
+    )
+    probe, path = place / "probe/probes.yaml", tmp_path / "receipt.json"
+    audit(place / "base", other, probe, receipt=path)  # another pair takes the place meanwhile
+    before = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("moe_atlas.auditing.run.measure", None)  # refused before any work
+        with pytest.raises(UsageError, match=r"E_EXISTS .*receipt\.json: is there already"):
+            audited(place, tmp_path, AuditOptions())
+    assert path.read_bytes() == before
+    path.unlink()
+    with pytest.raises(UsageError, match=r"E_EXISTS .*receipt\.windows\.safetensors: is there already"):
+        audited(place, tmp_path, AuditOptions())
+    (tmp_path / "receipt.windows.safetensors").unlink()
+    audited(place, tmp_path, AuditOptions())
+    assert result(tmp_path) == result(place / "plain")
 
 
 def test_any_damage_of_the_state_is_noticed(place, tmp_path, monkeypatch):

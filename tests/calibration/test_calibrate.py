@@ -200,6 +200,11 @@ def test_the_command_writes_a_policy_that_a_probe_file_can_be_registered_under(
     assert (config.protected_layers.describe(), config.evaluation.quantile) == ([2], 0.9)
     assert run(arguments) == 2  # it is there already
     assert "E_EXISTS" in capsys.readouterr().err
+    receipt = sorted(Path(arguments[arguments.index("--healthy") + 1]).rglob("*.json"))[0]
+    before = receipt.read_bytes()
+    assert run([str(receipt) if word == str(out) else word for word in arguments] + ["--force"]) == 2
+    assert "E_OVER_INPUT" in capsys.readouterr().err
+    assert receipt.read_bytes() == before
 
 
 def test_a_limit_of_the_divergence_is_written_or_left_out_and_never_null() -> None:

@@ -121,6 +121,24 @@ def test_an_existing_receipt_is_not_overwritten(audit, tmp_path):
     assert audit("base", "light", "--force")[0] == 0
 
 
+def test_window_data_whose_receipt_was_moved_away_are_not_overwritten(audit, tmp_path):
+    assert audit("base", "light")[0] == 0
+    (tmp_path / "receipt.json").rename(tmp_path / "monday.json")
+    before = (tmp_path / "receipt.windows.safetensors").read_bytes()
+    code, _, err = audit("base", "hard", "--resume")
+    assert must_be_one_line(code, err, "E_EXISTS", "receipt.windows.safetensors", "--force") == 2
+    assert (tmp_path / "receipt.windows.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("target", ["light/report.html", "base/config.json", "probe/probes.lock.json"])
+def test_a_report_goes_neither_over_an_input_nor_into_a_checkpoint(audit, place, tmp_path, target):
+    before = {file: file.read_bytes() for file in place.rglob("*") if file.is_file()}
+    code, _, err = audit("base", "light", "--force", "--format", f"html={place / target}")
+    assert must_be_one_line(code, err, "E_OVER_INPUT", target, "choose another place") == 2
+    assert {file: file.read_bytes() for file in place.rglob("*") if file.is_file()} == before
+    assert left_behind(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "target", ["light/receipt.json", "base/config.json", "base/../light/x.json", "probe/probes.lock.json"]
 )

@@ -47,6 +47,11 @@ def test_a_run_from_baseline_to_gate(atlas, place, tmp_path):
     audit = ("audit", place / "base", place / "light", "--receipt", tmp_path / "a.json", "--run", "sft")
     assert atlas(*audit, "--step", 100) == (0, "", "")
     assert atlas("gate", "sft", "--quiet")[0] == 0
+    ledger = tmp_path / "runs/sft/ledger.jsonl"
+    before = ledger.read_bytes()
+    code, _, err = atlas("history", "sft", "-o", ledger, "--force")
+    assert (code, err[:20]) == (2, "atlas: E_OVER_INPUT ")
+    assert ledger.read_bytes() == before
     code, out, _ = atlas("history", "sft", "--json")
     facts = json.loads(out)
     assert (code, facts["state"], facts["receipts_checked"]) == (0, "clear", 2)

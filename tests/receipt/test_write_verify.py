@@ -437,9 +437,10 @@ def test_a_deterministic_error_while_deriving_is_a_mismatch(
 def test_a_renamed_receipt_keeps_its_own_window_data(written: Path, small: Case) -> None:
     """They are those it records, not those that happen to lie under its new name; and those bytes alone."""
     renamed = written.rename(written.with_name("monday.json"))
-    write_receipt(
-        small[0], synthetic.windows(small[0], seed=1), written
-    )  # now recorded.windows are another's
+    another = small[0], synthetic.windows(small[0], seed=1), written
+    with pytest.raises(UsageError, match=r"E_EXISTS .*receipt\.windows\.safetensors"):
+        write_receipt(*another)
+    write_receipt(*another, force=True)  # now recorded.windows are another's
     other = written.rename(written.with_name("tuesday.json"))
     window_path(written).rename(window_path(renamed))
     assert verify(renamed).mismatches

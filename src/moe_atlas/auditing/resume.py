@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -22,9 +23,11 @@ import torch
 
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.auditing.side import Side
-from moe_atlas.auditing.state_file import read_state, write_state
-from moe_atlas.errors import UsageError
+from moe_atlas.auditing.state_file import read_state, state_facts, write_state
+from moe_atlas.errors import AtlasError, UsageError
 from moe_atlas.probes.registration import ProbeSet
+from moe_atlas.receipt.canonical import MAX_RECEIPT_BYTES, parse_receipt
+from moe_atlas.receipt.files import read_bounded
 from moe_atlas.text import shown
 from moe_atlas.version import __version__
 from moe_atlas.weights.comparison import TensorChange
@@ -60,10 +63,15 @@ class StateFile:
     Args:
         path: the file; it is replaced after every layer.
         parts: everything that the state depends on, by what a reader would call it; JSON values.
+
+    Attributes:
+        token: a name of this audit that nobody else has; its receipt carries it, so that a resumed audit knows the one
+            that it wrote itself.
     """
 
     def __init__(self, path: Path, parts: Mapping[str, Any]) -> None:
         self.path = path
+        self.token = secrets.token_hex(16)
         self._parts = {name: _digest(value) for name, value in parts.items()}
 
     def restore(self, audit: Walk) -> int:
@@ -85,6 +93,7 @@ class StateFile:
         for side, consumed in zip(audit.sides, facts["readers"], strict=True):
             side.reader.restore(consumed["hashed"], consumed["bytes_read"])
             side.states = [_restored(audit, side, n, tensors) for n in range(len(audit.batches))]
+        self.token = facts["token"]
         audit.in_step = facts["in_step"]
         _restore_evidence(audit, facts, tensors)
         return int(facts["done"])
@@ -98,6 +107,7 @@ class StateFile:
         evidence = audit.evidence
         facts = {
             "parts": self._parts,
+            "token": self.token,
             "done": done,
             "in_step": audit.in_step,
             "readers": [
@@ -150,6 +160,17 @@ def state_paths(receipt: Path) -> tuple[Path, Path]:
     """Where an audit's state is kept, and that of its noise floor: hidden files beside the receipt."""
     folder, name = receipt.parent, receipt.name
     return folder / f".{name}.resume", folder / f".{name}.floor-resume"
+
+
+def owns(state: Path, receipt: Path) -> bool:
+    """Whether the audit that left a state wrote the receipt that stands beside it, killed before it could say so."""
+    facts = state_facts(state)
+    try:
+        written = parse_receipt(read_bounded(receipt, MAX_RECEIPT_BYTES), shown(str(receipt)))
+    except AtlasError:
+        return False
+    token = (written.get("timing") or {}).get("resume")
+    return facts is not None and token is not None and token == facts.get("token")
 
 
 def _restored(audit: Walk, side: Side, number: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

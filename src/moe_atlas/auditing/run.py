@@ -73,7 +73,7 @@ def measure(
     """
     started = datetime.now(UTC)
     clock = time.monotonic()
-    group = group or Group()
+    group, kept = group or Group(), None
     probes = load_registered(probe, options.policy_from)
     lent = {
         "reference": reference_facts(options.baseline),
@@ -90,7 +90,7 @@ def measure(
         )
         audit.bands = bands(floor) if floor else {}
         if options.resume is not None:
-            audit.resume = StateFile(options.resume[0], dependencies(audit, probes, options))
+            kept = audit.resume = StateFile(options.resume[0], dependencies(audit, probes, options))
         evidence = walk(audit, probes.windows)
         evidence.unreplayed = compare_unreplayed(audit.sides, evidence.ledger, group)
         digests = [finish(side.reader, group) for side in audit.sides]
@@ -107,6 +107,7 @@ def measure(
             "seconds": round(time.monotonic() - clock, 3),
             "phases": audit.clock.facts(),
             **({"processes": shares} if len(shares) > 1 else {}),
+            **({"resume": kept.token} if kept is not None else {}),
         },
     }
     return receipt, window_arrays(probes) | evidence.arrays

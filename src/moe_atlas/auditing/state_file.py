@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,7 @@ from moe_atlas.errors import IntegrityError
 from moe_atlas.receipt.files import write_errors
 from moe_atlas.text import shown
 
-MAGIC = b"atlas/resume/v1\n"
+MAGIC = b"atlas/resume/v2\n"
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)
 }
@@ -91,6 +92,16 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise damaged from error
     facts: dict[str, Any] = header["facts"]
     return facts, tensors
+
+
+def state_facts(path: Path) -> dict[str, Any] | None:
+    """The facts of a state without its tensors and unchecked; None where there is none or it cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError), path.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
+            facts: dict[str, Any] = json.loads(file.read(length))["facts"]
+            return facts
+    return None
 
 
 def _read(file: BinaryIO, count: int, digest: Any) -> bytes:

@@ -10,7 +10,7 @@ import typer
 
 from moe_atlas.durable import write_atomic
 from moe_atlas.errors import VERDICT_EXIT, ResourceExhausted, UsageError
-from moe_atlas.receipt.files import require_apart
+from moe_atlas.receipt.files import require_apart, require_free
 from moe_atlas.receipt.write import window_path
 from moe_atlas.text import shown
 
@@ -41,7 +41,9 @@ def attest(
 
     envelope = output.parent / f"{output.stem}.dsse.json"
     targets = [output.parent / MANIFEST_NAME, output, *([] if key is None else [envelope])]
-    _require_free(targets, force)
+    _require_distinct(targets)
+    for path in targets:
+        require_free(path, force)
     require_apart(targets, (receipt, window_path(receipt), checkpoint, key))
     made = make(receipt, checkpoint)
     contents = [made.manifest, made.statement]
@@ -58,16 +60,10 @@ def attest(
     return int(VERDICT_EXIT[made.verdict])
 
 
-def _require_free(targets: list[Path], force: bool) -> None:
+def _require_distinct(targets: list[Path]) -> None:
     if len({os.path.realpath(path) for path in targets}) < len(targets):
         problem = "is the name of the manifest or of the envelope beside it"
         raise UsageError("E_OVER_INPUT", shown(str(targets[1])), problem, "choose another name")
-    for path in targets:
-        if not path.parent.is_dir():
-            raise UsageError("E_NO_FOLDER", shown(str(path)), "its folder does not exist")
-        if path.is_dir() or (os.path.lexists(path) and not force):
-            hint = "choose another name, or add --force"
-            raise UsageError("E_EXISTS", shown(str(path)), "is there already", hint)
 
 
 def _write(targets: list[Path], contents: list[bytes]) -> None:

@@ -47,10 +47,12 @@ def baseline(
     from moe_atlas.api import baseline as run_baseline
     from moe_atlas.auditing.options import AuditOptions
     from moe_atlas.ledger.recording import Recording
+    from moe_atlas.probes.lock import lock_path
     from moe_atlas.report.progress import watching
     from moe_atlas.text import parse_size
 
-    wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt)
+    inputs = (checkpoint, probe, lock_path(probe), policy_from, previous)
+    wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)
     with o.reporting(wanted), watching(quiet=quiet or as_json) as watcher:
         result = run_baseline(
             checkpoint,

@@ -9,7 +9,9 @@ import typer
 
 from moe_atlas.calibration.bounds import FEWEST
 from moe_atlas.durable import write_atomic
-from moe_atlas.errors import ResourceExhausted, UsageError
+from moe_atlas.errors import ResourceExhausted
+from moe_atlas.receipt.files import require_apart, require_free
+from moe_atlas.receipt.write import window_path
 from moe_atlas.text import shown
 
 LEVEL, FACTOR = 0.99, 2.0
@@ -50,12 +52,10 @@ def calibrate(
     from moe_atlas.calibration.pairs import read_pair, receipt_paths, require_one_setting
     from moe_atlas.calibration.policy_text import policy_file, table
 
-    if out.exists() and not force:
-        raise UsageError(
-            "E_EXISTS", shown(str(out)), "is there already", "choose another name, or add --force"
-        )
-    good = [read_pair(path) for path in receipt_paths(healthy)]
-    bad = [read_pair(path) for path in receipt_paths(damaged or ())]
+    require_free(out, force)
+    paths = receipt_paths(healthy), receipt_paths(damaged or ())
+    require_apart([out], [beside for path in (*paths[0], *paths[1]) for beside in (path, window_path(path))])
+    good, bad = ([read_pair(path) for path in some] for some in paths)
     calibration = set_budgets(good, level, factor)
     require_one_setting([*good, *bad])
     try:

@@ -47,11 +47,12 @@ def history(
     Example: atlas history sft-640
     """
     from moe_atlas.ledger.history import read_history
-    from moe_atlas.report.outputs import require_free
+    from moe_atlas.receipt.files import require_apart, require_free
     from moe_atlas.text import shown
 
     if output is not None:
         require_free(output, force)
+        require_apart([output], [Ledger(run, runs).path, *(receipts or ())])
     found = read_history(Ledger(run, runs), receipts or ())
     if output is not None:
         _write(found, output)

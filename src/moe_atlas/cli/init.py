@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from moe_atlas.durable import write_atomic
-from moe_atlas.errors import ResourceExhausted, UsageError
+from moe_atlas.errors import ResourceExhausted
 from moe_atlas.probes.template import TEMPLATE
+from moe_atlas.receipt.files import require_free
 from moe_atlas.text import shown
 
 
@@ -23,10 +24,7 @@ def init(
 
     Example: atlas init
     """
-    if path.exists() and not force:
-        raise UsageError(
-            "E_EXISTS", shown(str(path)), "is there already", "choose another name, or add --force"
-        )
+    require_free(path, force)
     try:
         write_atomic(path, TEMPLATE.encode("utf-8"))
     except OSError as error:

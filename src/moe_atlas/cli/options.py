@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,17 +92,25 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> Any:
     return value
 
 
-def reports(formats: list[str] | None, *, as_json: bool, github: bool, force: bool, receipt: Path) -> Outputs:
+def reports(
+    formats: list[str] | None,
+    *,
+    as_json: bool,
+    github: bool,
+    force: bool,
+    receipt: Path,
+    inputs: Sequence[Path | None],
+) -> Outputs:
     """The reports that an audit or a baseline was asked for, checked before the work; none of another process.
 
     Raises:
-        UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER or E_GITHUB.
+        UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER, E_OVER_INPUT or E_GITHUB.
     """
     if not leads():
         return outputs(())
     names = [*(formats or ()), *(["json"] if as_json else [])]
     reserved = (receipt, window_path(receipt))
-    return outputs(names, github_actions=github, force=force, reserved=reserved)
+    return outputs(names, github_actions=github, force=force, reserved=reserved, inputs=inputs)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,19 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return raw
 
 
+def require_free(path: Path, force: bool) -> None:
+    """Refuse a file that cannot be written, or is there already and is not to be replaced.
+
+    Raises:
+        UsageError: ``E_NO_FOLDER`` or ``E_EXISTS``.
+    """
+    label = shown(str(path))
+    if not path.parent.is_dir():
+        raise UsageError("E_NO_FOLDER", label, "its folder does not exist", "create it first")
+    if path.is_dir() or (os.path.lexists(path) and not force):
+        raise UsageError("E_EXISTS", label, "is there already", "choose another name, or add --force")
+
+
 def require_apart(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
     """Refuse to write over an input, or into the folder of a checkpoint, which would be another one then.
 

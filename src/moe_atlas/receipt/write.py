@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moe_atlas.errors import IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt, sealed
 from moe_atlas.receipt.derive import derive
-from moe_atlas.receipt.files import fsync_folder, remove, write_errors, write_temporary
+from moe_atlas.receipt.files import fsync_folder, remove, require_free, write_errors, write_temporary
 from moe_atlas.receipt.verify import verify
 from moe_atlas.receipt.window_file import encode_windows
 from moe_atlas.text import shown
@@ -30,17 +30,16 @@ def check_writable(path: Path, force: bool = False) -> None:
     """Refuse early, before hours of work, what `write_receipt` would refuse at the end.
 
     Raises:
-        UsageError: ``E_EXISTS`` when the receipt is there already and is not to be replaced; ``E_NO_FOLDER``;
+        UsageError: ``E_EXISTS`` when the receipt or its window data are there already and are not to be replaced, be
+            they of a receipt that was moved away; ``E_NO_FOLDER``;
             ``E_RECEIPT_NAME`` when it does not end in ``.json``: two receipts would share their window data, and a
             ledger would not find this one.
     """
     label = shown(str(path))
     if path.suffix != ".json":
         raise UsageError("E_RECEIPT_NAME", label, "a receipt's name ends in .json", "call it receipt.json")
-    if not path.parent.is_dir():
-        raise UsageError("E_NO_FOLDER", label, "its folder does not exist")
-    if path.is_dir() or (os.path.lexists(path) and not force):
-        raise UsageError("E_EXISTS", label, "is there already", "choose another name, or add --force")
+    for target in (path, window_path(path)):
+        require_free(target, force)
 
 
 def write_receipt(

@@ -12,6 +12,7 @@ from typing import Any
 
 from moe_atlas.durable import write_atomic
 from moe_atlas.errors import AtlasError, InputRefused, ResourceExhausted, UsageError
+from moe_atlas.receipt.files import require_apart, require_free
 from moe_atlas.report import github, junit, markdown
 from moe_atlas.report.summary import error_summary, summary
 from moe_atlas.text import shown
@@ -148,6 +149,7 @@ def outputs(
     github_actions: bool = False,
     force: bool = False,
     reserved: Sequence[Path] = (),
+    inputs: Sequence[Path | None] = (),
 ) -> Outputs:
     """Read ``--format`` and ``--output``, and refuse early what could not be written late.
 
@@ -157,9 +159,10 @@ def outputs(
         github_actions: whether GitHub Actions is to be told.
         force: replace files that exist.
         reserved: files that the command itself reads or writes.
+        inputs: files and checkpoints that it reads, which no report may replace or be put into.
 
     Raises:
-        UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER or E_GITHUB.
+        UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER, E_OVER_INPUT or E_GITHUB.
     """
     wanted = [*(_from_format(text) for text in formats), *(_from_path(path) for path in paths)]
     if sum(output.path is None for output in wanted) > 1:
@@ -172,6 +175,7 @@ def outputs(
         raise UsageError("E_FORMAT", "--format", problem, "give each its own file")
     for path in targets:
         require_free(path, force)
+    require_apart(targets, inputs)
     if github_actions:
         github.check_environment()
     return Outputs(tuple(wanted), github_actions)
@@ -191,16 +195,3 @@ def _from_path(path: Path) -> Output:
         hint = f"end its name in {', '.join(SUFFIXES)}, or say --format html={shown(str(path))}"
         raise UsageError("E_FORMAT", shown(str(path)), "does not tell a report format", hint)
     return Output(found, path)
-
-
-def require_free(path: Path, force: bool) -> None:
-    """Refuse a file that cannot be written, or is there already.
-
-    Raises:
-        UsageError: E_NO_FOLDER or E_EXISTS.
-    """
-    label = shown(str(path))
-    if not path.parent.is_dir():
-        raise UsageError("E_NO_FOLDER", label, "its folder does not exist", "create it first")
-    if path.is_dir() or (os.path.lexists(path) and not force):
-        raise UsageError("E_EXISTS", label, "is there already", "choose another name, or add --force")
