@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from moe_atlas.errors import UsageError
@@ -72,6 +73,17 @@ def interval(value: Any) -> str:
         if bound not in ("–", estimate)
     ]
     return ", ".join([estimate, *bounds])
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers, those that follow each other joined: ``0–2, 5``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in spans)
 
 
 def size(count: float) -> str:

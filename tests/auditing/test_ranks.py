@@ -25,6 +25,7 @@ from moe_atlas.receipt.schema import schema, schema_problems
 from tests import pairs, processes, tiny
 from tests.auditing.ranks_worker import keep, measured
 from tests.auditing.test_properties import permute
+from tests.auditing.test_verdicts import fuse
 from tests.checkpoint.test_quantised import fp8_model
 from tests.receipt.test_described import undescribed
 
@@ -93,6 +94,11 @@ def cases(root, split, stacked, probes, everyone):
     swapped = pairs.variant(tune(split, "t"), root / "swapped", permute([1], router=True))
     plain = tiny.save("deepseek_v3", root / "plain", dtype=torch.bfloat16)
     fp8 = fp8_model(root / "fp8")
+    narrow = pairs.variant(
+        split, root / "narrow", lambda tensors: {n: t.bfloat16() for n, t in tensors.items()}
+    )
+    fused = pairs.variant(narrow, root / "narrow-fused", fuse([0, 1]))
+    wide = pairs.variant(fused, root / "wide", lambda tensors: {n: t.float() for n, t in tensors.items()})
     frozen = tune(split, "frozen", chosen=lambda name: "layers.1" in name and "self_attn" in name)
     half = tune(split, "half", chosen=lambda name: "experts.6." in name or "lm_head" in name)
     found = {
@@ -105,6 +111,7 @@ def cases(root, split, stacked, probes, everyone):
         "one expert moved": (split, half, probes, exact),
         "relabelled": (split, swapped, everyone, exact),
         "weighted on the input": (weighted, tune(weighted, "tuned"), everyone, exact),
+        "another dtype and layout": (narrow, wide, everyone, {"threads": 1}),
         "two formats": (plain, fp8, everyone, exact),
         "noise floor": (
             stacked,
@@ -118,7 +125,14 @@ def cases(root, split, stacked, probes, everyone):
     return {name: (str(a), b and str(b), str(p), options) for name, (a, b, p, options) in found.items()}
 
 
-FAST = ("split", "stacked, bfloat16", "one expert moved", "relabelled", "in rounds")
+FAST = (
+    "split",
+    "stacked, bfloat16",
+    "one expert moved",
+    "relabelled",
+    "in rounds",
+    "another dtype and layout",
+)
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +295,22 @@ def test_the_bytes_are_divided(root, split, cases, tmp_path):
         shares = [part["bytes_read"][name] for part in receipt["timing"]["processes"]]
         assert side["bytes_read"] == side["bytes"] == sum(shares)
         assert max(shares) <= 0.55 * side["bytes"]
+
+
+@pytest.mark.parametrize("taken", ["receipt.json", "receipt.windows.safetensors", "report.html"])
+def test_a_place_that_is_taken_ends_several_before_the_work(root, split, everyone, tmp_path, taken):
+    (tmp_path / taken).write_text("kept")
+    report = f"html={tmp_path / 'report.html'}"
+    unable = "from moe_atlas.auditing import run\nrun.prepare = None\n"
+    script = f"{unable}import runpy\nrunpy.run_module('moe_atlas', run_name='__main__', alter_sys=True)"
+    arguments = command(root, tmp_path, tune(split, "tuned"), "--format", report)
+    with processes.started([["-c", script, *arguments]] * 2) as (leader, _):
+        first = processes.ended(leader)
+    assert first.code == 2
+    (line,) = said(first)
+    assert line.startswith(f"atlas: E_EXISTS {tmp_path / taken}: is there already")
+    assert [path.name for path in tmp_path.iterdir()] == [taken]
+    assert (tmp_path / taken).read_text() == "kept"
 
 
 def test_resuming_is_not_for_several(root, split, everyone, tmp_path):

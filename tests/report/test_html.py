@@ -147,7 +147,7 @@ def test_names_from_files_are_shown_as_text():
 
 def test_clones_and_untrained_experts_are_named():
     text = Page(audit_page(receipts.receipt(), PATH)).text
-    assert "2 clones hold the same bytes: 3, 5" in text
+    assert "2 clones hold the same values: 3, 5" in text
     assert "2 init-like look untrained, unlike before: 4" in text
 
 

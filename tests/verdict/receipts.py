@@ -103,6 +103,31 @@ def receipt(stage: str = "chart-preserving") -> dict[str, Any]:
     }
 
 
+def tensors(
+    kind: str, *, layers: int = 4, experts: int = 0, names: int = 2, changed: Any = (), **facts: Any
+) -> list[dict[str, Any]]:
+    """Rows of the weights ledger: `names` tensors for each layer, or for each of its experts.
+
+    `changed` holds (layer, expert, number) of the tensors that changed, or "all"; `facts` go into those.
+    """
+    rows = []
+    for layer in range(layers):
+        for expert in range(experts) if experts else (None,):
+            for number in range(names):
+                moved = changed == "all" or (layer, expert, number) in changed
+                row = {
+                    "name": f"layers.{layer}.{kind}.{expert}.{number}",
+                    "class": kind,
+                    "layer": layer,
+                    "expert": expert,
+                    "identical": not moved,
+                    "recast": False,
+                    "rounded": False,
+                }
+                rows.append(row | (facts if moved else {}))
+    return rows
+
+
 def rewritten(made: dict[str, Any]) -> dict[str, Any]:
     made["layers"][1]["pair"]["boundary_drift"] = gated(0.3, 0.4)
     return made

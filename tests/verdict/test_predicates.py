@@ -23,6 +23,7 @@ from tests.verdict.receipts import (
     rewritten,
     row,
     set_path,
+    tensors,
 )
 
 
@@ -190,25 +191,86 @@ def test_a_rising_set_margin_is_no_evidence() -> None:
 
 # --- weights and identity --------------------------------------------------------------------------------------
 
-RULES = [
-    ("must_not_change", "router", 0, "preserved"),
-    ("must_not_change", "router", 1, "rewritten"),
-    ("must_change", "router", 1, "preserved"),
-    ("must_change", "router", 0, "rewritten"),
-    ("must_not_change", "router", None, "undetermined"),
-    ("must_change", "router", math.nan, "undetermined"),
-    ("must_change", "selection_bias", 0, "preserved"),  # the checkpoints have none: not applicable
-]
 
-
-@pytest.mark.parametrize(("rule", "name", "changed", "outcome"), RULES)
-@pytest.mark.parametrize("stage", ["chart-preserving", "knowledge-expansive"])
-def test_weight_rules(rule: str, name: str, changed: Any, outcome: str, stage: str) -> None:
+def ruled(
+    rule: str, kind: str, rows: Any, stage: str = "chart-preserving", **policy: Any
+) -> tuple[str, str, str]:
+    """Outcome of the atlas, result and reason of the one weight rule."""
     made = receipt(stage)
-    made["probe"]["policy"]["weights"][rule] = [name]
-    made["weights"]["classes"]["router"]["changed"] = changed
-    found = judged(made)[1][ATLAS]
-    assert found == (outcome, {"preserved": True, "rewritten": False, "undetermined": None}[outcome])
+    made["probe"]["policy"] |= policy
+    made["probe"]["policy"]["weights"][rule] = [kind]
+    made["weights"]["tensors"] = rows
+    atlas = derive_predicates(made)["predicates"][ATLAS]
+    [gate] = [line for line in atlas["evidence"] if line["gate"] == "weights"]
+    return atlas["outcome"], gate["result"], gate["reason"]
+
+
+EVERY_LAYER = [(layer, None, 0) for layer in range(4)]
+MOST_EXPERTS = [(layer, expert, 1) for layer in range(4) for expert in range(4)]
+RULES = [
+    ("must_not_change", "router", {}, "pass", "0 of 8 router tensors changed"),
+    ("must_not_change", "router", {"changed": [(2, None, 1)]}, "fail",
+     "1 of 8 router tensors changed: layers.2.router.None.1"),
+    ("must_not_change", "router", {"changed": EVERY_LAYER}, "fail",
+     "4 of 8 router tensors changed: layers.0.router.None.0, layers.1.router.None.0 and 2 more"),
+    ("must_not_change", "router", {"changed": "all", "rounded": True}, "fail",
+     "8 of 8 router tensors changed: layers.0.router.None.0, layers.0.router.None.1 and 6 more"),
+    ("must_change", "router", {}, "fail", "0 of 8 router tensors changed; layers 0–3 untouched"),
+    ("must_change", "router", {"changed": [(2, None, 1)]}, "fail",
+     "1 of 8 router tensors changed; layers 0–1, 3 untouched"),
+    ("must_change", "router", {"changed": EVERY_LAYER}, "pass", "4 of 8 router tensors changed"),
+    ("must_change", "router", {"changed": "all", "rounded": True}, "fail",
+     "0 of 8 router tensors changed, 8 more were only rounded to another dtype; layers 0–3 untouched"),
+    ("must_change", "router", {"changed": "all", "rounded": None}, "undetermined",
+     "0 of 8 router tensors changed; layers 0–3 stored in another format, whose rounding cannot be told from a change"),
+    ("must_change", "routed_expert", {"experts": 8, "changed": MOST_EXPERTS}, "pass",
+     "16 of 64 routed_expert tensors changed; untouched experts in layer 0: 4–7; layer 1: 4–7; layer 2: 4–7; layer 3: "
+     "4–7"),
+    ("must_change", "routed_expert", {"experts": 8, "changed": MOST_EXPERTS[1:]}, "undetermined",
+     "15 of 64 routed_expert tensors changed; most experts of layer 0 untouched"),
+    ("must_change", "routed_expert", {"experts": 8, "changed": MOST_EXPERTS[4:]}, "fail",
+     "12 of 64 routed_expert tensors changed; layer 0 untouched"),
+    ("must_change", "selection_bias", {"kind": "router"}, "not-applicable", "the checkpoints have no such tensors"),
+    ("must_not_change", "head", {"kind": "embedding", "layers": 1, "changed": [(0, None, 0)]}, "fail",
+     "1 of 2 embedding tensors changed: layers.0.embedding.None.0"),
+]  # fmt: skip
+OUTCOMES = {
+    "pass": "preserved",
+    "fail": "rewritten",
+    "undetermined": "undetermined",
+    "not-applicable": "preserved",
+}
+
+
+@pytest.mark.parametrize(("rule", "kind", "rows", "result", "reason"), RULES)
+@pytest.mark.parametrize("stage", ["chart-preserving", "knowledge-expansive"])
+def test_weight_rules(
+    rule: str, kind: str, rows: dict[str, Any], result: str, reason: str, stage: str
+) -> None:
+    made = tensors(**({"kind": kind} | rows))
+    assert ruled(rule, kind, made, stage) == (OUTCOMES[result], result, reason)
+
+
+def test_a_policy_may_allow_that_layers_are_frozen() -> None:
+    rows = tensors("attention", changed=[(3, None, 0)])
+    assert ruled("must_change", "attention", rows)[1] == "fail"
+    allowed = ruled("must_change", "attention", rows, allow=["frozen_layers"])
+    assert allowed[1:] == ("pass", "1 of 8 attention tensors changed; layers 0–2 untouched")
+    assert ruled("must_change", "attention", tensors("attention"), allow=["frozen_layers"])[1] == "fail"
+
+
+@pytest.mark.parametrize("rule", ["must_change", "must_not_change"])
+@pytest.mark.parametrize("rows", [None, [], [row | {"identical": None} for row in tensors("router")]])
+def test_a_ledger_that_does_not_say_settles_no_weight_rule(rule: str, rows: Any) -> None:
+    assert ruled(rule, "router", rows)[:2] == ("undetermined", "undetermined")
+
+
+def test_what_only_one_checkpoint_has_is_a_change() -> None:
+    made = receipt()
+    made["probe"]["policy"]["weights"]["must_not_change"] = ["other"]
+    lost = {"part": "mtp", "missing": 2, "added": 0, "reshaped": 0}
+    made["weights"] |= {"tensors": tensors("router"), "unreplayed": [lost]}
+    assert judged(made)[1][ATLAS][0] == "rewritten"
 
 
 @pytest.mark.parametrize("weights", [None, {}, {"classes": None}, {"classes": {}}])

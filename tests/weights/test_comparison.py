@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -9,10 +10,17 @@ import pytest
 import torch
 
 from moe_atlas.weights import comparison
-from moe_atlas.weights.comparison import Comparison, compare, same_bytes
+from moe_atlas.weights.comparison import AS_STORED, Comparison, Narrowing
+from moe_atlas.weights.values import PIECE, same_bytes
 
-SHAPES = [(), (1,), (7,), (1031,), (0, 4), (96, 64), (40, 2 * 1031), (3, 50, 48), (2, 5 * comparison.PIECE)]
+SHAPES = [(), (1,), (7,), (1031,), (0, 4), (96, 64), (40, 2 * 1031), (3, 50, 48), (2, 5 * PIECE)]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+def compare(name, kind, layer, base, tuned, **options):
+    look = Comparison(base.shape, options.pop("narrowing", None))
+    look.add(base, tuned, **options)
+    return look.change(name, kind, layer)
 
 
 def drawn(shape, dtype, seed=0):
@@ -55,11 +63,66 @@ def test_equal_bytes_change_by_exactly_nothing(dtype):
     assert found.zeros[1] == found.zeros[0] == expected(base, base)[2][0] > 0
 
 
-def test_zero_and_minus_zero_are_two_bytes_and_both_zero():
+def test_zero_and_minus_zero_are_two_bytes_and_one_value():
     base, tuned = torch.zeros(64, 8), torch.zeros(64, 8)
     tuned[5, 5] = -0.0
     found = compare("w", "attention", 3, base, tuned)
-    assert (found.identical, found.change_square, found.zeros) == (False, 0.0, (512, 512))
+    assert (found.identical, found.change_square, found.zeros) == (True, 0.0, (512, 512))
+    assert (found.recast, found.moved) == (True, False)
+    assert compare("w", "attention", 3, base, base.clone()).recast is False
+
+
+def test_what_only_rounds_to_another_dtype_is_told_from_a_change():
+    base = drawn((96, 64), torch.float32)
+    narrowing = Narrowing(lambda tensor: tensor.bfloat16(), certain=True)
+    rounded = base.bfloat16()
+    found = compare("w", "attention", 3, base, rounded, narrowing=narrowing)
+    assert (found.identical, found.rounded, found.moved) == (False, True, False)
+    rounded[-1, -1] += 1
+    found = compare("w", "attention", 3, base, rounded, narrowing=narrowing)
+    assert (found.identical, found.rounded, found.moved) == (False, False, True)
+    unsure = Narrowing(lambda tensor: tensor.bfloat16(), certain=False)
+    found = compare("w", "attention", 3, base, rounded, narrowing=unsure)
+    assert (found.identical, found.rounded, found.moved) == (False, None, False)
+    looks = Comparison(base.shape, narrowing)  # in parts, all of which must be rounded only
+    looks.add(base[:90], rounded[:90])
+    looks.add(base[90:], rounded[90:])
+    assert looks.change("w", "attention", 3).rounded is False
+
+
+def test_the_digest_of_values_is_that_of_the_stored_bytes_where_these_are_written_alike():
+    base = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    stored = {"stored": (True, True)}
+    tuned = base.clone()
+    assert compare("w", "norm", 1, base, tuned, **stored).values == (AS_STORED, None)
+    assert compare("w", "norm", 1, base, base.float(), **stored).values == (AS_STORED, None)
+    tuned[0, 0] += 1
+    assert compare("w", "norm", 1, base, tuned, **stored).values == (AS_STORED, AS_STORED)
+    widened = compare("w", "norm", 1, base, tuned.float(), **stored).values
+    assert widened == (AS_STORED, f"BF16 {hashlib.sha256(raw(tuned)).hexdigest()}")
+    tuned[0, 1] = -0.0
+    without = tuned.clone()
+    without[0, 1] = 0.0
+    expected = f"BF16 {hashlib.sha256(raw(without)).hexdigest()}"
+    assert compare("w", "norm", 1, base, tuned, **stored).values == (AS_STORED, expected)
+    assert compare("w", "norm", 1, base, tuned).values[1] == expected
+    assert compare("w", "norm", 1, base, without).values[1] == expected
+
+
+def raw(tensor):
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_values_that_part_late_have_their_own_digest(first):
+    base, tuned = drawn((97, 640), torch.bfloat16), drawn((97, 640), torch.bfloat16, seed=1)
+    tuned[:first] = base[:first]
+    tuned[60:] = base[60:]
+    looks = Comparison(base.shape)
+    for begin, end in ((0, 10), (10, 20), (20, 60), (60, 97)):
+        looks.add(base[begin:end], tuned[begin:end])
+    whole = compare("w", "head", None, tuned, None).values[0]
+    assert looks.change("w", "head", None).values[1] == whole
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e-17, 1e25, 1e37])
@@ -121,7 +184,7 @@ def test_parts_add_up_to_the_same_bits(dtype, monkeypatch):
     tuned[10:40] = base[10:40]
     base[50:60] *= 1e-30  # float32 would lose these
     whole = compare("w", "embedding", None, base, tuned)
-    for piece in (comparison.PIECE, 2000):
+    for piece in (PIECE, 2000):
         monkeypatch.setattr(comparison, "PIECE", piece)
         looks = Comparison(base.shape)
         for begin, end in ((0, 10), (10, 40), (40, 41), (41, 97)):

@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_atlas.auditing.recording import record_weights
 from moe_atlas.auditing.side import Side
+from moe_atlas.auditing.storage import narrowing
 from moe_atlas.checkpoint.special import special_ids
 from moe_atlas.families.spec import TensorRef
 from moe_atlas.geometry import output
 from moe_atlas.geometry.finite import broken_rows
 from moe_atlas.geometry.output import Scored, window_outputs
 from moe_atlas.probes.windows import Window
-from moe_atlas.weights.comparison import Comparison, TensorChange, compare, same_bytes
+from moe_atlas.weights.comparison import Comparison, TensorChange
 from moe_atlas.weights.rows import Rows, seen_ids
+from moe_atlas.weights.values import same_bytes, same_values
 
 if TYPE_CHECKING:
     from moe_atlas.auditing.loop import Walk
@@ -49,15 +52,16 @@ def embed(audit: Walk) -> None:
     """Start every window from its tokens."""
     sides = audit.sides
     refs = [side.spec.embed_refs[0] for side in sides]
-    comparison, changes = compared_rows(audit, refs[0])
+    comparison, changes = compared_rows(audit, refs)
     starts = [
         {number: empty(side, audit.batches[number].tokens_WS) for number in audit.own} for side in sides
     ]
     for rows, tensors in parts_of(audit, refs):
         if audit.group.owns(0):
             take_in(comparison, changes, rows, tensors)
+        parts = settled(tensors)
         for number in audit.own:
-            for start, part_CD in zip(starts, tensors, strict=True):
+            for start, part_CD in zip(starts, parts, strict=True):
                 scatter(part_CD, rows, audit.batches[number].tokens_WS, start[number])
 
     def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
@@ -91,50 +95,42 @@ def outputs(audit: Walk, windows: Sequence[Window]) -> None:
     """Final norm and head: NLL, divergence and agreement of every window, task windows included."""
     sides = audit.sides
     refs = [next(ref for ref in side.spec.final_refs if ref.role == "head") for side in sides]
-    audit.enter([[ref for ref in side.spec.final_refs if ref.role != "head"] for side in sides])
+    others = [[ref for ref in side.spec.final_refs if ref.role != "head"] for side in sides]
+    audit.enter(others)
+    record_weights(audit, None, others)
+    audit.settle()
     alike = audit.in_step and ends_alike(sides)
     with audit.clock.phase("output"):
         broken = broken_states(audit)
         pieces = list(final_states(audit, windows, alike))
-    recorded = recorded_ends(sides)
-    comparison, changes = compared_rows(audit, refs[0])
-    compares = any(ref.role == "head" and audit.group.owns(place) for place, ref in enumerate(recorded))
+    # A head that is tied on every side was recorded as the embedding; on one side only, it is held against the other's.
+    recorded = [ref for ref in refs if ref.kind != "embedding"][:1]
+    comparison, changes = compared_rows(audit, refs)
+    compares = bool(recorded) and audit.group.owns(0)
     audit.progress.phase("reading the output", len(output.vocabulary(sides[0].spec.vocab)))
     for rows, tensors in audit.clock.waiting("reading the rest", parts_of(audit, refs)):
         with audit.clock.phase("output"):
             comparing = audit.pool.submit(take_in, comparison, changes, rows, tensors) if compares else None
-            multiply(sides, rows, tensors, pieces, same=alike and same_bytes(*tensors))
+            heads = settled(tensors)
+            multiply(sides, rows, heads, pieces, same=alike and heads[0] is heads[-1])
             if comparing is not None:
                 comparing.result()
         audit.progress.step(f"vocabulary to {rows.stop}", sum(side.reader.bytes_read for side in sides))
 
-    def compared(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
-        if ref.role == "head":
-            return comparison.change(ref.name, ref.kind, None), changes.facts(special(sides[0]))
-        return compare(ref.name, ref.kind, None, *pair_of([side.resident[ref.role] for side in sides])), None
+    def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
+        return comparison.change(ref.name, ref.kind, None), changes.facts(special(sides[0]))
 
-    for ref, (change, facts) in zip(recorded, audit.group.spread(compared, recorded), strict=True):
+    for change, facts in audit.group.spread(found, recorded):
         audit.evidence.ledger.enter(change)
-        if ref.role == "head":
-            audit.evidence.vocabulary["head"] = facts
+        audit.evidence.vocabulary["head"] = facts
     enter_outputs(audit, pieces, broken)
 
 
-def recorded_ends(sides: Sequence[Side]) -> list[TensorRef]:
-    """What the ledger says of the end: a head that is tied on every side was recorded as the embedding.
-
-    Where it is tied on one side only, the other's head is compared with that side's embedding.
-    """
-    heads = [ref for side in sides for ref in side.spec.final_refs if ref.role == "head"]
-    own = [ref for ref in heads if ref.kind != "embedding"][:1]
-    ends = [own if ref.role == "head" else [ref] for ref in sides[0].spec.final_refs]
-    return [ref for refs in ends for ref in refs]
-
-
-def compared_rows(audit: Walk, ref: TensorRef) -> tuple[Comparison, Rows]:
-    """What takes in embedding or head for the weights ledger, and row by row."""
-    comparison = Comparison(ref.shape)
-    seen_V = seen_ids([batch.tokens_WS for batch in audit.batches], ref.shape[0])
+def compared_rows(audit: Walk, refs: Sequence[TensorRef]) -> tuple[Comparison, Rows]:
+    """What takes in embedding or head for the weights ledger, and row by row; `refs` has that of each checkpoint."""
+    shape = refs[0].shape
+    comparison = Comparison(shape, narrowing(audit.sides, [ref.stored for ref in refs]))
+    seen_V = seen_ids([batch.tokens_WS for batch in audit.batches], shape[0])
     return comparison, Rows(comparison, seen_V)
 
 
@@ -163,6 +159,14 @@ def parts_of(audit: Walk, refs: Sequence[TensorRef]) -> Iterator[tuple[range, li
 def pair_of(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """The base's tensor, and the tuned checkpoint's where there is one."""
     return tensors[0], tensors[1] if len(tensors) == 2 else None
+
+
+def settled(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Rows of every checkpoint; the base's own for the tuned one, too, where the values are the same."""
+    return [
+        tensors[0],
+        *(tensors[0] if same_values(tensors[0], tensor) else tensor for tensor in tensors[1:]),
+    ]
 
 
 def final_states(audit: Walk, windows: Sequence[Window], alike: bool) -> Iterator[Piece]:

@@ -19,11 +19,11 @@ from torch import Tensor
 from moe_atlas.auditing.ahead import DEPTH, ahead
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side, Weights
-from moe_atlas.auditing.storage import kept, storage
+from moe_atlas.auditing.storage import compared, holds, kept, storage
 from moe_atlas.auditing.transit import transit
-from moe_atlas.families.spec import LayerSpec
+from moe_atlas.families.spec import LayerSpec, TensorRef
 from moe_atlas.geometry.chart_maps import overlap_map
-from moe_atlas.weights.comparison import Comparison, TensorChange, same_bytes, together
+from moe_atlas.weights.comparison import Comparison, TensorChange, together
 from moe_atlas.weights.identity import (
     RouterRows,
     looks_initialised,
@@ -33,6 +33,7 @@ from moe_atlas.weights.identity import (
     sketch,
 )
 from moe_atlas.weights.ledger import WeightsLedger
+from moe_atlas.weights.values import same_values
 
 Looks = dict[str, Comparison]  # by role
 
@@ -53,7 +54,7 @@ class Expert:
     Attributes:
         index: its index.
         weights: per checkpoint, in the dtypes the replay multiplies in, by role.
-        identical: whether the tuned expert holds the base expert's bytes.
+        identical: whether the tuned expert holds the base expert's values.
         by_index: the tuned expert that is stored under the base's index, where a relabelling moved another here.
         requantised: the base expert as the tuned checkpoint's format would keep it; None where both store alike.
     """
@@ -108,7 +109,7 @@ class LayerExperts:
         match_E: the consistent relabelling (tuned index of each base expert), or None.
         changes: relative change of each expert's tensors taken together, None where it has no number; known after the
             first pass.
-        identical: whether every routed expert is byte-identical to its counterpart; known after the first pass.
+        identical: whether every routed expert holds its counterpart's values; known after the first pass.
     """
 
     def __init__(
@@ -240,7 +241,7 @@ class LayerExperts:
         return [expert for expert in range(self.count) if self._samples[side, expert].zeroed]
 
     def clones(self, side: int) -> list[list[int]]:
-        """Groups of experts that hold the same bytes: suggested by sketches, confirmed on the whole tensors."""
+        """Groups of experts that hold the same values: suggested by sketches, confirmed on the whole tensors."""
         confirmed = []
         for group in repeated(self.sketches(side)):
             first = self._stored(side, group[0])
@@ -276,40 +277,54 @@ class LayerExperts:
         else:
             found = self._look(expert, self._indices(expert), stored)
             read = _Read(stored, pair and all(row.identical for row in found.rows), found=found)
-        read.requantised = self._requantised(expert, stored[0]) if pair else None
-        if read.identical:
+        read.requantised = self._requantised(expert, stored[0], read.identical) if pair else None
+        if (
+            read.identical
+        ):  # from here on the base's own tensors, whatever dtype the tuned checkpoint keeps them in
             self.sides[1].reader.recycle(stored[1].values())
             stored[1] = stored[0]
         return read
 
-    def _requantised(self, expert: int, base: Weights) -> Weights | None:
-        """Base expert `expert` as the tuned checkpoint's format would keep it; None where both store alike."""
-        formats = []
-        for side in (0, 1):
-            moe = self._layers[side].moe
-            assert moe is not None
-            refs = moe.expert_refs(int(self.stored(side)[expert]))
-            formats.append(storage(self.sides[side].checkpoint, refs))
-        return None if formats[0] == formats[1] else kept(base, formats[1])
+    def _requantised(self, expert: int, base: Weights, identical: bool) -> Weights | None:
+        """Base expert `expert` as the tuned checkpoint's format would keep it; None where that loses nothing."""
+        own, other = (
+            storage(self.sides[side].checkpoint, self._refs(side, int(self.stored(side)[expert])))
+            for side in (0, 1)
+        )
+        if all(holds(other[role], own[role]) for role in own):
+            return None
+        return base if identical else kept(base, other)
 
     def _look(self, expert: int, indices: Sequence[tuple[int, int]], stored: Sequence[Weights]) -> Found:
         """What is kept of an expert of each checkpoint, every byte looked at once."""
         base, pair = stored[0], len(stored) > 1
-        looks = _compare(base, stored[1] if pair else None)
+        looks = self._compared(stored[:2], indices[:2])
         found = Found({indices[0]: _sample(base, looks, 0)}, self._changes(expert, looks))
         if pair:
             same = all(row.identical for row in found.rows)
             found.samples[indices[1]] = found.samples[indices[0]] if same else _sample(stored[1], looks, 1)
         if len(stored) > 2:
-            found.rows_as_stored = self._changes(expert, _compare(base, stored[2]))
+            looks = self._compared([base, stored[2]], [indices[0], indices[2]])
+            found.rows_as_stored = self._changes(expert, looks)
         return found
 
+    def _compared(self, stored: Sequence[Weights], indices: Sequence[tuple[int, int]]) -> Looks:
+        """A look at each tensor of an expert, and at its counterpart where there is one."""
+        refs = [self._refs(side, index) for side, index in indices]
+        return {
+            pair[0].role: compared(self.sides, pair, [weights[pair[0].role] for weights in stored])
+            for pair in zip(*refs, strict=True)
+        }
+
+    def _refs(self, side: int, expert: int) -> tuple[TensorRef, ...]:
+        """The tensors of an expert of one checkpoint, by its own index there."""
+        moe = self._layers[side].moe
+        assert moe is not None
+        return moe.expert_refs(expert)
+
     def _changes(self, expert: int, looks: Looks) -> list[TensorChange]:
-        layer = self._layers[0]
-        assert layer.moe is not None
-        return [
-            looks[ref.role].change(ref.name, ref.kind, layer.index) for ref in layer.moe.expert_refs(expert)
-        ]
+        layer = self._layers[0].index
+        return [looks[ref.role].change(ref.name, ref.kind, layer, expert) for ref in self._refs(0, expert)]
 
     def _find_relabelling(self) -> Tensor | None:
         rows = [
@@ -327,13 +342,6 @@ class LayerExperts:
         found = {key: row_N for part in self._group.gather(mine) for key, row_N in part.items()}
         base_EN, tuned_EN = (_stacked([found[side, e] for e in range(self.count)]) for side in range(2))
         return relabelling(rows[0], rows[1], base_EN, tuned_EN)
-
-
-def _compare(base: Weights, tuned: Weights | None) -> Looks:
-    looks = {role: Comparison(tensor.shape) for role, tensor in base.items()}
-    for role, look in looks.items():
-        look.add(base[role], None if tuned is None else tuned[role])
-    return looks
 
 
 def _sample(weights: Weights, looks: Looks, side: int) -> Sample:
@@ -369,4 +377,4 @@ def router_rows(resident: Weights, layer: LayerSpec) -> RouterRows:
 
 
 def _equal(first: Weights, second: Weights) -> bool:
-    return all(same_bytes(tensor, second[role]) for role, tensor in first.items())
+    return all(same_values(tensor, second[role]) for role, tensor in first.items())

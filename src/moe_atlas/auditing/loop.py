@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,15 +26,17 @@ from moe_atlas.auditing.noise import score_changes
 from moe_atlas.auditing.options import Progress
 from moe_atlas.auditing.passage import Passage, Shared
 from moe_atlas.auditing.reading import Arrays, LayerReading
+from moe_atlas.auditing.recording import record_weights
 from moe_atlas.auditing.resume import Nowhere, Resume
-from moe_atlas.auditing.side import Side, Weights
+from moe_atlas.auditing.side import Side
 from moe_atlas.auditing.view import Scope
 from moe_atlas.families.spec import LayerSpec, TensorRef
 from moe_atlas.geometry import assumptions, pair
 from moe_atlas.probes.windows import Window
-from moe_atlas.weights.comparison import TensorChange, changes_of_rows, compare, same_bytes
+from moe_atlas.weights.comparison import changes_of_rows
 from moe_atlas.weights.identity import layer_identity
 from moe_atlas.weights.ledger import WeightsLedger
+from moe_atlas.weights.values import same_bytes
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Walk:
         pool: threads that read ahead.
         depth: experts read ahead.
         held_tokens: tokens whose evaluated experts may be in memory together; one batch at least.
-        skips: leave out what equal bytes make unnecessary; the numbers are the same, bit for bit, either way.
+        skips: leave out what equal values make unnecessary; the numbers are the same, bit for bit, either way.
         group: the processes that share the audit.
         in_step: whether both checkpoints carry the very same states.
         measures_noise: the sides are one checkpoint under two execution orders.
@@ -87,7 +90,7 @@ class Walk:
 
     @property
     def alike(self) -> bool:
-        """Whether two checkpoints are computed by the same arithmetic, so that equal bytes give equal numbers."""
+        """Whether two checkpoints are computed by the same arithmetic, so that equal tensors give equal numbers."""
         return (
             self.skips and len(self.sides) == 2 and self.sides[0].replay.computes_like(self.sides[1].replay)
         )
@@ -105,11 +108,21 @@ class Walk:
             readers = self.group.deliver([side.reader for side in self.sides], refs, self.pool)
             list(self.pool.map(Side.enter, self.sides, refs, readers))
 
+    @cached_property
+    def alike_layers(self) -> list[bool]:
+        """For every layer, whether both checkpoints compute it alike, wherever its tensors are stored."""
+        pairs = zip(*(side.spec.layers for side in self.sides), strict=True)
+        return [first.describe() == second.describe() for first, second in pairs]
+
     def states_identical(self, number: int) -> bool:
-        """Whether everything in front of the `number`-th layer is byte-identical and computed alike."""
-        specs = [side.spec.layers[:number] for side in self.sides]
-        indices = {None, *(layer.index for layer in specs[0])}
-        return specs[0] == specs[1] and not indices & self.evidence.ledger.changed_layers
+        """Whether everything in front of the `number`-th layer holds the same values and is computed alike."""
+        indices = {None, *(layer.index for layer in self.sides[0].spec.layers[:number])}
+        return all(self.alike_layers[:number]) and not indices & self.evidence.ledger.changed_layers
+
+    def settle(self) -> None:
+        """Once their changes are recorded, let equal values be computed with as one tensor, the base's."""
+        if len(self.sides) == 2:
+            self.sides[1].settle(self.sides[0])
 
 
 @torch.inference_mode()
@@ -145,8 +158,10 @@ def layers_and_outputs(audit: Walk, windows: Sequence[Window]) -> None:
 
 def dense_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
     """Replayed, not measured."""
-    record_weights(audit, layers[0].index, layers[0].refs)
-    audit.in_step = audit.in_step and layers[0] == layers[1] and all_same(audit, layers)
+    record_weights(audit, layers[0].index, [layer.refs for layer in layers])
+    audit.settle()
+    alike = audit.in_step and layers[0].describe() == layers[1].describe()
+    audit.in_step = alike and all_same(audit, layers)
     for number in audit.own:
         for side, layer in zip(audit.sides[:1] if audit.in_step else audit.sides, layers, strict=False):
             x_WSD = side.replay.attention(layer, side.weights, side.states[number])
@@ -165,7 +180,8 @@ def routed_layer(audit: Walk, layers: Sequence[LayerSpec]) -> None:
         audit.sides, layers, audit.evidence.ledger, audit.pool, audit.group, depth=audit.depth
     )
     as_stored = {} if experts.match_E is None else audit.sides[1].renumber(layers[1], experts.match_E)
-    record_weights(audit, layers[0].index, layers[0].refs, as_stored)
+    record_weights(audit, layers[0].index, [layer.refs for layer in layers], as_stored)
+    audit.settle()
     reading = LayerReading(layers[0].index, layer_facts(audit, layers), audit.scope.stride)
     shared = what_is_shared(audit, layers, reading.facts, experts)
     *before, last = rounds(audit.batches, audit.held_tokens)
@@ -241,13 +257,13 @@ def what_is_shared(
 
 
 def all_same(audit: Walk, layers: Sequence[LayerSpec]) -> bool:
-    """Whether every tensor of the layer at hand, routed experts aside, is byte-identical."""
+    """Whether every tensor of the layer at hand, routed experts aside, is the base's own."""
     base, tuned = (side.resident for side in audit.sides)
     return all(same_bytes(base[ref.role], tuned[ref.role]) for ref in layers[0].refs)
 
 
 def layer_facts(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, Any]:
-    """What is known of a layer before a token passes: its shape, its assumptions, and what bytes make exact."""
+    """What is known of a layer before a token passes: its shape, its assumptions, and what equal values make exact."""
     facts: dict[str, Any] = {"layer": layers[0].index, "protected": layers[0].index in audit.protected}
     moe = layers[0].moe
     assert moe is not None
@@ -266,7 +282,7 @@ def layer_facts(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, Any]:
 
 
 def exactness(audit: Walk, layers: Sequence[LayerSpec]) -> dict[str, bool]:
-    """Which inputs of this layer are byte-identical, so that what depends on nothing else is exactly 0."""
+    """Which inputs of this layer hold the same values, so that what depends on nothing else is exactly 0."""
     base, tuned = audit.sides
     router = {ref.role for ref in layers[0].refs if ref.kind in ("router", "selection_bias")}
     gains = {ref.role for ref in layers[0].refs if ref.role.startswith("pre_ffn_norm")}
@@ -323,20 +339,3 @@ def close_layer(
         for index, side in enumerate(audit.sides):
             facts["assumptions"][side.name]["chart_maps"] = experts.chart_maps(index, audit.chart_maps)
     audit.evidence.layers.append(facts)
-
-
-def record_weights(
-    audit: Walk, layer: int | None, refs: Sequence[TensorRef], as_stored: Weights | None = None
-) -> None:
-    """Enter the tensors at hand in the weights ledger, and beside them those that a relabelling reordered."""
-    base, tuned = audit.sides[0].resident, audit.sides[1].resident if len(audit.sides) == 2 else {}
-
-    def compared(work: tuple[TensorRef, Weights]) -> TensorChange:
-        ref, others = work
-        return compare(ref.name, ref.kind, layer, base[ref.role], others.get(ref.role))
-
-    for change in audit.group.spread(compared, [(ref, tuned) for ref in refs]):
-        audit.evidence.ledger.enter(change)
-    moved = [(ref, as_stored) for ref in refs if as_stored and ref.role in as_stored]
-    for change in audit.group.spread(compared, moved):
-        audit.evidence.ledger.enter(change, as_stored=True)

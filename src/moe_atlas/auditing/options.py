@@ -58,7 +58,7 @@ class AuditOptions:
         noise_floor: also audit the base against itself: `order` under another execution order, `float32` or
             `bfloat16` in another compute dtype. Measured without being asked where a budget is within ten times of
             the floor that the baseline receipt stored.
-        skips: leave out what equal bytes make unnecessary; the numbers are the same, bit for bit, either way.
+        skips: leave out what equal values make unnecessary; the numbers are the same, bit for bit, either way.
         chart_maps: pairs of experts per layer whose overlap map is measured; 0 for none.
         baseline: a baseline receipt whose overlap and occupancy are the handoff reference.
         policy_from: the central policy file under which the probe set was registered.

@@ -25,7 +25,7 @@ from moe_atlas.replay.router import Routing
 
 @dataclass(frozen=True)
 class Shared:
-    """What equal bytes and equal arithmetic make the tuned checkpoint share with the base at one layer.
+    """What equal values and equal arithmetic make the tuned checkpoint share with the base at one layer.
 
     Attributes:
         view: the states and every tensor but the experts are the base's, so everything in front of them is.

@@ -24,7 +24,7 @@ from moe_atlas.geometry.output import PART, POSITIONS, OnlineSoftmax
 from moe_atlas.geometry.overlap import compatibility, field_norm
 from moe_atlas.geometry.tangent import TangentMap, relative_change
 from moe_atlas.replay.experts import feed_forward
-from moe_atlas.weights.comparison import compare
+from moe_atlas.weights.comparison import Comparison
 
 SECONDS = 0.4  # of each trial of the processor
 SAMPLE = 32 << 20  # bytes read of each checkpoint
@@ -119,7 +119,8 @@ def _read_some(pair_2N: torch.Tensor, checkpoint: Checkpoint) -> int:
             piece = buffer[: min(PIECE_BYTES, stop - position)]
             shard.fill(piece, position)
             running.update(piece)
-            compare("", "expert", None, *pair_2N[:, : len(piece) // 4 // 1024 * 1024])
+            base_N, tuned_N = pair_2N[:, : len(piece) // 4 // 1024 * 1024]
+            Comparison(base_N.shape).add(base_N, tuned_N, stored=(True, True))
             position += len(piece)
     return position
 

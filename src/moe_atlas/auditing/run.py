@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ from moe_atlas.auditing.options import AuditOptions, Execution
 from moe_atlas.auditing.pairing import other_differences, require_comparable
 from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.side import Side, SideName, compute_dtype
-from moe_atlas.auditing.unreplayed import compare_unreplayed, nothing_differs
+from moe_atlas.auditing.unreplayed import compare_unreplayed, nothing_differs, values_alone
 from moe_atlas.auditing.view import Scope
 from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
 from moe_atlas.checkpoint.header import DTYPE_BITS
@@ -46,7 +47,7 @@ from moe_atlas.probes.registration import ProbeSet, load_registered
 from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_floor
 from moe_atlas.receipt.warnings import within_floor
 from moe_atlas.replay.model import Replay
-from moe_atlas.weights.class_digests import class_digests
+from moe_atlas.weights.class_digests import resolved, value_digests
 
 Receipt = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -93,13 +94,15 @@ def measure(
             kept = audit.resume = StateFile(options.resume[0], dependencies(audit, probes, options))
         evidence = walk(audit, probes.windows)
         evidence.unreplayed = compare_unreplayed(audit.sides, evidence.ledger, group)
+        alone = [values_alone(side, evidence.ledger.values(0), group) for side in audit.sides]
         digests = [finish(side.reader, group) for side in audit.sides]
         for folder in folders:
             folder.require_unchanged()
     shares = group.bring(share_facts(audit))
     if not group.leads:
         return {}, {}
-    receipt = body(audit, evidence, probes, options, digests, folders, shares) | {
+    read = checkpoint_facts(audit.sides, evidence, alone, digests, folders, shares)
+    receipt = body(audit, evidence, probes, options, read) | {
         **lent,
         "noise_floor": floor,
         "timing": {
@@ -118,9 +121,7 @@ def body(
     evidence: Evidence,
     probes: ProbeSet,
     options: AuditOptions,
-    digests: list[CheckpointDigest],
-    folders: list[Folder],
-    shares: list[dict[str, Any]],
+    read: dict[str, Any],
 ) -> Receipt:
     """The facts of the receipt that depend on neither the clock, nor a noise-floor run, nor another receipt.
 
@@ -129,9 +130,7 @@ def body(
         evidence: what it found.
         probes: what was asked.
         options: how it ran.
-        digests: of each checkpoint.
-        folders: what stands beside the weights of each.
-        shares: what each process read and how long it took.
+        read: the facts of each checkpoint.
     """
     specs = [side.spec for side in audit.sides]
     pair = len(specs) == 2
@@ -139,12 +138,7 @@ def body(
         "schema": "atlas/receipt/v1",
         "kind": "audit" if pair else "baseline",
         "probe": probe_facts(probes, specs[0]),
-        "checkpoints": {
-            side.name: checkpoint_facts(side, digest)
-            | folder.facts()
-            | {"bytes_read": sum(share["bytes_read"][side.name] for share in shares)}
-            for side, digest, folder in zip(audit.sides, digests, folders, strict=True)
-        },
+        "checkpoints": read,
         "layers": evidence.layers,
         "weights": evidence.ledger.facts() | {"unreplayed": evidence.unreplayed},
         "identity": identity_facts(evidence, specs),
@@ -219,7 +213,9 @@ def needed(
     """The memory that an audit needs with this compute dtype."""
     tokens = sum(len(window.tokens) for window in probes.windows)
     everyone = probes.config.evaluation.experts == "all"
-    stored = max(DTYPE_BITS[tensor.dtype] // 8 for tensor in checkpoints[0].tensors.values())
+    stored = max(
+        DTYPE_BITS[tensor.dtype] // 8 for checkpoint in checkpoints for tensor in checkpoint.tensors.values()
+    )
     decoded = [bool(checkpoint.encoded) for checkpoint in checkpoints]
     return memory.needs(specs, tokens, dtype.itemsize, stored, everyone=everyone, decoded=decoded)
 
@@ -319,8 +315,40 @@ def probe_facts(probes: ProbeSet, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
-    """What was read, and its digest."""
+def checkpoint_facts(
+    sides: Sequence[Side],
+    evidence: Evidence,
+    alone: Sequence[Mapping[str, str | None]],
+    digests: Sequence[CheckpointDigest],
+    folders: Sequence[Folder],
+    shares: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What was read of each checkpoint, with its digests, by side.
+
+    Args:
+        sides: the checkpoints.
+        evidence: whose ledger knows the values of their tensors.
+        alone: of each, those that the ledger does not know.
+        digests: of their stored tensors.
+        folders: what stands beside the weights of each.
+        shares: what each process read.
+    """
+    facts: dict[str, Any] = {}
+    values: dict[str, str] = {}
+    for number, side in enumerate(sides):
+        found = evidence.ledger.values(number) | dict(alone[number])
+        values = resolved(found, values, side.spec, side.checkpoint, digests[number])
+        facts[side.name] = {
+            **stored_facts(side, digests[number]),
+            **value_digests(side.spec, side.checkpoint, values),
+            **folders[number].facts(),
+            "bytes_read": sum(share["bytes_read"][side.name] for share in shares),
+        }
+    return facts
+
+
+def stored_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
+    """What is stored, and its digest."""
     stored = side.checkpoint.tensors.values()
     return {
         "path": side.checkpoint.label,
@@ -328,7 +356,6 @@ def checkpoint_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
         "vocabulary": side.spec.vocab,
         "digest": digest.sha256,
         "config_sha256": config_sha256(side.checkpoint),
-        "classes": class_digests(side.spec, side.checkpoint, digest),
         "tensors": len(side.checkpoint.tensors),
         "bytes": sum(tensor.nbytes for tensor in stored),
         "dtype": sorted({tensor.dtype for tensor in stored}),

@@ -16,6 +16,7 @@ from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.families.load import ReaderLike, load_all
 from moe_atlas.families.spec import LayerSpec, ModelSpec, TensorRef
 from moe_atlas.replay.model import Replay
+from moe_atlas.weights.values import same_values
 
 Weights = dict[str, Tensor]
 SideName = Literal["base", "tuned"]
@@ -31,7 +32,8 @@ class Side:
     Attributes:
         states: what each batch carries into the next layer, opaque to the audit; empty where another process
             holds it.
-        resident: tensors of the layer at hand, as stored, by role.
+        resident: tensors of the layer at hand, by role: as stored, and once the audit has settled them the other
+            checkpoint's own where the values are the same.
         weights: the same in the dtypes the replay multiplies in.
         loader: the thread that reads its experts.
     """
@@ -45,6 +47,7 @@ class Side:
     resident: Weights = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
     loader: Executor = field(default_factory=reading)
+    _cast: set[str] = field(default_factory=set)
 
     def leave(self) -> None:
         """Drop the tensors of the layer at hand."""
@@ -53,11 +56,26 @@ class Side:
     def enter(self, refs: Sequence[TensorRef], reader: ReaderLike) -> None:
         """Read the tensors of a layer, or of what stands in front of the head."""
         self.resident = load_all(reader, refs)
-        placed = self.replay.place(self.resident)
-        cast = {ref.role for ref in refs if ref.kind in MULTIPLIED and len(ref.shape) > 1}
-        self.weights = {
-            role: tensor.to(self.replay.dtype) if role in cast else tensor for role, tensor in placed.items()
-        }
+        self._cast = {ref.role for ref in refs if ref.kind in MULTIPLIED and len(ref.shape) > 1}
+        self.weights = {role: self._placed(role, tensor) for role, tensor in self.resident.items()}
+
+    def _placed(self, role: str, tensor: Tensor) -> Tensor:
+        """A tensor of the layer where and in the dtype it is multiplied in."""
+        placed = tensor.to(self.replay.device)
+        return placed.to(self.replay.dtype) if role in self._cast else placed
+
+    def settle(self, other: Side) -> None:
+        """Hold the other checkpoint's own tensor wherever this one's has the same values in other bytes, or the same.
+
+        Norms and router follow the dtype that they are stored in; so equal values go through the same arithmetic.
+        """
+        replays = [(side.replay.device, side.replay.dtype) for side in (self, other)]
+        for role, tensor in self.resident.items():
+            twin = other.resident.get(role)
+            if twin is None or not same_values(twin, tensor):
+                continue
+            self.resident[role] = twin
+            self.weights[role] = other.weights[role] if replays[0] == replays[1] else self._placed(role, twin)
 
     def renumber(self, layer: LayerSpec, match_E: Tensor) -> Weights:
         """Put router rows and biases in another checkpoint's expert order; return them as stored, by role."""

@@ -9,7 +9,7 @@ Legend: N what is squared (base, tuned, change), R rows, K entries of the leadin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side
+from moe_atlas.auditing.storage import narrowing
 from moe_atlas.weights.comparison import Comparison, TensorChange
 from moe_atlas.weights.ledger import WeightsLedger
 
@@ -52,8 +53,19 @@ def compare_unreplayed(sides: Sequence[Side], ledger: WeightsLedger, group: Grou
     ]
 
 
+def values_alone(side: Side, known: Collection[str], group: Group) -> dict[str, str | None]:
+    """Digests of the values of what is not replayed and the ledger does not know: it has no counterpart."""
+    names = [skipped.name for skipped in side.spec.skipped if skipped.name not in known]
+
+    def values(name: str) -> str | None:
+        shape = tuple(side.checkpoint.logical[name].shape)
+        return _taken_in([side], name, shape).change(name, "other", None).values[0]
+
+    return dict(zip(names, group.spread(values, names), strict=True))
+
+
 def nothing_differs(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether every tensor that is not replayed is byte-identical in both checkpoints."""
+    """Whether every tensor that is not replayed holds the same values in both checkpoints."""
     return not any(row[finding] for row in rows for finding in FINDINGS)
 
 
@@ -126,7 +138,7 @@ def _finite(side: Side, name: str, shape: tuple[int, ...]) -> bool:
 
 def _taken_in(sides: Sequence[Side], name: str, shape: tuple[int, ...]) -> Comparison:
     """Read a tensor of one or both checkpoints in bounded pieces."""
-    comparison = Comparison(shape)
+    comparison = Comparison(shape, narrowing(sides, [name] * len(sides)))
     decoded = any(name in side.checkpoint.encoded for side in sides)
     for index, rows in _pieces(shape, decoded=decoded):
         tensors = [side.reader.read(name, index, rows) for side in sides]
@@ -136,6 +148,8 @@ def _taken_in(sides: Sequence[Side], name: str, shape: tuple[int, ...]) -> Compa
 
 def _pieces(shape: tuple[int, ...], *, decoded: bool) -> Iterator[tuple[int | None, range | None]]:
     """What to read at a time: (entry, rows) of the leading dimension; quantised stacks are decoded by entry."""
+    if 0 in shape:
+        return
     if decoded and len(shape) > 2:
         yield from ((index, None) for index in range(shape[0]))
     elif not shape:

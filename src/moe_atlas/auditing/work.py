@@ -68,7 +68,7 @@ def flops(specs: Sequence[ModelSpec], tokens: Tokens, *, everyone: bool, requant
     - `head`: 2·D·V for each scored position and checkpoint.
 
     Experts that only the tuned router chooses at the anchor come on top of it, and depend on the weights; what
-    equal bytes let an audit skip is not known before they are read, and not left out.
+    equal values let an audit skip is not known before they are read, and not left out.
 
     Args:
         specs: base, and tuned with a pair.

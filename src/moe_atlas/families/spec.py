@@ -54,6 +54,11 @@ class TensorRef:
     rows: tuple[int, int, int] | None = None
     transpose: bool = False
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is everything that is stored under its name, in the order in which it is stored."""
+        return self.index is None and self.span is None and self.rows is None and not self.transpose
+
 
 @dataclass(frozen=True)
 class RouterSpec:

@@ -97,7 +97,7 @@ class NativeFields:
         Args:
             expert: its index; to a follower experts come before they come to whom it follows.
             weights: its tensors.
-            identical: whether the followed checkpoint's expert holds the same bytes.
+            identical: whether the followed checkpoint's expert holds the same values.
         """
         if self.follows:
             if identical:

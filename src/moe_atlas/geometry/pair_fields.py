@@ -77,7 +77,7 @@ class PairFields:
             tuned_expert: the counterpart's index.
             weights0: tensors of the one.
             weights1: tensors of the other.
-            identical: whether the two hold the same bytes, so that equal inputs give equal outputs.
+            identical: whether the two hold the same values, so that equal inputs give equal outputs.
         """
         identical = identical and self.gate is self.base.gate
         for number, group in enumerate(self._groups):

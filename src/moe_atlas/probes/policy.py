@@ -31,6 +31,7 @@ ALLOWANCES = {
     "modalities": "tensors of vision and audio may be missing, added or replaced: only text is served",
     "activation_scales": "scales of quantised activations may be missing, added or replaced: the server takes its own",
     "tokenizer": "the tokenizer beside the tuned checkpoint may number the probe's text in another way",
+    "frozen_layers": "a class that must change may do so in some layers only: tunes that freeze layers on purpose",
 }
 UNREPLAYED = ("mtp", "modalities", "activation_scales")  # parts that a server may use and no replay does
 CHANNELS = ("coordinate", "boundary", "transition", "content")
@@ -173,7 +174,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class WeightRules:
-    """Tensor classes whose bytes must, or must not, differ between the checkpoints."""
+    """Tensor classes whose values must, or must not, differ between the checkpoints."""
 
     must_not_change: tuple[str, ...]
     must_change: tuple[str, ...]

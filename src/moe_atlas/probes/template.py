@@ -78,7 +78,7 @@ policy:
     document_nll: null    # a document above this counts as damaged ...
     document_share: null  # ... and fewer than this share of documents may be
 
-  # Tensor classes that must keep, or must not keep, their bytes: router, selection_bias, routed_expert,
+  # Tensor classes that must keep, or must not keep, their values: router, selection_bias, routed_expert,
   # shared_expert, dense_mlp, attention, norm, embedding, head, other.
   weights: {must_not_change: [], must_change: []}
 
@@ -88,6 +88,7 @@ policy:
   # mtp, modalities, activation_scales: tensors that no probe token passes (prediction layers; vision, audio; scales
   # of quantised activations) may be missing, added or replaced. tokenizer: the one beside the tuned checkpoint may
   # number the probe's text in another way.
+  # frozen_layers: a class that must change may do so in some layers only.
   # allow: [identical]
 
   # What the budgets were set for; an audit of another kind warns.

@@ -36,7 +36,7 @@ class Context:
         base_W: which windows are of base-role domains, bool [W].
         design: strata and documents of the base-role windows.
         protected: indices of the protected layers.
-        identical: the checkpoints are the same in every tensor that is replayed, byte for byte.
+        identical: the checkpoints hold the same values in every tensor that is replayed.
     """
 
     kind: str

@@ -153,7 +153,7 @@ def _flips(context: Context, prefix: str) -> dict[str, int | None]:
 def _same_index(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
     """The channels before a relabelling, where one was applied.
 
-    Equal bytes make the channels that compare experts exactly 0 after the relabelling only.
+    Equal values make the channels that compare experts exactly 0 after the relabelling only.
     """
     own = f"{prefix}.same_index"
     if not any(name.startswith(f"{own}.") for name in context.windows):

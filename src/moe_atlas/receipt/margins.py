@@ -88,7 +88,7 @@ def _bounded(
 
 
 def _branch(context: Context, result: LayerResult, key: str) -> Sample:
-    """A load, taken as exactly zero where byte-identical inputs make it so and the data agree."""
+    """A load, taken as exactly zero where inputs of equal values make it so and the data agree."""
     sample = result.loads[key]
     needs = {
         "load.drift": ("boundary_drift", "content_drift"),

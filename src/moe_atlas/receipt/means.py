@@ -44,7 +44,7 @@ HEALTH_KEYS = (
 )
 CONTROL_KEYS = ("raw_norm_drift", "raw_state_drift")
 NOT_MEASURED = "not measured"
-REFUTED = "its inputs are said to be byte-identical, yet it is not 0"
+REFUTED = "its inputs are said to be equal, yet it is not 0"
 # Non-negative quantities with a ceiling: where few documents moved they are bounded without a variance.
 SHARES = {
     "boundary_drift": 1.0,
@@ -55,7 +55,7 @@ SHARES = {
     "coordinate_drift_z": 2.0,
 }
 
-# Which byte-identical inputs make a difference exactly zero: the states that enter the layer, the gain in front of
+# Which inputs of equal values make a difference exactly zero: the states that enter the layer, the gain in front of
 # the router, the router with that gain and all biases, the routed experts. A channel on anchored states does not
 # depend on the native ones.
 EXACT_NEEDS: dict[str, tuple[str, ...]] = {
@@ -80,7 +80,7 @@ EXACT_NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def is_exact(context: Context, layer: Facts, key: str) -> bool:
-    """Whether byte-identical inputs make this difference zero, whatever the sample."""
+    """Whether inputs of equal values make this difference zero, whatever the sample."""
     if context.identical:
         return key in EXACT_NEEDS
     exact = layer.get("exact", {})

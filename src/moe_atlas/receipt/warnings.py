@@ -10,6 +10,7 @@ from moe_atlas.probes.cannot_fail import Measured, cannot_fail, loose_tail_guard
 from moe_atlas.receipt.context import Facts
 from moe_atlas.receipt.unmeasured import unmeasured
 from moe_atlas.receipt.unseen import unseen_warnings
+from moe_atlas.text import ranges
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reaches
 
@@ -37,6 +38,8 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
         *_set_for(receipt),
         *_formats(receipt),
         *unseen_warnings(receipt),
+        *_recast(receipt),
+        *_resumed(receipt),
     ]
 
 
@@ -170,8 +173,50 @@ def _formats(receipt: Facts) -> list[dict[str, Any]]:
     if not costs:
         return []
     value, layer = max(costs)
+    if value == 0.0:  # the tuned checkpoint's format holds the base's experts exactly
+        return []
     message = (
         "the experts of the two checkpoints are stored in different formats: content_drift includes what the format "
         f"costs, which content_quantisation puts at up to {value:.3g} (layer {layer})"
     )
     return [{"code": "two-formats", "message": message}]
+
+
+def _recast(receipt: Facts) -> list[dict[str, Any]]:
+    """Tensors that differ from the base's in how they are stored, and in their values not, or by rounding alone."""
+    rows = receipt["weights"].get("tensors") or []
+    recast, rounded = (sum(bool(row.get(key)) for row in rows) for key in ("recast", "rounded"))
+    said = {
+        "values-recast": (
+            recast,
+            "hold the base's values in another dtype, or zeros of the other sign: these count as unchanged, and are "
+            "computed with as the base stores them",
+        ),
+        "values-rounded": (
+            rounded,
+            "hold the base's values rounded to another format and nothing else: must_change takes them as unchanged, "
+            "must_not_change as changed",
+        ),
+    }
+    return [
+        {"code": code, "message": f"{count} of {len(rows)} tensors of the tuned checkpoint {what}"}
+        for code, (count, what) in said.items()
+        if count
+    ]
+
+
+def _resumed(receipt: Facts) -> list[dict[str, Any]]:
+    """What is not what an earlier receipt of the run saw."""
+    earlier = (receipt.get("parent") or {}).get("receipt")
+    if earlier is None or earlier["same_tensors"]:
+        return []
+    changed = [row for row in earlier["classes"] or () if not row["same"]]
+    what = ", ".join(f"{row['class']} ({_places(row['changed_layers'])})" for row in changed)
+    message = f"resumed: other values than in the earlier receipt: {what or 'its digests tell no more'}"
+    return [{"code": "resumed-changed", "message": message}]
+
+
+def _places(layers: Sequence[int | None]) -> str:
+    numbers = [layer for layer in layers if layer is not None]
+    word = f"{len(numbers)} layer{'s' if len(numbers) > 1 else ''}: {ranges(numbers)}" if numbers else ""
+    return word or "outside the layers"

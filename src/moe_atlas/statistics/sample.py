@@ -30,7 +30,7 @@ class Sample:
         windows: windows that took part.
         documents: documents that took part.
         reason: why the number or its interval is undefined; None when both are defined.
-        exact: the value follows from byte-identical inputs and has no sampling error.
+        exact: the value follows from inputs of equal values and has no sampling error.
         values_B: the functional itself on every resample, where something is built on it; takes over where
             the studentised resamples give no bound.
         switching: the functional sits on an extremum over experts that switches from resample to resample; a
@@ -59,7 +59,7 @@ def undefined(reason: str, windows: int = 0, documents: int = 0) -> Sample:
 
 
 def exact_zero(windows: int, documents: int) -> Sample:
-    """Return the sample of a difference between byte-identical things."""
+    """Return the sample of a difference between things of equal values."""
     return Sample(0.0, 0.0, None, windows, documents, None, exact=True)
 
 
@@ -119,7 +119,7 @@ def interval(sample: Sample, confidence: float, floor: float = -np.inf, ceiling:
 
     Returns:
         ``{"estimate", "low", "high", "windows", "documents"}``, a bound that is not finite being null with a
-        ``reason``; ``"exact": True`` for differences between byte-identical things.
+        ``reason``; ``"exact": True`` for differences between things of equal values.
     """
     tail = (1.0 - confidence) / 2.0
     low, high = lower_bound(sample, tail), upper_bound(sample, tail)

@@ -24,6 +24,7 @@ from moe_atlas.verdict.gates import (
 )
 from moe_atlas.verdict.unreplayed import unreplayed_gates
 from moe_atlas.verdict.unseen import unseen_gates
+from moe_atlas.verdict.weight_rules import weight_gates
 
 Receipt = Mapping[str, Any]
 
@@ -52,7 +53,7 @@ def atlas_gates(receipt: Receipt) -> list[Gate]:
     return [
         *_layer_gates(receipt, floor),
         _refinement_gate(receipt, floor),
-        *_weight_gates(receipt),
+        *weight_gates(receipt),
         *_non_finite_gates(receipt),
         *unreplayed_gates(receipt),
         *_identity_gates(receipt),
@@ -121,7 +122,7 @@ def _refinement_gate(receipt: Receipt, floor: str | None) -> Gate:
     if not is_number(margin.get("estimate")):
         return verdict(UNDETERMINED, margin.get("reason"))
     if margin.get("exact") is True and margin["estimate"] > 0.0:
-        return verdict(PASS, "byte-identical inputs")
+        return verdict(PASS, "inputs of equal values")
     floor = floor or too_few(margin.get("documents"))
     if floor is not None:
         return verdict(UNDETERMINED, floor)
@@ -130,34 +131,6 @@ def _refinement_gate(receipt: Receipt, floor: str | None) -> Gate:
     if is_number(margin.get("low")) and margin["low"] > 0.0:
         return verdict(PASS)
     return verdict(UNDETERMINED, margin.get("reason") or "the interval does not clear 0")
-
-
-def _weight_gates(receipt: Receipt) -> list[Gate]:
-    """The registered must_change and must_not_change rules, one gate a class."""
-    rules = receipt["probe"]["policy"].get("weights") or {}
-    classes = (receipt.get("weights") or {}).get("classes")
-    gates = []
-    for rule in ("must_not_change", "must_change"):
-        for name in rules.get(rule) or ():
-            where = {"class": name, "rule": rule}
-            gates.append(Gate("weights", *_weight_result(classes, name, rule, where)))
-    return gates
-
-
-def _weight_result(
-    classes: Any, name: str, rule: str, where: dict[str, Any]
-) -> tuple[str, dict[str, Any], dict[str, Any], None, str | None]:
-    if not isinstance(classes, Mapping):
-        return UNDETERMINED, where, {}, None, "no weights ledger"
-    entry = classes.get(name)
-    if not entry or not entry.get("tensors"):
-        return NOT_APPLICABLE, where, {}, None, "the checkpoints have no such tensors"
-    changed, tensors = entry.get("changed"), entry.get("tensors")
-    if not is_number(changed):
-        return UNDETERMINED, where, {}, None, "the ledger does not say how many changed"
-    if (changed > 0) == (rule == "must_change"):
-        return PASS, where, {}, None, f"{changed} of {tensors} tensors changed"
-    return FAIL, where, {}, None, f"{changed} of {tensors} tensors changed"
 
 
 def _non_finite_gates(receipt: Receipt) -> list[Gate]:

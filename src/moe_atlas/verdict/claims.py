@@ -201,7 +201,7 @@ def _boundary_sharpness(layers: Layers) -> list[dict[str, Any]]:
 
 
 def _moved(name: str, key: str, layers: Layers) -> dict[str, Any]:
-    """By how much: the worst protected layer. Contradicted only by byte-identical inputs."""
+    """By how much: the worst protected layer. Contradicted only by inputs of equal values."""
     found = [(layer["layer"], _pair(layer, key)) for layer in layers]
     known = [(number, pair) for number, pair in found if is_number(pair.get("estimate"))]
     moved = any(_above(pair, "simultaneous_low", 0.0) for _, pair in known)

@@ -120,7 +120,7 @@ def _tail_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:
         return Gate("tail_guard", result, where, interval, limit, reason)
 
     if (row.get("nll_increase") or {}).get("exact") is True:
-        return verdict(PASS, "byte-identical inputs")
+        return verdict(PASS, "inputs of equal values")
     floor = too_few(found.get("documents"))
     if floor is not None:
         return verdict(UNDETERMINED, floor)

@@ -92,7 +92,7 @@ def below_budget(
     if not is_number(interval.get("estimate")):
         return verdict(UNDETERMINED, interval.get("reason") or "missing")
     if interval.get("exact") is True and interval["estimate"] == 0.0 and budget >= 0:
-        return verdict(PASS, "byte-identical inputs")
+        return verdict(PASS, "inputs of equal values")
     if floor is None:
         floor = too_few(interval.get("documents"))
     if floor is not None:

@@ -1,81 +1,109 @@
-"""One digest for each class of tensors in each layer: are two checkpoints the same experts, router and biases?
+"""Digests of what a checkpoint's tensors say: of all that are replayed, and of each class in each layer.
 
-The digest of a whole checkpoint answers yes or no; a run that was resumed after a crash needs to know which part
-is not what it was, long after the older checkpoint's bytes are gone.
+They are over values and logical tensors, so a copy in another dtype, sharding or layout of experts has the same, while
+the digest of the stored tensors (`moe_atlas.checkpoint.digest`) is another one. The one of the whole checkpoint answers
+yes or no; a run that was resumed after a crash needs to know which part is not what it was, long after the older
+checkpoint's bytes are gone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from moe_atlas.checkpoint.digest import CheckpointDigest, manifest_line
+from moe_atlas.checkpoint.digest import CheckpointDigest
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.families.spec import ModelSpec, TensorRef
+from moe_atlas.probes.policy import UNREPLAYED
+from moe_atlas.weights.comparison import AS_STORED
 
 Place = tuple[str, int | None]
+Values = Mapping[str, str]  # a tensor's canonical name to the digest of its values
 OTHER: Place = ("other", None)
 
 
-def class_digests(spec: ModelSpec, checkpoint: Checkpoint, digest: CheckpointDigest) -> list[dict[str, Any]]:
-    """Return one row for each tensor class of each layer.
+def resolved(
+    found: Mapping[str, str | None],
+    base: Values,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    digest: CheckpointDigest,
+) -> dict[str, str]:
+    """Digests of the values of one checkpoint's tensors by name, in which nothing refers to other ones any more.
+
+    Args:
+        found: what the weights ledger says of each: a digest, `AS_STORED`, or None where it holds the base's values.
+        base: those of the base; empty for the base itself.
+        spec: of the checkpoint.
+        checkpoint: whose stored tensors.
+        digest: theirs.
+    """
+    stored = {ref.name: ref.stored for ref, _ in replayed(spec)}
+    stored |= {skipped.name: skipped.name for skipped in spec.skipped}
+
+    def value(name: str, said: str | None) -> str:
+        if said == AS_STORED:
+            return f"{checkpoint.tensors[stored[name]].dtype} {digest.tensors[stored[name]]}"
+        return base[name] if said is None else said
+
+    return {name: value(name, said) for name, said in found.items()}
+
+
+def value_digests(spec: ModelSpec, checkpoint: Checkpoint, values: Values) -> dict[str, Any]:
+    """Return ``values_digest``, over every tensor that is replayed, and ``classes``, one row for each class and layer.
+
+    A digest is over one line ``name TAB dtype TAB shape TAB sha256 NEWLINE`` for each logical tensor, sorted by name:
+    the name that a plain checkpoint with one tensor for each expert gives it, and what
+    `moe_atlas.weights.values.ValueHash` says. A head that is tied to the embedding, or holds its values, counts once,
+    as the embedding.
 
     Returns:
-        Objects of ``class``, ``layer`` (null outside the layers), ``tensors`` (stored ones) and ``sha256``, over the
-        same line for each tensor as the checkpoint's own digest; every stored tensor is in exactly one row, those
-        that nothing replays under ``other``.
+        The rows are objects of ``class``, ``layer`` (null outside the layers), ``tensors`` and ``values``; those that
+        nothing replays and a server may use are in the row ``other``, outside the layers, and not in
+        ``values_digest``.
     """
-    places: dict[str, Place] = {}
-    for name, place in _places(spec):
-        encoded = checkpoint.encoded.get(name)
-        places |= dict.fromkeys([name] if encoded is None else encoded.parts.values(), place)
+    embedding = values[spec.embed_refs[0].name]
+    places = {
+        ref.name: (ref.shape, (ref.kind, layer))
+        for ref, layer in replayed(spec)
+        if ref.kind != "head" or values[ref.name] != embedding
+    }
+    others = {
+        skipped.name: (checkpoint.logical[skipped.name].shape, OTHER)
+        for skipped in spec.skipped
+        if skipped.part in UNREPLAYED
+    }
+    lines = {name: _line(name, shape, values[name]) for name, (shape, _) in sorted((places | others).items())}
     rows: dict[Place, list[bytes]] = {}
-    for name in sorted(checkpoint.tensors):
-        line = manifest_line(checkpoint.tensors[name], digest.tensors[name])
-        rows.setdefault(places.get(name, OTHER), []).append(line)
-    return [
-        {
-            "class": kind,
-            "layer": layer,
-            "tensors": len(lines),
-            "sha256": hashlib.sha256(b"".join(lines)).hexdigest(),
-        }
-        for (kind, layer), lines in rows.items()
-    ]
+    for name, line in lines.items():
+        rows.setdefault((places.get(name) or others[name])[1], []).append(line)
+    return {
+        "values_digest": _sha256(line for name, line in lines.items() if name in places),
+        "classes": [
+            {"class": kind, "layer": layer, "tensors": len(found), "values": _sha256(found)}
+            for (kind, layer), found in rows.items()
+        ],
+    }
 
 
-def _places(spec: ModelSpec) -> Iterator[tuple[str, Place]]:
-    """Class and layer of every stored tensor that is replayed; the embedding wins over a head tied to it."""
-    yield from _stored(spec.final_refs, None)
-    yield from _stored(spec.embed_refs, None)
+def _line(name: str, shape: Sequence[int], value: str) -> bytes:
+    dtype, sha256 = value.split(" ")
+    return f"{name}\t{dtype}\t[{','.join(map(str, shape))}]\t{sha256}\n".encode()
+
+
+def _sha256(lines: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def replayed(spec: ModelSpec) -> Iterator[tuple[TensorRef, int | None]]:
+    """Every logical tensor that is replayed, with its layer; a tied head is the embedding."""
+    for ref in (*spec.embed_refs, *(ref for ref in spec.final_refs if ref.kind != "embedding")):
+        yield ref, None
     for layer in spec.layers:
-        yield from _stored(layer.refs, layer.index)
+        for ref in layer.refs:
+            yield ref, layer.index
         if layer.moe is not None:
             for expert in range(layer.moe.router.experts):
-                yield from _stored(layer.moe.expert_refs(expert), layer.index)
-
-
-def _stored(refs: Sequence[TensorRef], layer: int | None) -> Iterator[tuple[str, Place]]:
-    for ref in refs:
-        yield ref.stored, (ref.kind, layer)
-
-
-def same_classes(
-    earlier: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Compare the rows of two checkpoints, class by class.
-
-    Returns:
-        Objects of ``class``, ``same`` and ``changed_layers`` (null stands for outside the layers).
-    """
-    before, after = (
-        {(row["class"], row["layer"]): (row["tensors"], row["sha256"]) for row in rows}
-        for rows in (earlier, now)
-    )
-    places = sorted({*before, *after}, key=lambda place: (place[0], -1 if place[1] is None else place[1]))
-    changed: dict[str, list[int | None]] = {kind: [] for kind, _ in places}
-    for place in places:
-        if before.get(place) != after.get(place):
-            changed[place[0]].append(place[1])
-    return [{"class": kind, "same": not layers, "changed_layers": layers} for kind, layers in changed.items()]
+                for ref in layer.moe.expert_refs(expert):
+                    yield ref, layer.index

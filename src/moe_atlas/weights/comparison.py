@@ -6,7 +6,7 @@ Legend: R rows, C elements of a row, K runs of a row, V elements of a run, N wha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,9 +16,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PIECE = 1 << 17  # elements looked at a time: all that is made of them stays in the cache
+from moe_atlas.weights.values import PIECE, ValueHash, integers, is_canonical, same_bytes, same_values
+
 RUN = 512  # squares added up in float32
 LOST = 1e-30  # sums of squares up to which float32 may have lost some
+AS_STORED = (
+    "as stored"  # a digest of values that is the sha256 of a stored tensor's own bytes, which is taken anyway
+)
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What the tuned checkpoint's format makes of the base's values, where it cannot hold all of them.
+
+    Attributes:
+        keep: gives the base's values as the format would keep them, by plain rounding.
+        certain: whether nobody rounds otherwise, so that values other than these were changed.
+    """
+
+    keep: Callable[[Tensor], Tensor]
+    certain: bool
 
 
 @dataclass(frozen=True)
@@ -26,10 +43,16 @@ class TensorChange:
     """One row of the ledger.
 
     Attributes:
-        identical: byte-identical, in the same dtype.
+        identical: the same values, whatever the dtype and layout; None for a lone checkpoint.
         base_square, change_square: ‖W0‖² and ‖W1−W0‖² in float64; `change_square` is 0 for a lone checkpoint.
         zeros, nonfinite: counts of exact zeros and of NaN or infinities, (base, tuned).
         elements: number of elements.
+        expert: the base's index of the routed expert that it belongs to, if any.
+        recast: the same values in other bytes: another dtype, or zeros of the other sign.
+        rounded: whether the change is no more than what the tuned checkpoint's format makes of the base's values; None
+            where that cannot be told.
+        values: digests of the values, (base, tuned); `AS_STORED` for those of a whole stored tensor that is written as
+            a digest would write it; None for the tuned where they are the base's.
     """
 
     name: str
@@ -41,6 +64,15 @@ class TensorChange:
     zeros: tuple[int, int | None]
     nonfinite: tuple[int, int | None]
     elements: int
+    expert: int | None = None
+    recast: bool = False
+    rounded: bool | None = False
+    values: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def moved(self) -> bool:
+        """Whether it changed by more than another format's rounding, as far as that can be told."""
+        return self.identical is False and self.rounded is False
 
     @property
     def relative_change(self) -> float | None:
@@ -53,7 +85,10 @@ class TensorChange:
             "name": self.name,
             "class": self.kind,
             "layer": self.layer,
+            "expert": self.expert,
             "identical": self.identical,
+            "recast": None if self.identical is None else self.recast,
+            "rounded": None if self.identical is None else self.rounded,
             "relative_change": None if self.identical is None else self.relative_change,
             "zeros": {"base": self.zeros[0], "tuned": self.zeros[1]},
             "nonfinite": {"base": self.nonfinite[0], "tuned": self.nonfinite[1]},
@@ -68,9 +103,12 @@ class Comparison:
 
     Args:
         shape: of the whole tensor.
+        narrowing: where the tuned checkpoint's format may lose some of the base's values.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], narrowing: Narrowing | None = None) -> None:
+        self._narrowing = narrowing
+        self._rounded = narrowing is not None
         self._length = max(1, shape[-1]) if shape else 1
         self._width = _divisor(self._length, PIECE)
         self._run = _divisor(self._width, RUN)
@@ -78,31 +116,60 @@ class Comparison:
         self._squares_NR = np.zeros((3, self._elements // self._width))
         self._seen = 0
         self._identical: bool | None = None
+        self._recast = False
+        self._values = [ValueHash()]  # a second one from where the values part
+        self._as_stored = [False, False]
         self._zeros, self._nonfinite = [0, 0], [0, 0]
 
-    def add(self, base: Tensor, tuned: Tensor | None) -> None:
-        """Take in the next rows (entries of all dimensions but the last) of both."""
-        same = tuned is not None and same_bytes(base, tuned)
+    def add(self, base: Tensor, tuned: Tensor | None, *, stored: tuple[bool, bool] = (False, False)) -> None:
+        """Take in the next rows (entries of all dimensions but the last) of both.
+
+        Args:
+            base: the base's.
+            tuned: the tuned checkpoint's.
+            stored: whether these are the bytes of a whole stored tensor, (base, tuned).
+        """
+        same = tuned is not None and same_values(base, tuned)
         if tuned is not None:
+            self._recast |= same and not same_bytes(base, tuned)
+            if not same and self._identical is not False:
+                self._values.append(self._values[0].copy())  # up to here it held the base's
             self._identical = same and self._identical is not False
+            if self._narrowing is not None and self._rounded:
+                self._rounded = same_values(self._narrowing.keep(base), tuned)
         parts = [part.reshape(-1, self._width) for part in (base, tuned) if part is not None]
         here = slice(self._seen, self._seen + len(parts[0]))
         self._seen = here.stop
         with np.errstate(all="ignore"):  # what is not finite is counted
-            squares_NR, zeros = self._look(parts[:1] if same else parts)
+            squares_NR, zeros, minus = self._look(parts[:1] if same else parts)
         self._squares_NR[: len(squares_NR), here] = squares_NR
         if same:
             self._squares_NR[1, here] = squares_NR[0]
             zeros *= 2
         for side, part_RC in enumerate(parts):
             self._zeros[side] += zeros[side]
-            self._nonfinite[side] += _nonfinite(part_RC, self._squares_NR[side, here])
+            nonfinite = _nonfinite(part_RC, self._squares_NR[side, here])
+            self._nonfinite[side] += nonfinite
+            if side < len(self._values):
+                said = 0 if same else side  # equal values have one digest
+                self._digest(side, parts[said], stored=stored[side], clean=not nonfinite and not minus[said])
 
-    def change(self, name: str, kind: str, layer: int | None) -> TensorChange:
+    def _digest(self, side: int, part_RC: Tensor, *, stored: bool, clean: bool) -> None:
+        """Take in some rows for the digest of the values; `clean`: there is neither a −0 nor a NaN among them."""
+        whole = len(part_RC) == self._squares_NR.shape[1]
+        self._as_stored[side] = stored and clean and whole and is_canonical(part_RC)
+        if not self._as_stored[side]:
+            self._values[side].add(part_RC, whole=whole, clean=clean)
+
+    def change(self, name: str, kind: str, layer: int | None, expert: int | None = None) -> TensorChange:
         """The row of the ledger, once everything was taken in."""
         assert self._seen == self._squares_NR.shape[1], f"{name}: {self._seen} rows"
         lone = self.lone
         (zeros0, zeros1), (nonfinite0, nonfinite1) = self._zeros, self._nonfinite
+        values = [
+            AS_STORED if own else found.digest()
+            for own, found in zip(self._as_stored, self._values, strict=False)
+        ]
         return TensorChange(
             name,
             kind,
@@ -113,7 +180,16 @@ class Comparison:
             (zeros0, None if lone else zeros1),
             (nonfinite0, None if lone else nonfinite1),
             self._elements,
+            expert,
+            bool(self._identical) and self._recast,
+            self._identical is False and self._only_rounded,
+            (values[0], values[1] if len(values) == 2 else None),
         )
+
+    @property
+    def _only_rounded(self) -> bool | None:
+        told = self._rounded or self._narrowing is None or self._narrowing.certain
+        return self._rounded if told else None
 
     @property
     def lone(self) -> bool:
@@ -136,23 +212,27 @@ class Comparison:
         """Whether one side is zero throughout."""
         return self._zeros[side] == self._elements
 
-    def _look(self, parts: list[Tensor]) -> tuple[NDArray[np.float64], list[int]]:
-        """Sums of squares by row and counts of zeros of a part of each side.
+    def _look(self, parts: list[Tensor]) -> tuple[NDArray[np.float64], list[int], list[bool]]:
+        """Sums of squares by row, counts of zeros of a part of each side, and whether −0 is among them.
 
         Short runs are added up in float32, those in float64; all in float64 where float32 does not hold the values
         exactly, or would lose or overflow a square.
         """
         if not all(part.dtype.is_floating_point and part.dtype.itemsize <= 4 for part in parts):
             return self._added_up(parts, torch.float64)
-        squares_NR, zeros = self._added_up(parts, torch.float32)
+        squares_NR, zeros, minus = self._added_up(parts, torch.float32)
         unsafe_NR = ~((squares_NR > LOST) & (squares_NR < np.inf))
         again_R = unsafe_NR.any(0)
         if again_R.any():
-            exact_NR, _ = self._added_up([part[torch.from_numpy(again_R)] for part in parts], torch.float64)
+            exact_NR, _, _ = self._added_up(
+                [part[torch.from_numpy(again_R)] for part in parts], torch.float64
+            )
             squares_NR[unsafe_NR] = exact_NR[unsafe_NR[:, again_R]]
-        return squares_NR, zeros
+        return squares_NR, zeros, minus
 
-    def _added_up(self, parts: list[Tensor], dtype: torch.dtype) -> tuple[NDArray[np.float64], list[int]]:
+    def _added_up(
+        self, parts: list[Tensor], dtype: torch.dtype
+    ) -> tuple[NDArray[np.float64], list[int], list[bool]]:
         runs = self._width // self._run
         shape = (3 if len(parts) == 2 else 1, len(parts[0]), runs)
         squares_NRK = np.empty(shape, np.float32 if dtype is torch.float32 else np.float64)
@@ -166,23 +246,8 @@ class Comparison:
             ]
             for count in counts:
                 count.add(begin, end)
-        return squares_NRK.sum(-1, dtype=np.float64), [count.zeros for count in counts]
-
-
-def compare(name: str, kind: str, layer: int | None, base: Tensor, tuned: Tensor | None) -> TensorChange:
-    """One ledger row."""
-    comparison = Comparison(base.shape)
-    comparison.add(base, tuned)
-    return comparison.change(name, kind, layer)
-
-
-def same_bytes(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same bytes in the same dtype and shape (NaN equals NaN, 0 differs from −0)."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    words_a, words_b = _integers(a.reshape(-1)), _integers(b.reshape(-1))
-    # What differs mostly does so from the start.
-    return np.array_equal(words_a[:RUN], words_b[:RUN]) and np.array_equal(words_a, words_b)
+        squares_NR = squares_NRK.sum(-1, dtype=np.float64)
+        return squares_NR, [count.zeros for count in counts], [count.minus for count in counts]
 
 
 def relative(base_square: float, change_square: float) -> float | None:
@@ -224,16 +289,18 @@ class _Zeros:
     """Counts the exact zeros, of either sign, of some rows at a time."""
 
     def __init__(self, part_RC: Tensor) -> None:
-        self._bits_RC = _integers(part_RC, part_RC.dtype.itemsize)
+        self._bits_RC = integers(part_RC, part_RC.dtype.itemsize)
         signed = part_RC.dtype.is_floating_point and "fnuz" not in str(part_RC.dtype)
         self._minus = np.iinfo(self._bits_RC.dtype).min if signed else None
         self.zeros = 0
+        self.minus = False
 
     def add(self, begin: int, end: int) -> None:
         bits = self._bits_RC[begin:end].reshape(-1)
         self.zeros += len(bits) - int(np.count_nonzero(bits))
         if self._minus is not None and np.minimum.reduce(bits, initial=0) == self._minus:
             self.zeros += int(np.count_nonzero(bits == self._minus))
+            self.minus = True
 
 
 def _nonfinite(part_RC: Tensor, squares_R: NDArray[np.float64]) -> int:
@@ -242,13 +309,6 @@ def _nonfinite(part_RC: Tensor, squares_R: NDArray[np.float64]) -> int:
     if not bad_R.any():
         return 0
     return sum(int((~torch.isfinite(row_C.double())).sum()) for row_C in part_RC[torch.from_numpy(bad_R)])
-
-
-def _integers(tensor: Tensor, size: int = 8) -> NDArray[Any]:
-    """The bytes of a tensor as integers of `size` bytes, smaller ones where they do not divide its last dimension."""
-    raw = tensor.contiguous().view(torch.uint8).numpy(force=True)
-    width = next(width for width in (size, 4, 2, 1) if width <= size and raw.shape[-1] % width == 0)
-    return raw.view(np.dtype(f"i{width}"))
 
 
 @cache

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_atlas.weights.comparison import PIECE
+from moe_atlas.weights.values import PIECE
 
 SKETCH = 4096  # elements sampled from each matrix of an expert
 INIT_DISPERSION = (
@@ -138,7 +138,7 @@ def repeated(rows_EN: Tensor) -> list[list[int]]:
     """Groups of experts with equal sketches, ascending: candidates for clones."""
     groups: dict[bytes, list[int]] = {}
     for expert, row_N in enumerate(rows_EN):
-        groups.setdefault(row_N.numpy().tobytes(), []).append(expert)
+        groups.setdefault((row_N + 0.0).numpy().tobytes(), []).append(expert)  # −0 becomes 0
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -158,7 +158,7 @@ def layer_identity(
         base_EN: sketches of the base's experts.
         tuned_EN: sketches of the tuned checkpoint's experts.
         match_E: the consistent relabelling, when there is one.
-        clones: confirmed groups of byte-equal experts in (base, tuned).
+        clones: confirmed groups of equal experts in (base, tuned).
         initialised: experts that look untrained in (base, tuned).
         zeroed: experts with a matrix that is zero throughout in (base, tuned).
     """
@@ -217,4 +217,4 @@ def _bijection(match_E: Tensor) -> bool:
 
 
 def _clone_detail(group: list[int]) -> str:
-    return f"experts {group} hold the same bytes in the tuned checkpoint, in the base they do not"
+    return f"experts {group} hold the same values in the tuned checkpoint, in the base they do not"

@@ -21,7 +21,7 @@ class WeightsLedger:
     Attributes:
         rows: one per logical tensor, experts and router rows matched when they were relabelled.
         as_stored: the same-index rows of what was relabelled, beside the others.
-        changed_layers: layers (None: outside the layers) with a row that is not byte-identical.
+        changed_layers: layers (None: outside the layers) with a row whose values changed.
     """
 
     rows: list[TensorChange] = field(default_factory=list)
@@ -46,6 +46,11 @@ class WeightsLedger:
         if not change.identical and not as_stored:
             self.changed_layers.add(change.layer)
         return change
+
+    def values(self, side: int) -> dict[str, str | None]:
+        """What is known of the values of every tensor of one checkpoint, by the name under which it is stored there."""
+        # What a relabelling moved here is in a row of its own under this name; it comes last.
+        return {row.name: row.values[side] for row in (*self.rows, *(self.as_stored if side else ()))}
 
     def facts(self) -> dict[str, Any]:
         """The receipt's `weights` block."""

@@ -151,7 +151,7 @@ def _identity(layer: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     clones = layer.get("clones") or {}
     for group in clones.get("tuned") or []:
         if group not in (clones.get("base") or []):
-            yield {"layer": where, "what": "clones", "detail": f"hold the same bytes: {_listed(group)}"}
+            yield {"layer": where, "what": "clones", "detail": f"hold the same values: {_listed(group)}"}
     if layer.get("match"):
         yield {
             "layer": where,
