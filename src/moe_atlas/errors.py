@@ -5,6 +5,7 @@ The command line catches `AtlasError` and nothing else; anything else is a bug a
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -37,6 +38,7 @@ NEXT_STEPS = {
     "E_KIND": "give the receipt of an audit",
     "E_LEDGER": "restore the ledger from a copy",
     "E_LEDGER_OPEN": "check its owner and permissions, and that it is no link",
+    "E_MEMORY": "free some memory, or run it where there is more",
     "E_NOT_REGULAR": "give the file itself, no folder, pipe or link to one",
     "E_NO_FILE": "check its name",
     "E_NO_FOLDER": "create it first",
@@ -45,6 +47,7 @@ NEXT_STEPS = {
     "E_POLICY_MISSING": "check the name given with --policy-from",
     "E_PROBE_DUPLICATE": "take the repeated document out of the source",
     "E_PROBE_LOCK": "restore the lock, or register anew with atlas register --force",
+    "E_PROBE_SIZE": "register fewer windows or resamples",
     "E_PROBE_TOKENIZER": "give the tokenizer.json that belongs to the checkpoint",
     "E_PROBE_VALUE": "correct the probe file and register it again",
     "E_QUANT": "audit the checkpoint in its original format",
@@ -56,6 +59,26 @@ NEXT_STEPS = {
     "E_WRITE": "free some space, or choose a place that can be written",
 }
 """What to do about an error whose place of origin knows nothing better."""
+
+
+_ALLOCATIONS = (
+    "not enough memory",  # torch's own words
+    "can't allocate memory",
+    "out of memory",  # CUDA
+    "cannot allocate memory",  # the dynamic loader, fork
+    "failed to map segment",
+    "can't start new thread",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is an allocation that failed: Python and libraries have several words for it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    named = isinstance(error, RuntimeError | ImportError | OSError)
+    return isinstance(error, MemoryError) or (
+        named and any(words in str(error).lower() for words in _ALLOCATIONS)
+    )
 
 
 class AtlasError(Exception):

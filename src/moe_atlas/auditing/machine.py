@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moe_atlas.auditing.options import Place
-from moe_atlas.errors import ResourceExhausted, UsageError
+from moe_atlas.errors import ResourceExhausted, UsageError, out_of_memory
 from moe_atlas.text import shown
 from moe_atlas.version import __version__
 
@@ -98,15 +98,9 @@ def exhaustion_named() -> Iterator[None]:
     """Turn an allocation that failed into one line and exit code 6."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise out_of_memory() from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not out_of_memory(error):
             raise
-        raise out_of_memory() from error
-
-
-def out_of_memory() -> ResourceExhausted:
-    """The error of an audit that ran out of memory."""
-    step = "register fewer or shorter windows, or a token_stride, and try again"
-    return ResourceExhausted("E_MEMORY", "audit", "an allocation failed; nothing was written", step)
+        step = "register fewer or shorter windows, or a token_stride, and try again"
+        problem = "an allocation failed; nothing was written"
+        raise ResourceExhausted("E_MEMORY", "audit", problem, step) from error

@@ -43,6 +43,7 @@ from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.families.registry import resolve
 from moe_atlas.families.spec import ModelSpec
+from moe_atlas.limits import require_room
 from moe_atlas.probes.registration import ProbeSet, load_registered
 from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_floor
 from moe_atlas.receipt.warnings import within_floor
@@ -157,6 +158,13 @@ def opened(base: Path, tuned: Path | None, probes: ProbeSet) -> tuple[list[Check
     if len(specs) == 2:
         require_comparable(specs[0], specs[1], checkpoints[0].label, checkpoints[1].label)
     require_measurable(probes, specs[0])
+    require_room(
+        [layer.moe.router.experts for layer in specs[0].layers if layer.moe],
+        (measured_windows(probes), len(probes.windows)),
+        len(probes.config.domains),
+        [[skipped[0] for skipped in spec.skipped] for spec in specs],
+        str(probes.config.path),
+    )
     return checkpoints, specs
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.durable import sync_folder
-from moe_atlas.errors import IntegrityError
+from moe_atlas.errors import IntegrityError, out_of_memory
 from moe_atlas.receipt.files import write_errors
 from moe_atlas.text import shown
 
@@ -86,9 +87,11 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise damaged
             header = json.loads(_read(file, length, digest))
             tensors = {name: _tensor(file, dtype, shape, digest) for name, dtype, shape in header["tensors"]}
-            if file.read() != digest.digest():
+            if file.read(digest.digest_size + 1) != digest.digest():
                 raise damaged
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        if out_of_memory(error):
+            raise
         raise damaged from error
     facts: dict[str, Any] = header["facts"]
     return facts, tensors
@@ -111,7 +114,10 @@ def _read(file: BinaryIO, count: int, digest: Any) -> bytes:
 
 
 def _tensor(file: BinaryIO, dtype: str, shape: list[int], digest: Any) -> Tensor:
-    tensor = torch.empty(shape, dtype=_DTYPES[dtype])
+    kind = _DTYPES[dtype]
+    if math.prod(shape) * kind.itemsize > os.fstat(file.fileno()).st_size:
+        raise ValueError("cut short")
+    tensor = torch.empty(shape, dtype=kind)
     buffer = _bytes(tensor)
     if file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
         raise ValueError("cut short")

@@ -114,7 +114,7 @@ def read_small(root: Path, file: str, max_bytes: int) -> tuple[bytes, FileStat]:
         if found.size > max_bytes:
             problem = f"holds {found.size} bytes, more than the limit of {max_bytes}"
             raise refusal("E_JSON", str(root / file), problem)
-        return pread_all(descriptor, max_bytes, 0), found
+        return pread_all(descriptor, found.size, 0), found
 
 
 def exists(path: Path) -> bool:

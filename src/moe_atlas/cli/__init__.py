@@ -16,7 +16,7 @@ import typer
 from moe_atlas import stopping
 from moe_atlas.cli.help import Command
 from moe_atlas.cli.place import leads
-from moe_atlas.errors import AtlasError, Exit
+from moe_atlas.errors import AtlasError, Exit, out_of_memory
 from moe_atlas.parent import end_with_parent
 from moe_atlas.stopping import Stopped
 from moe_atlas.text import shown
@@ -129,12 +129,20 @@ def run(arguments: list[str]) -> int:
         SystemExit
     ):  # how click answers a reader of our output that left: with 1, which would read as a FAIL
         return int(Exit.EXHAUSTED)
-    except OSError as error:
-        if error.filename is not None or error.errno not in _UNWRITABLE:  # no stream of ours: a bug
-            raise
-        complain(f"E_OUTPUT standard output: cannot be written ({error.strerror})")
+    except Exception as error:
+        if not out_of_memory(error):
+            return _unwritable(error)
+        complain("E_MEMORY atlas: an allocation failed; free some memory, or run it where there is more")
         return int(Exit.EXHAUSTED)
     return result if isinstance(result, int) else int(Exit.PASS)
+
+
+def _unwritable(error: Exception) -> int:
+    """The exit code of a failed write to an output stream of ours; anything else is a bug and is raised again."""
+    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+        complain(f"E_OUTPUT standard output: cannot be written ({error.strerror})")
+        return int(Exit.EXHAUSTED)
+    raise error
 
 
 def complain(message: str) -> None:

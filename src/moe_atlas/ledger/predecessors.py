@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_atlas.bounded import Unreadable, read_regular
 from moe_atlas.errors import AtlasError, UsageError
 from moe_atlas.ledger.chain import Entry
-from moe_atlas.ledger.receipts import MAX_RECEIPT_BYTES
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
+from moe_atlas.limits import MAX_RECEIPT_BYTES
 from moe_atlas.probes.lock import lock_path
 from moe_atlas.text import shown
 
@@ -100,10 +101,8 @@ def _registration(*values: Any) -> Registration | None:
 def _probe_of(path: Path) -> Mapping[str, Any]:
     """What a receipt says of its probe; nothing for a file that is none."""
     try:
-        if not path.is_file() or path.stat().st_size > MAX_RECEIPT_BYTES:
-            return {}
-        receipt = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        receipt = json.loads(read_regular(path, MAX_RECEIPT_BYTES))
+    except (Unreadable, ValueError, RecursionError):
         return {}
     probe = receipt.get("probe") if isinstance(receipt, dict) else None
     return probe if isinstance(probe, Mapping) else {}

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_atlas.bounded import Unreadable, read_regular
 from moe_atlas.errors import IntegrityError
 from moe_atlas.ledger.chain import GENESIS, Entry
+from moe_atlas.limits import MAX_RECEIPT_BYTES
 from moe_atlas.text import shown
-
-MAX_RECEIPT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,22 @@ def _files(place: Path) -> Iterator[Path]:
 
 def _witness(path: Path, run: str) -> Witness | None:
     try:
-        if path.stat().st_size > MAX_RECEIPT_BYTES:
-            return None
-        raw = path.read_bytes()
+        raw = read_regular(path, MAX_RECEIPT_BYTES)
         receipt = json.loads(raw)
-    except (OSError, ValueError, RecursionError):
+    except (Unreadable, ValueError, RecursionError):
         return None
     head = ledger_head(receipt) if isinstance(receipt, dict) else None
     if head is None or head.get("run") != run:
         return None
     return Witness(path, hashlib.sha256(raw).hexdigest(), head)
+
+
+def _sha256(path: Path) -> str | None:
+    """Digest of a file's bytes; None for what cannot be a receipt."""
+    try:
+        return hashlib.sha256(read_regular(path, MAX_RECEIPT_BYTES)).hexdigest()
+    except Unreadable:
+        return None
 
 
 def check_witnesses(entries: Sequence[Entry], witnesses: Iterable[Witness]) -> list[str]:
@@ -102,7 +108,7 @@ def check_recorded(entries: Sequence[Entry]) -> list[str]:
         path = Path(str(entry.body.get("receipt", "")))
         if "receipt" not in entry.body or not path.is_file():
             continue
-        if hashlib.sha256(path.read_bytes()).hexdigest() != entry.body.get("receipt_sha256"):
+        if _sha256(path) != entry.body.get("receipt_sha256"):
             replaced = any(later.body.get("receipt") == str(path) for later in entries[entry.seq + 1 :])
             if not replaced:
                 problems.append(f"{shown(str(path))} is not the receipt that entry {entry.seq} recorded")

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.errors import InputRefused
+from moe_atlas.limits import MAX_LOCK_BYTES
 from moe_atlas.probes.files import read_bounded, sha256_hex, shown
 from moe_atlas.probes.schema import ProbeConfig
 from moe_atlas.probes.windows import Sample, Window
 
 SCHEMA = "atlas/probes-lock/v1"
-MAX_LOCK_BYTES = 256 << 20
 _KEYS = {
     *("schema", "name", "stage", "set_for", "probes", "policy_sha256", "tokenizer", "domains"),
     *("registered_at", "predecessor", "lock_sha256"),

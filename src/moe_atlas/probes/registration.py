@@ -7,6 +7,7 @@ lock names the one it replaced.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from typing import Any
 
 from moe_atlas.durable import write_atomic
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
-from moe_atlas.probes.files import sha256_hex
+from moe_atlas.limits import MAX_LOCK_BYTES, require_resamples
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import Lock, content, differences, lock_path, read_lock, seal, without_history
 from moe_atlas.probes.schema import Domain, ProbeConfig
@@ -76,11 +77,13 @@ def register(
         UsageError: E_PROBE_MISSING (no such file), E_PROBE_REGISTERED (a differing lock exists and `force` is
             not set).
         InputRefused: every refusal of `load_probes` and `build_windows`; E_PROBE_LOCK for a lock that is
-            damaged.
+            damaged; E_PROBE_SIZE for a registration that could never end in a receipt.
         ResourceExhausted: E_WRITE when the lock cannot be written.
     """
     config = load_probes(path, policy_from)
-    body = content(config, build_windows(config))
+    sample = build_windows(config)
+    _require_verifiable(config, sample)
+    body = content(config, sample)
     target = lock_path(config.path)
     predecessor = None
     if target.exists():
@@ -95,6 +98,9 @@ def register(
         predecessor = earlier(config.name)
     stamp = (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
     raw = seal(body | {"registered_at": stamp, "predecessor": predecessor})
+    if len(raw) > MAX_LOCK_BYTES:
+        problem = f"its lock would be {len(raw)} bytes, more than the {MAX_LOCK_BYTES} that are read"
+        raise InputRefused("E_PROBE_SIZE", str(path), problem, "register fewer windows")
     try:
         write_atomic(target, raw)
     except OSError as error:
@@ -121,8 +127,23 @@ def _changes(lock: Lock, body: dict[str, Any]) -> list[str]:
 
 def _predecessor(target: Path, old: Lock | None) -> dict[str, Any]:
     if old is None:
-        return {"sha256": sha256_hex(target.read_bytes()), "registered_at": None, "policy_sha256": None}
+        return {"sha256": _digest_of(target), "registered_at": None, "policy_sha256": None}
     return {"sha256": old.digest, "registered_at": old.registered_at, "policy_sha256": old.policy_sha256}
+
+
+def _digest_of(target: Path) -> str:
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_verifiable(config: ProbeConfig, sample: Sample) -> None:
+    """Refuse what no verifier could resample.
+
+    Raises:
+        InputRefused: E_PROBE_SIZE.
+    """
+    documents = len({window.document for window in sample.windows})
+    require_resamples(documents, config.policy.resamples, str(config.path))
 
 
 def load_registered(path: Path, policy_from: Path | None = None) -> ProbeSet:
@@ -144,7 +165,8 @@ def load_registered(path: Path, policy_from: Path | None = None) -> ProbeSet:
     lock = read_lock(target)
     # The policy is compared before any source is read: a widened threshold is refused at once.
     _refuse_changes(path, differences(lock.body["probes"], config.describe()))
-    sample: Sample = build_windows(config)
+    sample = build_windows(config)
+    _require_verifiable(config, sample)
     _refuse_changes(path, _changes(lock, content(config, sample)))
     return ProbeSet(config, sample.windows, lock)
 

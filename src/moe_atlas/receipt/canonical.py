@@ -10,8 +10,6 @@ from typing import Any
 
 from moe_atlas.checkpoint.strict_json import parse_json_object
 
-MAX_RECEIPT_BYTES = 64 << 20
-
 
 def encode_receipt(receipt: Mapping[str, Any]) -> bytes:
     """Return the canonical bytes: ASCII, keys in the receipt's order, shortest floats, no NaN, one final newline.

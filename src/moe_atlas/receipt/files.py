@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from moe_atlas.bounded import Unreadable, read_regular
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
 from moe_atlas.text import shown
 
@@ -25,25 +25,16 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """
     label = shown(str(path))
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise UsageError("E_NO_FILE", label, "there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputRefused("E_READ", label, f"cannot be opened ({_why(error)})") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)  # before fdopen, which refuses a folder in its own words
-        raise InputRefused("E_NOT_REGULAR", label, "expected a regular file")
-    with os.fdopen(descriptor, "rb") as file:
-        if status.st_size > limit:
-            raise InputRefused("E_SIZE", label, f"{status.st_size} bytes, more than the {limit} accepted")
-        try:
-            raw = file.read(limit + 1)
-        except OSError as error:
-            raise InputRefused("E_READ", label, f"cannot be read ({_why(error)})") from None
-    if len(raw) > limit:
-        raise InputRefused("E_SIZE", label, f"more than the {limit} bytes accepted")
-    return raw
+        return read_regular(path, limit)
+    except Unreadable as error:
+        match error.kind:
+            case "missing":
+                raise UsageError("E_NO_FILE", label, "there is no such file") from None
+            case "irregular":
+                raise InputRefused("E_NOT_REGULAR", label, "expected a regular file") from None
+            case "long":
+                raise InputRefused("E_SIZE", label, error.reason) from None
+        raise InputRefused("E_READ", label, f"cannot be read ({error.reason})") from None
 
 
 def require_free(path: Path, force: bool) -> None:

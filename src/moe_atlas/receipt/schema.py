@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from moe_atlas.limits import MAX_CELLS
 from moe_atlas.receipt.window_file import Arrays
 from moe_atlas.text import shown
 
 Problem = tuple[str, str]
-MAX_CELLS = 1 << 28  # resamples x documents that a verifier is willing to hold
 MAX_PROBLEMS = 1000
 _WINDOW_COLUMNS = ("domain", "document", "tokens", "scored")
 _TYPES: dict[str, Callable[[Any], bool]] = {

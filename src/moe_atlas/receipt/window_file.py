@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from moe_atlas.checkpoint.strict_json import parse_json_object
 from moe_atlas.errors import InputRefused, IntegrityError
+from moe_atlas.limits import MAX_WINDOW_BYTES
 from moe_atlas.receipt.files import read_bounded
 from moe_atlas.text import shown
 
 Arrays = dict[str, NDArray[Any]]
 
 MAX_HEADER_BYTES = 16 << 20
-MAX_WINDOW_BYTES = 8 << 30
 _DTYPES: dict[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "I32": np.dtype("<i4")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*\Z")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.errors import IntegrityError, UsageError
+from moe_atlas.errors import InputRefused, IntegrityError, ResourceExhausted, UsageError, out_of_memory
+from moe_atlas.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.receipt.canonical import encode_receipt, sealed
 from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.files import fsync_folder, remove, require_free, write_errors, write_temporary
@@ -61,24 +63,55 @@ def write_receipt(
 
     Raises:
         UsageError: the receipt exists, or its folder cannot be written.
-        ResourceExhausted: the disk is full.
+        InputRefused: ``E_PROBE_SIZE`` when a file would be longer than a verifier reads.
+        ResourceExhausted: the disk is full; ``E_MEMORY`` when memory is; a receipt that could only not be read back is
+            kept.
         IntegrityError: ``E_READBACK`` when what is on disk does not re-derive.
     """
     check_writable(path, force)
-    data = encode_windows(windows)
-    receipt = sealed(derive(facts, windows), window_path(path).name, data)
-    _install(path, encode_receipt(receipt), data)
+    step = "run it again where there is more memory; what --resume kept is there still"
+    with memory_named(path, "no memory is left to derive it, so nothing was written", step):
+        data = encode_windows(windows)
+        receipt = sealed(derive(facts, windows), window_path(path).name, data)
+        raw = encode_receipt(receipt)
+    _require_readable(path, len(raw), len(data))
+    _install(path, raw, data)
     try:
         report = verify(path)
-    except BaseException:
-        remove(path, window_path(path))
-        raise
+    except BaseException as error:
+        # What was measured for hours is whole on the disk, and every reader verifies it: it is kept.
+        with memory_named(path, "is written, but no memory is left to read it back", f"atlas verify {path}"):
+            if not out_of_memory(error):
+                remove(path, window_path(path))
+            raise
     if report.mismatches:
         remove(path, window_path(path))
         first = report.mismatches[0]
         problem = f"does not re-derive from disk: {first.path}: {first.problem}"
         raise IntegrityError("E_READBACK", shown(str(path)), problem, "nothing was kept; run it again")
     return receipt
+
+
+@contextlib.contextmanager
+def memory_named(path: Path, problem: str, step: str) -> Iterator[None]:
+    """Turn an allocation that failed into one line: E_MEMORY."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise ResourceExhausted("E_MEMORY", shown(str(path)), problem, step) from error
+
+
+def _require_readable(path: Path, receipt: int, data: int) -> None:
+    """Refuse to write what no verifier would read."""
+    for name, length, limit in (
+        ("the receipt", receipt, MAX_RECEIPT_BYTES),
+        ("the window data", data, MAX_WINDOW_BYTES),
+    ):
+        if length > limit:
+            problem = f"{name} would be {length} bytes, more than the {limit} that a verifier reads"
+            raise InputRefused("E_PROBE_SIZE", shown(str(path)), problem)
 
 
 def _install(path: Path, receipt: bytes, data: bytes) -> None:

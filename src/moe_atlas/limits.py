@@ -1,0 +1,70 @@
+"""What a verifier reads and holds, checked before an audit begins: nothing may be measured that no receipt can hold."""
+
+from __future__ import annotations
+
+from moe_atlas.errors import InputRefused
+
+MAX_CELLS = 1 << 28
+"""Documents times resamples; the bootstrap's weights are held, 8 bytes each."""
+MAX_RECEIPT_BYTES = 64 << 20
+MAX_WINDOW_BYTES = 8 << 30
+MAX_LOCK_BYTES = 256 << 20
+
+# Least that every audit writes. Estimates from below: only what is certain to fail is refused beforehand.
+_LAYER_BYTES = 3000  # of a receipt, for each checkpoint's layer
+_DOMAIN_BYTES = 1000
+_SKIPPED_BYTES = 40  # beside the tensor's name
+_WINDOW_BYTES = 64  # of window data for a window, layer and checkpoint, and for the pair
+_EXPERT_BYTES = 12  # rho in float64 and a count in int32, for a window, layer, expert and checkpoint
+
+
+def require_resamples(documents: int, resamples: int, where: str) -> None:
+    """Refuse more resamples of documents than a verifier holds.
+
+    Raises:
+        InputRefused: E_PROBE_SIZE, with what to lower.
+    """
+    if documents * resamples > MAX_CELLS:
+        problem = (
+            f"{documents} documents times {resamples} resamples are {documents * resamples}, "
+            f"more than the {MAX_CELLS} that a verifier holds: the audit could never end in a receipt"
+        )
+        step = f"register at most {MAX_CELLS // resamples} documents, or at most {MAX_CELLS // documents} resamples"
+        raise InputRefused("E_PROBE_SIZE", where, problem, step)
+
+
+def require_room(
+    experts: list[int], windows: tuple[int, int], domains: int, skipped: list[list[str]], where: str
+) -> None:
+    """Refuse an audit whose receipt or window data would be longer than a verifier reads.
+
+    Args:
+        experts: how many experts each routed layer has.
+        windows: windows of base domains, and all windows.
+        domains: how many domains are registered.
+        skipped: of each checkpoint the names of the tensors that a receipt lists.
+        where: the probe file.
+
+    Raises:
+        InputRefused: E_PROBE_SIZE, with what to lower.
+    """
+    measured, everything = windows
+    sides, pair = len(skipped), len(skipped) == 2
+    window = sum(sides * (_EXPERT_BYTES * count + _WINDOW_BYTES) + pair * _WINDOW_BYTES for count in experts)
+    data = measured * window + everything * 8 * sides
+    if data > MAX_WINDOW_BYTES:
+        problem = (
+            f"{measured} windows of base domains through {len(experts)} routed layers give at least {data} bytes of "
+            f"window data, more than the {MAX_WINDOW_BYTES} that a verifier reads"
+        )
+        raise InputRefused(
+            "E_PROBE_SIZE", where, problem, f"register at most {MAX_WINDOW_BYTES // window} base windows"
+        )
+    names = sum(len(name) + _SKIPPED_BYTES for side in skipped for name in side)
+    receipt = sides * len(experts) * _LAYER_BYTES + domains * _DOMAIN_BYTES + names
+    if receipt > MAX_RECEIPT_BYTES:
+        problem = (
+            f"{len(experts)} routed layers, {domains} domains and {sum(map(len, skipped))} tensors beside the replay "
+            f"give a receipt of at least {receipt} bytes, more than the {MAX_RECEIPT_BYTES} that a verifier reads"
+        )
+        raise InputRefused("E_PROBE_SIZE", where, problem, "register fewer domains")
