@@ -70,10 +70,11 @@ def test_init_writes_probes_yaml_by_default(
 def test_register_says_what_it_bound(app: typer.Typer, folder: Path) -> None:
     result = CliRunner().invoke(app, ["register", "probes.yaml"])
     assert result.exit_code == 0
-    assert "prose (base): 2 windows" in result.output
+    assert "prose (base): 2 windows of 2 documents" in result.output
     facts = json.loads(CliRunner().invoke(app, ["register", "probes.yaml", "--json"]).output)
     assert facts["lock_sha256"] in result.output
-    assert facts["domains"] == [{"name": "prose", "role": "base", "windows": 2, "documents": 2}]
+    domain = {"name": "prose", "role": "base", "windows": 2, "documents": 2}
+    assert facts["domains"] == [domain | {"near_copies": [], "elsewhere": []}]
     (folder / "probes.yaml").write_text(PROBES.replace("coordinate: 0.1", "coordinate: 0.2"))
     assert isinstance(CliRunner().invoke(app, ["register", "probes.yaml"]).exception, UsageError)
     result = CliRunner().invoke(app, ["register", "probes.yaml", "--force"])

@@ -131,6 +131,7 @@ def facts(
             "windows": {"tokens": 32, "per_document": 1, "seed": 7},
             "evaluation": {"experts": "active", "token_stride": 1, "quantile": 0.9},
             "protected_layers": [layer for layer in layers if layer != 1],
+            "overlaps": [],
         },
         "checkpoints": {
             side: {

@@ -320,6 +320,7 @@ def probe_facts(probes: ProbeSet, spec: ModelSpec) -> dict[str, Any]:
         "windows": described["windows"],
         "evaluation": described["evaluation"],
         "protected_layers": resolved,
+        "overlaps": probes.lock.overlaps(),
     }
 
 

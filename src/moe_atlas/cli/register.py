@@ -13,7 +13,7 @@ from moe_atlas.ledger.predecessors import Predecessors
 from moe_atlas.ledger.recording import registration_body
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 from moe_atlas.probes.cannot_fail import cannot_fail, loose_tail_guard
-from moe_atlas.probes.lock import Lock
+from moe_atlas.probes.lock import Lock, counted, overlap_sentences
 from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, CHANNELS
 from moe_atlas.probes.registration import register as register_probes
 from moe_atlas.text import shown
@@ -53,7 +53,9 @@ def _facts(lock: Lock) -> dict[str, object]:
             "name": domain["name"],
             "role": domain["role"],
             "windows": len(domain["windows"]),
-            "documents": len({window["document"] for window in domain["windows"]}),
+            "documents": counted(domain),
+            "near_copies": domain["near_copies"],
+            "elsewhere": domain["elsewhere"],
         }
         for domain in lock.body["domains"]
     ]
@@ -73,14 +75,16 @@ def _facts(lock: Lock) -> dict[str, object]:
 def _sentence(lock: Lock, earlier: Predecessors) -> str:
     lines = [f"registered {shown(str(lock.path))} at {lock.registered_at}, stage {lock.body['stage']}"]
     lines += [
-        f"  {shown(d['name'])} ({d['role']}): {len(d['windows'])} windows" for d in lock.body["domains"]
+        f"  {shown(d['name'])} ({d['role']}): {len(d['windows'])} windows of {counted(d)} documents"
+        for d in lock.body["domains"]
     ]
     lines.append(f"  lock sha256 {lock.digest}")
     if lock.policy_from:
         lines.append(f"  policy of   {shown(lock.policy_from['name'])}, sha256 {lock.policy_from['sha256']}")
     probe = lock.body["probes"]
+    notes = [f"  note: {text}" for row in lock.overlaps() for _, text in overlap_sentences(row)]
     warnings = [f"  warning: {line}" for line in _lax(probe)]
-    return "\n".join([*lines, *_predecessor(lock, earlier), *_open(probe["policy"]), *warnings])
+    return "\n".join([*lines, *_predecessor(lock, earlier), *notes, *_open(probe["policy"]), *warnings])
 
 
 def _predecessor(lock: Lock, earlier: Predecessors) -> list[str]:

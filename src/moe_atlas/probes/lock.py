@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _KEYS = {
     *("registered_at", "predecessor", "lock_sha256"),
 }
 _OPTIONAL = {"policy_from"}
+_NAMED = 4  # clusters, and members of each, that a receipt names; the lock names all
 _HISTORY = ("registered_at", "predecessor", "lock_sha256")
 
 
@@ -69,6 +71,11 @@ class Lock:
         """Digest of what was registered, whenever and after whatever it was: the same in two locks of one content."""
         return sha256_hex(render(without_history(self.body)))
 
+    def overlaps(self) -> list[dict[str, Any]]:
+        """What a receipt says of documents that hold one text: a row for each domain that has some."""
+        rows = [_overlap(domain) for domain in self.body["domains"]]
+        return [row for row in rows if row["clusters"] or row["elsewhere"]]
+
     def facts(self) -> dict[str, Any]:
         """What a receipt says of it."""
         return {
@@ -79,6 +86,37 @@ class Lock:
             "policy_from": self.policy_from,
             "predecessor": self.predecessor,
         }
+
+
+def counted(domain: dict[str, Any]) -> int:
+    """How many documents a registered domain counts: near-copies are one."""
+    given = len({window["document"] for window in domain["windows"]})
+    return given - sum(len(cluster) - 1 for cluster in domain["near_copies"])
+
+
+def _overlap(domain: dict[str, Any]) -> dict[str, Any]:
+    clusters = [[member["where"] for member in cluster] for cluster in domain["near_copies"]]
+    return {
+        "domain": domain["name"],
+        "given": len({window["document"] for window in domain["windows"]}),
+        "counted": counted(domain),
+        "clusters": [cluster[:_NAMED] for cluster in clusters[:_NAMED]],
+        "elsewhere": len(domain["elsewhere"]),
+        "examples": [f"{row['document']} in {row['in']}" for row in domain["elsewhere"][:_NAMED]],
+    }
+
+
+def overlap_sentences(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A row of `Lock.overlaps` in words: the code of a warning and its message."""
+    name = f"domain {shown(row['domain'])}"
+    if row["clusters"]:
+        named = "; ".join(", ".join(shown(where) for where in cluster) for cluster in row["clusters"])
+        counted = f"{row['given']} documents count as {row['counted']}: near-copies are one document"
+        yield "near-copies", f"{name}: {counted} (among them {named})"
+    if row["elsewhere"]:
+        named = ", ".join(shown(example, 160) for example in row["examples"])
+        problem = f"{row['elsewhere']} documents stand mostly in windows of other domains, which are resampled apart"
+        yield "documents-in-two-domains", f"{name}: {problem} (among them {named})"
 
 
 def lock_path(probe_file: Path) -> Path:
@@ -115,8 +153,15 @@ def content(config: ProbeConfig, sample: Sample) -> dict[str, Any]:
                 for w in sample.windows
                 if w.domain == index
             ],
+            "near_copies": [
+                [{"document": member.document_id, "where": member.where} for member in cluster]
+                for cluster in copies
+            ],
+            "elsewhere": [{"document": one, "in": other} for one, other in elsewhere],
         }
-        for index, (domain, source) in enumerate(zip(config.domains, sample.sources, strict=True))
+        for index, (domain, source, copies, elsewhere) in enumerate(
+            zip(config.domains, sample.sources, sample.copies, sample.elsewhere, strict=True)
+        )
     ]
     governed = {} if config.central is None else {"policy_from": config.central.describe()}
     return governed | {

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.errors import InputRefused
+from moe_atlas.probes.copies import Text, across, clustered, common_opening, shingle_length
 from moe_atlas.probes.files import shown
 from moe_atlas.probes.schema import Domain, ProbeConfig
 from moe_atlas.probes.sources import Record, Source, read_source
 from moe_atlas.probes.tokenizer import Tokenizer, Tokens, open_tokenizer
 from moe_atlas.statistics.generator import draw, integers, stream_key
+
+SHARED = 0.1
+"""Largest share of a domain's documents that may stand in another domain as well."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Window:
 
     Attributes:
         domain: index into the probe file's domains.
-        document: global document number; windows of one document are resampled together.
+        document: global document number; windows of one document are resampled together. Near-copies are one
+            document and have the number of their first.
         document_id: the document's own id.
         tokens: token ids, int64 [S].
         scored: whether the prediction made at position s counts in the output metrics, bool [S-1]; position s
@@ -42,6 +48,18 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A document of a cluster: its id, and the file and line where it stands."""
+
+    document_id: str
+    where: str
+
+
+Clusters = tuple[tuple[Member, ...], ...]
+Elsewhere = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Sample:
     """The windows of a probe file, and the digests of what they were cut from.
 
@@ -49,12 +67,17 @@ class Sample:
         windows: base-role domains first, each role in the file's order of domains, documents in the source's
             order.
         sources: digest of every domain's source, in the file's order.
+        copies: the clusters of near-copies of every domain, in the file's order; a document without one is in none.
+        elsewhere: of every domain the ids of documents whose windows stand mostly in another domain, each with the
+            domain and id where they do.
         tokenizer_kind: ``file``, ``bytes`` or ``ids``.
         tokenizer_sha256: digest of the tokenizer file, if there is one.
     """
 
     windows: tuple[Window, ...]
     sources: tuple[str, ...]
+    copies: tuple[Clusters, ...]
+    elsewhere: tuple[Elsewhere, ...]
     tokenizer_kind: str
     tokenizer_sha256: str | None
 
@@ -78,12 +101,13 @@ def build_windows(config: ProbeConfig, tokenizer: Tokenizer | None = None) -> Sa
     Raises:
         InputRefused: E_PROBE_SOURCE (unreadable or malformed), E_PROBE_TOKENIZER, E_PROBE_COUNT (fewer
             documents than asked), E_PROBE_SHORT (documents shorter than their windows), E_PROBE_DUPLICATE
-            (two documents or windows with the same tokens).
+            (two documents with the same tokens, or two domains that share more than a tenth of their documents).
     """
     folder = config.path.parent
     tokenizer = tokenizer or open_tokenizer(config.tokenizer, folder)
     order = sorted(range(len(config.domains)), key=lambda n: config.domains[n].role != "base")
     sources: dict[int, str] = {}
+    copies: dict[int, Clusters] = {}
     windows: list[Window] = []
     seen: dict[bytes, str] = {}
     number = 0
@@ -93,14 +117,25 @@ def build_windows(config: ProbeConfig, tokenizer: Tokenizer | None = None) -> Sa
         sources[index] = source.sha256
         documents = _choose(domain, source, config.windows.seed, tokenizer)
         _check_lengths(domain, documents, config)
-        for document in documents:
-            pieces = _cut(document, domain, config)
-            cut = [Window(index, number, document.document_id, *piece) for piece in pieces]
-            _check_new(document, cut, f"{domain.name}/{document.document_id}", seen)
-            windows.extend(cut)
-            number += 1
-    digests = tuple(sources[index] for index in range(len(config.domains)))
-    return Sample(tuple(windows), digests, tokenizer.kind, tokenizer.sha256)
+        cut: list[Window] = []
+        for n, document in enumerate(documents):
+            pieces = [Window(index, n, document.document_id, *p) for p in _cut(document, domain, config)]
+            _check_new(document, pieces, f"{domain.name}/{document.document_id}", seen)
+            cut.extend(pieces)
+        cluster_C = _clusters(documents, cut, config.windows.tokens)
+        windows.extend(replace(w, document=number + int(cluster_C[w.document])) for w in cut)
+        copies[index] = _copies(documents, cluster_C)
+        number += len(documents)
+    elsewhere = _elsewhere(windows, config)
+    by_domain = range(len(config.domains))
+    return Sample(
+        windows=tuple(windows),
+        sources=tuple(sources[index] for index in by_domain),
+        copies=tuple(copies[index] for index in by_domain),
+        elsewhere=elsewhere,
+        tokenizer_kind=tokenizer.kind,
+        tokenizer_sha256=tokenizer.sha256,
+    )
 
 
 def _choose(domain: Domain, source: Source, seed: int, tokenizer: Tokenizer) -> list[_Document]:
@@ -165,22 +200,81 @@ def _cut(
 
 
 def _check_new(document: _Document, windows: list[Window], name: str, seen: dict[bytes, str]) -> None:
-    """Refuse a document or window met before: it would count as evidence twice."""
-    whole = ("document", [tokens for tokens, _ in document.parts])
-    bodies = [whole, *(("window", [window.tokens]) for window in windows)]
-    digests = {_digest(kind, parts): kind for kind, parts in bodies}
-    if len(digests) < len(bodies):
+    """Refuse a document that is given twice, or whose own windows are the same: a slip in the source."""
+    if len({_digest([window.tokens]) for window in windows}) < len(windows):
         raise InputRefused("E_PROBE_DUPLICATE", shown(name), "two of its own windows hold the same tokens")
-    for digest, kind in digests.items():
-        if digest in seen:
-            problem = f"its {kind} holds the same tokens as one of {shown(seen[digest])}"
-            hint = "remove one of the two, or change the seed"
-            raise InputRefused("E_PROBE_DUPLICATE", shown(name), problem, hint)
-        seen[digest] = name
+    other = seen.setdefault(_digest([tokens for tokens, _ in document.parts]), name)
+    if other != name:
+        problem = f"its document holds the same tokens as one of {shown(other)}"
+        raise InputRefused("E_PROBE_DUPLICATE", shown(name), problem, "remove one of the two")
 
 
-def _digest(kind: str, parts: list[Tokens]) -> bytes:
-    body = hashlib.sha256(kind.encode())
+def _clusters(documents: list[_Document], windows: list[Window], size: int) -> NDArray[np.int64]:
+    """The first of the near-copies of each document of a domain, int64 [C], by what it says or what is measured of it.
+
+    Windows are compared because they are the evidence, whole documents because two windows of one text are one
+    observation even where they do not overlap.
+    """
+    plain = [Text(n, part) for n, d in enumerate(documents) for part, prompt in d.parts if not prompt]
+    measured = _texts(windows)
+    alone_C = np.arange(len(documents))
+    shingle = shingle_length(size, max(int(text.tokens.max()) for text in (*plain, *measured)))
+    return clustered(measured, shingle, clustered(plain, shingle, alone_C) if plain else alone_C)
+
+
+def _texts(windows: list[Window]) -> list[Text]:
+    """The windows of one domain as texts to compare."""
+    prompts = [0 if window.scored[0] else int(np.argmax(window.scored)) + 1 for window in windows]
+    template = common_opening(
+        [w.tokens[:prompt] for w, prompt in zip(windows, prompts, strict=True) if prompt]
+    )
+    return [
+        Text(window.document, window.tokens, prompt, template if prompt else 0)
+        for window, prompt in zip(windows, prompts, strict=True)
+    ]
+
+
+def _copies(documents: list[_Document], cluster_C: NDArray[np.int64]) -> Clusters:
+    """The clusters of more than one document."""
+    members: dict[int, list[Member]] = {}
+    for document, cluster in zip(documents, cluster_C.tolist(), strict=True):
+        members.setdefault(cluster, []).append(Member(document.document_id, document.where))
+    return tuple(tuple(found) for found in members.values() if len(found) > 1)
+
+
+def _elsewhere(windows: list[Window], config: ProbeConfig) -> tuple[Elsewhere, ...]:
+    """Documents whose windows stand mostly in windows of other domains, by domain in the file's order.
+
+    Domains are resampled independently. Two that share a part p of their documents make an interval over both too
+    narrow by sqrt(1 + p) at most, so a few are accepted and said; more are refused.
+
+    Raises:
+        InputRefused: E_PROBE_DUPLICATE when more than a tenth of a domain's documents are such.
+    """
+    groups = [window.domain for window in windows]
+    by_domain = groupby(range(len(windows)), key=lambda n: windows[n].domain)
+    texts = [text for _, numbers in by_domain for text in _texts([windows[n] for n in numbers])]
+    highest = max(int(window.tokens.max()) for window in windows)
+    found: list[dict[str, str]] = [{} for _ in config.domains]
+    for one, other in across(texts, groups, shingle_length(config.windows.tokens, highest)):
+        holder = windows[other]
+        name = f"{config.domains[holder.domain].name}/{holder.document_id}"
+        found[windows[one].domain].setdefault(windows[one].document_id, name)
+    for index, domain in enumerate(config.domains):
+        documents = len({window.document for window in windows if window.domain == index})
+        if len(found[index]) > SHARED * documents:
+            pairs = [f"{shown(one)} in {shown(other)}" for one, other in found[index].items()]
+            named = ", ".join(pairs[:3]) + (" …" if len(pairs) > 3 else "")
+            problem = (
+                f"{len(pairs)} of its {documents} documents stand mostly in windows of other domains: {named}"
+            )
+            hint = f"take them out of one of the two; at most {SHARED:.0%} may be shared"
+            raise InputRefused("E_PROBE_DUPLICATE", f"domain {shown(domain.name)}", problem, hint)
+    return tuple(tuple(pairs.items()) for pairs in found)
+
+
+def _digest(parts: list[Tokens]) -> bytes:
+    body = hashlib.sha256()
     for tokens in parts:
         body.update(len(tokens).to_bytes(8, "little") + tokens.astype("<i8").tobytes())
     return body.digest()

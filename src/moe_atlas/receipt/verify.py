@@ -18,7 +18,7 @@ from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
 from moe_atlas.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.probes.load import load_probes
-from moe_atlas.probes.lock import lock_path, read_lock
+from moe_atlas.probes.lock import counted, lock_path, read_lock
 from moe_atlas.receipt.canonical import encode_receipt, parse_receipt, receipt_digest
 from moe_atlas.receipt.derive import DERIVATION, SCHEMA, derive
 from moe_atlas.receipt.differences import mismatches
@@ -268,6 +268,8 @@ def _check_probe(
         report.add(where, problem)
     for where, problem in differences(lock.body["tokenizer"], recorded["tokenizer"], "probe.tokenizer"):
         report.add(where, problem)
+    for where, problem in differences(lock.overlaps(), recorded["overlaps"], "probe.overlaps"):
+        report.add(where, f"not as registered: {problem}")
     for where, problem in differences(central, lock.policy_from, "probe.lock.policy_from"):
         report.add(where, f"not registered under this central policy: {problem}")
     for key in ("name", "policy", "domains", "windows", "evaluation", "protected_layers"):
@@ -280,6 +282,8 @@ def _check_probe(
             report.add(
                 f"domains.{shown(row['name'])}.windows", f"{len(registered['windows'])} were registered"
             )
+        if row["documents"] != counted(registered):
+            report.add(f"domains.{shown(row['name'])}.documents", f"{counted(registered)} were registered")
     report.checked.append("probe lock and policy")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_atlas.probes.cannot_fail import Measured, cannot_fail, loose_tail_guard
+from moe_atlas.probes.lock import overlap_sentences
 from moe_atlas.receipt.context import Facts
 from moe_atlas.receipt.unmeasured import unmeasured
 from moe_atlas.receipt.unseen import unseen_warnings
@@ -40,6 +41,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
         *unseen_warnings(receipt),
         *_recast(receipt),
         *_resumed(receipt),
+        *_overlaps(receipt),
     ]
 
 
@@ -220,3 +222,12 @@ def _places(layers: Sequence[int | None]) -> str:
     numbers = [layer for layer in layers if layer is not None]
     word = f"{len(numbers)} layer{'s' if len(numbers) > 1 else ''}: {ranges(numbers)}" if numbers else ""
     return word or "outside the layers"
+
+
+def _overlaps(receipt: Facts) -> list[dict[str, Any]]:
+    """Documents that hold one text, within a domain or in two."""
+    return [
+        {"code": code, "message": message}
+        for row in receipt["probe"]["overlaps"]
+        for code, message in overlap_sentences(row)
+    ]
