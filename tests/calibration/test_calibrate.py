@@ -13,6 +13,7 @@ from scipy import stats
 
 from moe_atlas.calibration.bounds import prediction_bound, rounded_up, student_cdf, student_quantile
 from moe_atlas.calibration.budgets import calibrate, outcomes
+from moe_atlas.calibration.healthy import Origin
 from moe_atlas.calibration.pairs import Pair, pair_of, receipt_paths
 from moe_atlas.calibration.policy_text import policy_file, table
 from moe_atlas.cli import run
@@ -60,6 +61,7 @@ def pair(name: str = "a", value: float | None = 0.01, **changes: Any) -> Pair:
         policy=synthetic.policy(),
         documents=40,
         experts=8,
+        origin=Origin("inconclusive", f"tuned {name}", f"windows {name}", untuned=False, run=None),
     )
     return replace(made, **changes)
 
@@ -150,6 +152,7 @@ def test_caught_open_and_missed() -> None:
 def written(folder: Path, seed: int, scale: float) -> Path:
     facts = synthetic.facts(layers=(1, 2), experts=4)
     facts["probe"]["policy"]["resamples"] = 200
+    facts["checkpoints"]["tuned"]["digest"] = f"{seed:064x}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{seed}.json"
     write_receipt(facts, synthetic.windows(facts, seed, scale=scale), path)
@@ -160,7 +163,7 @@ def test_a_pair_takes_the_worst_layer_and_the_worst_document() -> None:
     facts = synthetic.facts(layers=(1, 2, 4), experts=4)
     facts["probe"]["policy"]["resamples"] = 200
     windows = synthetic.windows(facts)
-    receipt = derive(facts, windows) | {"evidence": {"receipt_sha256": "0"}}
+    receipt = derive(facts, windows) | {"evidence": {"receipt_sha256": "0", "sha256": "1"}}
     found = pair_of(receipt, windows, "x")
     protected = [layer["pair"]["content_drift"] for layer in receipt["layers"] if layer["protected"]]
     assert found.bounds["content"] == max(interval["high"] for interval in protected)
@@ -236,7 +239,7 @@ def test_the_budgets_bind_the_layers_and_the_evaluation_they_were_set_on(
     for layer in facts["layers"]:
         layer["protected"] = layer["layer"] in protected
     windows = synthetic.windows(facts)
-    receipt = derive(facts, windows) | {"evidence": {"receipt_sha256": "0"}}
+    receipt = derive(facts, windows) | {"evidence": {"receipt_sha256": "0", "sha256": "1"}}
     pairs = [replace(pair_of(receipt, windows, name), receipt_sha256=name) for name in "abc"]
     written = yaml.safe_load(policy_file(calibrate(pairs), [], "policy.yaml"))
     assert written["protected_layers"] == spelled

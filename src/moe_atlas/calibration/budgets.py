@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from moe_atlas.calibration.bounds import (
@@ -12,6 +12,7 @@ from moe_atlas.calibration.bounds import (
     prediction_bound,
     rounded_up,
 )
+from moe_atlas.calibration.healthy import ACCEPTABLE, require_healthy
 from moe_atlas.calibration.pairs import Pair, require_one_setting
 from moe_atlas.errors import UsageError
 from moe_atlas.probes.ceilings import HALF, toothless
@@ -54,6 +55,7 @@ class Calibration:
         level: one-sided level of the prediction bound, were the values normal.
         reached: the level that needs no distribution: n/(n+1) for the largest of n.
         factor: by how much the bound was multiplied.
+        accepted: what was accepted by name, see `moe_atlas.calibration.healthy`.
     """
 
     budgets: Mapping[str, Budget]
@@ -62,27 +64,35 @@ class Calibration:
     level: float
     reached: float
     factor: float
+    accepted: tuple[str, ...] = ()
 
 
-def calibrate(healthy: Sequence[Pair], level: float = LEVEL, factor: float = FACTOR) -> Calibration:
+def calibrate(
+    healthy: Sequence[Pair],
+    level: float = LEVEL,
+    factor: float = FACTOR,
+    accepted: Collection[str] = (),
+) -> Calibration:
     """Set every budget from healthy pairs of one setting.
 
     A budget is the normal prediction bound for the next healthy pair's largest upper bound, times `factor`,
     never below ten times the noise floor, rounded up to two digits.
 
     Raises:
-        UsageError: ``E_TOO_FEW`` under three pairs, ``E_MIXTURE`` and ``E_REPEATED``.
+        UsageError: ``E_TOO_FEW`` under three pairs, ``E_MIXTURE`` and ``E_REPEATED``; as `require_healthy`.
     """
     if len(healthy) < FEWEST:
         problem = f"{len(healthy)} healthy receipts; a prediction bound needs {FEWEST}, and ten say much more"
         raise UsageError("E_TOO_FEW", "--healthy", problem, "tune again with other seeds and audit")
     require_one_setting(healthy)
+    require_healthy([(pair.name, pair.origin) for pair in healthy], accepted)
     keys = (*CHANNELS, "tau", *DAMAGE)
     budgets = {key: _budget(key, healthy, level, factor) for key in keys}
     documents = min(pair.documents for pair in healthy)
     share = rounded_up(clopper_pearson_upper(min(DAMAGED_ALLOWED, documents), documents))
     reached = distribution_free_level(len(healthy))
-    return Calibration(budgets, min(share, 0.99), tuple(healthy), level, reached, factor)
+    named = tuple(name for name in ACCEPTABLE if name in accepted)
+    return Calibration(budgets, min(share, 0.99), tuple(healthy), level, reached, factor, named)
 
 
 def _budget(key: str, healthy: Sequence[Pair], level: float, factor: float) -> Budget:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_atlas.calibration.healthy import Origin, origin_of
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.layers import mid_band, ranges
 from moe_atlas.receipt.verify import intact_receipt
@@ -37,6 +38,7 @@ class Pair:
         policy: the registered policy.
         documents: the fewest documents of a base domain.
         experts: the fewest experts of a protected layer.
+        origin: where it comes from.
         guarded: the protected layers as a probe file spells them; None where ``all`` and ``mid-band`` are the same.
     """
 
@@ -50,6 +52,7 @@ class Pair:
     policy: Facts
     documents: int
     experts: int
+    origin: Origin
     guarded: str | list[int | str] | None = None
 
 
@@ -113,6 +116,7 @@ def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> P
         documents=min(row["documents"] for row in base),
         experts=min(layer["experts"] for layer in layers),
         guarded=_guarded(receipt),
+        origin=origin_of(receipt),
     )
 
 
@@ -141,6 +145,19 @@ def require_one_setting(pairs: Sequence[Pair]) -> None:
     for number, pair in enumerate(pairs):
         if pair.receipt_sha256 in digests[:number]:
             raise UsageError("E_REPEATED", shown(pair.name), "is the same receipt as another one given")
+
+
+def require_one_fate(healthy: Sequence[Pair], damaged: Sequence[Pair]) -> None:
+    """Refuse a tuned checkpoint that is given as healthy and as damaged.
+
+    Raises:
+        UsageError: ``E_REPEATED``.
+    """
+    known = {pair.origin.tuned: pair.name for pair in healthy}
+    for pair in damaged:
+        if other := known.get(pair.origin.tuned):
+            problem = f"holds the same tuned checkpoint as {other}, which is given as healthy"
+            raise UsageError("E_REPEATED", shown(pair.name), shown(problem, 400))
 
 
 def _setting(receipt: Facts, layers: Sequence[Facts]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_atlas.calibration.budgets import DAMAGED_ALLOWED, Budget, Calibration, outcomes
+from moe_atlas.calibration.healthy import ACCEPTABLE
 from moe_atlas.calibration.pairs import Pair
 from moe_atlas.text import shown
 from moe_atlas.verdict.atlas import CHANNELS
@@ -18,11 +19,12 @@ def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) ->
     pairs = "".join(
         f"#   {shown(pair.name)} (sha256 {pair.receipt_sha256[:16]})\n" for pair in calibration.healthy
     )
+    accepted = "".join(f"# Accepted by name as healthy: {ACCEPTABLE[one]}.\n" for one in calibration.accepted)
     return f"""\
 # Written by atlas calibrate. Use it as it is:   atlas register probes.yaml --policy-from {shown(name)}
 {header(calibration)}
 # The healthy pairs:
-{pairs}{caught}schema: atlas/policy/v1
+{pairs}{accepted}{caught}schema: atlas/policy/v1
 name: calibrated
 policy:
 {indented}

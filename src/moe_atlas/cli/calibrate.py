@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moe_atlas.calibration.bounds import FEWEST
+from moe_atlas.cli import options as o
 from moe_atlas.durable import write_atomic
 from moe_atlas.errors import ResourceExhausted
 from moe_atlas.receipt.files import require_apart, require_free
@@ -40,6 +41,14 @@ def calibrate(
     factor: Annotated[
         float, typer.Option(min=1.0, metavar="NUMBER", help="What the bound is multiplied by.")
     ] = FACTOR,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept",
+            metavar="NAME",
+            help="Count as healthy what is refused otherwise, on record: failed, one-run; repeatable.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Set budgets as prediction bounds over healthy pairs, and say what they would have caught.
@@ -49,15 +58,18 @@ def calibrate(
     Example: atlas calibrate --healthy receipts/good --damaged receipts/bad --out policy.yaml
     """
     from moe_atlas.calibration.budgets import calibrate as set_budgets
-    from moe_atlas.calibration.pairs import read_pair, receipt_paths, require_one_setting
+    from moe_atlas.calibration.healthy import ACCEPTABLE
+    from moe_atlas.calibration.pairs import read_pair, receipt_paths, require_one_fate, require_one_setting
     from moe_atlas.calibration.policy_text import policy_file, table
 
     require_free(out, force)
     paths = receipt_paths(healthy), receipt_paths(damaged or ())
     require_apart([out], [beside for path in (*paths[0], *paths[1]) for beside in (path, window_path(path))])
+    accepted = [o.one_of("--accept", name, tuple(ACCEPTABLE)) for name in accept or ()]
     good, bad = ([read_pair(path) for path in some] for some in paths)
-    calibration = set_budgets(good, level, factor)
+    calibration = set_budgets(good, level, factor, accepted)
     require_one_setting([*good, *bad])
+    require_one_fate(good, bad)
     try:
         write_atomic(out, policy_file(calibration, bad, out.name).encode("utf-8"))
     except OSError as error:

@@ -1,0 +1,100 @@
+"""Which receipts may set budgets: those of tunes that somebody would promote, each tuned by itself. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from moe_atlas.errors import UsageError
+from moe_atlas.text import shown
+from moe_atlas.verdict.sameness import nothing_tuned, weights_identity
+
+ACCEPTABLE = {
+    "failed": "receipts whose verdict is FAIL, under budgets that were too tight",
+    "one-run": "checkpoints of one training run, which are no independent tunes",
+}
+"""What `--accept` may name; the policy file then says so."""
+
+_STEP = re.compile(r"(.*?)(?:checkpoint|ckpt|global_?step|step|iter|iteration|epoch)[-_]?\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a receipt says of where its pair comes from.
+
+    Attributes:
+        verdict: the receipt's.
+        tuned: what names the tuned weights, however they are stored.
+        windows: digest of the window data.
+        untuned: the checkpoints hold the same values.
+        run: what names the training run: its ledger, or the folder its numbered checkpoints lie in; None for neither.
+    """
+
+    verdict: str
+    tuned: str
+    windows: str
+    untuned: bool
+    run: str | None
+
+
+def origin_of(receipt: Mapping[str, Any]) -> Origin:
+    """Read the origin out of an audit's receipt."""
+    sides = receipt["checkpoints"]
+    return Origin(
+        verdict=str(receipt["verdict"]),
+        tuned=str(weights_identity(sides["tuned"])),
+        windows=receipt["evidence"]["sha256"],
+        untuned=nothing_tuned(receipt),
+        run=_run(receipt),
+    )
+
+
+def _run(receipt: Mapping[str, Any]) -> str | None:
+    head = (receipt.get("parent") or {}).get("ledger")
+    if isinstance(head, Mapping):
+        return f"run {head.get('run')}"
+    path = PurePath(str(receipt["checkpoints"]["tuned"].get("path", "")))
+    found = _STEP.fullmatch(path.name)
+    return None if found is None else f"the run in {path.parent / found[1]}"
+
+
+def require_healthy(origins: Sequence[tuple[str, Origin]], accepted: Collection[str] = ()) -> None:
+    """Refuse receipts that say nothing about how far the next healthy tune goes.
+
+    Args:
+        origins: the name and origin of each receipt.
+        accepted: names out of `ACCEPTABLE`.
+
+    Raises:
+        UsageError: ``E_NOT_HEALTHY`` for a verdict of FAIL or a pair in which nothing was tuned; ``E_REPEATED`` for one
+            tuned checkpoint in two receipts; ``E_ONE_RUN`` for two checkpoints of one training run.
+    """
+    seen: dict[str, str] = {}
+    for name, origin in origins:
+        _require_tune(name, origin, accepted)
+        for evidence in (origin.tuned, origin.windows):
+            if other := seen.get(evidence):
+                problem = f"holds the same tuned checkpoint as {other}"
+                raise UsageError(
+                    "E_REPEATED", shown(name), shown(problem, 400), "give one receipt for each tune"
+                )
+        if origin.run is not None and "one-run" not in accepted and (other := seen.get(origin.run)):
+            problem = f"is of {origin.run}, as is {other}: checkpoints of one run resemble each other"
+            step = "give one receipt for each run, or count them as tunes of their own with --accept one-run"
+            raise UsageError("E_ONE_RUN", shown(name), shown(problem, 400), step)
+        seen |= dict.fromkeys((origin.tuned, origin.windows, origin.run or ""), name)
+
+
+def _require_tune(name: str, origin: Origin, accepted: Collection[str]) -> None:
+    if origin.untuned:
+        problem = "nothing was tuned: base and tuned hold the same values, so it would lower every budget"
+        raise UsageError("E_NOT_HEALTHY", shown(name), problem, "leave it out")
+    if origin.verdict == "fail" and "failed" not in accepted:
+        step = (
+            "give it with --damaged; if only its budgets were too tight, audit it with budgets null "
+            "or accept it with --accept failed"
+        )
+        raise UsageError("E_NOT_HEALTHY", shown(name), "its verdict is FAIL", step)
