@@ -170,6 +170,26 @@ def test_what_nothing_replays_is_in_a_row_of_its_own(root, few, other):
         assert pairs.audited(folder, None, few)[0]["checkpoints"]["base"]["classes"] == found[side]["classes"]
 
 
+def test_a_head_that_is_tied_or_stored_as_the_embedding_again_is_the_same(root, few):
+    plain = tiny.save("qwen3_moe", root / "untied-plain", seed=4)
+
+    def alike(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    untied = pairs.variant(plain, root / "untied", alike)
+    tied = pairs.variant(
+        untied, root / "tied", lambda tensors: {n: t for n, t in tensors.items() if "head" not in n}
+    )
+    config = (tied / "config.json").read_text()
+    (tied / "config.json").write_text(
+        config.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true')
+    )
+    for pair in ((untied, tied), (tied, untied)):
+        found = pairs.audited(*pair, few)[0]["checkpoints"]
+        for key in ("values_digest", "classes"):
+            assert found["base"][key] == found["tuned"][key]
+
+
 def ruled(base, tuned, root, rules):
     policy = pairs.POLICY | {"weights": {"must_change": [], "must_not_change": []} | rules}
     probes = pairs.probe(root / "ruled", documents=4, policy=policy)

@@ -268,9 +268,12 @@ def test_a_ledger_that_does_not_say_settles_no_weight_rule(rule: str, rows: Any)
 def test_what_only_one_checkpoint_has_is_a_change() -> None:
     made = receipt()
     made["probe"]["policy"]["weights"]["must_not_change"] = ["other"]
-    lost = {"part": "mtp", "missing": 2, "added": 0, "reshaped": 0}
+    findings = ("nonfinite", "zeroed", "replaced", "missing", "added", "reshaped", "changed")
+    lost = {"part": "mtp", "tensors": {"base": 2, "tuned": 0}, **dict.fromkeys(findings, 0), "missing": 2}
     made["weights"] |= {"tensors": tensors("router"), "unreplayed": [lost]}
     assert judged(made)[1][ATLAS][0] == "rewritten"
+    made["weights"]["unreplayed"] = [lost | {"part": "derived"}]  # no server uses them
+    assert judged(made)[1][ATLAS][0] == "preserved"
 
 
 @pytest.mark.parametrize("weights", [None, {}, {"classes": None}, {"classes": {}}])
