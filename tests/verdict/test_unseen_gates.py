@@ -111,3 +111,18 @@ def test_what_is_open_does_not_excuse_what_failed() -> None:
     made = with_experts([0.01] * 7 + [1.2], [], [7])
     made["layers"][1]["pair"]["boundary_drift"] |= {"low": 0.3, "high": 0.4, "simultaneous_low": 0.3}
     assert judged(made, "unmeasured_experts") == ("fail", ["undetermined"])
+
+
+@pytest.mark.parametrize(("embedding", "head", "stored", "verdict"), [
+    (True, True, 1, "pass"),
+    (True, False, 0, "pass"),  # a tied head is the embedding
+    (True, False, 1, "inconclusive"),
+    (False, True, 1, "inconclusive"),
+    (False, False, 0, "inconclusive"),
+])  # fmt: skip
+def test_rows_that_nobody_compared_are_open(embedding: bool, head: bool, stored: int, verdict: str) -> None:
+    made = receipt()
+    made["vocabulary"] = {"embedding": rows() if embedding else None, "head": rows() if head else None}
+    classes = made["weights"]["classes"]
+    classes["head"] = classes["routed_expert"] | {"tensors": stored}
+    assert judged(made, "vocabulary_rows")[0] == verdict

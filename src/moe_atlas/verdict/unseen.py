@@ -87,11 +87,16 @@ def moved(change: float | None) -> str:
 
 
 def _row_gates(receipt: Receipt) -> list[Gate]:
-    ends = receipt.get("vocabulary")
-    if not isinstance(ends, Mapping) or not any(ends.values()):
-        return [Gate(ROWS, UNDETERMINED, {}, {}, None, "rows of embedding and head were not compared")]
+    ends = receipt.get("vocabulary") or {}
+    classes = (receipt.get("weights") or {}).get("classes") or {}
+    stored = ["embedding", *(["head"] if (classes.get("head") or {}).get("tensors") else [])]
+    missing = [
+        Gate(ROWS, UNDETERMINED, {"class": name}, {}, None, "its rows were not compared")
+        for name in stored
+        if not ends.get(name)
+    ]
     gates = [gate for name, found in ends.items() if found for gate in _end_gates(name, found)]
-    return gates or [Gate(ROWS, PASS, {}, {})]
+    return [*missing, *gates] or [Gate(ROWS, PASS, {}, {})]
 
 
 def _end_gates(name: str, found: Mapping[str, Any]) -> Iterator[Gate]:
