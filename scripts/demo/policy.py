@@ -20,6 +20,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from moe_atlas.api import Receipt
+from moe_atlas.probes.policy import EXPERT_CONTENT, GUARDS
 from moe_atlas.text import interval
 from moe_atlas.verdict.atlas import CHANNELS
 
@@ -27,6 +28,7 @@ FACTOR = 2.0
 CONFIDENCE = 0.99  # of the prediction bound, one-sided
 MEAN_SHARE = 0.1  # of the documents' standard deviation: what a domain may lose on average
 DOCUMENT_SHARE = 1.0  # of the same: from here on a single document counts as damaged
+BUDGETED = {key: channel for key, channel in CHANNELS.items() if key not in GUARDS}  # guards keep their defaults
 DAMAGED_SHARE = 0.05  # of the documents may be damaged; with 120 documents the exact bound allows one
 
 
@@ -87,7 +89,7 @@ def rewrite_budgets(references: Sequence[Receipt], experts: int) -> dict[str, Bu
     least = {"dead_share_rise": 1.5 / experts}
     budgets = {
         key: budget([furthest(receipt, channel) for receipt in references], least.get(key, 0.0))
-        for key, channel in CHANNELS.items()
+        for key, channel in BUDGETED.items()
     }
     loads, divergences = zip(*((load(receipt), divergence(receipt)) for receipt in references), strict=True)
     return budgets | {"tau": budget(loads), "kl": budget(divergences)}
@@ -128,7 +130,7 @@ def unhealthy(receipt: Receipt, limits: Limits) -> list[str]:
 
 def policy_block(budgets: Mapping[str, Budget], limits: Limits, seeds: Sequence[int]) -> str:
     """The `policy` of probes.yaml, each budget with where it comes from."""
-    rewrite = "\n".join(_line(key, budgets[key]) for key in CHANNELS)
+    rewrite = "\n".join(_line(key, budgets[key]) for key in BUDGETED)
     return f"""\
   stage: chart-preserving
   confidence: 0.95
@@ -138,6 +140,8 @@ def policy_block(budgets: Mapping[str, Budget], limits: Limits, seeds: Sequence[
   # references are the light recipe with other seeds ({min(seeds)}-{max(seeds)}): other items, other text, other order.
   # For each budget: the largest upper bound over the protected layers in every reference; the {CONFIDENCE:.0%}
   # prediction bound for one more such tune; times {FACTOR:g}; rounded up to two digits.
+  # The worst single expert, expert_content, keeps its default of {EXPERT_CONTENT:g}: twice the bound of a maximum over
+  # experts would lie where unrelated experts lie.
   rewrite:
 {rewrite}
     # mu: boundary and content drift count in full, what the least used expert lost counts by half.
