@@ -26,6 +26,7 @@ from moe_atlas.families.mixers import (
 )
 from moe_atlas.families.registry import FAMILIES, resolve
 from moe_atlas.families.spec import LayerSpec, ModelSpec, MoESpec
+from scripts import inert_keys, released
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,7 @@ BY_READING = "no oracle: read off remote code; equals glm4_moe on renamed tensor
 SAME_AS = {
     "bailing_moe": ("glm4_moe", f"version 2 only; {BY_READING}"),
     "bailing_moe_v2": ("glm4_moe", BY_READING),
+    "glm4v_moe_text": ("glm4_moe", "reads as glm4_moe, biases by default, no q/k norms"),
     "kimi_k2": ("deepseek_v3", "reads as deepseek_v3"),
     "qwen3_vl_moe_text": ("qwen3_moe", "reads as qwen3_moe, experts fused and transposed"),
 }
@@ -182,7 +184,7 @@ def page(table: dict[str, Any]) -> str:
         "|---|---|",
     ]
     lines += [f"| {r['format']} | {r['tensors']} |" for r in table["formats"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *released.page(ORACLE), *inert_keys.page()]) + "\n"
 
 
 if __name__ == "__main__":

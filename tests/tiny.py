@@ -462,6 +462,16 @@ def save(
     return folder
 
 
+def config_of(case: str) -> dict[str, Any]:
+    """The configuration of one case as its class writes it."""
+    model_type, options = CASES[case]
+    merged = {key: value for key, value in (BASE | options).items() if value is not ABSENT}
+    written: dict[str, Any] = json.loads(
+        AutoConfig.for_model(model_type, **merged).to_json_string(use_diff=False)
+    )
+    return written
+
+
 def reference_class(model_type: str) -> Any:
     """What builds the reference model."""
     return UNLISTED.get(model_type, AutoModelForCausalLM)

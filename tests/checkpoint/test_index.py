@@ -248,6 +248,7 @@ def test_refuses_a_malformed_index(tmp_path: Path, content: str, code: str, ment
         (b'{"rope": {"a\x7f": 1, "a\x7f": 2}}', "E_DUP_KEY", "x7f"),
         (b'{"eps": NaN}', "E_JSON", "NaN"),
         (b'{"eps": -Infinity}', "E_JSON", "Infinity"),
+        (b'{"eps": Infinite}', "E_JSON", "strict JSON"),
         (b'{"eps": 1e999}', "E_JSON", "1e999"),
         (b'{"eps": -1e999}', "E_JSON", "1e999"),
         (b'{"name": "\\ud800"}', "E_JSON", "surrogate"),

@@ -291,3 +291,26 @@ def test_a_length_inside_the_settings_agrees_with_that_beside_them():
 def test_ling_reads_as_it_is_written():
     json.dumps(LING)
     assert read(LING)[1].model.layers[0].mixer.rope.theta == 700.0
+
+
+@pytest.mark.parametrize("key", ["partial_rotary_factor", "rope_theta"])
+@pytest.mark.parametrize("level", ["beside the sections", "around them"])
+def test_a_setting_beside_those_by_type_of_layer_is_one_of_them_or_refused(key, level):
+    start = starting()["laguna"]
+    settings = start["rope_parameters"]
+
+    def put(value, nested=settings):
+        return start | ({"rope_parameters": nested, key: value} if level == "around them"
+                        else {"rope_parameters": nested | {key: value}})  # fmt: skip
+
+    for section in settings.values():
+        assert read(put(section[key])) == read(start)
+    assert f"{key} = " in refusal(put(0.3125))
+    bare = {
+        kind: {name: value for name, value in section.items() if name != "partial_rotary_factor"}
+        for kind, section in settings.items()
+    }
+    # The class turns the whole head where a section says nothing, whatever stands beside it.
+    if key == "partial_rotary_factor":
+        assert f"{key} = " in refusal(put(0.5, bare))
+        assert read(put(1.0, bare)) == read(start | {"rope_parameters": bare})

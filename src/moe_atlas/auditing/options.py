@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Execution = Literal["order", "float32", "bfloat16"]
 
@@ -66,6 +67,8 @@ class AuditOptions:
             from there if an interrupted audit left one; None keeps nothing.
         place: this process's among those that share the audit; None when it is alone.
         attempts: receipts of registered attempts at the same objective.
+        accepted: keys of config.json, as messages name them, that may stand there with these values although nothing
+            reads them; the receipt records those that do. A central policy must allow it.
     """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -81,4 +84,5 @@ class AuditOptions:
     resume: tuple[Path, Path] | None = None
     place: Place | None = None
     attempts: tuple[Path, ...] = ()
+    accepted: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)

@@ -31,7 +31,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
         AtlasError: as the audit would, for whatever it refuses before it reads a tensor.
     """
     probes = load_registered(probe, options.policy_from)
-    checkpoints, specs = opened(base, tuned, probes)
+    checkpoints, specs = opened(base, tuned, probes, options.accepted)
     dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])
     config, measured = probes.config, measured_windows(probes)
     everyone = config.evaluation.experts == "all"

@@ -41,6 +41,7 @@ from moe_atlas.checkpoint.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused, UsageError
+from moe_atlas.families.accepting import OPTION, written
 from moe_atlas.families.registry import resolve
 from moe_atlas.families.spec import ModelSpec
 from moe_atlas.limits import require_room
@@ -81,7 +82,7 @@ def measure(
         "reference": reference_facts(options.baseline),
         "attempts": [attempt_facts(path) for path in options.attempts],
     }
-    checkpoints, specs = opened(base, tuned, probes)
+    checkpoints, specs = opened(base, tuned, probes, options.accepted)
     folders = [Folder.of(probes, checkpoint, tuned=place > 0) for place, checkpoint in enumerate(checkpoints)]
     options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
     with exhaustion_named(), threads(options.threads), full_precision():
@@ -151,10 +152,14 @@ def body(
     }
 
 
-def opened(base: Path, tuned: Path | None, probes: ProbeSet) -> tuple[list[Checkpoint], list[ModelSpec]]:
+def opened(
+    base: Path, tuned: Path | None, probes: ProbeSet, accepted: Mapping[str, Any]
+) -> tuple[list[Checkpoint], list[ModelSpec]]:
     """The checkpoints under audit and what they are, from their headers, if they can be compared and measured."""
     checkpoints = [open_checkpoint(path) for path in (base, tuned) if path is not None]
-    specs = [resolve(checkpoint) for checkpoint in checkpoints]
+    specs = [resolve(checkpoint, accepted) for checkpoint in checkpoints]
+    for checkpoint, spec in zip(checkpoints, specs, strict=True):
+        require_allowed(probes, spec, checkpoint.label)
     if len(specs) == 2:
         require_comparable(specs[0], specs[1], checkpoints[0].label, checkpoints[1].label)
     require_measurable(probes, specs[0])
@@ -280,6 +285,18 @@ def require_alike(audit: Walk, probes: ProbeSet, options: AuditOptions) -> None:
         )
 
 
+def require_allowed(probes: ProbeSet, spec: ModelSpec, label: str) -> None:
+    """Refuse configuration keys that were accepted by hand where a central policy rules and does not allow it."""
+    central = probes.config.central
+    if spec.accepted and central is not None and "config_keys" not in probes.config.policy.allow:
+        raise InputRefused(
+            "E_POLICY",
+            f"{label}: config.json: {next(iter(spec.accepted))}",
+            f"accepted with {OPTION}, which the central policy {central.name} does not allow",
+            "whoever owns the policy may write allow: [config_keys] into it",
+        )
+
+
 def require_measurable(probes: ProbeSet, spec: ModelSpec) -> None:
     """Refuse a model without routed layers, and token ids it has no embedding for."""
     if not spec.routed_layers:
@@ -373,6 +390,7 @@ def stored_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
             {"tensor": skipped.name, "reason": skipped.reason, "part": skipped.part}
             for skipped in side.spec.skipped
         ],
+        "accepted_config_keys": written(side.spec.accepted),
     }
 
 

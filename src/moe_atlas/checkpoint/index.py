@@ -141,7 +141,8 @@ def _read_json(root: Path, file: str, max_bytes: int, found: dict[str, FileStat]
         step = "put it beside the weights; every Hugging Face checkpoint has one"
         raise refusal("E_NOT_FOUND", str(root / file), "does not exist", step)
     raw, found[file] = files.read_small(root, file, max_bytes)
-    return parse_json_object(raw, str(root / file))
+    # Python writes a limit that is none as Infinity there; nothing else of a checkpoint may hold one.
+    return parse_json_object(raw, str(root / file), infinite=file == CONFIG)
 
 
 def _read_weight_map(root: Path, found: dict[str, FileStat]) -> dict[str, str]:

@@ -14,12 +14,13 @@ class _Repeated(Exception):
     """A key that stands twice in one object."""
 
 
-def parse_json_object(raw: bytes, file: str) -> dict[str, Any]:
+def parse_json_object(raw: bytes, file: str, *, infinite: bool = False) -> dict[str, Any]:
     """Parse a JSON object strictly.
 
     Args:
         raw: the bytes of the whole file.
         file: its name, for messages.
+        infinite: also take ``Infinity``, which Python writes into a configuration for a limit that is none.
 
     Returns:
         The object; numbers with a fraction or an exponent as finite floats.
@@ -30,7 +31,7 @@ def parse_json_object(raw: bytes, file: str) -> dict[str, Any]:
             surrogate pairs and deep nesting.
     """
     try:
-        value = _DECODER.decode(raw.decode("utf-8"))
+        value = (_INFINITE if infinite else _STRICT).decode(raw.decode("utf-8"))
         # Half a surrogate pair passes Python's decoder and then breaks whoever writes it out again.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Repeated as error:
@@ -73,8 +74,13 @@ def _finite(text: str) -> float:
     return number
 
 
-def _constant(text: str) -> None:
+def _constant(text: str) -> float:
     raise ValueError(f"{text} is no JSON number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
+def _infinity(text: str) -> float:
+    return float(text) if text == "Infinity" else _constant(text)
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
+_INFINITE = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_infinity)

@@ -25,13 +25,14 @@ def audit(
     memory: o.Memory = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="RECEIPT", help="Baseline receipt as reference of the handoff margin."),
+        typer.Option(metavar="RECEIPT", help="Baseline receipt: the handoff's reference."),
     ] = None,
     attempt: Annotated[
         list[Path] | None,
         typer.Option(metavar="RECEIPT", help="Receipt of another attempt; repeatable."),
     ] = None,
     noise_floor: o.NoiseFloor = None,
+    accept: o.Accept = None,
     chart_maps: Annotated[
         int,
         typer.Option(
@@ -56,6 +57,7 @@ def audit(
     """
     from moe_atlas.api import audit as run_audit
     from moe_atlas.auditing.options import AuditOptions
+    from moe_atlas.families.accepting import parse_accepted
     from moe_atlas.ledger.recording import Recording
     from moe_atlas.probes.lock import lock_path
     from moe_atlas.report.progress import watching
@@ -82,6 +84,7 @@ def audit(
                 chart_maps=chart_maps,
                 baseline=baseline,
                 attempts=tuple(attempt or ()),
+                accepted=parse_accepted(accept or ()),
                 policy_from=policy_from,
                 place=place(),
                 progress=watcher,

@@ -23,6 +23,7 @@ def baseline(
     threads: o.Threads = None,
     memory: o.Memory = None,
     noise_floor: o.NoiseFloor = None,
+    accept: o.Accept = None,
     previous: Annotated[
         Path | None,
         typer.Option(metavar="RECEIPT", help="Earlier receipt of the run: are these still the same tensors?"),
@@ -46,6 +47,7 @@ def baseline(
     """
     from moe_atlas.api import baseline as run_baseline
     from moe_atlas.auditing.options import AuditOptions
+    from moe_atlas.families.accepting import parse_accepted
     from moe_atlas.ledger.recording import Recording
     from moe_atlas.probes.lock import lock_path
     from moe_atlas.report.progress import watching
@@ -69,6 +71,7 @@ def baseline(
                 threads=threads,
                 memory=None if memory is None else parse_size(memory),
                 noise_floor=o.execution(noise_floor),
+                accepted=parse_accepted(accept or ()),
                 policy_from=policy_from,
                 place=place(),
                 progress=watcher,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -15,26 +17,30 @@ from moe_atlas.cli import options as o
 
 def inspect(
     checkpoint: o.Checkpoint,
+    accept: o.Accept = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Show family, layers, experts, dtypes and sizes, and what would be replayed and skipped.
 
     Reads headers and config.json only. Example: atlas inspect base.ckpt
     """
-    found = facts(checkpoint)
+    from moe_atlas.families.accepting import parse_accepted
+
+    found = facts(checkpoint, parse_accepted(accept or ()))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
         draw(found)
 
 
-def facts(path: Path) -> dict[str, Any]:
+def facts(path: Path, accepted: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Everything `atlas inspect` says, as JSON values."""
     from moe_atlas.checkpoint.index import open_checkpoint
+    from moe_atlas.families.accepting import written
     from moe_atlas.families.registry import resolve
 
     checkpoint = open_checkpoint(path)
-    spec = resolve(checkpoint)
+    spec = resolve(checkpoint, accepted)
     routed = [layer for layer in spec.layers if layer.moe]
     moe = routed[0].moe if routed else None
     stored = checkpoint.tensors.values()
@@ -61,6 +67,7 @@ def facts(path: Path) -> dict[str, Any]:
         "quantised": dict(Counter(entry.encoding.kind for entry in checkpoint.encoded.values())),
         "shared_parameters": shared,
         "skipped": dict(skipped),
+        "accepted_config_keys": written(spec.accepted),
     }
 
 
@@ -86,6 +93,10 @@ def draw(found: dict[str, Any]) -> None:
         *(("quantised", f"{count} tensors as {name}") for name, count in found["quantised"].items()),
         ("replayed", "all layers" if not found["skipped"] else "all but what is skipped"),
         *(("skipped", f"{count} tensors: {reason}") for reason, count in found["skipped"].items()),
+        *(
+            ("accepted", f"{one['key']} = {one['value']}: nothing reads it")
+            for one in found["accepted_config_keys"]
+        ),
     ]
     for name, value in rows:
         table.add_row(name, shown(str(value), 200))

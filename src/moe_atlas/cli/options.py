@@ -53,7 +53,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors; 
 Run = Annotated[
     str | None, typer.Option("--run", metavar="RUN", help="Record the result in this run's ledger.")
 ]
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the runs.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder that holds the runs.")]
 Step = Annotated[
     int | None,
     typer.Option(min=0, metavar="INTEGER", help="Training step of the checkpoint, for the history."),
@@ -68,6 +68,15 @@ Format = Annotated[
     ),
 ]
 Github = Annotated[bool, typer.Option("--github", help="Tell GitHub Actions: summary, outputs, annotation.")]
+
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-config-key",
+        metavar="K=V",
+        help="Accept a config.json key that nothing reads.",
+    ),
+]
 
 EXECUTIONS = ("order", "float32", "bfloat16")
 NoiseFloor = Annotated[

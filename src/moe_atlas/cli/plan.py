@@ -18,6 +18,7 @@ def plan(
     dtype: o.Dtype = "auto",
     threads: o.Threads = None,
     memory: o.Memory = None,
+    accept: o.Accept = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Say what an audit would cost on this machine's CPU: bytes, operations, memory, seconds.
@@ -29,11 +30,13 @@ def plan(
     from moe_atlas.auditing.machine import threads as pinned
     from moe_atlas.auditing.options import AuditOptions
     from moe_atlas.auditing.plan import plan as make
+    from moe_atlas.families.accepting import parse_accepted
     from moe_atlas.text import parse_size
 
     options = AuditOptions(
         dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),
         memory=None if memory is None else parse_size(memory),
+        accepted=parse_accepted(accept or ()),
         policy_from=policy_from,
     )
     with pinned(threads):

@@ -37,7 +37,7 @@ def build(c: Config) -> Blueprint:
     c.expect("topk_group", 1)
     c.expect("num_expert_groups", 1)
     c.expect("num_limited_groups", 1)
-    c.inert("load_balance_coeff", "use_grouped_mm")
+    c.inert("load_balance_coeff", why="used in training alone")
     norm, width, bias = (
         rms(c, "rms32", default=1e-5),
         c.integer("moe_intermediate_size"),

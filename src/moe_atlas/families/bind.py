@@ -116,6 +116,9 @@ class _Binder:
         base = role if role in BARE else role.removesuffix(".bias")
         canonical = prefix + self.blueprint.names[base] + stored_suffix(role)
         stored = self._stored_name(canonical)
+        if stored not in self.stored and base in self.blueprint.also:
+            other = self._stored_name(prefix + self.blueprint.also[base] + stored_suffix(role))
+            stored = other if other in self.stored else stored
         ref = TensorRef(canonical, kind_of(role), shape, role, stored)
         found = self.stored.get(stored)
         if found is not None and tuple(found.shape) == (1, *shape):

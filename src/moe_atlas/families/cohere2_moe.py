@@ -32,7 +32,10 @@ def build(c: Config) -> Blueprint:
     )
     if c.optional("layer_types") is None:
         raise c.refuse("layer_types", "the key is missing, and the family has no safe default for it")
-    c.inert("sliding_window_pattern")  # what layer_types are made of where they are missing
+    c.inert(
+        "sliding_window_pattern",
+        why="what layer_types are made of where they are missing, and they are needed",
+    )
     kinds = layer_kinds(c, lambda i: "full_attention")
     head_dim = default_head_dim(c, 128)
     rotary = rope(c, head_dim, pairing="pairs", arithmetic="mixed", theta=10000.0)

@@ -2,108 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from moe_atlas.errors import InputRefused
-
-INERT = frozenset(
-    # identity, training and generation: never part of the forward pass in evaluation
-    [
-        "_attn_implementation_autoset",
-        "_commit_hash",
-        "_experts_implementation",
-        "_name_or_path",
-        "add_cross_attention",
-        "architectures",
-        "attn_implementation",
-        "_attn_implementation",
-        "attention_dropout",
-        "attention_probs_dropout_prob",
-        "auto_map",
-        "aux_loss_alpha",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "embd_pdrop",
-        "eos_token_id",
-        "ep_size",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "hidden_dropout",
-        "hidden_dropout_prob",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "keep_last_n_layers",
-        "label2id",
-        "max_length",
-        "max_position_embeddings",
-        "max_window_layers",
-        "model_max_length",
-        "model_type",
-        "moe_aux_loss_coef",
-        "num_mtp_layers",
-        "num_nextn_predict_layers",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "resid_pdrop",
-        "return_dict",
-        "router_aux_loss_coef",
-        "router_z_loss_coef",
-        "seq_aux",
-        "sep_token_id",
-        "task_specific_params",
-        "tf_legacy_loss",
-        "tie_encoder_decoder",
-        "tokenizer_class",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "unk_token_id",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_cache",
-        "use_bfloat16",
-        "use_return_dict",
-    ]
-)
-"""Keys that change no number of an evaluation forward pass in any supported family."""
-GENERATION = frozenset(
-    [
-        "begin_suppress_tokens",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "length_penalty",
-        "min_length",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_scores",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict_in_generate",
-        "suppress_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-    ]
-)
-"""How text is generated: older versions of transformers keep it in config.json, at its top level only."""
+from moe_atlas.families.spec import ModelSpec
+from moe_atlas.families.unread import changes_nothing, same
 
 _REFUSED: Any = object()
 """Stands for a value that the family has not, so that a key which needs it is refused."""
@@ -138,6 +46,7 @@ class Config:
         self.file = file
         self.path = path
         self.outer = outer
+        self._declared: dict[str, str] = {}
         self._read: set[str] = set()
         self._children: dict[str, Config] = {}
 
@@ -181,7 +90,8 @@ class Config:
         value = self.optional(name)
         if value is not None and not any(same(value, item) for item in allowed):
             known = ", ".join(repr(item) for item in allowed)
-            raise self.refuse(f"{name} = {value!r}", f"this family is implemented for {known} only")
+            step = f"leave the checkpoint as it is; {self.file} would have to compute the other"
+            raise self.refuse(f"{name} = {value!r}", f"this family is implemented for {known} only", step)
 
     def implied(self, name: str, value: Any, by: str) -> None:
         """Refuse a key that says something else than another one which the family reads instead."""
@@ -189,9 +99,17 @@ class Config:
         if found is not None and not same(found, value):
             raise self.refuse(f"{name} = {found!r}", f"{by} says {value!r}, {DISAGREE}", KEEP)
 
-    def inert(self, *names: str) -> None:
-        """Declare keys that change no number in this family."""
+    def inert(self, *names: str, why: str) -> None:
+        """Declare keys that change no number in this family, with the reason."""
         self._read.update(names)
+        self._declared |= dict.fromkeys(names, why)
+
+    def declarations(self) -> dict[str, str]:
+        """Keys declared inert here and in the sections below, with the reasons."""
+        inner = [child.declarations() for child in self._children.values()]
+        return {f"{self.path}{key}": why for key, why in self._declared.items()} | {
+            key: why for found in inner for key, why in found.items()
+        }
 
     def said(self, name: str) -> tuple[bool, Any]:
         """Whether a key is there at all, and its value; marks it as read.
@@ -217,19 +135,31 @@ class Config:
         child = Config(value, f"{self.where}: {name}", self.file, f"{self.path}{name}.")
         return self._children.setdefault(name, child)
 
-    def refuse_unread(self, inert: frozenset[str] = INERT | GENERATION) -> None:
-        """Refuse the first key that nothing has read, unless it is empty or known to be inert."""
+    def refuse_unread(
+        self, model: ModelSpec, accepted: Mapping[str, Any], *, nested: bool = False
+    ) -> dict[str, Any]:
+        """Refuse the first key that nothing has read and that might change a number of `model`.
+
+        Returns:
+            Those of the `accepted` keys, under the names of messages, that stand here with the accepted value and
+            would have been refused.
+        """
+        used: dict[str, Any] = {}
         for name, value in self.values.items():
-            if name in self._read or name in inert or value is None or value == {} or value == []:
+            key = f"{self.path}{name}"
+            if name in self._read or changes_nothing(name, value, model, nested=nested):
                 continue
-            raise self.refuse(
-                f"{name} = {value!r}",
-                "the key is read by nothing and might change the mathematics",
-                f"remove the key if it has no effect, or teach {self.file} to read it, or to list it as inert with the "
-                "reason",
-            )
+            if key not in accepted or not same(accepted[key], value):
+                raise self.refuse(
+                    f"{name} = {value!r}",
+                    "the key is read by nothing and might change the mathematics",
+                    f"leave the checkpoint as it is; if the key changes nothing, accept it on the record with "
+                    f"--accept-config-key {shlex.quote(f'{key}={json.dumps(value)}')}, or teach {self.file} to read it",
+                )
+            used[key] = value
         for child in self._children.values():
-            child.refuse_unread(INERT)
+            used |= child.refuse_unread(model, accepted, nested=True)
+        return used
 
     def refuse(self, key: str, problem: str, next_step: str = "") -> InputRefused:
         """An `E_FAMILY` error about one key of this section."""
@@ -273,13 +203,6 @@ def agreed(
     if not all(same(one, other) for other in others):
         named = ", ".join(f"{key} = {value!r}" for key, value in found.items())
         raise section.refuse(named, f"two values for one thing, {DISAGREE}", KEEP)
+    if type(one) is float and not math.isfinite(one):
+        raise section.refuse(f"{key} = {one!r}", "expected a finite number")
     return one if kind is None else section.typed(next(iter(found)), one, kind)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two JSON values mean the same: 1 is 1.0, and neither is true."""
-    return bool(_kind(one) == _kind(other) and one == other)
-
-
-def _kind(value: Any) -> type:
-    return float if type(value) is int else type(value)

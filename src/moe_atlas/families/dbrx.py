@@ -32,14 +32,14 @@ def build(c: Config) -> Blueprint:
     attention, ffn = c.section("attn_config"), c.section("ffn_config")
     if attention is None or ffn is None:
         raise c.refuse("attn_config and ffn_config", "both are needed")
-    c.inert("emb_pdrop", "max_seq_len")
-    attention.inert("attn_pdrop", "model_type")
-    ffn.inert("moe_jitter_eps", "moe_loss_weight", "uniform_expert_assignment", "model_type")
+    c.inert("max_seq_len", why="how long a text may be")
+    ffn.inert("moe_jitter_eps", "uniform_expert_assignment", why="used in training alone")
     ffn.implied("hidden_size", c.integer(*WIDTH), "d_model")
     ffn.expect("ffn_act_fn", {"name": "silu"})
     ffn.expect("moe_normalize_expert_weights", 1, 1.0)
     norm = Norm("layer", 1e-5)
     head_dim, kv_heads = c.integer(*WIDTH) // c.integer(*HEADS), attention.integer("kv_n_heads")
+    c.implied("head_dim", head_dim, "d_model / n_heads")
     c.implied("num_key_value_heads", kv_heads, "attn_config.kv_n_heads")
     mixer = grouped_query(
         c,

@@ -45,6 +45,7 @@ def build_sparse(c: Config) -> Blueprint:
 def build_glm(c: Config) -> Blueprint:
     """Read a `glm_moe_dsa` configuration: some layers see the keys that an earlier layer's indexer chose."""
     c.expect("mlp_bias", False)
+    c.expect("moe_layer_freq", 1)
     freq, offset = c.integer("index_topk_freq", default=1), c.integer("index_skip_topk_offset", default=2)
     kinds, pattern = c.optional("indexer_types"), c.optional("index_topk_pattern")
     layers = c.integer("num_hidden_layers")
@@ -62,7 +63,7 @@ def build_glm(c: Config) -> Blueprint:
 
 
 def _indexer(c: Config, pairing: Literal["pairs", "halves"]) -> Indexer:
-    c.inert("layer_types")  # every layer is an indexed one
+    c.inert("layer_types", why="every layer is an indexed one")
     return Indexer(c.integer("index_n_heads"), c.integer("index_head_dim"), c.integer("index_topk"), pairing)
 
 

@@ -52,13 +52,14 @@ def build(c: Config) -> Blueprint:
     """Read a `deepseek_v4` configuration without layers that route by a hash of the token."""
     for key, only in FIXED.items():
         c.expect(key, only)
-    c.inert("router_jitter_noise")  # only in training
+    c.inert("router_jitter_noise", why="used in training alone")
     blocks = c.optional("mlp_layer_types")
     if blocks is None or set(blocks) != {"moe"}:
         raise c.refuse(
             f"mlp_layer_types = {blocks!r}",
             "layers that look their experts up by token (hash_moe, the first three by default) are not replayed",
         )
+    c.expect("num_hash_layers", 0)
     norm, kinds = rms(c, "rms32_stored"), c.get("layer_types")
     streams = Streams(c.integer("hc_mult"), c.integer("hc_sinkhorn_iters"), c.number("hc_eps"), norm.eps)
     router = sigmoid_router(
@@ -80,6 +81,7 @@ def build(c: Config) -> Blueprint:
             arithmetic="mixed",
             layer_type=name,
             elsewhere=[(c, key)],
+            inherited=True,
         )
         for name, key in (("main", "rope_theta"), ("compress", "compress_rope_theta"))
     }
@@ -117,7 +119,7 @@ def _compressor(c: Config, kind: str) -> Compressor | None:
         raise c.refuse(f"layer_types: {kind!r}", "this kind of attention is not implemented")
     if rates is None:
         raise c.refuse("compress_rates", "the key is missing, and the family has no safe default for it")
-    rates.inert(sparse, heavy)  # a model need not have layers of both kinds
+    rates.inert(sparse, heavy, why="a model need not have layers of both kinds")
     if kind == "sliding_attention":
         return None
     return Compressor(rates.integer(kind), kind == sparse, indexer if kind == sparse else None)

@@ -25,7 +25,8 @@ def build(c: Config) -> Blueprint:
     window, first = c.optional("sliding_window", default=4096), c.integer("max_window_layers", default=62)
     kinds = layer_kinds(c, lambda i: "sliding_attention" if window and i >= first else "full_attention")
     shared = gated_mlp(c, width * c.integer("n_shared_experts"))
-    routed = moe(c, grouped_sigmoid_router(c), gated_mlp(c, width), shared=shared)
+    router = grouped_sigmoid_router(c, called=("sigmoid", "noaux_tc"))
+    routed = moe(c, router, gated_mlp(c, width), shared=shared)
     plain = gated_mlp(c, c.integer("intermediate_size"))
     model = decoder(
         c,

@@ -23,7 +23,7 @@ def build(c: Config) -> Blueprint:
     """Read an `ernie4_5_moe` configuration."""
     c.expect("moe_gate", "topk")
     c.expect("moe_use_aux_free", True)
-    c.inert("moe_capacity")  # a training limit on tokens per expert
+    c.inert("moe_capacity", why="limits the tokens of an expert in training")
     bias, width = c.flag("use_bias", default=False), c.integer("moe_intermediate_size")
     rotary = rope(c, default_head_dim(c), pairing="pairs", arithmetic="float32", theta=500000.0)
     attention = grouped_query(c, rope=rotary, qkv_bias=bias, out_bias=bias)

@@ -31,9 +31,16 @@ def build(c: Config) -> Blueprint:
     )
     if window and c.optional("layer_types") is None:
         raise c.refuse("layer_types", "the key is missing, and the family has no safe default for it")
-    c.inert("sliding_window_pattern")  # what layer_types are made of where they are missing
+    c.inert(
+        "sliding_window_pattern",
+        why="what layer_types are made of where they are missing, and they are needed",
+    )
     kinds = layer_kinds(c, lambda i: "full_attention")
     dense = dense_by_type(c)
+    first = sum(dense(i) for i in range(len(kinds)))
+    c.implied(
+        "first_last_k_dense_replace", first, "mlp_layer_types"
+    )  # as released; it speaks of the first alone
     rotary = rope(c, default_head_dim(c), theta=10000.0)
     options: dict[str, Any] = {"qk_norm": "head", "qk_norm_spec": norm}
     sliding = grouped_query(c, rope=rotary, window=window, **options)

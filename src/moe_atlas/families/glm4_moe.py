@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from moe_atlas.families.config import Config
 from moe_atlas.families.kinds import dense_first
 from moe_atlas.families.names import STANDARD
@@ -16,6 +18,7 @@ from moe_atlas.families.parts import (
     rms,
 )
 from moe_atlas.families.rope import rope
+from moe_atlas.families.spec import FeedForward
 
 
 def build(c: Config) -> Blueprint:
@@ -23,9 +26,30 @@ def build(c: Config) -> Blueprint:
     normed = c.flag("use_qk_norm", default=False)
     plain = gated_mlp(c, c.integer("intermediate_size"))
     dense = dense_first(c)
-    head_dim = default_head_dim(c)
+    head_dim, bias = default_head_dim(c), c.flag("attention_bias", default=False)
     return _build(
-        c, head_dim, lambda i: plain if dense(i) else None, partial=0.5, theta=10000.0, normed=normed
+        c,
+        head_dim,
+        lambda i: plain if dense(i) else None,
+        partial=0.5,
+        theta=10000.0,
+        normed=normed,
+        bias=bias,
+    )
+
+
+def build_vision(c: Config) -> Blueprint:
+    """Read the text part of a `glm4v_moe` configuration: biases by default, and never a norm of q and k."""
+    plain, dense = gated_mlp(c, c.integer("intermediate_size")), dense_first(c)
+    bias = c.flag("attention_bias", default=True)
+    return _build(
+        c,
+        default_head_dim(c),
+        lambda i: plain if dense(i) else None,
+        partial=0.5,
+        theta=10000.0,
+        normed=False,
+        bias=bias,
     )
 
 
@@ -33,17 +57,27 @@ def build_solar(c: Config) -> Blueprint:
     """Read a `solar_open` configuration: every layer is sparse, the whole head rotates."""
     c.expect("first_k_dense_replace", 0)
     c.expect("use_qk_norm", False)
-    c.inert("intermediate_size")  # there is no dense layer
-    return _build(c, default_head_dim(c, 128), lambda i: None, partial=1.0, theta=1e6, normed=False)
+    c.inert("intermediate_size", why="there is no dense layer")
+    head_dim, bias = default_head_dim(c, 128), c.flag("attention_bias", default=False)
+    return _build(c, head_dim, lambda i: None, partial=1.0, theta=1e6, normed=False, bias=bias)
 
 
-def _build(c: Config, head_dim: int, dense, *, partial: float, theta: float, normed: bool) -> Blueprint:  # type: ignore[no-untyped-def]
+def _build(
+    c: Config,
+    head_dim: int,
+    dense: Callable[[int], FeedForward | None],
+    *,
+    partial: float,
+    theta: float,
+    normed: bool,
+    bias: bool,
+) -> Blueprint:
     norm, width = rms(c, default=1e-5), c.integer("moe_intermediate_size")
     attention = grouped_query(
         c,
         rope=rope(c, head_dim, theta=theta, partial=partial),
         head_dim=head_dim,
-        qkv_bias=c.flag("attention_bias", default=False),
+        qkv_bias=bias,
         qk_norm="head" if normed else None,
         qk_norm_spec=norm if normed else None,
     )

@@ -29,6 +29,9 @@ def build(c: Config) -> Blueprint:
         raise c.refuse("rope_parameters", "the key is missing, and the family has no safe default for it")
     head_dim = default_head_dim(c, 64)
     rotary = rope(c, head_dim, theta=150000.0)
+    if rotary.kind == "yarn":
+        original = int(rotary.params["original"])
+        c.implied("initial_context_length", original, "original_max_position_embeddings")
     experts = FeedForward(
         c.integer("intermediate_size"),
         "clamped_swiglu",

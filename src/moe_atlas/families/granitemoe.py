@@ -67,7 +67,7 @@ def build_sliding(c: Config) -> Blueprint:
 def build_hybrid(c: Config) -> Blueprint:
     """Read a `granitemoehybrid` configuration: Mamba-2 layers with attention here and there."""
     kinds = layer_kinds(c, lambda i: "linear_attention", "linear_attention")
-    c.inert("mamba_chunk_size")
+    c.inert("mamba_chunk_size", why="how kernels cut the same recurrence")
     c.expect("position_embedding_type", "rope", "nope")
     rotary = rope(c, default_head_dim(c), theta=10000.0)
     attention = _attention(c, rotary if c.optional("position_embedding_type") == "rope" else None)

@@ -35,10 +35,14 @@ PRESENT = {
     "moe_layer_num_skipped": 0,
     "moe_drop_tokens": False,
     "moe_random_routing_dropped_token": False,
+    "group_limited_greedy": False,
+    "n_group": False,
+    "topk_group": False,
+    "routed_scaling_factor": False,
 }
 UNUSED = (
-    "eod_token_id sep_token_id im_start_id im_end_id im_newline_id text_start_id text_end_id pad_id mask_init_id "
-    "add_classification_head class_num pool_type org_vocab_size cla_share_factor"
+    "im_start_id im_end_id im_newline_id text_start_id text_end_id pad_id mask_init_id "
+    "add_classification_head class_num pool_type org_vocab_size cla_share_factor dense_list"
 )
 
 
@@ -47,7 +51,7 @@ def build(c: Config) -> Blueprint:
     for key, value in PRESENT.items():
         c.expect(key, value)
     c.expect("num_shared_expert", 1, [1] * c.integer("num_hidden_layers"))
-    c.inert(*UNUSED.split())
+    c.inert(*UNUSED.split(), why="token ids, heads of other tasks, or read by the class nowhere")
     norm, bias, head_dim = rms(c, default=1e-5), c.flag("attention_bias", default=False), default_head_dim(c)
     c.implied("attention_head_dim", head_dim, "head_dim")
     attention = grouped_query(

@@ -27,7 +27,7 @@ NAMES = {
 
 def build(c: Config) -> Blueprint:
     """Read a `hy_v3` configuration."""
-    c.inert("enable_moe_fp32_combine")  # adding two bfloat16 in float32 and rounding is the bfloat16 sum
+    c.inert("enable_moe_fp32_combine", why="the sum of two bfloat16 numbers is the same, rounded once")
     norm, bias, width = (
         rms(c, default=1e-5),
         c.flag("attention_bias", default=False),

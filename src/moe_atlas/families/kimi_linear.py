@@ -35,7 +35,7 @@ def build(c: Config) -> Blueprint:
     c.expect("moe_router_activation_func", "sigmoid")
     c.expect("use_grouped_topk", True)
     c.expect("moe_layer_freq", 1)
-    c.inert("rope_theta", "rope_scaling", "rope_parameters", "model_type", "moe_router_activation_func")
+    c.inert("rope_theta", "rope_scaling", "rope_parameters", why="nothing is rotated")
     kinds = _kinds(c, section)
     attention = latent(c, None, bias=c.flag("attention_bias", default=False), default_rank=None)
     delta = KimiDelta(
@@ -56,7 +56,8 @@ def build(c: Config) -> Blueprint:
         lambda i: delta if kinds[i] == "linear_attention" else attention,
         lambda i: plain if dense(i) else routed,
     )
-    return Blueprint(model, NAMES)
+    # Transformers writes the dense layers under the name of the sparse ones.
+    return Blueprint(model, NAMES, also={f"dense.{m}": f"block_sparse_moe.{m}" for m in MLP})
 
 
 def _kinds(c: Config, section: Config) -> list[str]:

@@ -41,7 +41,9 @@ NAMES = {
 
 def build(c: Config) -> Blueprint:
     """Read an `lfm2_moe` configuration."""
-    c.inert("block_dim", "conv_dim", "conv_dim_out")
+    c.inert(
+        "block_dim", "conv_dim", "conv_dim_out", why="read by the class nowhere; tensors have their shapes"
+    )
     c.implied("block_ff_dim", c.integer("intermediate_size"), "intermediate_size")
     norm, kinds = rms(c, default=1e-5), layer_kinds(c, lambda i: "conv", "conv")
     rotary = rope(c, default_head_dim(c), theta=1000000.0, elsewhere=[(c, "rope_theta"), (c, "theta")])

@@ -30,7 +30,8 @@ NAMES = {
 
 def build(c: Config) -> Blueprint:
     """Read a `llama4_text` configuration."""
-    c.inert("router_jitter_noise", "for_llm_compressor")
+    c.inert("router_jitter_noise", why="used in training alone")
+    c.inert("for_llm_compressor", why="read by the class nowhere")
     if c.integer("num_experts_per_tok") != 1:
         raise c.refuse(
             "num_experts_per_tok", "weights on the expert input are implemented for top-1 routing only"
@@ -53,6 +54,11 @@ def _attention(c: Config):  # type: ignore[no-untyped-def]
     turning = c.optional("no_rope_layers") or [
         int((i + 1) % interval != 0) for i in range(c.integer("num_hidden_layers"))
     ]
+    every = c.optional("nope_layer_interval")
+    if every is not None:
+        stated = [int((i + 1) % every != 0) if every else 1 for i in range(len(turning))]
+        if stated != [int(bool(turns)) for turns in turning]:
+            c.implied("nope_layer_interval", turning, "no_rope_layers")
     kinds = ["chunked_attention" if turns else "full_attention" for turns in turning]
     c.implied("layer_types", kinds, "no_rope_layers")
     head_dim = default_head_dim(c, 128)

@@ -20,7 +20,6 @@ from moe_atlas.families.rope import rope
 
 def build(c: Config) -> Blueprint:
     """Read a `mellum` configuration."""
-    c.inert("mtp_layer_types", "mtp_mlp_layer_types")
     norm, head_dim, bias = rms(c), default_head_dim(c, 128), c.flag("attention_bias", default=False)
     kinds, window = layer_kinds(c, lambda i: "full_attention"), c.optional("sliding_window", default=1024)
     ropes = {kind: rope(c, head_dim, layer_type=kind) for kind in sorted(set(kinds))}

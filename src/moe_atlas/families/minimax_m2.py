@@ -16,7 +16,7 @@ def build(c: Config) -> Blueprint:
     c.expect("qk_norm_type", "per_layer")
     c.expect("shared_intermediate_size", 0)
     c.expect("attn_type_list", [1] * c.integer("num_hidden_layers"))
-    c.inert("router_jitter_noise", "use_mtp", "num_mtp_modules", "mtp_transformer_layers")
+    c.inert("router_jitter_noise", why="used in training alone")
     norm, head_dim = rms(c), c.integer("head_dim", default=128)
     turning = c.optional("rotary_dim")
     rotary = rope(c, head_dim, theta=5e6, partial=turning / head_dim if turning else 1.0)

@@ -20,7 +20,7 @@ from moe_atlas.families.rope import rope
 
 def build(c: Config) -> Blueprint:
     """Read a `mixtral` configuration."""
-    c.inert("router_jitter_noise")  # noise on the router's input in training only
+    c.inert("router_jitter_noise", why="noise on the router's input in training alone")
     rotary = rope(c, default_head_dim(c), theta=1e6)
     attention = grouped_query(c, rope=rotary, window=sliding_window(c, switch=False))
     router = softmax_router(c, renormalise=True, weight_dtype="float32")

@@ -44,16 +44,19 @@ KINDS = {
     "full_attention": "attention",
 }
 UNUSED = (
-    "use_mamba_kernels mamba_ssm_cache_dtype mamba_dt_init_floor time_step_max time_step_floor time_step_limit "
-    "chunk_size expand rescale_prenorm_residual num_logits_to_keep moe_shared_expert_overlap mtp_layers_block_type "
-    "mtp_hybrid_override_pattern mamba_proj_bias"
+    "mamba_ssm_cache_dtype mamba_dt_init_floor time_step_max time_step_floor time_step_limit "
+    "chunk_size expand rescale_prenorm_residual moe_shared_expert_overlap "
+    "mamba_proj_bias mamba_chunk_size"
 )
 
 
 def build(c: Config) -> Blueprint:
     """Read a `nemotron_h` configuration; the kind of each layer is a list, or a string of one letter each."""
     kinds = _kinds(c)
-    c.inert(*UNUSED.split())
+    c.inert(*UNUSED.split(), why="initialisation, kernels, or read by the class nowhere")
+    c.inert(
+        "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", why="nothing is rotated"
+    )
     c.expect("residual_in_fp32", False)
     c.expect("sliding_window", None)
     c.expect("mamba_hidden_act", "silu")

@@ -12,6 +12,8 @@ def build(c: Config) -> Blueprint:
     """Read an `olmoe` configuration."""
     norm, bias = rms(c, default=1e-5), c.flag("attention_bias", default=False)
     head_dim = c.integer("hidden_size") // c.integer("num_attention_heads")
+    c.expect("sliding_window", None)
+    c.implied("head_dim", head_dim, "hidden_size / num_attention_heads")
     attention = grouped_query(
         c,
         rope=rope(c, head_dim, theta=10000.0),

@@ -40,6 +40,8 @@ class Blueprint:
     """Orientation of a fused expert tensor where its shape alone does not tell; `stacked`: all experts' rows."""
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Stored tensors whose rows are several roles one after the other."""
+    also: Mapping[str, str] = field(default_factory=dict)
+    """Role to another name that some writer stores it under."""
 
 
 def activation(c: Config, key: str = "hidden_act", default: str = "silu") -> Any:
@@ -193,13 +195,18 @@ def sigmoid_router(c: Config, *, renormalise: bool, scale: float, **fields: Any)
 
 
 def grouped_sigmoid_router(
-    c: Config, *, default_groups: tuple[int, int] = (1, 1), **fields: Any
+    c: Config,
+    *,
+    default_groups: tuple[int, int] = (1, 1),
+    called: tuple[str, ...] = ("sigmoid",),
+    **fields: Any,
 ) -> RouterSpec:
     """Sigmoid router with selection bias, limited to the best groups by the sum of their two best scores.
 
-    `default_groups` are the class's own groups and kept groups; a null stands for one.
+    `default_groups` are the class's own groups and kept groups; a null stands for one. `called` is what configurations
+    call the one rule.
     """
-    c.expect("scoring_func", "sigmoid")
+    c.expect("scoring_func", *called)
     c.expect("topk_method", "noaux_tc")
     groups = c.integer("n_group", "num_expert_group", default=default_groups[0], null=1)
     if "scale" not in fields:

@@ -21,8 +21,8 @@ from moe_atlas.families.rope import rope, settings
 def build(c: Config) -> Blueprint:
     """Read a `phimoe` configuration."""
     c.inert(
-        "input_jitter_noise"
-    )  # training only; router_jitter_noise is sparsemixer's band at evaluation too
+        "input_jitter_noise", why="used in training alone"
+    )  # router_jitter_noise is not: sparsemixer's band
     norm = Norm("layer", c.number("rms_norm_eps", default=1e-5), bias=True)
     bias = c.flag("attention_bias", default=False)
     rotary = rope(c, default_head_dim(c), theta=1e6)

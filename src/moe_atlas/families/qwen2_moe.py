@@ -28,6 +28,7 @@ def build(c: Config) -> Blueprint:
             "layer_types", "some layers slide, and use_sliding_window or sliding_window says that none does"
         )
     head_dim = c.integer("hidden_size") // c.integer("num_attention_heads")
+    c.implied("head_dim", head_dim, "hidden_size / num_attention_heads")
     rotary, bias = rope(c, head_dim, theta=10000.0), c.flag("qkv_bias", default=True)
     routed = moe(
         c,

@@ -40,7 +40,7 @@ def build(c: Config) -> Blueprint:
 
 def build_typed(c: Config) -> Blueprint:
     """Read a `qwen3_5_moe_text` configuration: four projections, always renormalised, no dense layer."""
-    c.inert("intermediate_size")
+    c.inert("intermediate_size", why="there is no dense layer")
     c.expect("norm_topk_prob", True)
     c.expect("mlp_only_layers", [])
     c.expect("decoder_sparse_step", 1)
@@ -51,7 +51,7 @@ def compose(
     c: Config, renormalise: bool, *, grouped: bool, dense: Callable[[int], FeedForward | None]
 ) -> Blueprint:
     """Both mixers, and a router with a gated shared expert beside it."""
-    c.inert("mamba_ssm_dtype")  # how kernels keep a state
+    c.inert("mamba_ssm_dtype", why="how kernels keep a state")
     c.expect("attn_output_gate", True)
     norm, head_dim = rms(c, "rms1p"), default_head_dim(c, 256)
     every = c.integer("full_attention_interval", default=4)
@@ -70,11 +70,11 @@ def compose(
         out_bias=bias,
     )
     delta = DeltaNet(
-        key_heads=c.integer("linear_num_key_heads"),
-        value_heads=c.integer("linear_num_value_heads"),
-        key_dim=c.integer("linear_key_head_dim"),
-        value_dim=c.integer("linear_value_head_dim"),
-        kernel=c.integer("linear_conv_kernel_dim"),
+        key_heads=c.integer("linear_num_key_heads", default=16),
+        value_heads=c.integer("linear_num_value_heads", default=32),
+        key_dim=c.integer("linear_key_head_dim", default=128),
+        value_dim=c.integer("linear_value_head_dim", default=128),
+        kernel=c.integer("linear_conv_kernel_dim", default=4),
         norm=rms(c),
         grouped=grouped,
     )
@@ -82,7 +82,7 @@ def compose(
         c,
         softmax_router(c, renormalise=renormalise),
         gated_mlp(c, c.integer("moe_intermediate_size")),
-        shared=gated_mlp(c, c.integer("shared_expert_intermediate_size")),
+        shared=gated_mlp(c, c.integer("shared_expert_intermediate_size", default=512)),
         shared_gate=True,
     )
     model = decoder(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from moe_atlas.checkpoint.index import Checkpoint
@@ -64,6 +66,7 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
     "flex_olmo": flex_olmo.build,
     "glm4_moe": glm4_moe.build,
     "glm4_moe_lite": deepseek_v3.build_typed,
+    "glm4v_moe_text": glm4_moe.build_vision,
     "glm_moe_dsa": deepseek_v3.build_glm,
     "gpt_oss": gpt_oss.build,
     "granitemoe": granitemoe.build,
@@ -136,14 +139,19 @@ class CheckpointLike(Protocol):
         """Tensors by name, quantised ones as they are once decoded."""
 
 
-def resolve(checkpoint: Checkpoint) -> ModelSpec:
+def resolve(checkpoint: Checkpoint, accepted: Mapping[str, Any] = MappingProxyType({})) -> ModelSpec:
     """Recognise the architecture and bind every tensor.
+
+    Args:
+        checkpoint: opened.
+        accepted: keys that may stand in config.json with these values although nothing reads them; the spec says
+            which of them did.
 
     Raises:
         InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, a missing
             tensor, a wrong shape, a tensor that nothing reads, or a head that is said to be the embedding and is not.
     """
-    family, blueprint = read_config(checkpoint)
+    family, blueprint = read_config(checkpoint, accepted)
     spec = bind(blueprint, family, checkpoint.logical, checkpoint.label)
     if blueprint.model.tied and not spec.tied:
         from moe_atlas.families.tied import require_equal  # reads tensors, with torch; nothing else here does
@@ -152,14 +160,16 @@ def resolve(checkpoint: Checkpoint) -> ModelSpec:
     return spec
 
 
-def read_config(checkpoint: CheckpointLike) -> tuple[str, Blueprint]:
+def read_config(
+    checkpoint: CheckpointLike, accepted: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, Blueprint]:
     """The family's name and its answer to the configuration, before any tensor is looked for.
 
     Raises:
         InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, and a configuration
             that describes the language model twice, each time otherwise.
     """
-    read = [_read(checkpoint, *place) for place in _language_models(checkpoint.config)]
+    read = [_read(checkpoint, accepted, *place) for place in _language_models(checkpoint.config)]
     if not read:
         raise unknown(checkpoint, checkpoint.config.get("model_type"))
     (place, family, blueprint), *others = read
@@ -191,7 +201,11 @@ def _known(value: Any) -> Mapping[str, Any] | None:
 
 
 def _read(
-    checkpoint: CheckpointLike, place: str, values: Mapping[str, Any], outer: Mapping[str, Any]
+    checkpoint: CheckpointLike,
+    accepted: Mapping[str, Any],
+    place: str,
+    values: Mapping[str, Any],
+    outer: Mapping[str, Any],
 ) -> tuple[str, str, Blueprint]:
     """Place, family and blueprint of one language model that a configuration describes."""
     values = {key: value for key, value in values.items() if key not in QUANTISATION}
@@ -202,8 +216,8 @@ def _read(
         agreed(*((Config(level, where), name) for name in DTYPE), default=None, null=None)
     config = Config(values, where, file, f"{place}." if outer else "", outer)
     blueprint = FAMILIES[family](config)
-    config.refuse_unread()
-    return place, family, blueprint
+    used = config.refuse_unread(blueprint.model, accepted)
+    return place, family, replace(blueprint, model=replace(blueprint.model, accepted=used))
 
 
 def unknown(checkpoint: CheckpointLike, family: Any) -> InputRefused:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from moe_atlas.families.config import DISAGREE, KEEP, Config, agreed
 from moe_atlas.families.mixers import Rope
+from moe_atlas.families.unread import same
 
 SECTIONS = ("rope_parameters", "rope_scaling")
 
@@ -26,6 +27,7 @@ def rope(
     partial: float = 1.0,
     layer_type: str | None = None,
     elsewhere: Sequence[tuple[Config, str]] = (),
+    inherited: bool = False,
 ) -> Rope:
     """The rotary embedding that a config describes.
 
@@ -40,20 +42,41 @@ def rope(
         partial: rotated share of the head where the config gives none.
         layer_type: key of the nested form, for families whose layers rotate by type; they have no other.
         elsewhere: further places where the base may stand; `rope_theta` where there are none.
+        inherited: settings by type of layer that leave the rotated share out take the one that stands around them.
 
     Raises:
         InputRefused: `E_FAMILY` for a missing or contradicted setting and for a scaling that is not implemented.
     """
     sections = settings(c, layer_type)
-    bases = [*((s, "rope_theta") for s in sections), *(elsewhere or [(c, "rope_theta")])]
+    flat = layer_type is None
+    if not flat and not inherited:
+        _beside(c, "partial_rotary_factor", [1.0])
+    if not flat and not elsewhere:
+        _beside(c, "rope_theta", [])
+    bases = [*((s, "rope_theta") for s in sections), *(elsewhere or ([(c, "rope_theta")] if flat else []))]
     base = agreed(*bases, kind=float, **({} if theta is None else {"default": theta}))
-    shares = [*((s, "partial_rotary_factor") for s in sections), (c, "partial_rotary_factor")]
+    around = [(c, "partial_rotary_factor")] if flat or inherited else []
+    shares = [*((s, "partial_rotary_factor") for s in sections), *around]
     share = agreed(*shares, default=partial, null=1.0, kind=float)
     scalings = [scaling(c, section, head_dim) for section in sections] or [("default", {})]
     if any(other != scalings[0] for other in scalings):
         raise c.refuse("rope_parameters and rope_scaling", f"two scalings that differ, {DISAGREE}", KEEP)
     kind, params = scalings[0]
     return Rope(int(head_dim * share), base, pairing, arithmetic, kind, params)
+
+
+def _beside(c: Config, name: str, default: list[float]) -> None:
+    """Hold a setting that stands beside those by type of layer, which alone are read, against what they say."""
+    whole = next(section for key in SECTIONS if (section := c.section(key)) is not None and section.values)
+    inner = [value for value in whole.values.values() if isinstance(value, dict)]
+    stated = [value[name] for value in inner if value.get(name) is not None]
+    stated += default if len(stated) < len(inner) else []
+    for level in (c, whole):
+        value = level.optional(name)
+        if value is not None and not any(same(value, one) for one in stated):
+            raise c.refuse(
+                f"{name} = {value!r}", f"no type of layer says so in rope_parameters, {DISAGREE}", KEEP
+            )
 
 
 def settings(c: Config, layer_type: str | None = None) -> list[Config]:
@@ -79,7 +102,7 @@ def _of_type(c: Config, sections: Sequence[Config], layer_type: str) -> Config:
         )
     # A model need not have layers of every type.
     others = (name for name, value in sections[0].values.items() if isinstance(value, dict))
-    sections[0].inert(*others)
+    sections[0].inert(*others, why="settings of other layers")
     chosen.number("rope_theta")  # no reader fills it in as another does
     chosen.expect("truncate", True)  # the reference looks for it one level above
     return chosen
@@ -89,7 +112,7 @@ def scaling(c: Config, s: Config, head_dim: int) -> tuple[Any, dict[str, Any]]:
     """Kind and complete parameters of the frequency scaling in section `s`."""
     kind = s.text("rope_type", "type", default="default")
     if kind == "dynamic" and s.optional("alpha"):  # the other keys of this form are left over from yarn
-        s.inert("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        s.inert("beta_fast", "beta_slow", "mscale", "mscale_all_dim", why="left over from yarn")
         s.get("factor")  # the reference demands it, and computes without it
         return "ntk_alpha", {"alpha": s.number("alpha")}
     readers = {
@@ -102,7 +125,7 @@ def scaling(c: Config, s: Config, head_dim: int) -> tuple[Any, dict[str, Any]]:
     }
     if kind not in readers:
         raise s.refuse(f"rope_type = {kind!r}", f"scaling not implemented; known: {', '.join(readers)}")
-    s.inert("mrope_section", "mrope_interleaved")  # all three position axes agree on text
+    s.inert("mrope_section", "mrope_interleaved", why="all three position axes agree on text")
     return ("default" if kind == "mrope" else kind), readers[kind](c, s)
 
 
@@ -147,7 +170,7 @@ def _longrope(c: Config, s: Config) -> dict[str, Any]:
     factor = s.number("factor", default=None, null=None) or c.integer("max_position_embeddings") / original
     implied = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     s.get("long_factor")
-    s.inert("long_mscale")
+    s.inert("long_mscale", why="the reference applies the short one at every length")
     magnitude = s.number("short_mscale", "attention_factor", default=None, null=None) or implied
     return {"factors": s.get("short_factor", kind=list), "attention_factor": magnitude}
 

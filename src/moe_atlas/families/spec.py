@@ -8,7 +8,7 @@ them. A field that changes routing has no default, so that no family can forget 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
 from moe_atlas.families.mixers import Mixer, Norm, Precision
@@ -245,6 +245,8 @@ class ModelSpec:
     final_refs: tuple[TensorRef, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     """Everything on disk that is not replayed."""
+    accepted: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Keys of config.json that nothing reads and that the user accepted, with their values."""
 
     @property
     def streams(self) -> Streams | None:
@@ -258,7 +260,9 @@ class ModelSpec:
 
     def describe(self) -> dict[str, Any]:
         """Every choice that moves a number, as JSON values; equal neighbouring layers are listed once."""
-        model = {key: value for key, value in plain(self).items() if key not in ("layers", "skipped")}
+        model = {
+            key: value for key, value in plain(self).items() if key not in ("layers", "skipped", "accepted")
+        }
         groups: list[dict[str, Any]] = []
         for layer in self.layers:
             body = layer.describe()

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,7 @@ class CheckpointGate:
         threads: CPU threads of the audit.
         niceness: added to the audit's niceness, so that the training keeps its cores.
         arguments: further arguments of `atlas audit`, such as ``("--device", "cuda")``.
+        accept_config_keys: keys of config.json that nothing reads and that may say these values; recorded.
         results: finished gates, in order.
 
     Raises:
@@ -106,6 +108,7 @@ class CheckpointGate:
     threads: int = 1
     niceness: int = 10
     arguments: tuple[str, ...] = ()
+    accept_config_keys: Mapping[str, Any] = field(default_factory=dict)
     results: list[GateResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -185,6 +188,8 @@ class CheckpointGate:
         command += [os.fspath(self.base), os.fspath(checkpoint), "--probe", os.fspath(self.probe)]
         command += ["--receipt", os.fspath(receipt), "--json", "--threads", str(self.threads)]
         command += self.arguments
+        for key, value in self.accept_config_keys.items():
+            command += ["--accept-config-key", f"{key}={json.dumps(value)}"]
         if self.run is not None:
             command += ["--run", self.run, "--runs", os.fspath(self.runs), "--step", str(step)]
         return command

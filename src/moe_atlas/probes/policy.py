@@ -32,6 +32,7 @@ ALLOWANCES = {
     "activation_scales": "scales of quantised activations may be missing, added or replaced: the server takes its own",
     "tokenizer": "the tokenizer beside the tuned checkpoint may number the probe's text in another way",
     "frozen_layers": "a class that must change may do so in some layers only: tunes that freeze layers on purpose",
+    "config_keys": "audits under a central policy may accept keys of config.json that nothing reads",
 }
 UNREPLAYED = ("mtp", "modalities", "activation_scales")  # parts that a server may use and no replay does
 CHANNELS = ("coordinate", "boundary", "transition", "content")

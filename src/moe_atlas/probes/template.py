@@ -89,6 +89,7 @@ policy:
   # of quantised activations) may be missing, added or replaced. tokenizer: the one beside the tuned checkpoint may
   # number the probe's text in another way.
   # frozen_layers: a class that must change may do so in some layers only.
+  # config_keys: audits under a central policy may accept keys of config.json that nothing reads.
   # allow: [identical]
 
   # What the budgets were set for; an audit of another kind warns.

@@ -272,6 +272,11 @@ def _check_probe(
         report.add(where, f"not as registered: {problem}")
     for where, problem in differences(central, lock.policy_from, "probe.lock.policy_from"):
         report.add(where, f"not registered under this central policy: {problem}")
+    if config.central is not None and "config_keys" not in config.policy.allow:
+        for side, facts in receipt["checkpoints"].items():
+            for one in facts.get("accepted_config_keys") or ():
+                where = f"checkpoints.{side}.accepted_config_keys"
+                report.add(where, f"the central policy allows none, found {shown(one['key'])}")
     for key in ("name", "policy", "domains", "windows", "evaluation", "protected_layers"):
         for where, problem in differences(described[key], recorded.get(key), f"probe.{key}"):
             report.add(where, f"not as in the probe file: {problem}")

@@ -42,6 +42,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
         *_recast(receipt),
         *_resumed(receipt),
         *_overlaps(receipt),
+        *_accepted(receipt),
     ]
 
 
@@ -231,3 +232,17 @@ def _overlaps(receipt: Facts) -> list[dict[str, Any]]:
         for row in receipt["probe"]["overlaps"]
         for code, message in overlap_sentences(row)
     ]
+
+
+def _accepted(receipt: Facts) -> list[dict[str, Any]]:
+    """Keys of a configuration that nothing reads and that somebody accepted."""
+    out = []
+    for side, facts in (receipt.get("checkpoints") or {}).items():
+        keys = ", ".join(f"{one['key']} = {one['value']}" for one in facts.get("accepted_config_keys") or ())
+        if keys:
+            message = (
+                f"config.json of the {side} checkpoint holds keys that nothing reads and that were accepted by hand: "
+                f"{keys}; the numbers hold only if they change nothing"
+            )
+            out.append({"code": "accepted-config-keys", "message": message})
+    return out
