@@ -28,7 +28,9 @@ FACTOR = 2.0
 CONFIDENCE = 0.99  # of the prediction bound, one-sided
 MEAN_SHARE = 0.1  # of the documents' standard deviation: what a domain may lose on average
 DOCUMENT_SHARE = 1.0  # of the same: from here on a single document counts as damaged
-BUDGETED = {key: channel for key, channel in CHANNELS.items() if key not in GUARDS}  # guards keep their defaults
+BUDGETED = {
+    key: channel for key, channel in CHANNELS.items() if key not in GUARDS
+}  # guards keep their defaults
 DAMAGED_SHARE = 0.05  # of the documents may be damaged; with 120 documents the exact bound allows one
 
 

@@ -101,6 +101,10 @@ class AtlasError(Exception):
         self.problem = problem
         self.next_step = next_step or NEXT_STEPS.get(code, "")
 
+    def lines(self) -> list[str]:
+        """What people are told, line by line."""
+        return [str(self)]
+
     def __str__(self) -> str:
         tail = f"; {self.next_step}" if self.next_step else ""
         return f"{self.code} {self.where}: {self.problem}{tail}"

@@ -8,9 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from moe_atlas.cli import run
 from moe_atlas.cli.init import init
 from moe_atlas.cli.register import register
-from moe_atlas.errors import UsageError
+from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes import load_probes
 
 PROBES = """\
@@ -74,7 +75,7 @@ def test_register_says_what_it_bound(app: typer.Typer, folder: Path) -> None:
     facts = json.loads(CliRunner().invoke(app, ["register", "probes.yaml", "--json"]).output)
     assert facts["lock_sha256"] in result.output
     domain = {"name": "prose", "role": "base", "windows": 2, "documents": 2}
-    assert facts["domains"] == [domain | {"near_copies": [], "elsewhere": []}]
+    assert facts["domains"] == [domain | {"near_copies": [], "elsewhere": [], "left_out": None}]
     (folder / "probes.yaml").write_text(PROBES.replace("coordinate: 0.1", "coordinate: 0.2"))
     assert isinstance(CliRunner().invoke(app, ["register", "probes.yaml"]).exception, UsageError)
     result = CliRunner().invoke(app, ["register", "probes.yaml", "--force"])
@@ -94,7 +95,9 @@ def test_register_says_when_nothing_can_pass(app: typer.Typer, folder: Path) -> 
 
 def test_register_says_what_could_not_fail(app: typer.Typer, folder: Path) -> None:
     plain = CliRunner().invoke(app, ["register", "probes.yaml"])
-    assert "warning" not in plain.output
+    assert plain.output.count("warning") == 1
+    few = "  warning: domain prose has 2 documents; nothing can pass on fewer than 36, register 100 or more"
+    assert few in plain.output.splitlines()
     text = PROBES.replace("coordinate: 0.1", "coordinate: 2").replace(
         "0.5, document_share", "3, document_share"
     )
@@ -102,9 +105,8 @@ def test_register_says_what_could_not_fail(app: typer.Typer, folder: Path) -> No
     result = CliRunner().invoke(app, ["register", "probes.yaml", "--force"])
     assert result.exit_code == 0
     lines = [line for line in result.output.splitlines() if line.startswith("  warning: ")]
-    assert ["coordinate 2 " in lines[0], "document_nll 3 " in lines[1], "tail guard" in lines[2]] == [
-        True
-    ] * 3
+    said = ["has 2 documents", "coordinate 2 ", "document_nll 3 ", "tail guard"]
+    assert all(words in line for words, line in zip(said, lines, strict=True))
     facts = json.loads(CliRunner().invoke(app, ["register", "probes.yaml", "--json"]).output)
     assert [f"  warning: {warning}" for warning in facts["warnings"]] == lines
 
@@ -119,3 +121,54 @@ def test_register_has_nothing_to_say_of_what_init_writes(app: typer.Typer, folde
     result = CliRunner().invoke(app, ["register", "new.yaml"])
     assert result.exit_code == 0, result.exception
     assert "warning" not in result.output
+
+
+def test_register_says_at_once_that_a_base_domain_is_too_small(app: typer.Typer, folder: Path) -> None:
+    """From 36 documents on a base domain can pass; a task domain has no such floor."""
+    (folder / "probes.yaml").write_text(PROBES.replace("tokens: 4", "tokens: 16"))
+    names = ("a", "b", *range(2, 36))
+    for count in (35, 36):
+        for n, name in enumerate(names[:count]):
+            text = "".join(random.Random(n).choices("abcdefghijklmnopqrstuvwxyz", k=60))
+            (folder / "prose" / f"{name}.txt").write_text(text)
+        facts = json.loads(CliRunner().invoke(app, ["register", "probes.yaml", "--json", "--force"]).output)
+        assert [w for w in facts["warnings"] if "nothing can pass" in w] == (
+            ["domain prose has 35 documents; nothing can pass on fewer than 36, register 100 or more"]
+            if count == 35
+            else []
+        )
+
+
+def test_register_says_how_many_documents_were_left_out(app: typer.Typer, folder: Path) -> None:
+    (folder / "prose" / "c.txt").write_text("abc")
+    result = CliRunner().invoke(app, ["register", "probes.yaml"])
+    assert isinstance(result.exception, InputRefused)
+    assert result.exception.code == "E_PROBE_SHORT"
+    assert "shorter: skip" in result.exception.next_step
+    (folder / "probes.yaml").write_text(PROBES.replace("source: prose", "source: prose, shorter: skip"))
+    result = CliRunner().invoke(app, ["register", "probes.yaml"])
+    assert (
+        "domain 'prose': 1 of 3 documents drawn are shorter than their windows and were left out"
+        in result.output
+    )
+    lock = json.loads((folder / "probes.lock.json").read_text())
+    assert lock["domains"][0]["left_out"] == 1
+    facts = json.loads(CliRunner().invoke(app, ["register", "probes.yaml", "--json"]).output)
+    assert (facts["domains"][0]["documents"], facts["domains"][0]["left_out"]) == (2, 1)
+    asked = PROBES.replace("source: prose", "source: prose, shorter: skip, documents: 3")
+    (folder / "probes.yaml").write_text(asked)
+    result = CliRunner().invoke(app, ["register", "probes.yaml", "--force"])
+    assert isinstance(result.exception, InputRefused)
+    assert result.exception.code == "E_PROBE_COUNT"
+    assert "holds 2 that are not shorter than 4 tokens" in result.exception.problem
+
+
+def test_the_command_line_says_every_error_of_a_probe_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "probes.yaml").write_text(
+        PROBES.replace("tokens: 4", "tokens: 0").replace("nll: 0.1", "nll: x")
+    )
+    assert run(["register", "probes.yaml"]) == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[2] for line in lines] == ["probes.yaml:4:", "probes.yaml:10:"]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+
+from moe_atlas.probes.encoding import Encoder
+from moe_atlas.probes.load import read_probes
 
 PROBES = """\
 schema: atlas/probes/v1
@@ -38,3 +42,9 @@ def prose(seed: int, length: int) -> str:
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def encoder_of(folder: Path, tokenizer: str | None = "bytes", **choices: object) -> Encoder:
+    """The encoder of a probe file in `folder` with these choices."""
+    config = read_probes(PROBES.encode(), folder / "probes.yaml")
+    return Encoder(replace(config, tokenizer=tokenizer, **choices))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from probe_files import PROBES
 
 from moe_atlas.errors import AtlasError, Exit, InputRefused, UsageError
 from moe_atlas.probes import load_probes
+from moe_atlas.probes.collect import SeveralRefused
 from moe_atlas.probes.load import read_probes
 from moe_atlas.probes.policy import TENSOR_CLASSES
 from moe_atlas.probes.template import TEMPLATE
@@ -363,3 +364,63 @@ def test_protecting_a_layer_that_is_not_routed_is_refused() -> None:
     assert caught.value.where == "probes.yaml:6"
     assert "0, 4" in caught.value.problem
     assert "1-3, 5" in caught.value.next_step
+
+
+def test_all_errors_of_a_file_are_said_at_once() -> None:
+    """Every key by itself; a key that is there under a misspelt name is not missing as well."""
+    text = PROBES
+    for old, new in (
+        ("name: gate", "nam: gate"),
+        ("seed: 7", "seed: x"),
+        ("quantile: 0.9", "quantile: 3"),
+        ("[2, 8-20]", "[2, 8-]"),
+        ("role: canary", "role: canari"),
+        ("stage: chart-preserving", "stage: chart"),
+        ("boundary: 0.08", "boundary: 9"),
+        ("mu: [1, 1, 0.5]", "mu: [1]"),
+        ("document_share: 0.05", "document_share: 5"),
+        ("[router]", "[routr]"),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    with pytest.raises(SeveralRefused) as caught:
+        read_probes(text.encode(), Path("probes.yaml"))
+    lines = caught.value.lines()
+    assert [line.split()[1] for line in lines] == [
+        f"probes.yaml:{number}:" for number in (2, 4, 5, 6, 9, 13, 16, 18, 20, 21)
+    ]
+    assert all(line.startswith(("E_PROBE_KEY ", "E_PROBE_VALUE ")) for line in lines)
+    assert str(caught.value) == "\n".join(lines)
+    assert caught.value.exit_code == 4
+
+
+def test_a_check_across_keys_waits_for_the_keys() -> None:
+    """The task domain's rule cannot be read, so nothing is said of a missing task domain."""
+    text = PROBES.replace("role: task", "role: tusk").replace("seed: 7", "seed: x")
+    with pytest.raises(SeveralRefused) as caught:
+        read_probes(text.encode(), Path("probes.yaml"))
+    assert [error.problem.partition(" must")[0] for error in caught.value.errors] == [
+        "windows.seed",
+        "domains[3].role",
+    ]
+
+
+def test_a_central_policy_says_all_of_its_errors_too(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("schema: atlas/policy/v2\npolicies: {}\nname: 3\n")
+    (tmp_path / "probes.yaml").write_text(PROBES)
+    with pytest.raises(SeveralRefused) as caught:
+        load_probes(tmp_path / "probes.yaml", policy)
+    assert [error.where for error in caught.value.errors] == [f"policy.yaml:{n}" for n in (1, 2, 3)]
+
+
+def test_choices_that_are_not_made_leave_the_lock_as_it_was() -> None:
+    described = read_probes(PROBES.encode(), Path("probes.yaml")).describe()
+    assert not {"special_tokens", "chat_template"} & set(described)
+    assert not {"rows", "shorter"} & set(described["domains"][0])
+    text = "special_tokens: bos\nchat_template: t.jinja\n" + PROBES.replace(
+        "source: prose.jsonl", "source: prose.jsonl, rows: messages, shorter: skip"
+    )
+    described = read_probes(text.encode(), Path("probes.yaml")).describe()
+    assert (described["special_tokens"], described["chat_template"]) == ("bos", "t.jinja")
+    assert (described["domains"][0]["rows"], described["domains"][0]["shorter"]) == ("messages", "skip")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from probe_files import write_rows
+from probe_files import encoder_of, write_rows
 from safetensors.numpy import save_file
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes import sources
+from moe_atlas.probes import formats
 from moe_atlas.probes.sources import read_source
 from moe_atlas.probes.tokenizer import open_tokenizer
 
@@ -35,17 +35,17 @@ def test_jsonl_rows(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("\n".join(json.dumps(row) for row in rows[2:]))
     found = read_source(path).records
-    tokenizer = open_tokenizer("bytes", tmp_path)
     assert [record.document_id for record in found] == ["1", "7", "x", "5"]
     assert [record.where for record in found] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:4", "a.jsonl:5"]
-    encoded = [record.encode(tokenizer) for record in found]
-    assert [(tokens.tolist(), prompt) for tokens, prompt in encoded] == [
-        (list("héllo".encode()), 0),
-        ([3, 1, 2], 0),
-        ([97, 98], 1),
-        ([1, 2, 3], 1),
+    encoder = encoder_of(tmp_path)
+    parts = [encoder.part(record) for record in found]
+    assert [(part.tokens.tolist(), part.counted is not None and part.counted.tolist()) for part in parts] == [
+        (list("héllo".encode()), False),
+        ([3, 1, 2], False),
+        ([97, 98], [False, True]),
+        ([1, 2, 3], [False, True, True]),
     ]
-    assert all(tokens.dtype == np.int64 for tokens, _ in encoded)
+    assert all(part.tokens.dtype == np.int64 for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_an_empty_prompt_leaves_the_first_token_unpredicted(tmp_path: Path) -> N
     write_rows(tmp_path / "a.jsonl", [{"prompt": "", "completion": "b"}])
     record = read_source(tmp_path / "a.jsonl").records[0]
     with pytest.raises(InputRefused, match="prompt is empty"):
-        record.encode(open_tokenizer("bytes", tmp_path))
+        encoder_of(tmp_path).part(record)
 
 
 def test_a_folder_of_documents(tmp_path: Path) -> None:
@@ -163,17 +163,17 @@ def test_other_formats_and_kinds_of_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert "not a regular file" in refusal(tmp_path / "pipe.jsonl").problem
     (tmp_path / "a.txt").write_bytes(b"ok \xff")
     assert "is not UTF-8 (byte 3)" in refusal(tmp_path / "a.txt").problem
-    monkeypatch.setattr(sources, "MAX_SOURCE_BYTES", 3)
+    monkeypatch.setattr(formats, "MAX_SOURCE_BYTES", 3)
     assert "longer than the limit of 3 bytes" in refusal(tmp_path / "a.txt").problem
 
 
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "a"}, {"tokens": [1]}])
     text, ids = read_source(tmp_path / "a.jsonl").records
-    tokenizer = open_tokenizer(None, tmp_path)
-    assert ids.encode(tokenizer)[0].tolist() == [1]
+    encoder = encoder_of(tmp_path, tokenizer=None)
+    assert encoder.part(ids).tokens.tolist() == [1]
     with pytest.raises(InputRefused) as caught:
-        text.encode(tokenizer)
+        encoder.part(text)
     assert caught.value.code == "E_PROBE_TOKENIZER"
     assert caught.value.where == "a.jsonl:1"
 

@@ -207,7 +207,7 @@ def test_short_documents_are_named(tmp_path: Path, role: str) -> None:
         cut(tmp_path, domains)
     assert caught.value.code == "E_PROBE_SHORT"
     assert "5 of 9 documents are shorter than 8 tokens" in caught.value.problem
-    assert "'1 (7)', '3 (7)', '5 (7)' …" in caught.value.problem
+    assert "'1' (7), '3' (7), '5' (7) …" in caught.value.problem
 
 
 def test_a_document_exactly_as_long_as_the_window_is_taken_whole(tmp_path: Path) -> None:
@@ -216,16 +216,29 @@ def test_a_document_exactly_as_long_as_the_window_is_taken_whole(tmp_path: Path)
     assert bytes(windows[0].tokens.astype(np.uint8)) == b"abcdefgh"
 
 
-def test_prompts_belong_in_task_domains(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.jsonl", [{"prompt": "a" * 20, "completion": "b"}])
-    with pytest.raises(InputRefused, match="need role task"):
-        cut(tmp_path, ["name: a, role: base, source: a.jsonl"])
+@pytest.mark.parametrize("per_document", [1, 3])
+def test_prompts_in_base_domains_are_cut_where_something_is_scored(tmp_path: Path, per_document: int) -> None:
+    """Base windows are of one length, and each of them predicts a token of the completion."""
+    rows: list[dict[str, object]] = [
+        {"prompt": prose(n, 200), "completion": prose(100 + n, 20 + n)} for n in range(30)
+    ]
+    write_rows(tmp_path / "a.jsonl", rows)
+    windows = cut(tmp_path, ["name: a, role: base, source: a.jsonl"], per_document=per_document).windows
+    assert len(windows) == 30 * per_document
+    for window in windows:
+        row = rows[int(window.document_id) - 1]
+        text = bytes(window.tokens.astype(np.uint8)).decode()
+        whole = f"{row['prompt']}{row['completion']}"
+        start = whole.index(text)
+        assert len(text) == 8
+        assert window.scored.tolist() == [start + n >= 200 for n in range(1, 8)]
+        assert window.scored.any()
 
 
 def test_an_empty_completion_scores_nothing_and_is_refused(probe_file: Path) -> None:
     rows: list[dict[str, object]] = [{"prompt": f"say {n}", "completion": ""} for n in range(5)]
     write_rows(probe_file.parent / "sft.jsonl", rows)
-    with pytest.raises(InputRefused, match="empty completion") as caught:
+    with pytest.raises(InputRefused, match="nothing that is scored") as caught:
         build_windows(load_probes(probe_file))
     assert caught.value.code == "E_PROBE_SHORT"
 

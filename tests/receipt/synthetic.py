@@ -132,6 +132,9 @@ def facts(
             "evaluation": {"experts": "active", "token_stride": 1, "quantile": 0.9},
             "protected_layers": [layer for layer in layers if layer != 1],
             "overlaps": [],
+            "special_tokens": "none",
+            "chat_template": None,
+            "left_out": [],
         },
         "checkpoints": {
             side: {

@@ -815,6 +815,14 @@ def test_warnings() -> None:
     ]
 
 
+def test_documents_that_were_left_out_are_named() -> None:
+    facts, windows = synthetic.audit()
+    facts["probe"]["left_out"] = [{"domain": "prose", "left_out": 12, "taken": 120}]
+    found = [w for w in derive(facts, windows)["warnings"] if w["code"] == "documents-left-out"]
+    assert len(found) == 1
+    assert "'prose': 12 of 132 documents drawn are shorter" in found[0]["message"]
+
+
 @pytest.mark.parametrize(("document_nll", "warns"), [(0.4, False), (0.41, True), (None, False)])
 def test_a_tail_guard_that_cannot_see_the_margin_is_named(document_nll: float | None, warns: bool) -> None:
     facts, windows = synthetic.audit()

@@ -338,6 +338,9 @@ def probe_facts(probes: ProbeSet, spec: ModelSpec) -> dict[str, Any]:
         "evaluation": described["evaluation"],
         "protected_layers": resolved,
         "overlaps": probes.lock.overlaps(),
+        "special_tokens": probes.config.special_tokens,
+        "chat_template": probes.lock.body.get("chat_template"),
+        "left_out": probes.lock.left_out(),
     }
 
 

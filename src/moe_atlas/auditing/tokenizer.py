@@ -6,6 +6,7 @@ another text to it, and every figure is about a text that nobody registered.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,14 @@ from moe_atlas.checkpoint.refuse import place
 from moe_atlas.errors import AtlasError, InputRefused
 from moe_atlas.probes.files import sha256_hex, shown
 from moe_atlas.probes.registration import ProbeSet
-from moe_atlas.probes.tokenizer import MAX_TOKENIZER_BYTES, FileTokenizer, Tokenizer, Tokens, parse_tokenizer
+from moe_atlas.probes.tokenizer import (
+    MAX_TOKENIZER_BYTES,
+    FileTokenizer,
+    Marks,
+    Tokenizer,
+    Tokens,
+    parse_tokenizer,
+)
 from moe_atlas.probes.windows import Window, build_windows
 
 TOKENIZER = "tokenizer.json"
@@ -103,6 +111,8 @@ def _compared(probes: ProbeSet, checkpoint: Checkpoint) -> Held:
 
 def _first_difference(probes: ProbeSet, windows: tuple[Window, ...]) -> str | None:
     """How many windows hold other ids, and the first ids of the first of them."""
+    if len(windows) != len(probes.windows):  # documents shorter than their windows are left out
+        return f"cuts {len(windows)} windows from the probe's sources, {len(probes.windows)} are registered"
     pairs = list(zip(probes.windows, windows, strict=True))
     differing = [(one, other) for one, other in pairs if not np.array_equal(one.tokens, other.tokens)]
     if not differing:
@@ -142,3 +152,10 @@ class _Counting(Tokenizer):
     def encode(self, text: str, where: str) -> Tokens:
         self.texts += 1
         return self._inner.encode(text, where)
+
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
+        self.texts += 1
+        return self._inner.encode_marked(text, spans, where)
+
+    def token_id(self, token: str) -> int | None:
+        return self._inner.token_id(token)

@@ -115,7 +115,8 @@ def run(arguments: list[str]) -> int:
     try:
         result: Any = typer.main.get_command(app).main(arguments, prog_name="atlas", standalone_mode=False)
     except AtlasError as error:
-        complain(str(error))
+        for line in error.lines():  # a probe file's errors are said all at once
+            complain(line)
         return int(error.exit_code)
     except CommandLineError as error:
         context = getattr(error, "ctx", None)

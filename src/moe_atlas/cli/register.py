@@ -13,10 +13,11 @@ from moe_atlas.ledger.predecessors import Predecessors
 from moe_atlas.ledger.recording import registration_body
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 from moe_atlas.probes.cannot_fail import cannot_fail, loose_tail_guard
-from moe_atlas.probes.lock import Lock, counted, overlap_sentences
+from moe_atlas.probes.lock import Lock, counted, left_out_sentence, overlap_sentences
 from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, CHANNELS
 from moe_atlas.probes.registration import register as register_probes
 from moe_atlas.text import shown
+from moe_atlas.verdict.gates import PASS_FLOOR
 
 
 def register(
@@ -56,6 +57,7 @@ def _facts(lock: Lock) -> dict[str, object]:
             "documents": counted(domain),
             "near_copies": domain["near_copies"],
             "elsewhere": domain["elsewhere"],
+            "left_out": domain.get("left_out"),
         }
         for domain in lock.body["domains"]
     ]
@@ -68,7 +70,7 @@ def _facts(lock: Lock) -> dict[str, object]:
         "registered_at": lock.registered_at,
         "predecessor": lock.predecessor,
         "domains": domains,
-        "warnings": _lax(lock.body["probes"]),
+        "warnings": _warnings(lock),
     }
 
 
@@ -81,10 +83,29 @@ def _sentence(lock: Lock, earlier: Predecessors) -> str:
     lines.append(f"  lock sha256 {lock.digest}")
     if lock.policy_from:
         lines.append(f"  policy of   {shown(lock.policy_from['name'])}, sha256 {lock.policy_from['sha256']}")
-    probe = lock.body["probes"]
+    template = lock.body.get("chat_template")
+    if template:
+        lines.append(f"  chat template {shown(template['file'])}, sha256 {template['sha256']}")
     notes = [f"  note: {text}" for row in lock.overlaps() for _, text in overlap_sentences(row)]
-    warnings = [f"  warning: {line}" for line in _lax(probe)]
-    return "\n".join([*lines, *_predecessor(lock, earlier), *notes, *_open(probe["policy"]), *warnings])
+    warnings = [f"  warning: {line}" for line in _warnings(lock)]
+    policy = lock.body["probes"]["policy"]
+    return "\n".join([*lines, *_predecessor(lock, earlier), *notes, *_open(policy), *warnings])
+
+
+def _warnings(lock: Lock) -> list[str]:
+    """What a person should know before the run: what was left out, what cannot pass, what cannot fail."""
+    left_out = [left_out_sentence(row) for row in lock.left_out()]
+    return [*left_out, *_few(lock.body["domains"]), *_lax(lock.body["probes"])]
+
+
+def _few(domains: list[dict[str, Any]]) -> list[str]:
+    """Base domains on which no audit can pass."""
+    return [
+        f"domain {shown(domain['name'])} has {counted(domain)} documents; nothing can pass on fewer than "
+        f"{PASS_FLOOR}, register 100 or more"
+        for domain in domains
+        if domain["role"] == "base" and counted(domain) < PASS_FLOOR
+    ]
 
 
 def _predecessor(lock: Lock, earlier: Predecessors) -> list[str]:

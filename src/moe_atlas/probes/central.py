@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.errors import UsageError
+from moe_atlas.probes.collect import attempt, together
 from moe_atlas.probes.fields import Fields
 from moe_atlas.probes.files import read_bounded, sha256_hex
 from moe_atlas.probes.strict_yaml import MAX_BYTES, Node, parse
@@ -54,12 +55,14 @@ def load_central(path: Path) -> CentralPolicy:
     if not path.exists():
         raise UsageError("E_POLICY_MISSING", str(path), "there is no such policy file")
     text = read_bounded(path, MAX_BYTES, "E_PROBE_FILE")
-    fields = Fields(parse(text, path.name), "", path.name, ("schema", "name", *GOVERNED, "free"))
-    fields.text("schema", (SCHEMA,))
-    fields.get("policy")
-    entries = {key: fields.get(key) for key in GOVERNED if fields.has(key)}
-    free = fields.names("free", FREEABLE, "part that a policy can free")
-    for key in free:
-        if key in entries:
-            fields.refuse(fields.line_of("free"), f"free names {key}, which the policy itself sets")
-    return CentralPolicy(path.name, fields.text("name"), sha256_hex(text), entries, free)
+    root = parse(text, path.name)
+    with together():
+        fields = Fields(root, "", path.name, ("schema", "name", *GOVERNED, "free"))
+        fields.text("schema", (SCHEMA,))
+        attempt(lambda: fields.get("policy"))
+        entries = {key: fields.get(key) for key in GOVERNED if fields.has(key)}
+        free = fields.names("free", FREEABLE, "part that a policy can free")
+        for key in free:
+            if key in entries:
+                fields.refuse(fields.line_of("free"), f"free names {key}, which the policy itself sets")
+        return CentralPolicy(path.name, fields.text("name"), sha256_hex(text), entries, free)

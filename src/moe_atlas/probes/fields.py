@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from moe_atlas.errors import InputRefused
+from moe_atlas.probes.collect import Noted, note, noted
 from moe_atlas.probes.files import shown
 from moe_atlas.probes.strict_yaml import Mapping, Node, Scalar, Sequence
 
@@ -45,7 +46,7 @@ def kind(node: Node | None) -> str:
 
 
 class Fields:
-    """One mapping of the probe file, read key by key.
+    """One mapping of the probe file, read key by key; under `collect.together` the refusals of keys are noted.
 
     Args:
         node: the node that must be a mapping.
@@ -62,16 +63,18 @@ class Fields:
         if not isinstance(node, Mapping):
             self.refuse(node.line, f"{name or 'the file'} must be a mapping, found {kind(node)}")
         self.node: Mapping = node
+        self._meant: set[str] = set()
         for key in node.entries:
             if key not in known:
                 self._unknown(key, known)
 
-    def _unknown(self, key: str, known: Seq[str]) -> NoReturn:
+    def _unknown(self, key: str, known: Seq[str]) -> None:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         place = f" in {self.name}" if self.name else ""
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        self._meant.update(near)
         where = f"{self.file}:{self.node.key_lines[key]}"
-        raise InputRefused("E_PROBE_KEY", where, f"unknown key {shown(key)}{place}", hint)
+        note(InputRefused("E_PROBE_KEY", where, f"unknown key {shown(key)}{place}", hint))
 
     def refuse(self, line: int, problem: str, next_step: str = "") -> NoReturn:
         """Raise E_PROBE_VALUE at `line`."""
@@ -100,11 +103,14 @@ class Fields:
         Raises:
             InputRefused: E_PROBE_KEY when it is missing.
         """
+        if not self.has(key) and key in self._meant:
+            raise Noted  # it is there, misspelt
         if not self.has(key):
             where = f"{self.file}:{self.line}"
             raise InputRefused("E_PROBE_KEY", where, f"{self.path(key)} is missing", f"add the key {key}")
         return self.node.entries[key]
 
+    @noted("")
     def text(self, key: str, allowed: Seq[str] = ()) -> str:
         """A non-empty printable string, one of `allowed` where given."""
         node = self.get(key)
@@ -125,11 +131,13 @@ class Fields:
             )
         return value
 
+    @noted(0.0)
     def number(self, key: str, span: Span) -> float:
         """A finite number within `span`; an integer counts as a number, a boolean does not."""
         node = self.get(key)
         return self._number(node, self.path(key), span)
 
+    @noted(0.0)
     def _number(self, node: Node, name: str, span: Span) -> float:
         value = node.value if isinstance(node, Scalar) else None
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -138,6 +146,7 @@ class Fields:
             self.refuse(node.line, f"{name} must be {span}, found {value}")
         return float(value)
 
+    @noted(0)
     def integer(self, key: str, low: int, high: int) -> int:
         """An integer from `low` to `high`; ``3.0`` is not one."""
         node = self.get(key)
@@ -148,6 +157,7 @@ class Fields:
             self.refuse(node.line, f"{self.path(key)} must be from {low} to {high}, found {value}")
         return value
 
+    @noted(False)
     def flag(self, key: str) -> bool:
         """``true`` or ``false``; ``yes`` and ``no`` are text."""
         node = self.get(key)
@@ -155,6 +165,7 @@ class Fields:
             self.refuse(node.line, f"{self.path(key)} must be true or false, found {kind(node)}")
         return node.value
 
+    @noted(())
     def items(self, key: str) -> tuple[Node, ...]:
         """The nodes of a list."""
         node = self.get(key)
@@ -166,11 +177,12 @@ class Fields:
         """A list of exactly `count` numbers within `span`."""
         nodes = self.items(key)
         if len(nodes) != count:
-            self.refuse(
-                self.line_of(key), f"{self.path(key)} must be a list of {count} numbers, found {len(nodes)}"
-            )
+            problem = f"{self.path(key)} must be a list of {count} numbers, found {len(nodes)}"
+            note(InputRefused("E_PROBE_VALUE", f"{self.file}:{self.line_of(key)}", problem))
+            return (0.0,) * count
         return tuple(self._number(node, f"{self.path(key)}[{n}]", span) for n, node in enumerate(nodes))
 
+    @noted(())
     def names(self, key: str, known: Seq[str], kind: str) -> tuple[str, ...]:
         """A list of known names, each once; absent means none."""
         if self.is_null(key):

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes.central import CentralPolicy
+from moe_atlas.probes.collect import whole
 from moe_atlas.probes.fields import Fields
 from moe_atlas.probes.files import shown
 from moe_atlas.probes.lock import differences
@@ -60,10 +61,12 @@ def governed(
     if central is None or key in central.free:
         return read(own or fields.get(key), fields.file)
     named = key in central.entries
-    ruling = read(central.entries[key], central.file) if named else read(SAFE[key], fields.file)
+    ruling = whole(
+        lambda: read(central.entries[key], central.file) if named else read(SAFE[key], fields.file)
+    )
     if not fields.has(key):
         return ruling
-    found = read(own or fields.get(key), fields.file)
+    found = whole(lambda: read(own or fields.get(key), fields.file))
     if found.describe() == ruling.describe() or (not named and found.describe() in STRICTER.get(key, ())):
         return found
     _refuse(fields, key, central, found.describe(), ruling.describe(), named)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from moe_atlas.errors import UsageError
+from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.ceilings import CEILINGS
 from moe_atlas.probes.central import CentralPolicy, load_central
+from moe_atlas.probes.collect import attempt, note, together, whole
 from moe_atlas.probes.fields import Fields, Span
 from moe_atlas.probes.files import read_bounded, shown
 from moe_atlas.probes.governed import governed
@@ -33,7 +37,10 @@ from moe_atlas.probes.schema import (
     EXPERT_SETS,
     METRICS,
     ROLES,
+    ROWS,
     SCHEMA,
+    SHORTER,
+    SPECIAL_TOKENS,
     Domain,
     Evaluation,
     ProbeConfig,
@@ -46,6 +53,9 @@ _SHARE = Span(0, 1, open_low=True)
 _POSITIVE = Span(0, open_low=True)
 _BUDGET_SPANS = {key: Span(0, ceiling, open_low=True) for key, ceiling in CEILINGS.items()}
 _EMPTY = Mapping({}, {}, 0)
+
+
+_Block = TypeVar("_Block")
 
 
 def load_probes(path: Path, policy_from: Path | None = None) -> ProbeConfig:
@@ -73,25 +83,42 @@ def read_probes(text: bytes, path: Path, central: CentralPolicy | None = None) -
     """Read a probe file's text; `path` names it and anchors its sources.
 
     Raises:
-        InputRefused: as `load_probes`.
+        InputRefused: as `load_probes`; all that is wrong in one refusal.
     """
     file = path.name
     root = parse(text, file)
-    known = ("schema", "name", "tokenizer", "windows", "evaluation", "protected_layers", "domains", "policy")
-    fields = Fields(root, "", file, known)
+    with together():
+        return _config(Fields(root, "", file, _KEYS), path, central)
+
+
+_KEYS = (
+    *("schema", "name", "tokenizer", "special_tokens", "chat_template", "windows", "evaluation"),
+    *("protected_layers", "domains", "policy"),
+)
+
+
+def _config(fields: Fields, path: Path, central: CentralPolicy | None) -> ProbeConfig:
     fields.text("schema", (SCHEMA,))
-    domains = _domains(fields, file)
+    domains = attempt(lambda: _domains(fields, fields.file)) or ()
     return ProbeConfig(
         path=path,
         name=fields.text("name"),
-        tokenizer=None if fields.is_null("tokenizer") else fields.text("tokenizer"),
-        windows=_windows(fields.get("windows"), file),
-        evaluation=governed(fields, "evaluation", central, _evaluation, _EMPTY),
-        protected_layers=governed(fields, "protected_layers", central, read_layers),
+        tokenizer=_optional(fields, "tokenizer"),
+        special_tokens=_optional(fields, "special_tokens", SPECIAL_TOKENS) or SPECIAL_TOKENS[0],
+        chat_template=_optional(fields, "chat_template"),
+        windows=attempt(lambda: _windows(fields.get("windows"), fields.file)),
+        evaluation=attempt(lambda: governed(fields, "evaluation", central, _evaluation, _EMPTY)),
+        protected_layers=attempt(lambda: governed(fields, "protected_layers", central, read_layers)),
         domains=domains,
-        policy=governed(fields, "policy", central, lambda node, at: _policy(node, at, domains)),
+        policy=attempt(
+            lambda: governed(fields, "policy", central, lambda node, at: _policy(node, at, domains))
+        ),
         central=central,
     )
+
+
+def _optional(fields: Fields, key: str, allowed: tuple[str, ...] = ()) -> str | None:
+    return None if fields.is_null(key) else fields.text(key, allowed)
 
 
 def _block(fields: Fields, key: str) -> Node:
@@ -119,7 +146,9 @@ def _evaluation(node: Node, file: str) -> Evaluation:
 
 def _domains(fields: Fields, file: str) -> tuple[Domain, ...]:
     nodes = fields.items("domains")
-    domains = tuple(_domain(node, f"domains[{n}]", file) for n, node in enumerate(nodes))
+    domains = whole(
+        lambda: tuple(attempt(partial(_domain, node, f"domains[{n}]", file)) for n, node in enumerate(nodes))
+    )
     first: dict[str, str] = {}
     for domain, node in zip(domains, nodes, strict=True):
         if domain.name in first:
@@ -133,7 +162,7 @@ def _domains(fields: Fields, file: str) -> tuple[Domain, ...]:
 
 
 def _domain(node: Node, name: str, file: str) -> Domain:
-    known = ("name", "role", "source", "documents", "max_nll_increase", "success")
+    known = ("name", "role", "source", "rows", "documents", "shorter", "max_nll_increase", "success")
     fields = Fields(node, name, file, known)
     role = fields.text("role", ROLES)
     for key, owner in (("max_nll_increase", "canary"), ("success", "task")):
@@ -145,9 +174,13 @@ def _domain(node: Node, name: str, file: str) -> Domain:
         name=fields.text("name"),
         role=role,
         source=fields.text("source"),
+        rows=_optional(fields, "rows", ROWS),
         documents=None if fields.is_null("documents") else fields.integer("documents", 1, 10_000_000),
+        shorter=_optional(fields, "shorter", SHORTER) or SHORTER[0],
         max_nll_increase=fields.number("max_nll_increase", _POSITIVE) if role == "canary" else None,
-        success=_success(fields.get("success"), fields.path("success"), file) if role == "task" else None,
+        success=attempt(lambda: _success(fields.get("success"), fields.path("success"), file))
+        if role == "task"
+        else None,
         where=f"{file}:{node.line}",
     )
 
@@ -176,18 +209,19 @@ def _policy(node: Node, file: str, domains: tuple[Domain, ...]) -> Policy:
     fields = Fields(node, "policy", file, known)
     stage = fields.text("stage", STAGES) if fields.has("stage") else STAGES[0]
     task_none = fields.has("task") and bool(fields.text("task", ("none",)))
-    _check_task(fields, stage, task_none, any(domain.role == "task" for domain in domains))
+    if domains:  # none: they were refused, and so is the file
+        _check_task(fields, stage, task_none, any(domain.role == "task" for domain in domains))
     confidence = Span(0.5, 1, open_low=True, open_high=True)
     return Policy(
         stage=stage,
         confidence=fields.number("confidence", confidence) if fields.has("confidence") else 0.95,
         resamples=fields.integer("resamples", 200, 1_000_000) if fields.has("resamples") else 4000,
-        rewrite=_rewrite(fields.get("rewrite"), file),
-        damage=_damage(fields.get("damage"), file),
-        weights=_weights(_block(fields, "weights"), file),
+        rewrite=attempt(lambda: _rewrite(fields.get("rewrite"), file)),
+        damage=attempt(lambda: _damage(fields.get("damage"), file)),
+        weights=attempt(lambda: _weights(_block(fields, "weights"), file)),
         task_none=task_none,
-        set_for=_set_for(_block(fields, "set_for"), file),
-        allow=_allowed(fields),
+        set_for=attempt(lambda: _set_for(_block(fields, "set_for"), file)),
+        allow=attempt(lambda: _allowed(fields)),
     )
 
 
@@ -216,7 +250,11 @@ def _rewrite(node: Node, file: str) -> Rewrite:
     for key in CHANNELS:
         if not fields.has(key):
             hint = f"write a budget, or {key}: null to leave this channel ungated on the record"
-            fields.refuse(fields.line, f"policy.rewrite.{key} is missing", hint)
+            note(
+                InputRefused(
+                    "E_PROBE_VALUE", f"{file}:{fields.line}", f"policy.rewrite.{key} is missing", hint
+                )
+            )
     budget = {
         key: None if fields.is_null(key) else fields.number(key, span) for key, span in _BUDGET_SPANS.items()
     }
@@ -224,10 +262,14 @@ def _rewrite(node: Node, file: str) -> Rewrite:
         budget["expert_content"] = max(EXPERT_CONTENT, budget["content"] or 0.0)
     return Rewrite(
         **budget,
-        refinement=None if fields.is_null("refinement") else _refinement(fields.get("refinement"), file),
-        handoff=None if fields.is_null("handoff") else _handoff(fields.get("handoff"), file),
-        smooth=None if fields.is_null("smooth") else _smooth(fields.get("smooth"), file),
+        refinement=_unless_null(fields, "refinement", _refinement),
+        handoff=_unless_null(fields, "handoff", _handoff),
+        smooth=_unless_null(fields, "smooth", _smooth),
     )
+
+
+def _unless_null(fields: Fields, key: str, read: Callable[[Node, str], _Block]) -> _Block | None:
+    return None if fields.is_null(key) else attempt(lambda: read(fields.get(key), fields.file))
 
 
 def _refinement(node: Node, file: str) -> Refinement:
@@ -255,11 +297,9 @@ def _smooth(node: Node, file: str) -> Smooth:
 def _damage(node: Node, file: str) -> Damage:
     spans = {"nll": _POSITIVE, "document_nll": _POSITIVE, "document_share": Span(0, 1, True, True)}
     fields = Fields(node, "policy.damage", file, (*spans, "kl"))
-    for key in spans:
-        fields.get(key)
 
     def limit(key: str, span: Span) -> float | None:
-        return None if fields.is_null(key) else fields.number(key, span)
+        return None if fields.has(key) and fields.is_null(key) else fields.number(key, span)
 
     kl = limit("kl", _POSITIVE) if fields.has("kl") else UNREGISTERED
     return Damage(kl=kl, **{key: limit(key, span) for key, span in spans.items()})

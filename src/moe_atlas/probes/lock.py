@@ -16,6 +16,7 @@ from typing import Any
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.limits import MAX_LOCK_BYTES
+from moe_atlas.probes.documents import Chosen
 from moe_atlas.probes.files import read_bounded, sha256_hex, shown
 from moe_atlas.probes.schema import ProbeConfig
 from moe_atlas.probes.windows import Sample, Window
@@ -25,7 +26,7 @@ _KEYS = {
     *("schema", "name", "stage", "set_for", "probes", "policy_sha256", "tokenizer", "domains"),
     *("registered_at", "predecessor", "lock_sha256"),
 }
-_OPTIONAL = {"policy_from"}
+_OPTIONAL = {"policy_from", "chat_template"}
 _NAMED = 4  # clusters, and members of each, that a receipt names; the lock names all
 _HISTORY = ("registered_at", "predecessor", "lock_sha256")
 
@@ -76,6 +77,18 @@ class Lock:
         rows = [_overlap(domain) for domain in self.body["domains"]]
         return [row for row in rows if row["clusters"] or row["elsewhere"]]
 
+    def left_out(self) -> list[dict[str, Any]]:
+        """What a receipt says of documents that were drawn and left out: a row for each domain that has some."""
+        return [
+            {
+                "domain": domain["name"],
+                "left_out": domain["left_out"],
+                "taken": len({window["document"] for window in domain["windows"]}),
+            }
+            for domain in self.body["domains"]
+            if domain.get("left_out")
+        ]
+
     def facts(self) -> dict[str, Any]:
         """What a receipt says of it."""
         return {
@@ -119,6 +132,15 @@ def overlap_sentences(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "documents-in-two-domains", f"{name}: {problem} (among them {named})"
 
 
+def left_out_sentence(row: dict[str, Any]) -> str:
+    """A row of `Lock.left_out` in words."""
+    drawn = row["left_out"] + row["taken"]
+    return (
+        f"domain {shown(row['domain'])}: {row['left_out']} of {drawn} documents drawn are shorter than their windows "
+        "and were left out, as registered; the rest stands for longer documents only"
+    )
+
+
 def lock_path(probe_file: Path) -> Path:
     """Where the lock of a probe file lies: ``probes.yaml`` has ``probes.lock.json`` beside it."""
     return probe_file.parent / f"{probe_file.stem}.lock.json"
@@ -159,21 +181,33 @@ def content(config: ProbeConfig, sample: Sample) -> dict[str, Any]:
             ],
             "elsewhere": [{"document": one, "in": other} for one, other in elsewhere],
         }
+        | _of_rows(sample.chosen[index])
         for index, (domain, source, copies, elsewhere) in enumerate(
             zip(config.domains, sample.sources, sample.copies, sample.elsewhere, strict=True)
         )
     ]
     governed = {} if config.central is None else {"policy_from": config.central.describe()}
-    return governed | {
-        "schema": SCHEMA,
-        "name": config.name,
-        "stage": config.policy.stage,
-        "set_for": config.policy.set_for.describe(),
-        "probes": config.describe(),
-        "policy_sha256": sha256_hex(render(policy_document(config))),
-        "tokenizer": {"kind": sample.tokenizer_kind, "sha256": sample.tokenizer_sha256},
-        "domains": domains,
-    }
+    rendered = {} if sample.template is None else {"chat_template": sample.template}
+    return (
+        governed
+        | rendered
+        | {
+            "schema": SCHEMA,
+            "name": config.name,
+            "stage": config.policy.stage,
+            "set_for": config.policy.set_for.describe(),
+            "probes": config.describe(),
+            "policy_sha256": sha256_hex(render(policy_document(config))),
+            "tokenizer": {"kind": sample.tokenizer_kind, "sha256": sample.tokenizer_sha256},
+            "domains": domains,
+        }
+    )
+
+
+def _of_rows(chosen: Chosen) -> dict[str, Any]:
+    """What only some domains have: the digest of rendered conversations, and how many documents were left out."""
+    found = {"rendered_sha256": chosen.rendered_sha256, "left_out": chosen.left_out}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def without_history(body: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,12 @@ SCHEMA = "atlas/probes/v1"
 ROLES = ("base", "task", "canary")
 METRICS = ("nll", "token_accuracy", "exact_match")
 EXPERT_SETS = ("active", "all")
+ROWS = ("text", "tokens", "prompt", "messages", "conversations", "instruction")
+"""What a row of a source may hold; named in a domain where rows hold more than one."""
+SHORTER = ("refuse", "skip")
+"""What is done about a document that is shorter than its windows; the first is the default."""
+SPECIAL_TOKENS = ("none", "bos")
+"""Which special token stands in front of every window; the first is the default."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,10 @@ class Domain:
         name: unique name.
         role: ``base`` (what must not be damaged), ``task`` (what was to be learnt) or ``canary`` (few, each
             guarded).
-        source: path as written, relative to the probe file's folder.
+        source: path as written, relative to the probe file's folder, or a pattern of paths within it.
+        rows: which columns of a row are read, of `ROWS`; None where a row holds one of them (default).
         documents: how many are drawn; None takes all that the source holds (default).
+        shorter: what is done about documents that are shorter than their windows, of `SHORTER`.
         max_nll_increase: a canary window's own limit, nats per token; None for other roles.
         success: a task domain's rule; None for other roles.
         where: ``file:line`` for messages.
@@ -101,7 +109,9 @@ class Domain:
     name: str
     role: str
     source: str
+    rows: str | None
     documents: int | None
+    shorter: str
     max_nll_increase: float | None
     success: Success | None
     where: str
@@ -114,6 +124,10 @@ class Domain:
             "source": self.source,
             "documents": self.documents,
         }
+        if self.rows is not None:
+            out["rows"] = self.rows
+        if self.shorter != SHORTER[0]:
+            out["shorter"] = self.shorter
         if self.max_nll_increase is not None:
             out["max_nll_increase"] = self.max_nll_increase
         if self.success is not None:
@@ -130,6 +144,8 @@ class ProbeConfig:
         name: the probe set's name.
         tokenizer: path of a ``tokenizer.json`` as written, ``bytes`` (UTF-8 bytes 0-255), or None when all
             sources are token ids.
+        special_tokens: what stands in front of every window, of `SPECIAL_TOKENS`.
+        chat_template: path of a chat template as written; None takes the one beside the tokenizer (default).
         windows: how documents are cut.
         evaluation: on what expert outputs are evaluated.
         protected_layers: the layers that the rewrite predicate guards.
@@ -141,6 +157,8 @@ class ProbeConfig:
     path: Path
     name: str
     tokenizer: str | None
+    special_tokens: str
+    chat_template: str | None
     windows: WindowsConfig
     evaluation: Evaluation
     protected_layers: LayerExpression
@@ -149,8 +167,17 @@ class ProbeConfig:
     central: CentralPolicy | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The file as JSON, defaults filled in: what the lock registers."""
-        return {
+        """The file as JSON, defaults filled in: what the lock registers.
+
+        Choices that only some sources need are left out where they are not made, so that a file without them has the
+        lock it had before they existed.
+        """
+        chosen: dict[str, Any] = {}
+        if self.special_tokens != SPECIAL_TOKENS[0]:
+            chosen["special_tokens"] = self.special_tokens
+        if self.chat_template is not None:
+            chosen["chat_template"] = self.chat_template
+        return chosen | {
             "schema": SCHEMA,
             "name": self.name,
             "tokenizer": self.tokenizer,

@@ -12,9 +12,11 @@ name: my-gate
 # How text becomes token ids: the model's own tokenizer.json, or bytes (UTF-8 bytes 0-255).
 # Leave the line out when every source already holds token ids. No special tokens are added.
 tokenizer: tokenizer.json
+# special_tokens: bos           # the tokenizer's bos_token in front of every window
+# chat_template: template.jinja # instead of the one beside the tokenizer file
 
 # Each document gives per_document disjoint windows of this many tokens, at places drawn from the seed.
-# A document that is too short is an error, never a padded window.
+# A document that is too short is an error, never a padded window; shorter: skip in a domain leaves it out on record.
 windows: {tokens: 512, per_document: 1, seed: 7}
 
 # experts: active evaluates the experts that either checkpoint routes to and the first competitor; all is
@@ -25,11 +27,12 @@ evaluation: {experts: active, token_stride: 1, quantile: 0.9}
 # the model's own 0-based numbers such as [3, 8-20].
 protected_layers: mid-band
 
-# Sources lie beside this file: .jsonl (text, or tokens, or prompt and completion; optional id names the
-# document), .txt, a folder of them, or .safetensors (int64 tokens [documents, tokens]).
+# Sources lie beside this file: .jsonl, .json (also .gz), .parquet or a saved datasets folder, with rows of text,
+# tokens, prompt and completion, messages, conversations, or instruction and output (optional id names the document);
+# .txt, a folder, a pattern such as "docs/**/*.md", or .safetensors (int64 tokens [documents, tokens]).
 #   base    what the fine-tune must not damage. Under 36 documents nothing can pass; use 100 or more.
 #   canary  a few documents, each guarded by itself: max_nll_increase in nats per token.
-#   task    what was to be learnt, with a success rule; prompt and completion are scored on the completion.
+#   task    what was to be learnt, with a success rule; completions and assistant turns are scored.
 domains:
   - {name: prose, role: base, source: prose.jsonl, documents: 120}
   - {name: code, role: base, source: code.jsonl, documents: 120}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.probes.files import read_bounded, sha256_hex
 
 Tokens = NDArray[np.int64]
+Marks = NDArray[np.bool_]
 
 MAX_TOKENIZER_BYTES = 256 << 20
 
@@ -31,6 +33,12 @@ class Tokenizer(Protocol):
     def encode(self, text: str, where: str) -> Tokens:
         """Token ids of `text`, int64 [any length], without special tokens around it."""
 
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
+        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T]."""
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its own name, None where it has none of that name."""
+
 
 @dataclass(frozen=True)
 class ByteTokenizer:
@@ -44,6 +52,18 @@ class ByteTokenizer:
         del where
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
 
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
+        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T]."""
+        tokens = self.encode(text, where)
+        marked = np.zeros(len(tokens), dtype=np.bool_)
+        for start, end in spans:
+            first = len(text[:start].encode("utf-8"))
+            marked[first : first + len(text[start:end].encode("utf-8"))] = True
+        return tokens, marked
+
+    def token_id(self, token: str) -> None:
+        """None: bytes have no names."""
+
 
 @dataclass(frozen=True)
 class NoTokenizer:
@@ -52,7 +72,7 @@ class NoTokenizer:
     kind: str = "ids"
     sha256: str | None = None
 
-    def encode(self, text: str, where: str) -> Tokens:
+    def encode(self, text: str, where: str) -> NoReturn:
         """Refuse.
 
         Raises:
@@ -61,6 +81,18 @@ class NoTokenizer:
         del text
         hint = "name a tokenizer.json or bytes under tokenizer"
         raise InputRefused("E_PROBE_TOKENIZER", where, "is text, but the probe file names no tokenizer", hint)
+
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            InputRefused: E_PROBE_TOKENIZER.
+        """
+        del spans
+        self.encode(text, where)
+
+    def token_id(self, token: str) -> None:
+        """None: there are no tokens."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +113,33 @@ class FileTokenizer:
         Raises:
             InputRefused: E_PROBE_TOKENIZER when the library cannot encode the text.
         """
+        return np.asarray(self._encoding(text, where).ids, dtype=np.int64)
+
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
+        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T].
+
+        A token that holds characters on both sides of an edge is marked.
+
+        Raises:
+            InputRefused: E_PROBE_TOKENIZER when the library cannot encode the text.
+        """
+        encoding = self._encoding(text, where)
+        starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        marked = np.zeros(len(starts), dtype=np.bool_)
+        for start, end in spans:
+            marked |= (starts < end) & (ends > start)
+        return np.asarray(encoding.ids, dtype=np.int64), marked
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its own name, None where it has none of that name."""
+        found: int | None = self.inner.token_to_id(token)
+        return found
+
+    def _encoding(self, text: str, where: str) -> Any:
         try:
-            ids = self.inner.encode(text, add_special_tokens=False).ids
+            return self.inner.encode(text, add_special_tokens=False)
         except Exception as error:  # the library raises plain Exception
             raise InputRefused("E_PROBE_TOKENIZER", where, f"cannot be encoded ({error})") from error
-        return np.asarray(ids, dtype=np.int64)
 
 
 def open_tokenizer(name: str | None, folder: Path) -> Tokenizer:
@@ -116,4 +170,6 @@ def parse_tokenizer(raw: bytes, where: str) -> FileTokenizer:
         raise InputRefused("E_PROBE_TOKENIZER", where, "is not a tokenizer.json") from error
     inner.no_truncation()
     inner.no_padding()
+    # Without special tokens a post-processor only moves the offsets of tokens off their white space.
+    inner.post_processor = None
     return FileTokenizer(inner, sha256_hex(raw))

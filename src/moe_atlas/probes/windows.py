@@ -1,26 +1,25 @@
-"""Cutting documents into windows: which documents, which positions, always the same ones.
-
-Every choice is a pure function of (registered seed, domain name, document id), so it holds on any machine and
-does not move when rows are added behind or shuffled, other than that a newcomer may be drawn itself.
-"""
+"""The windows of a whole probe file, each of them once, and which of its documents hold one text."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes.copies import Text, across, clustered, common_opening, shingle_length
+from moe_atlas.probes.documents import Chosen, Document, choose, cut
+from moe_atlas.probes.encoding import Encoder
 from moe_atlas.probes.files import shown
-from moe_atlas.probes.schema import Domain, ProbeConfig
-from moe_atlas.probes.sources import Record, Source, read_source
-from moe_atlas.probes.tokenizer import Tokenizer, Tokens, open_tokenizer
-from moe_atlas.statistics.generator import draw, integers, stream_key
+from moe_atlas.probes.schema import ProbeConfig
+from moe_atlas.probes.sources import open_source
+from moe_atlas.probes.tokenizer import Tokenizer, Tokens
 
 SHARED = 0.1
 """Largest share of a domain's documents that may stand in another domain as well."""
@@ -37,7 +36,7 @@ class Window:
         document_id: the document's own id.
         tokens: token ids, int64 [S].
         scored: whether the prediction made at position s counts in the output metrics, bool [S-1]; position s
-            predicts token s+1. All true but for the prompt of a prompt+completion row.
+            predicts token s+1. All true but for prompts, and in conversations for what the model did not write.
     """
 
     domain: int
@@ -70,25 +69,20 @@ class Sample:
         copies: the clusters of near-copies of every domain, in the file's order; a document without one is in none.
         elsewhere: of every domain the ids of documents whose windows stand mostly in another domain, each with the
             domain and id where they do.
+        chosen: the documents of every domain, in the file's order.
+        template: the chat template's file and sha256, None where no row is a conversation.
         tokenizer_kind: ``file``, ``bytes`` or ``ids``.
         tokenizer_sha256: digest of the tokenizer file, if there is one.
     """
 
     windows: tuple[Window, ...]
     sources: tuple[str, ...]
+    chosen: tuple[Chosen, ...]
+    template: dict[str, Any] | None
     copies: tuple[Clusters, ...]
     elsewhere: tuple[Elsewhere, ...]
     tokenizer_kind: str
     tokenizer_sha256: str | None
-
-
-@dataclass(frozen=True)
-class _Document:
-    """A document's rows as token ids, each with the length of its prompt."""
-
-    document_id: str
-    where: str
-    parts: tuple[tuple[Tokens, int], ...]
 
 
 def build_windows(config: ProbeConfig, tokenizer: Tokenizer | None = None) -> Sample:
@@ -99,31 +93,36 @@ def build_windows(config: ProbeConfig, tokenizer: Tokenizer | None = None) -> Sa
         tokenizer: what numbers the text; the one that the probe file names by default.
 
     Raises:
-        InputRefused: E_PROBE_SOURCE (unreadable or malformed), E_PROBE_TOKENIZER, E_PROBE_COUNT (fewer
-            documents than asked), E_PROBE_SHORT (documents shorter than their windows), E_PROBE_DUPLICATE
+        InputRefused: E_PROBE_SOURCE (unreadable or malformed), E_PROBE_TOKENIZER, E_PROBE_TEMPLATE, E_PROBE_COUNT
+            (fewer documents than asked), E_PROBE_SHORT (documents shorter than their windows), E_PROBE_DUPLICATE
             (two documents with the same tokens, or two domains that share more than a tenth of their documents).
     """
-    folder = config.path.parent
-    tokenizer = tokenizer or open_tokenizer(config.tokenizer, folder)
+    with closing(Encoder(config, tokenizer)) as encoder:
+        return _sample(config, encoder)
+
+
+def _sample(config: ProbeConfig, encoder: Encoder) -> Sample:
     order = sorted(range(len(config.domains)), key=lambda n: config.domains[n].role != "base")
     sources: dict[int, str] = {}
+    chosen: dict[int, Chosen] = {}
     copies: dict[int, Clusters] = {}
     windows: list[Window] = []
     seen: dict[bytes, str] = {}
     number = 0
     for index in order:
         domain = config.domains[index]
-        source = read_source(folder / domain.source)
+        source = open_source(config.path.parent, domain.source, domain.rows)
         sources[index] = source.sha256
-        documents = _choose(domain, source, config.windows.seed, tokenizer)
-        _check_lengths(domain, documents, config)
-        cut: list[Window] = []
+        chosen[index] = choose(domain, source, config, encoder)
+        documents = chosen[index].documents
+        own: list[Window] = []
         for n, document in enumerate(documents):
-            pieces = [Window(index, n, document.document_id, *p) for p in _cut(document, domain, config)]
+            cuts = cut(document, domain, config, encoder)
+            pieces = [Window(index, n, document.document_id, *piece) for piece in cuts]
             _check_new(document, pieces, f"{domain.name}/{document.document_id}", seen)
-            cut.extend(pieces)
-        cluster_C = _clusters(documents, cut, config.windows.tokens)
-        windows.extend(replace(w, document=number + int(cluster_C[w.document])) for w in cut)
+            own.extend(pieces)
+        cluster_C = _clusters(documents, own, config.windows.tokens)
+        windows.extend(replace(w, document=number + int(cluster_C[w.document])) for w in own)
         copies[index] = _copies(documents, cluster_C)
         number += len(documents)
     elsewhere = _elsewhere(windows, config)
@@ -131,91 +130,34 @@ def build_windows(config: ProbeConfig, tokenizer: Tokenizer | None = None) -> Sa
     return Sample(
         windows=tuple(windows),
         sources=tuple(sources[index] for index in by_domain),
+        chosen=tuple(chosen[index] for index in by_domain),
+        template=encoder.template.describe() if encoder.template else None,
         copies=tuple(copies[index] for index in by_domain),
         elsewhere=elsewhere,
-        tokenizer_kind=tokenizer.kind,
-        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_kind=encoder.tokenizer.kind,
+        tokenizer_sha256=encoder.tokenizer.sha256,
     )
 
 
-def _choose(domain: Domain, source: Source, seed: int, tokenizer: Tokenizer) -> list[_Document]:
-    """The documents with the smallest draws, in the source's order."""
-    rows: dict[str, list[Record]] = {}
-    for record in source.records:
-        rows.setdefault(record.document_id, []).append(record)
-    wanted = len(rows) if domain.documents is None else domain.documents
-    if len(rows) < max(wanted, 1):
-        found = f"{shown(domain.source)} holds {len(rows)}"
-        problem = f"domain {shown(domain.name)} asks for {max(wanted, 1)} documents, {found}"
-        raise InputRefused("E_PROBE_COUNT", domain.where, problem, "add documents, or ask for fewer")
-    rank = {name: int(draw(_stream(seed, "choice", domain.name, name), 1)[0]) for name in rows}
-    chosen = set(sorted(rows, key=lambda name: (rank[name], name))[:wanted])
-    return [_encode(name, records, tokenizer) for name, records in rows.items() if name in chosen]
-
-
-def _encode(name: str, records: list[Record], tokenizer: Tokenizer) -> _Document:
-    return _Document(name, records[0].where, tuple(record.encode(tokenizer) for record in records))
-
-
-def _stream(seed: int, purpose: str, *names: str) -> int:
-    """The key of a stream of draws that belongs to these names alone."""
-    digest = hashlib.sha256("\0".join((purpose, *names)).encode("utf-8")).digest()
-    return stream_key(seed, int.from_bytes(digest[:8], "little"))
-
-
-def _check_lengths(domain: Domain, documents: list[_Document], config: ProbeConfig) -> None:
-    """Every part must hold its windows; a shorter one is an error, never a smaller or padded window."""
-    need = config.windows.tokens * config.windows.per_document
-    short: list[str] = []
-    for document in documents:
-        for tokens, prompt in document.parts:
-            if prompt and domain.role != "task":
-                problem = f"prompt and completion need role task, {shown(domain.name)} is {domain.role}"
-                raise InputRefused("E_PROBE_SOURCE", document.where, problem, "give this domain plain text")
-            if len(tokens) < (prompt + 1 if prompt else need):
-                short.append(f"{document.document_id} ({len(tokens) - prompt})")
-    if short:
-        named = ", ".join(shown(name) for name in short[:3]) + (" …" if len(short) > 3 else "")
-        wanted = f"{need} tokens, or have an empty completion"
-        problem = f"{len(short)} of {len(documents)} documents are shorter than {wanted}: {named}"
-        hint = "remove them from the source, or register shorter windows"
-        raise InputRefused("E_PROBE_SHORT", domain.where, f"domain {shown(domain.name)}: {problem}", hint)
-
-
-def _cut(
-    document: _Document, domain: Domain, config: ProbeConfig
-) -> Iterable[tuple[Tokens, NDArray[np.bool_]]]:
-    """Tokens and scored positions of each window of a document."""
-    size, count = config.windows.tokens, config.windows.per_document
-    for part, (tokens, prompt) in enumerate(document.parts):
-        if prompt:
-            yield tokens, np.arange(1, len(tokens)) >= prompt
-            continue
-        key = _stream(config.windows.seed, "start", domain.name, document.document_id, str(part))
-        # Disjoint by construction: sorted draws over what is left when the windows are taken out.
-        slack = len(tokens) - size * count
-        for n, offset in enumerate(np.sort(integers(key, slack + 1, count))):
-            start = int(offset) + n * size
-            yield tokens[start : start + size].copy(), np.ones(size - 1, dtype=np.bool_)
-
-
-def _check_new(document: _Document, windows: list[Window], name: str, seen: dict[bytes, str]) -> None:
+def _check_new(document: Document, windows: list[Window], name: str, seen: dict[bytes, str]) -> None:
     """Refuse a document that is given twice, or whose own windows are the same: a slip in the source."""
     if len({_digest([window.tokens]) for window in windows}) < len(windows):
         raise InputRefused("E_PROBE_DUPLICATE", shown(name), "two of its own windows hold the same tokens")
-    other = seen.setdefault(_digest([tokens for tokens, _ in document.parts]), name)
+    other = seen.setdefault(_digest([part.tokens for part in document.parts]), name)
     if other != name:
         problem = f"its document holds the same tokens as one of {shown(other)}"
         raise InputRefused("E_PROBE_DUPLICATE", shown(name), problem, "remove one of the two")
 
 
-def _clusters(documents: list[_Document], windows: list[Window], size: int) -> NDArray[np.int64]:
+def _clusters(documents: Sequence[Document], windows: list[Window], size: int) -> NDArray[np.int64]:
     """The first of the near-copies of each document of a domain, int64 [C], by what it says or what is measured of it.
 
     Windows are compared because they are the evidence, whole documents because two windows of one text are one
     observation even where they do not overlap.
     """
-    plain = [Text(n, part) for n, d in enumerate(documents) for part, prompt in d.parts if not prompt]
+    plain = [
+        Text(n, part.tokens) for n, d in enumerate(documents) for part in d.parts if part.counted is None
+    ]
     measured = _texts(windows)
     alone_C = np.arange(len(documents))
     shingle = shingle_length(size, max(int(text.tokens.max()) for text in (*plain, *measured)))
@@ -234,7 +176,7 @@ def _texts(windows: list[Window]) -> list[Text]:
     ]
 
 
-def _copies(documents: list[_Document], cluster_C: NDArray[np.int64]) -> Clusters:
+def _copies(documents: Sequence[Document], cluster_C: NDArray[np.int64]) -> Clusters:
     """The clusters of more than one document."""
     members: dict[int, list[Member]] = {}
     for document, cluster in zip(documents, cluster_C.tolist(), strict=True):

@@ -277,6 +277,15 @@ def _check_probe(
             for one in facts.get("accepted_config_keys") or ():
                 where = f"checkpoints.{side}.accepted_config_keys"
                 report.add(where, f"the central policy allows none, found {shown(one['key'])}")
+    rendered = lock.body.get("chat_template")
+    chosen: tuple[tuple[str, object, object], ...] = (
+        ("special_tokens", config.special_tokens, "none"),
+        ("chat_template", rendered, None),
+        ("left_out", lock.left_out(), []),
+    )
+    for key, registered_value, otherwise in chosen:
+        for where, problem in differences(registered_value, recorded.get(key, otherwise), f"probe.{key}"):
+            report.add(where, f"not as registered: {problem}")
     for key in ("name", "policy", "domains", "windows", "evaluation", "protected_layers"):
         for where, problem in differences(described[key], recorded.get(key), f"probe.{key}"):
             report.add(where, f"not as in the probe file: {problem}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_atlas.probes.cannot_fail import Measured, cannot_fail, loose_tail_guard
-from moe_atlas.probes.lock import overlap_sentences
+from moe_atlas.probes.lock import left_out_sentence, overlap_sentences
 from moe_atlas.receipt.context import Facts
 from moe_atlas.receipt.unmeasured import unmeasured
 from moe_atlas.receipt.unseen import unseen_warnings
@@ -36,6 +36,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
         *_zeros(receipt),
         *_tail_guard(receipt),
         *_divergence(receipt),
+        *_left_out(receipt),
         *_set_for(receipt),
         *_formats(receipt),
         *unseen_warnings(receipt),
@@ -148,6 +149,12 @@ def _divergence(receipt: Facts) -> list[dict[str, Any]]:
         "domain, and the mean NLL increase does not show it"
     )
     return [{"code": "kl-not-gated", "message": message}]
+
+
+def _left_out(receipt: Facts) -> list[dict[str, Any]]:
+    """Documents too short for their windows, left out because the probe file says so."""
+    rows = receipt["probe"].get("left_out", [])
+    return [{"code": "documents-left-out", "message": left_out_sentence(row)} for row in rows]
 
 
 def _set_for(receipt: Facts) -> list[dict[str, Any]]:
