@@ -79,7 +79,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     damaged = IntegrityError("E_RESUME", shown(str(path)), "is damaged", "remove it to start anew")
     digest = hashlib.sha256()
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with _opened(path) as file:
             if _read(file, len(MAGIC), digest) != MAGIC:
                 raise damaged
             length = int.from_bytes(_read(file, 8, digest), "little")
@@ -99,12 +99,17 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def state_facts(path: Path) -> dict[str, Any] | None:
     """The facts of a state without its tensors and unchecked; None where there is none or it cannot be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError), path.open("rb") as file:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError), _opened(path) as file:
         if file.read(len(MAGIC)) == MAGIC:
             length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
             facts: dict[str, Any] = json.loads(file.read(length))["facts"]
             return facts
     return None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a state without waiting for whoever writes to a pipe that stands in its place."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def _read(file: BinaryIO, count: int, digest: Any) -> bytes:
