@@ -67,9 +67,8 @@ def _cannot_fail(receipt: Facts) -> list[dict[str, Any]]:
         layers=[(experts, top_k) for layer, experts, top_k in rows if layer in protected],
         met=base_reaches(receipt) if receipt["kind"] == "audit" else [],
     )
-    verdict = receipt["verdict"]
-    found = "the registered policy" if verdict is None else f"{str(verdict).upper()} under a policy that"
-    said = f"{found} could not have failed"
+    passed = receipt["verdict"] == "pass"
+    said = "PASS under a policy that could not have failed" if passed else "a part of the policy cannot fail"
     return [
         {"code": "cannot-fail", "message": f"{said}: {line}"}
         for line in cannot_fail(receipt["probe"], measured)
