@@ -79,6 +79,10 @@ def increases(receipt):
     return [row["nll_increase"]["estimate"] for row in receipt["domains"]]
 
 
+def outcome(receipt):
+    return receipt["predicates"]["base_domain_damage"]["outcome"]
+
+
 def gates(receipt, name):
     return [gate for gate in receipt["predicates"]["base_domain_damage"]["evidence"] if gate["gate"] == name]
 
@@ -99,20 +103,21 @@ def test_the_damage_is_damage_and_a_flattened_base_hides_it(proper, flat, damage
     assert seen["verdict"] == "fail"
     hidden = judge(flat, damaged, kl=None)
     assert max(increases(hidden)) < 0
-    assert hidden["verdict"] == "pass"  # what a null leaves open, and says so:
+    assert outcome(hidden) == "undamaged"  # what a null leaves open, and says so:
     assert [warning["code"] for warning in hidden["warnings"]].count("kl-not-gated") == 1
 
 
-@pytest.mark.parametrize(("limits", "verdict"), [({}, "inconclusive"), ({"kl": 0.2}, "fail")])
-def test_hidden_damage_never_passes(flat, damaged, judge, limits, verdict):
+@pytest.mark.parametrize(("limits", "found"), [({}, "undetermined"), ({"kl": 0.2}, "damaged")])
+def test_hidden_damage_never_passes(flat, damaged, judge, limits, found):
     receipt = judge(flat, damaged, **limits)
-    assert receipt["verdict"] == verdict
+    assert outcome(receipt) == found
+    assert receipt["verdict"] != "pass"
     assert {gate["result"] for gate in gates(receipt, "nll_increase")} == {"pass"}
     assert len(gates(receipt, "kl")) == len(DOMAINS)
     for gate in gates(receipt, "kl"):
-        assert gate["result"] == {"fail": "fail", "inconclusive": "undetermined"}[verdict]
+        assert gate["result"] == {"damaged": "fail", "undetermined": "undetermined"}[found]
         assert gate["estimate"] > 0.2
-        assert verdict == "fail" or "register damage.kl" in gate["reason"]
+        assert found == "damaged" or "register damage.kl" in gate["reason"]
     steps = {step["pattern"] for step in receipt["next_steps"]}
     assert steps & {"a base domain is predicted differently", "predictions moved further than the loss says"}
 

@@ -240,7 +240,11 @@ def test_the_budgets_bind_the_layers_and_the_evaluation_they_were_set_on(
         layer["protected"] = layer["layer"] in protected
     windows = synthetic.windows(facts)
     receipt = derive(facts, windows) | {"evidence": {"receipt_sha256": "0", "sha256": "1"}}
-    pairs = [replace(pair_of(receipt, windows, name), receipt_sha256=name) for name in "abc"]
+    one = pair_of(receipt, windows, "a")
+    origins = [replace(one.origin, tuned=name, windows=name) for name in "abc"]
+    pairs = [
+        replace(one, name=origin.tuned, receipt_sha256=origin.tuned, origin=origin) for origin in origins
+    ]
     written = yaml.safe_load(policy_file(calibrate(pairs), [], "policy.yaml"))
     assert written["protected_layers"] == spelled
     assert written["evaluation"] == facts["probe"]["evaluation"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from probe_files import encoder_of, prose, write_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from moe_atlas.errors import InputRefused
+from moe_atlas.errors import InputRefused, ResourceExhausted
 from moe_atlas.probes import chat
 from moe_atlas.probes.chat import Renderer
 from moe_atlas.probes.chat_template import Template, find_template
@@ -218,6 +219,15 @@ def test_a_template_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) 
         renderer.close()
     assert caught.value.where == "rows:3"
     assert renderer._process.returncode is not None
+
+
+def test_a_template_without_a_process_to_render_it_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EAGAIN, "no process left")
+
+    monkeypatch.setattr(chat.subprocess, "Popen", none_left)
+    with pytest.raises(ResourceExhausted, match=r"E_PROCESS .* cannot be started \(no process left\)"):
+        chat._start()
 
 
 def test_today_is_one_day_and_the_environment_is_not_there(tmp_path: Path) -> None:
