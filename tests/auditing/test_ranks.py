@@ -304,7 +304,8 @@ def test_a_place_that_is_taken_ends_several_before_the_work(root, split, everyon
     unable = "from moe_atlas.auditing import run\nrun.prepare = None\n"
     script = f"{unable}import runpy\nrunpy.run_module('moe_atlas', run_name='__main__', alter_sys=True)"
     arguments = command(root, tmp_path, tune(split, "tuned"), "--format", report)
-    with processes.started([["-c", script, *arguments]] * 2) as (leader, _):
+    both = [["-c", script, *arguments], ["-m", "moe_atlas", *arguments]]  # the leader alone must not begin
+    with processes.started(both) as (leader, _):
         first = processes.ended(leader)
     assert first.code == 2
     (line,) = said(first)
