@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.api import Receipt
-from moe_atlas.auditing.run import probe_facts
+from moe_atlas.auditing.facts import probe_facts
 from moe_atlas.calibration.budgets import Calibration, calibrate
 from moe_atlas.calibration.pairs import pair_of
 from moe_atlas.calibration.policy_text import policy_file
