@@ -89,8 +89,8 @@ def _rows(receipt: Facts) -> Warnings:
         ids = [f"{row['id']} ({row['name']})" if row["name"] else str(row["id"]) for row in named]
         count, unseen = sum(found["outlying"].values()), found["outlying"]["unseen"]
         message = (
-            f"{count} of {found['rows']} rows of the {end} moved far more than training moves one, {unseen} of them of "
-            f"ids in no probe window: {_some(ids)}"
+            f"{count} of {found['rows']} rows of the {end} moved far more than the others, {unseen} of them of ids in "
+            f"no probe window: {_some(ids)}"
         )
         out.append({"code": "vocabulary-rows", "message": message})
     return out
