@@ -22,6 +22,7 @@ from moe_atlas.auditing.run import measure
 from moe_atlas.cli.place import place as place_of
 from moe_atlas.errors import UsageError
 from moe_atlas.receipt.schema import schema, schema_problems
+from moe_atlas.text import shown
 from tests import pairs, processes, tiny
 from tests.auditing.ranks_worker import keep, measured
 from tests.auditing.test_properties import permute
@@ -309,7 +310,7 @@ def test_a_place_that_is_taken_ends_several_before_the_work(root, split, everyon
         first = processes.ended(leader)
     assert first.code == 2
     (line,) = said(first)
-    assert line.startswith(f"atlas: E_EXISTS {tmp_path / taken}: is there already")
+    assert line.startswith(f"atlas: E_EXISTS {shown(str(tmp_path / taken))}: is there already")
     assert [path.name for path in tmp_path.iterdir()] == [taken]
     assert (tmp_path / taken).read_text() == "kept"
 

@@ -115,7 +115,7 @@ def allowing(root, name, **policy):
 def test_a_healthy_tune_passes_and_warns_of_nothing(base, probes, judge):
     receipt = judge(base, healthy, probes)
     assert receipt.verdict == "pass"
-    assert warned(receipt).keys() <= {"worse-than-guessing"}  # the tiny base never learnt anything
+    assert not warned(receipt).keys() & {"unreached-experts", "weight-outliers", "vocabulary-rows"}
     assert {line["result"] for line in lines(receipt, "expert_content")} == {"pass"}
     assert [line["result"] for line in lines(receipt, "unmeasured_experts")] == ["pass"]
     assert [line["result"] for line in lines(receipt, "vocabulary_rows")] == ["pass"]
