@@ -283,6 +283,8 @@ trainer.train()
 said = {"world": torch.distributed.get_world_size(), "step": trainer.state.global_step,
         "verdicts": [one.verdict for one in gate.results]}
 (here / f"rank-{rank}.json").write_text(json.dumps(said))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # an interpreter that ends with gloo's threads alive may abort
 """
 
 
