@@ -95,7 +95,7 @@ class _Place:
 
 
 def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions) -> Receipt:
-    from moe_atlas.auditing.group import joined  # imports torch, which reading a receipt must not
+    from moe_atlas.auditing.join import joined  # imports torch, which reading a receipt must not
 
     if options.place is not None and place.resume:
         step = "leave it out, or run the audit in one process"

@@ -11,7 +11,8 @@ from unittest.mock import patch
 
 from moe_atlas.auditing import run
 from moe_atlas.auditing.batches import partition
-from moe_atlas.auditing.group import Group, joined
+from moe_atlas.auditing.group import Group
+from moe_atlas.auditing.join import joined
 from moe_atlas.auditing.options import AuditOptions, Place
 from moe_atlas.geometry import output
 from moe_atlas.receipt.window_file import encode_windows

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from moe_atlas.auditing.batches import rounds
-from moe_atlas.auditing.loop import Walk
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.auditing.resume import dependencies
+from moe_atlas.auditing.walk import Walk
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.families.accepting import OPTION
 from moe_atlas.families.spec import ModelSpec
 from moe_atlas.probes.registration import ProbeSet
 
 
-def require_alike(audit: Walk, probes: ProbeSet, options: AuditOptions) -> None:
+def require_alike(walk: Walk, probes: ProbeSet, options: AuditOptions) -> None:
     """Refuse processes that share an audit and do not see and compute the same, or that outnumber the experts.
 
     Raises:
         UsageError: E_RANK.
     """
-    passes = [list(part) for part in rounds(audit.batches, audit.held_tokens)]
-    audit.group.agree(dependencies(audit, probes, options) | {"the memory": passes, "skipping": audit.skips})
-    fewest = min(layer.moe.router.experts for layer in audit.sides[0].spec.layers if layer.moe)
-    if audit.group.size > fewest:
+    passes = [list(part) for part in rounds(walk.batches, walk.held_tokens)]
+    walk.group.agree(dependencies(walk, probes, options) | {"the memory": passes, "skipping": walk.skips})
+    fewest = min(layer.moe.router.experts for layer in walk.sides[0].spec.layers if layer.moe)
+    if walk.group.size > fewest:
         raise UsageError(
             "E_RANK",
-            f"{audit.group.size} processes",
+            f"{walk.group.size} processes",
             f"a layer has {fewest} experts to share",
             "start as many processes at most",
         )

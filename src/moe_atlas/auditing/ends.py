@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from moe_atlas.auditing.recording import record_weights
 from moe_atlas.auditing.side import Side
 from moe_atlas.auditing.storage import narrowing
+from moe_atlas.auditing.walk import Walk
 from moe_atlas.checkpoint.special import special_ids
 from moe_atlas.families.spec import TensorRef
 from moe_atlas.geometry import output
@@ -28,9 +29,6 @@ from moe_atlas.probes.windows import Window
 from moe_atlas.weights.comparison import Comparison, TensorChange
 from moe_atlas.weights.rows import Rows, seen_ids
 from moe_atlas.weights.values import same_bytes, same_values
-
-if TYPE_CHECKING:
-    from moe_atlas.auditing.loop import Walk
 
 
 @dataclass(frozen=True)
@@ -48,33 +46,31 @@ class Piece:
     scored: Scored
 
 
-def embed(audit: Walk) -> None:
+def embed(walk: Walk) -> None:
     """Start every window from its tokens."""
-    sides = audit.sides
+    sides = walk.sides
     refs = [side.spec.embed_refs[0] for side in sides]
-    comparison, changes = compared_rows(audit, refs)
-    starts = [
-        {number: empty(side, audit.batches[number].tokens_WS) for number in audit.own} for side in sides
-    ]
-    for rows, tensors in parts_of(audit, refs):
-        if audit.group.owns(0):
+    comparison, changes = compared_rows(walk, refs)
+    starts = [{number: empty(side, walk.batches[number].tokens_WS) for number in walk.own} for side in sides]
+    for rows, tensors in parts_of(walk, refs):
+        if walk.group.owns(0):
             take_in(comparison, changes, rows, tensors)
         parts = settled(tensors)
-        for number in audit.own:
+        for number in walk.own:
             for start, part_CD in zip(starts, parts, strict=True):
-                scatter(part_CD, rows, audit.batches[number].tokens_WS, start[number])
+                scatter(part_CD, rows, walk.batches[number].tokens_WS, start[number])
 
     def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
         return comparison.change(ref.name, ref.kind, None), changes.facts(special(sides[0]))
 
-    for change, facts in audit.group.spread(found, refs[:1]):
-        audit.evidence.ledger.enter(change)
-        audit.evidence.vocabulary["embedding"] = facts
-    audit.in_step = audit.alike and not audit.evidence.ledger.changed_layers
+    for change, facts in walk.group.spread(found, refs[:1]):
+        walk.evidence.ledger.enter(change)
+        walk.evidence.vocabulary["embedding"] = facts
+    walk.in_step = walk.alike and not walk.evidence.ledger.changed_layers
     for side, start in zip(sides, starts, strict=True):
-        side.states = [torch.empty(0)] * len(audit.batches)
+        side.states = [torch.empty(0)] * len(walk.batches)
         for number, start_WSD in start.items():
-            shared = audit.in_step and side is not sides[0]
+            shared = walk.in_step and side is not sides[0]
             side.states[number] = sides[0].states[number] if shared else side.replay.start(start_WSD)
 
 
@@ -91,46 +87,46 @@ def scatter(part_CD: Tensor, rows: range, tokens_WS: Tensor, start_WSD: Tensor) 
     start_WSD[here_WS] = found_PD.to(start_WSD.device, start_WSD.dtype)
 
 
-def outputs(audit: Walk, windows: Sequence[Window]) -> None:
+def outputs(walk: Walk, windows: Sequence[Window]) -> None:
     """Final norm and head: NLL, divergence and agreement of every window, task windows included."""
-    sides = audit.sides
+    sides = walk.sides
     refs = [next(ref for ref in side.spec.final_refs if ref.role == "head") for side in sides]
     others = [[ref for ref in side.spec.final_refs if ref.role != "head"] for side in sides]
-    audit.enter(others)
-    record_weights(audit, None, others)
-    audit.settle()
-    alike = audit.in_step and ends_alike(sides)
-    with audit.clock.phase("output"):
-        broken = broken_states(audit)
-        pieces = list(final_states(audit, windows, alike))
+    walk.enter(others)
+    record_weights(walk, None, others)
+    walk.settle()
+    alike = walk.in_step and ends_alike(sides)
+    with walk.clock.phase("output"):
+        broken = broken_states(walk)
+        pieces = list(final_states(walk, windows, alike))
     # A head that is tied on every side was recorded as the embedding; on one side only, it is held against the other's.
     recorded = [ref for ref in refs if ref.kind != "embedding"][:1]
-    comparison, changes = compared_rows(audit, refs)
-    compares = bool(recorded) and audit.group.owns(0)
-    audit.progress.phase("reading the output", len(output.vocabulary(sides[0].spec.vocab)))
-    for rows, tensors in audit.clock.waiting("reading the rest", parts_of(audit, refs)):
-        with audit.clock.phase("output"):
-            comparing = audit.pool.submit(take_in, comparison, changes, rows, tensors) if compares else None
+    comparison, changes = compared_rows(walk, refs)
+    compares = bool(recorded) and walk.group.owns(0)
+    walk.progress.phase("reading the output", len(output.vocabulary(sides[0].spec.vocab)))
+    for rows, tensors in walk.clock.waiting("reading the rest", parts_of(walk, refs)):
+        with walk.clock.phase("output"):
+            comparing = walk.pool.submit(take_in, comparison, changes, rows, tensors) if compares else None
             heads = settled(tensors)
             multiply(sides, rows, heads, pieces, same=alike and heads[0] is heads[-1])
             if comparing is not None:
                 comparing.result()
-        audit.progress.step(f"vocabulary to {rows.stop}", sum(side.reader.bytes_read for side in sides))
+        walk.progress.step(f"vocabulary to {rows.stop}", sum(side.reader.bytes_read for side in sides))
 
     def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
         return comparison.change(ref.name, ref.kind, None), changes.facts(special(sides[0]))
 
-    for change, facts in audit.group.spread(found, recorded):
-        audit.evidence.ledger.enter(change)
-        audit.evidence.vocabulary["head"] = facts
-    enter_outputs(audit, pieces, broken)
+    for change, facts in walk.group.spread(found, recorded):
+        walk.evidence.ledger.enter(change)
+        walk.evidence.vocabulary["head"] = facts
+    enter_outputs(walk, pieces, broken)
 
 
-def compared_rows(audit: Walk, refs: Sequence[TensorRef]) -> tuple[Comparison, Rows]:
+def compared_rows(walk: Walk, refs: Sequence[TensorRef]) -> tuple[Comparison, Rows]:
     """What takes in embedding or head for the weights ledger, and row by row; `refs` has that of each checkpoint."""
     shape = refs[0].shape
-    comparison = Comparison(shape, narrowing(audit.sides, [ref.stored for ref in refs]))
-    seen_V = seen_ids([batch.tokens_WS for batch in audit.batches], shape[0])
+    comparison = Comparison(shape, narrowing(walk.sides, [ref.stored for ref in refs]))
+    seen_V = seen_ids([batch.tokens_WS for batch in walk.batches], shape[0])
     return comparison, Rows(comparison, seen_V)
 
 
@@ -145,10 +141,10 @@ def special(side: Side) -> dict[int, str]:
     return special_ids(side.checkpoint.root, side.checkpoint.config)
 
 
-def parts_of(audit: Walk, refs: Sequence[TensorRef]) -> Iterator[tuple[range, list[Tensor]]]:
+def parts_of(walk: Walk, refs: Sequence[TensorRef]) -> Iterator[tuple[range, list[Tensor]]]:
     """Parts of the vocabulary, and their rows of one tensor of each checkpoint, good until the next is asked for."""
-    parts, readers = output.vocabulary(audit.sides[0].spec.vocab), [side.reader for side in audit.sides]
-    for rows, tensors in zip(parts, audit.group.rows(readers, refs, parts, audit.pool), strict=True):
+    parts, readers = output.vocabulary(walk.sides[0].spec.vocab), [side.reader for side in walk.sides]
+    for rows, tensors in zip(parts, walk.group.rows(readers, refs, parts, walk.pool), strict=True):
         yield rows, tensors
         for reader, tensor in zip(readers, tensors, strict=True):
             reader.recycle([tensor])
@@ -169,11 +165,11 @@ def settled(tensors: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def final_states(audit: Walk, windows: Sequence[Window], alike: bool) -> Iterator[Piece]:
+def final_states(walk: Walk, windows: Sequence[Window], alike: bool) -> Iterator[Piece]:
     """The scored positions of this process's windows, up to 512 of a window at a time; the states are let go of."""
-    sides = audit.sides
-    for number in audit.own:
-        batch = audit.batches[number]
+    sides = walk.sides
+    for number in walk.own:
+        batch = walk.batches[number]
         for row, window in enumerate(batch.windows):
             positions_P = torch.from_numpy(windows[window].scored).nonzero().squeeze(1)
             for chosen_P in positions_P.split(output.POSITIONS):
@@ -188,18 +184,18 @@ def final_states(audit: Walk, windows: Sequence[Window], alike: bool) -> Iterato
             side.states[number] = torch.empty(0)
 
 
-def broken_states(audit: Walk) -> dict[int, dict[str, float]]:
+def broken_states(walk: Walk) -> dict[int, dict[str, float]]:
     """On how many tokens of each of this process's windows the last state is not finite, scored or not.
 
     What is not finite anywhere in front stays so: a residual only ever adds to it.
     """
     found: dict[int, dict[str, float]] = {}
-    for number in audit.own:
-        for side in audit.sides:
+    for number in walk.own:
+        for side in walk.sides:
             state = side.states[number]  # [W, S, D], with streams [W, S, N, D]
             broken = broken_rows(state.reshape(-1, state.shape[-1])).view(*state.shape[:2], -1)
             for window, count in zip(
-                audit.batches[number].windows, broken.any(-1).sum(1).tolist(), strict=True
+                walk.batches[number].windows, broken.any(-1).sum(1).tolist(), strict=True
             ):
                 found.setdefault(window, {})[f"non_finite_{side.name}"] = float(count)
     return found
@@ -228,13 +224,13 @@ def multiply(
         piece.scored.see({side.name: logits.get(side.name, logits["base"]) for side in sides}, rows.start)
 
 
-def enter_outputs(audit: Walk, pieces: Sequence[Piece], broken: dict[int, dict[str, float]]) -> None:
+def enter_outputs(walk: Walk, pieces: Sequence[Piece], broken: dict[int, dict[str, float]]) -> None:
     """Turn what came of all processes' pieces into window arrays."""
     mine: dict[int, list[Scored]] = {}
     for piece in pieces:
         mine.setdefault(piece.window, []).append(piece.scored)
     found = {window: window_outputs(scored) | broken[window] for window, scored in mine.items()}
-    everyone = {window: values for part in audit.group.bring(found) for window, values in part.items()}
+    everyone = {window: values for part in walk.group.bring(found) for window, values in part.items()}
     for key in everyone.get(0, {}):
         column = [everyone[window][key] for window in range(len(everyone))]
-        audit.evidence.arrays[f"output.{key}"] = np.array(column, dtype=np.float64)
+        walk.evidence.arrays[f"output.{key}"] = np.array(column, dtype=np.float64)

@@ -11,11 +11,11 @@ import torch
 
 from moe_atlas.auditing.batches import BATCH_TOKENS
 from moe_atlas.auditing.folder import Folder
-from moe_atlas.auditing.loop import Evidence, Walk
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.auditing.pairing import other_differences
 from moe_atlas.auditing.side import Side
 from moe_atlas.auditing.unreplayed import nothing_differs
+from moe_atlas.auditing.walk import Evidence, Walk
 from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.families.accepting import written
@@ -120,9 +120,9 @@ def identity_facts(evidence: Evidence, specs: list[ModelSpec]) -> dict[str, Any]
     }
 
 
-def method_facts(audit: Walk, specs: list[ModelSpec], options: AuditOptions) -> dict[str, Any]:
+def method_facts(walk: Walk, specs: list[ModelSpec], options: AuditOptions) -> dict[str, Any]:
     """Every choice that can move a number."""
-    side = audit.sides[0]
+    side = walk.sides[0]
     return {
         "model": specs[0].describe(),
         "differences": other_differences(specs[0], specs[1]) if len(specs) == 2 else [],
@@ -131,15 +131,15 @@ def method_facts(audit: Walk, specs: list[ModelSpec], options: AuditOptions) -> 
         "device": side.replay.device.type,
         "threads": torch.get_num_threads() if options.threads is None else options.threads,
         "batch_tokens": BATCH_TOKENS,
-        "evaluation_seed": audit.scope.seed,
+        "evaluation_seed": walk.scope.seed,
         "intervals": "studentised cluster bootstrap over documents; see the reference page",
     }
 
 
-def share_facts(audit: Walk) -> dict[str, Any]:
+def share_facts(walk: Walk) -> dict[str, Any]:
     """What this process read, and where its time went."""
-    read = {side.name: side.reader.bytes_read for side in audit.sides}
-    return {"bytes_read": read, "phases": audit.clock.facts()}
+    read = {side.name: side.reader.bytes_read for side in walk.sides}
+    return {"bytes_read": read, "phases": walk.clock.facts()}
 
 
 def window_arrays(probes: ProbeSet) -> Arrays:

@@ -9,17 +9,13 @@ What only one of them says or hears would hang or corrupt: all processes call th
 
 from __future__ import annotations
 
-import contextlib
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from moe_atlas.auditing.options import Place
 from moe_atlas.checkpoint.reader import Reader
-from moe_atlas.errors import AtlasError
 from moe_atlas.families.load import ReaderLike, load_rows
 from moe_atlas.families.spec import TensorRef
 
@@ -125,26 +121,3 @@ def rows_ahead(
         here = [future.result() for future in coming]
         coming = [] if following is None else begin(following)
         yield here
-
-
-@contextlib.contextmanager
-def joined(place: Place | None, *, cuda: bool = False) -> Iterator[Group]:
-    """The processes that share the audit inside; an error of one of them ends all of them with it.
-
-    From its end on SIGTERM is ignored where there are several: a launcher ends them all as soon as the first leaves,
-    and the leader still has something to say.
-    """
-    if place is None:
-        yield Group()
-        return
-    from moe_atlas.auditing.ranks import Ranks  # torch.distributed takes its time to be imported
-
-    ranks = Ranks(place, cuda=cuda)
-    try:
-        yield ranks
-    except AtlasError as error:
-        ranks.abandon(error)
-        raise
-    finally:
-        with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)

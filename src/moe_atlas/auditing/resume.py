@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ import torch
 from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.auditing.side import Side
 from moe_atlas.auditing.state_file import read_state, state_facts, write_state
+from moe_atlas.auditing.walk import Walk
 from moe_atlas.errors import AtlasError, UsageError
 from moe_atlas.limits import MAX_RECEIPT_BYTES
 from moe_atlas.probes.registration import ProbeSet
@@ -32,30 +33,6 @@ from moe_atlas.receipt.files import read_bounded
 from moe_atlas.text import shown
 from moe_atlas.version import __version__
 from moe_atlas.weights.comparison import TensorChange
-
-if TYPE_CHECKING:
-    from moe_atlas.auditing.loop import Walk
-
-
-class Resume(Protocol):
-    """Where a walk leaves its state between layers."""
-
-    def restore(self, audit: Walk) -> int:
-        """Bring back the latest state; how many layers it covers, 0 when there is none."""
-
-    def save(self, audit: Walk, done: int) -> None:
-        """Keep the state after `done` layers."""
-
-
-class Nowhere:
-    """Keeps nothing: an interrupted audit starts again."""
-
-    def restore(self, audit: Walk) -> int:
-        """There is no state."""
-        return 0
-
-    def save(self, audit: Walk, done: int) -> None:
-        """Keep nothing."""
 
 
 class StateFile:
@@ -75,7 +52,7 @@ class StateFile:
         self.token = secrets.token_hex(16)
         self._parts = {name: _digest(value) for name, value in parts.items()}
 
-    def restore(self, audit: Walk) -> int:
+    def restore(self, walk: Walk) -> int:
         """Bring back the latest state.
 
         Raises:
@@ -91,28 +68,28 @@ class StateFile:
             problem = f"was left by another audit: {', '.join(differing)} differ"
             hint = "run that audit again as it was, or remove the file to start anew"
             raise UsageError("E_RESUME", shown(str(self.path)), problem, hint)
-        for side, consumed in zip(audit.sides, facts["readers"], strict=True):
+        for side, consumed in zip(walk.sides, facts["readers"], strict=True):
             side.reader.restore(consumed["hashed"], consumed["bytes_read"])
-            side.states = [_restored(audit, side, n, tensors) for n in range(len(audit.batches))]
+            side.states = [_restored(walk, side, n, tensors) for n in range(len(walk.batches))]
         self.token = facts["token"]
-        audit.in_step = facts["in_step"]
-        _restore_evidence(audit, facts, tensors)
+        walk.in_step = facts["in_step"]
+        _restore_evidence(walk, facts, tensors)
         return int(facts["done"])
 
-    def save(self, audit: Walk, done: int) -> None:
+    def save(self, walk: Walk, done: int) -> None:
         """Replace the state by that after `done` layers.
 
         Raises:
             ResourceExhausted: ``E_DISK`` when the disk is full; the state of the layer before stays.
         """
-        evidence = audit.evidence
+        evidence = walk.evidence
         facts = {
             "parts": self._parts,
             "token": self.token,
             "done": done,
-            "in_step": audit.in_step,
+            "in_step": walk.in_step,
             "readers": [
-                {"hashed": side.reader.hashed(), "bytes_read": side.reader.bytes_read} for side in audit.sides
+                {"hashed": side.reader.hashed(), "bytes_read": side.reader.bytes_read} for side in walk.sides
             ],
             "layers": evidence.layers,
             "identity": evidence.identity,
@@ -123,31 +100,31 @@ class StateFile:
         }
         tensors = {
             f"{side.name}.{n}": state
-            for side in audit.sides
+            for side in walk.sides
             for n, state in enumerate(side.states)
-            if side is audit.sides[0] or not audit.in_step
+            if side is walk.sides[0] or not walk.in_step
         }
         tensors |= {f"array:{name}": torch.from_numpy(array) for name, array in evidence.arrays.items()}
         write_state(self.path, facts, tensors)
 
 
-def dependencies(audit: Walk, probes: ProbeSet, options: AuditOptions) -> dict[str, Any]:
+def dependencies(walk: Walk, probes: ProbeSet, options: AuditOptions) -> dict[str, Any]:
     """Everything that moves a bit of an audit's state, by what a reader would call it."""
     software = (__version__, torch.__version__, np.__version__, platform.machine())
     return {
-        **{f"the {side.name} checkpoint": _stored(side) for side in audit.sides},
+        **{f"the {side.name} checkpoint": _stored(side) for side in walk.sides},
         "the probe registration": probes.lock.digest,
         "the software": [*software, torch.backends.cpu.get_cpu_capability()],
         "the options": {
-            "dtype": [str(side.replay.dtype) for side in audit.sides],
-            "replay": [type(side.replay).__name__ for side in audit.sides],
-            "device": [side.replay.device.type for side in audit.sides],
+            "dtype": [str(side.replay.dtype) for side in walk.sides],
+            "replay": [type(side.replay).__name__ for side in walk.sides],
+            "device": [side.replay.device.type for side in walk.sides],
             "router": options.router,
             "threads": torch.get_num_threads(),
-            "batches": [list(batch.tokens_WS.shape) for batch in audit.batches],
-            "chart maps": audit.chart_maps,
+            "batches": [list(batch.tokens_WS.shape) for batch in walk.batches],
+            "chart maps": walk.chart_maps,
         },
-        "the noise floor": {str(layer): astuple(band) for layer, band in audit.bands.items()},
+        "the noise floor": {str(layer): astuple(band) for layer, band in walk.bands.items()},
     }
 
 
@@ -174,14 +151,14 @@ def owns(state: Path, receipt: Path) -> bool:
     return facts is not None and token is not None and token == facts.get("token")
 
 
-def _restored(audit: Walk, side: Side, number: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def _restored(walk: Walk, side: Side, number: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """A batch's state of one side; one that both sides shared was kept once and is shared again."""
     kept = tensors.pop(f"{side.name}.{number}", None)
-    return audit.sides[0].states[number] if kept is None else kept.to(side.replay.device)
+    return walk.sides[0].states[number] if kept is None else kept.to(side.replay.device)
 
 
-def _restore_evidence(audit: Walk, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    evidence = audit.evidence
+def _restore_evidence(walk: Walk, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    evidence = walk.evidence
     evidence.layers[:] = facts["layers"]
     evidence.identity[:] = facts["identity"]
     evidence.vocabulary |= facts["vocabulary"]

@@ -29,7 +29,7 @@ from moe_atlas.auditing.facts import (
 )
 from moe_atlas.auditing.folder import Folder
 from moe_atlas.auditing.group import Group
-from moe_atlas.auditing.loop import Evidence, Walk, walk
+from moe_atlas.auditing.loop import replay_layers
 from moe_atlas.auditing.machine import (
     environment_facts,
     exhaustion_named,
@@ -44,6 +44,7 @@ from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.side import Side, SideName, compute_dtype
 from moe_atlas.auditing.unreplayed import compare_unreplayed, values_alone
 from moe_atlas.auditing.view import Scope
+from moe_atlas.auditing.walk import Evidence, Walk
 from moe_atlas.checkpoint.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
@@ -90,31 +91,31 @@ def measure(
     folders = [Folder.of(probes, checkpoint, tuned=place > 0) for place, checkpoint in enumerate(checkpoints)]
     options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
     with exhaustion_named(), threads(options.threads), full_precision():
-        audit = prepare(checkpoints, specs, probes, options, group)
-        require_alike(audit, probes, options)
+        walk = prepare(checkpoints, specs, probes, options, group)
+        require_alike(walk, probes, options)
         floor = (
             measure_floor(checkpoints[0], specs[0], probes, options, group) if options.noise_floor else None
         )
-        audit.bands = bands(floor) if floor else {}
+        walk.bands = bands(floor) if floor else {}
         if options.resume is not None:
-            kept = audit.resume = StateFile(options.resume[0], dependencies(audit, probes, options))
-        evidence = walk(audit, probes.windows)
-        evidence.unreplayed = compare_unreplayed(audit.sides, evidence.ledger, group)
-        alone = [values_alone(side, evidence.ledger.values(0), group) for side in audit.sides]
-        digests = [finish(side.reader, group) for side in audit.sides]
+            kept = walk.resume = StateFile(options.resume[0], dependencies(walk, probes, options))
+        evidence = replay_layers(walk, probes.windows)
+        evidence.unreplayed = compare_unreplayed(walk.sides, evidence.ledger, group)
+        alone = [values_alone(side, evidence.ledger.values(0), group) for side in walk.sides]
+        digests = [finish(side.reader, group) for side in walk.sides]
         for folder in folders:
             folder.require_unchanged()
-    shares = group.bring(share_facts(audit))
+    shares = group.bring(share_facts(walk))
     if not group.leads:
         return {}, {}
-    read = checkpoint_facts(audit.sides, evidence, alone, digests, folders, shares)
-    receipt = body(audit, evidence, probes, options, read) | {
+    read = checkpoint_facts(walk.sides, evidence, alone, digests, folders, shares)
+    receipt = body(walk, evidence, probes, options, read) | {
         **lent,
         "noise_floor": floor,
         "timing": {
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - clock, 3),
-            "phases": audit.clock.facts(),
+            "phases": walk.clock.facts(),
             **({"processes": shares} if len(shares) > 1 else {}),
             **({"resume": kept.token} if kept is not None else {}),
         },
@@ -123,7 +124,7 @@ def measure(
 
 
 def body(
-    audit: Walk,
+    walk: Walk,
     evidence: Evidence,
     probes: ProbeSet,
     options: AuditOptions,
@@ -132,13 +133,13 @@ def body(
     """The facts of the receipt that depend on neither the clock, nor a noise-floor run, nor another receipt.
 
     Args:
-        audit: the walk that was done.
+        walk: the walk, finished.
         evidence: what it found.
         probes: what was asked.
         options: how it ran.
         read: the facts of each checkpoint.
     """
-    specs = [side.spec for side in audit.sides]
+    specs = [side.spec for side in walk.sides]
     pair = len(specs) == 2
     return {
         "schema": "atlas/receipt/v1",
@@ -150,7 +151,7 @@ def body(
         "identity": identity_facts(evidence, specs),
         "vocabulary": {end: evidence.vocabulary.get(end) for end in ("embedding", "head")},
         "controls": {"parameter_distance": evidence.ledger.parameter_distance() if pair else None},
-        "method": method_facts(audit, specs, options),
+        "method": method_facts(walk, specs, options),
         "environment": environment_facts(),
         "parent": None,
     }
@@ -265,7 +266,7 @@ def measure_floor(
     walked.measures_noise = True
     if options.resume is not None:
         walked.resume = StateFile(options.resume[1], dependencies(walked, probes, options))
-    evidence = walk(walked, probes.windows)
+    evidence = replay_layers(walked, probes.windows)
     if not group.leads:
         return group.told(None)
     return group.told(floor_facts(options.noise_floor, evidence.layers, evidence.arrays))
