@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.load import load, load_all
 from moe_atlas.replay.model import Replay
 from tests import tiny
@@ -58,7 +59,7 @@ def test_fused_experts_are_the_same_model_under_the_same_names(edited, transpose
     plain, reader = tiny.open_tiny(plain_folder)
     fused, fused_reader = tiny.open_tiny(edited("qwen3_moe", lambda c, t: fuse(t, transposed)))
     for expert in range(8):
-        ours, theirs = plain.layers[1].moe.expert_refs(expert), fused.layers[1].moe.expert_refs(expert)
+        ours, theirs = expert_refs(plain.layers[1].moe, expert), expert_refs(fused.layers[1].moe, expert)
         assert [ref.name for ref in ours] == [ref.name for ref in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert torch.equal(load(reader, one), load(fused_reader, other))
@@ -91,7 +92,7 @@ def test_names_kinds_and_shapes_cover_the_checkpoint(tmp_path):
     stored = load_file(folder / "model.safetensors")
     spec, reader = tiny.open_tiny(folder)
     refs = [*spec.embed_refs, *spec.final_refs, *(ref for layer in spec.layers for ref in layer.refs)]
-    refs += [ref for layer in spec.layers for e in range(8) for ref in layer.moe.expert_refs(e)]
+    refs += [ref for layer in spec.layers for e in range(8) for ref in expert_refs(layer.moe, e)]
     assert {ref.name for ref in refs} == stored.keys()
     assert all(tuple(stored[ref.name].shape) == ref.shape for ref in refs)
     kinds = {ref.name: ref.kind for ref in refs}

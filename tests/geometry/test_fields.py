@@ -9,6 +9,7 @@ import torch
 
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.load import load_all
 from moe_atlas.families.registry import resolve
 from moe_atlas.geometry import pieces
@@ -34,7 +35,7 @@ def test_the_routed_sum_is_the_models_own(family, tmp_path):
     fields = NativeFields(replay, layer, gate, routing, measured_M)
     fields.keep(torch.full((20,), -1), everyone=False)
     for expert in range(layer.moe.router.experts):
-        fields.add(expert, load_all(reader, layer.moe.expert_refs(expert)))
+        fields.add(expert, load_all(reader, expert_refs(layer.moe, expert)))
     assert torch.equal(fields.routed_sum(), replay.routed(reader, layer, gate, routing))
 
 
@@ -58,7 +59,7 @@ def test_an_experts_rows_are_filled_up_and_cut_again(tmp_path, monkeypatch):
     plain = model.feed_forward
     monkeypatch.setattr(model, "feed_forward", lambda f, w, x: (seen.append(len(x)), plain(f, w, x))[1])
     replay = Replay(spec, dtype=torch.float32)
-    weights = load_all(Reader(checkpoint), layer.moe.expert_refs(1))
+    weights = load_all(Reader(checkpoint), expert_refs(layer.moe, 1))
     g_TD, tokens_P = torch.randn(40, spec.width), torch.arange(3, 40, 2)
     u_PD = replay.expert(layer, weights, g_TD, tokens_P, torch.ones(19))
     assert seen == [32]

@@ -21,6 +21,7 @@ from moe_atlas.auditing.group import Group
 from moe_atlas.auditing.side import Side, Weights
 from moe_atlas.auditing.storage import compared, holds, kept, storage
 from moe_atlas.auditing.transit import transit
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.spec import LayerSpec, TensorRef
 from moe_atlas.geometry.chart_maps import overlap_map
 from moe_atlas.weights.comparison import Comparison, TensorChange, together
@@ -320,7 +321,7 @@ class LayerExperts:
         """The tensors of an expert of one checkpoint, by its own index there."""
         moe = self._layers[side].moe
         assert moe is not None
-        return moe.expert_refs(expert)
+        return expert_refs(moe, expert)
 
     def _changes(self, expert: int, looks: Looks) -> list[TensorChange]:
         layer = self._layers[0].index

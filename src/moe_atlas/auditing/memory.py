@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from moe_atlas.auditing.ahead import DEPTH
 from moe_atlas.auditing.batches import BATCH_TOKENS
 from moe_atlas.errors import ResourceExhausted
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.spec import ModelSpec, TensorRef
 from moe_atlas.geometry.output import PART, POSITIONS
 from moe_atlas.geometry.pieces import PIECE
@@ -81,7 +82,7 @@ def needs(
     width, sides, batch = specs[0].width, len(specs), min(tokens, BATCH_TOKENS)
     element = (4 if any(decoded) else 0) + stored + (itemsize if itemsize != stored else 0)
     layer = max(_elements(layer.refs) for layer in specs[0].layers)
-    expert = max(_elements(layer.moe.expert_refs(0)) for layer in specs[0].layers if layer.moe)
+    expert = max(_elements(expert_refs(layer.moe, 0)) for layer in specs[0].layers if layer.moe)
     moes = [layer.moe for layer in specs[0].layers if layer.moe]
     slots = max(m.router.experts + 2 if everyone else m.router.top_k + 2 for m in moes)
     experts = max(m.router.experts for m in moes)

@@ -16,6 +16,7 @@ from moe_atlas.auditing.run import measured_windows, needed, opened
 from moe_atlas.auditing.side import compute_dtype
 from moe_atlas.auditing.storage import storage
 from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.spec import ModelSpec
 from moe_atlas.probes.registration import load_registered
 
@@ -66,7 +67,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
 def stored_differently(checkpoints: Sequence[Checkpoint], specs: Sequence[ModelSpec]) -> bool:
     """Whether the experts of the first routed layer are stored in different formats."""
     moes = [next(layer.moe for layer in spec.layers if layer.moe) for spec in specs]
-    base, tuned = (storage(c, moe.expert_refs(0)) for c, moe in zip(checkpoints, moes, strict=True))
+    base, tuned = (storage(c, expert_refs(moe, 0)) for c, moe in zip(checkpoints, moes, strict=True))
     return base != tuned
 
 

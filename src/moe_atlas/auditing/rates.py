@@ -19,6 +19,7 @@ from moe_atlas.auditing.batches import BATCH_TOKENS
 from moe_atlas.auditing.work import matrix_elements
 from moe_atlas.checkpoint.digest import PIECE_BYTES, OpenShard
 from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.spec import MoESpec
 from moe_atlas.geometry.output import PART, POSITIONS, OnlineSoftmax
 from moe_atlas.geometry.overlap import compatibility, field_norm
@@ -47,7 +48,7 @@ def products(width: int, hidden: int, rows: int, dtype: torch.dtype) -> float:
 @torch.inference_mode()
 def experts(moe: MoESpec, width: int, rows: int, dtype: torch.dtype) -> float:
     """Operations a second of routed experts as the audit evaluates them: rows gathered, weights from memory."""
-    shapes = {ref.role: ref.shape for ref in moe.expert_refs(0)}
+    shapes = {ref.role: ref.shape for ref in expert_refs(moe, 0)}
     size = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
     weights = [
         {role: torch.randn(shape, dtype=dtype) for role, shape in shapes.items()}
@@ -60,7 +61,7 @@ def experts(moe: MoESpec, width: int, rows: int, dtype: torch.dtype) -> float:
         for w_expert in weights:
             feed_forward(moe.experts, w_expert, g_TD.index_select(0, tokens_P))
 
-    return 2.0 * rows * matrix_elements(moe.expert_refs(0)) * len(weights) / typical(work)
+    return 2.0 * rows * matrix_elements(expert_refs(moe, 0)) * len(weights) / typical(work)
 
 
 @torch.inference_mode()

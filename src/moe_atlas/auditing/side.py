@@ -13,6 +13,7 @@ from torch import Tensor
 from moe_atlas.auditing.ahead import reading
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.load import ReaderLike, load_all
 from moe_atlas.families.spec import LayerSpec, ModelSpec, TensorRef
 from moe_atlas.replay.model import Replay
@@ -98,7 +99,7 @@ class Side:
     def expert(self, layer: LayerSpec, expert: int) -> Weights:
         """The tensors of one routed expert, as stored, by role."""
         assert layer.moe is not None
-        return load_all(self.reader, layer.moe.expert_refs(expert))
+        return load_all(self.reader, expert_refs(layer.moe, expert))
 
 
 def compute_dtype(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.mixers import DeltaNet, GroupedQuery, KimiDelta, Latent, Mamba2, Mixer, SharedKeyValue
 from moe_atlas.families.spec import LayerSpec, ModelSpec, MoESpec, TensorRef
 from moe_atlas.probes.windows import Window
@@ -104,7 +105,7 @@ def expert_flops(
 ) -> dict[str, int]:
     """The part of one layer's experts, and of the tuned router at the anchor; see `flops`."""
     experts, k = moe.router.experts, moe.router.top_k
-    one = 2 * matrix_elements(moe.expert_refs(0)) * (experts - moe.identity_experts) // experts
+    one = 2 * matrix_elements(expert_refs(moe, 0)) * (experts - moe.identity_experts) // experts
     others = experts - k if everyone else min(2, experts - k)
     boundary = min(k + 1, experts)
     slots = experts if everyone else boundary
@@ -165,7 +166,7 @@ def bytes_read(checkpoint: Checkpoint, spec: ModelSpec, passes: int) -> int:
 def expert_bytes(checkpoint: Checkpoint, spec: ModelSpec) -> int:
     """Bytes in which the routed experts are stored."""
     return sum(
-        stored_bytes(checkpoint, layer.moe.expert_refs(expert))
+        stored_bytes(checkpoint, expert_refs(layer.moe, expert))
         for layer in spec.layers
         if layer.moe
         for expert in range(layer.moe.router.experts)

@@ -15,6 +15,7 @@ from moe_atlas.checkpoint.header import StoredTensor
 from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.errors import InputRefused
 from moe_atlas.families import tensors
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.names import BARE, MLP, kind_of, stored_suffix
 from moe_atlas.families.parts import Blueprint
 from moe_atlas.families.spec import ExpertLayout, LayerSpec, ModelSpec, MoESpec, Skipped, TensorRef
@@ -166,7 +167,7 @@ class _Binder:
         bound = replace(moe, layout=layout)
         whole = self._fused_shapes(bound)
         for expert in range(moe.router.experts):
-            for ref in bound.expert_refs(expert):
+            for ref in expert_refs(bound, expert):
                 self._check(ref, whole.get(ref.stored, ref.shape))
         return bound
 

@@ -166,12 +166,6 @@ class MoESpec:
         """Rows of the expert's first matrix W1."""
         return self.experts.width * (2 if self.experts.gated else 1)
 
-    def expert_refs(self, expert: int) -> tuple[TensorRef, ...]:
-        """The tensors of one routed expert; none for an identity expert."""
-        from moe_atlas.families.experts import expert_refs
-
-        return expert_refs(self, expert)
-
     def describe(self) -> dict[str, Any]:
         """Every choice that moves a number, as plain JSON values."""
         described: dict[str, Any] = plain(self)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.load import ReaderLike, load_all
 from moe_atlas.families.mixers import (
     DeltaNet,
@@ -304,7 +305,7 @@ class Replay:
             tokens_P, slots_P = torch.where(ids_TK == expert)
             if not len(tokens_P):
                 continue
-            w = self.place(load_all(reader, _moe(layer).expert_refs(expert)))
+            w = self.place(load_all(reader, expert_refs(_moe(layer), expert)))
             omega_P = weights_TK[tokens_P, slots_P]
             rows_TKD[tokens_P, slots_P] = self.expert(layer, w, gate.g_TD, tokens_P, omega_P)
         place_TK = torch.arange(ids_TK.numel(), device=ids_TK.device).view_as(ids_TK)

@@ -14,6 +14,7 @@ from typing import Any
 
 from moe_atlas.checkpoint.digest import CheckpointDigest
 from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.families.experts import expert_refs
 from moe_atlas.families.spec import ModelSpec, TensorRef
 from moe_atlas.probes.policy import UNREPLAYED
 from moe_atlas.weights.comparison import AS_STORED
@@ -105,5 +106,5 @@ def replayed(spec: ModelSpec) -> Iterator[tuple[TensorRef, int | None]]:
             yield ref, layer.index
         if layer.moe is not None:
             for expert in range(layer.moe.router.experts):
-                for ref in layer.moe.expert_refs(expert):
+                for ref in expert_refs(layer.moe, expert):
                     yield ref, layer.index
