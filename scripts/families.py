@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.families.mixers import (
+from moe_atlas.loading.registry import FAMILIES, resolve
+from moe_atlas.models.mixers import (
     DeltaNet,
     GroupedQuery,
     KimiDelta,
@@ -24,10 +25,9 @@ from moe_atlas.families.mixers import (
     SharedKeyValue,
     ShortConv,
 )
-from moe_atlas.families.registry import FAMILIES, resolve
-from moe_atlas.families.spec import LayerSpec, ModelSpec, MoESpec
+from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
 from scripts import inert_keys, released
-from tests import tiny
+from scripts.oracle import tiny
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "src/moe_atlas/families/table.json"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.features import STATED
-from moe_atlas.families.registry import FAMILIES, TEXT_SECTIONS, TIED
-from moe_atlas.families.unread import OFF, PATTERNS, REASONS
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.features import STATED
+from moe_atlas.configuration.unread import OFF, PATTERNS, REASONS
+from moe_atlas.loading.registry import FAMILIES, TEXT_SECTIONS, TIED
 from scripts import released
-from tests import tiny
+from scripts.oracle import tiny
 
 MANY = 8  # more families than that are not listed one by one
 

@@ -38,8 +38,8 @@ class Target:
 TARGETS = {
     "verdict": Target(
         (
-            "verdict/gates.py",
-            "verdict/atlas.py",
+            "verdict/gates/gate.py",
+            "verdict/rewrite.py",
             "verdict/damage.py",
             "verdict/task.py",
             "verdict/success.py",
@@ -50,7 +50,7 @@ TARGETS = {
         ("tests/verdict/test_predicates.py",),
     ),
     "header": Target(
-        ("checkpoint/header.py", "checkpoint/header_json.py"),
+        ("checkpoint/headers/header.py", "checkpoint/headers/header_json.py"),
         ("tests/checkpoint/test_header.py",),
         "hostile_header or real_table",
     ),
@@ -60,7 +60,7 @@ TARGETS = {
         "kill_9 or Machine",
     ),
     "exit codes": Target(
-        ("errors.py", "cli/verify.py", "cli/gate.py", "ledger/history.py"),
+        ("errors.py", "cli/receipts/verify.py", "cli/runs/gate.py", "ledger/history.py"),
         (
             "tests/ledger/test_history.py",
             "tests/receipt/test_write_verify.py",

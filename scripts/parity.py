@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from tests import tiny
-from tests.parity import Difference, compare
+from scripts.oracle import tiny
+from scripts.oracle.parity import Difference, compare
 
 TOLERANCE = 1e-4
 

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.replay.model import Replay
-from tests import tiny
+from scripts.oracle import tiny
 
 FOLDER = Path(__file__).parent
 FACTS, MEASURED = FOLDER / "released_models.jsonl", FOLDER / "released_measured.json"

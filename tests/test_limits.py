@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from moe_atlas import bounded, cli, limits
-from moe_atlas.bounded import Unreadable, read_regular
+from moe_atlas import cli
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused, ResourceExhausted, out_of_memory
 from moe_atlas.probes import load_registered, registration
 from moe_atlas.receipt import write
 from moe_atlas.receipt.verify import verify
-from tests import pairs, tiny
+from moe_atlas.system import bounded_read, limits
+from moe_atlas.system.bounded_read import Unreadable, read_regular
+from scripts.oracle import tiny
 from tests.receipt import synthetic
+from tests.support import pairs
 
 SPACE = 3 << 30  # address space, bytes: less than the 8 GiB that window data may be long
 
@@ -84,7 +86,7 @@ def test_a_file_is_read_in_memory_that_follows_its_length(
 def test_the_limit_holds_to_the_byte(
     length: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounded, "_PIECE", piece)
+    monkeypatch.setattr(bounded_read, "_PIECE", piece)
     (tmp_path / "f").write_bytes(bytes(range(256)) * 4)
     os.truncate(tmp_path / "f", length)
     if length > 100:

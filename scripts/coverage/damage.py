@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.statistics.bootstrap import domain_means
+from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
 from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.passing import passing_bound
 from moe_atlas.statistics.sample import Interval, Sample, interval
-from moe_atlas.statistics.tail_guard import clopper_pearson_upper
 from moe_atlas.verdict.damage import UNDAMAGED, damage_gates, damage_outcome
-from moe_atlas.verdict.gates import PASS_FLOOR
+from moe_atlas.verdict.gates.gate import PASS_FLOOR
 from scripts.coverage.draws import SHAPES, Cell, document_of_windows, increases
 
 F64 = NDArray[np.float64]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_atlas.verdict.gates import PASS_FLOOR
+from moe_atlas.verdict.gates.gate import PASS_FLOOR
 from scripts.coverage.damage import FITTED, LOOSE, MARGIN, Rates
 from scripts.coverage.layers import BUDGET, LAYERS, Family
 

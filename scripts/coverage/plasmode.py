@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from moe_atlas.statistics.design import make_design
-from moe_atlas.verdict.gates import PASS_FLOOR
+from moe_atlas.verdict.gates.gate import PASS_FLOOR
 from scripts.coverage.damage import MARGIN, replications
 
 F64 = NDArray[np.float64]

@@ -20,9 +20,9 @@ import numpy as np
 from scipy.stats import t as student
 
 from moe_atlas.api import Receipt
-from moe_atlas.probes.policy import EXPERT_CONTENT, GUARDS
+from moe_atlas.probes.settings.policy import EXPERT_CONTENT, GUARDS
 from moe_atlas.text import interval
-from moe_atlas.verdict.atlas import CHANNELS
+from moe_atlas.verdict.rewrite import CHANNELS
 
 FACTOR = 2.0
 CONFIDENCE = 0.99  # of the prediction bound, one-sided

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_atlas.api import Receipt
-from moe_atlas.falsification.ranks import Statistic
+from moe_atlas.falsification.correlations import Statistic
 from moe_atlas.falsification.readings import Reading, reading_of
 from moe_atlas.falsification.statements import associations, statements
 from scripts.coverage.page import replace_section

@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_atlas.calibration.budgets import Calibration
 from moe_atlas.falsification.readings import CHANNELS, DISTANCE
-from moe_atlas.verdict.atlas import CHANNELS as BUDGET_OF
+from moe_atlas.verdict.rewrite import CHANNELS as BUDGET_OF
 from scripts.lab.families import Family
 from scripts.lab.pairs import all_pairs
 

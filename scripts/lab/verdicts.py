@@ -15,7 +15,7 @@ from moe_atlas.calibration.budgets import Calibration, calibrate
 from moe_atlas.calibration.pairs import pair_of
 from moe_atlas.calibration.policy_text import policy_file
 from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.families.registry import resolve
+from moe_atlas.loading.registry import resolve
 from moe_atlas.probes.registration import load_registered, register
 from moe_atlas.receipt.write import write_receipt
 from scripts.lab.audits import prepare, probe_text, receipt_of

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_atlas.auditing.options import AuditOptions
 from moe_atlas.errors import UsageError
 from moe_atlas.ledger.recording import Recording
+from moe_atlas.options import AuditOptions
 from moe_atlas.probes.lock import lock_path
 from moe_atlas.receipt.files import require_apart
 from moe_atlas.receipt.lineage import against_previous, previous_facts
@@ -27,7 +27,7 @@ from moe_atlas.receipt.write import as_arrays, check_writable, window_path, writ
 from moe_atlas.results import Receipt
 
 if TYPE_CHECKING:
-    from moe_atlas.auditing.group import Group
+    from moe_atlas.auditing.processes.group import Group
 
 Source = str | os.PathLike[str]
 
@@ -95,7 +95,7 @@ class _Place:
 
 
 def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions) -> Receipt:
-    from moe_atlas.auditing.join import joined  # imports torch, which reading a receipt must not
+    from moe_atlas.auditing.processes.join import joined  # imports torch, which reading a receipt must not
 
     if options.place is not None and place.resume:
         step = "leave it out, or run the audit in one process"

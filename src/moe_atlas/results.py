@@ -125,7 +125,7 @@ class Receipt:
             UsageError: E_FORMAT, E_EXISTS or E_NO_FOLDER.
             ResourceExhausted: E_WRITE.
         """
-        from moe_atlas.report.outputs import outputs
+        from moe_atlas.report.formats.outputs import outputs
 
         target = Path(path)
         reserved = (self.path, self.path.parent / self.body["evidence"]["windows"])
@@ -138,8 +138,8 @@ class Receipt:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: verdict, reasons and outcomes, without style sheet or script."""
+        from moe_atlas.report.formats.outputs import readable
         from moe_atlas.report.html.page import notebook
-        from moe_atlas.report.outputs import readable
 
         with readable(self.path):
             return notebook(self.body, self.path)

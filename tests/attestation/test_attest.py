@@ -250,7 +250,7 @@ def test_existing_files_are_kept(place, capsys, taken):
 
 
 def test_a_full_disk_leaves_nothing(place, capsys, monkeypatch):
-    from moe_atlas.cli import attest as module
+    from moe_atlas.cli.receipts import attest as module
 
     real, calls = module.write_atomic, []
 

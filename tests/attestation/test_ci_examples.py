@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from moe_atlas.cli import run
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 ROOT = Path(__file__).parents[2]
 GITHUB = yaml.safe_load((ROOT / "configs/ci/github-actions.yml").read_text())

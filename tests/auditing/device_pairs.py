@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from tests import pairs, quantise, tiny
+from scripts.oracle import tiny
 from tests.auditing.test_properties import permute
 from tests.checkpoint.test_quantised import fp8_model, gpt_oss
+from tests.support import pairs, quantise
 
 Pair = tuple[Path, Path | None, dict[str, Any]]
 

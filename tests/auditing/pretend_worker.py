@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from moe_atlas.checkpoint import reader
-from tests import pairs, pretend
 from tests.auditing.device_pairs import BUILD, moved, probe
 from tests.auditing.test_engine import assert_same
+from tests.support import pairs, pretend
 
 fresh = reader._fresh_bytes
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 from moe_atlas.auditing import run
-from moe_atlas.auditing.batches import partition
-from moe_atlas.auditing.group import Group
-from moe_atlas.auditing.join import joined
-from moe_atlas.auditing.options import AuditOptions, Place
-from moe_atlas.geometry import output
+from moe_atlas.auditing.layer.batches import partition
+from moe_atlas.auditing.processes.group import Group
+from moe_atlas.auditing.processes.join import joined
+from moe_atlas.options import AuditOptions, Place
 from moe_atlas.receipt.window_file import encode_windows
 from moe_atlas.receipt.write import as_arrays
+from moe_atlas.replay import loss
 
 BATCH = 500  # tokens; small, so that small probes have several batches
 PART = 20  # entries of the vocabulary that pass together, of 48
@@ -30,7 +30,7 @@ def measured(
     held = options.pop("held_tokens", 1 << 20)
     with (
         patch.object(run, "partition", partial(partition, limit=BATCH)),
-        patch.object(output, "PART", PART),
+        patch.object(loss, "PART", PART),
         patch.object(run.memory, "held_tokens", lambda *_: held),
     ):
         return run.measure(Path(base), tuned and Path(tuned), Path(probe), AuditOptions(**options), group)

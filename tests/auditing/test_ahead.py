@@ -9,11 +9,11 @@ from threading import Event
 import pytest
 import torch
 
-from moe_atlas.auditing.ahead import background, reading
+from moe_atlas.auditing.layer.prefetch import background, reading
 from moe_atlas.checkpoint.digest import TensorHash
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import BEHIND, Reader
-from tests import tiny
+from scripts.oracle import tiny
 
 
 @pytest.mark.parametrize("threads", [background, reading])

@@ -7,10 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from moe_atlas.auditing import memory, run
-from moe_atlas.auditing.batches import partition
+from moe_atlas.auditing import run
+from moe_atlas.auditing.cost import memory
+from moe_atlas.auditing.layer.batches import partition
 from moe_atlas.probes.windows import Window
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 
 def windows(lengths):

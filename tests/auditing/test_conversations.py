@@ -11,7 +11,8 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moe_atlas.cli import run
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 LETTERS = string.ascii_lowercase + string.ascii_uppercase[:20]
 TEMPLATE = (

@@ -14,13 +14,14 @@ import torch
 
 from moe_atlas.api import AuditOptions, audit
 from moe_atlas.auditing import run
-from moe_atlas.auditing.batches import partition
-from moe_atlas.auditing.machine import full_precision
-from moe_atlas.auditing.reading import LayerReading
+from moe_atlas.auditing.cost.machine import full_precision
+from moe_atlas.auditing.layer.batches import partition
+from moe_atlas.auditing.layer.reading import LayerReading
 from moe_atlas.checkpoint import reader
-from tests import pairs, tiny
+from scripts.oracle import tiny
 from tests.auditing.device_pairs import BUILD, moved, probe
 from tests.auditing.test_engine import assert_same
+from tests.support import pairs
 
 DEVICE = "cuda"
 pytestmark = [

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from moe_atlas.auditing import ends
+from moe_atlas.auditing import embedding_and_head
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused
-from moe_atlas.geometry import output
+from moe_atlas.replay import loss
 from moe_atlas.replay.model import Replay
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 VOCAB = 48
 CASES = ("olmoe", "granitemoe", "phimoe", "cohere2_moe", "deepseek_v4", "ernie4_5_moe")
@@ -43,8 +44,8 @@ def tuned(base, name, change):
 
 
 def in_parts(part, base, tuned, probes, monkeypatch, positions=512, **options):
-    monkeypatch.setattr(output, "PART", part)
-    monkeypatch.setattr(output, "POSITIONS", positions)
+    monkeypatch.setattr(loss, "PART", part)
+    monkeypatch.setattr(loss, "POSITIONS", positions)
     return pairs.audited(base, tuned, probes, dtype="float32", **options)
 
 
@@ -171,13 +172,13 @@ def watched(monkeypatch):
 
 def test_states_are_let_go_of_when_the_head_is_reached(root, probes, monkeypatch):
     base = tiny.save("olmoe", root / "freed", seed=3)
-    held, multiply = [], ends.multiply
+    held, multiply = [], embedding_and_head.multiply
 
     def multiplying(sides, *rest, **options):
         held.append(sum(state.numel() for side in sides for state in side.states))
         multiply(sides, *rest, **options)
 
-    monkeypatch.setattr(ends, "multiply", multiplying)
+    monkeypatch.setattr(embedding_and_head, "multiply", multiplying)
     in_parts(16, base, None, probes, monkeypatch)
     assert held == [0, 0, 0]
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from moe_atlas.auditing import loop, run
-from moe_atlas.auditing.ahead import ahead
-from moe_atlas.auditing.batches import partition, rounds
-from moe_atlas.auditing.experts import LayerExperts
+from moe_atlas.auditing.layer.batches import partition, rounds
+from moe_atlas.auditing.layer.expert_stream import LayerExperts
+from moe_atlas.auditing.layer.prefetch import ahead
 from moe_atlas.checkpoint.reader import Reader
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 CASES = ("deepseek_v3", "olmoe", "llama4_text", "gpt_oss")
 TUNES = {

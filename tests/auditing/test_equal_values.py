@@ -10,10 +10,11 @@ import torch
 
 from moe_atlas.api import AuditOptions, audit, baseline
 from moe_atlas.auditing import run as running
-from moe_atlas.probes.policy import TENSOR_CLASSES
-from tests import pairs, quantise, tiny
+from moe_atlas.probes.settings.policy import TENSOR_CLASSES
+from scripts.oracle import tiny
 from tests.auditing.test_stored_formats import fp8
 from tests.auditing.test_verdicts import ROUTED, fuse, swapped
+from tests.support import pairs, quantise
 
 WIDE = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 

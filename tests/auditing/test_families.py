@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from moe_atlas.api import AuditOptions, audit
-from moe_atlas.geometry import output
 from moe_atlas.probes.registration import load_registered
-from tests import pairs, tiny
+from moe_atlas.replay import loss
+from scripts.oracle import tiny
+from tests.support import pairs
 
 CASES = list({tiny.CASES[case][0]: case for case in reversed(tiny.CASES)}.values())[::-1]
 """The first case of each family."""
@@ -30,7 +31,7 @@ def probes(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def parts(monkeypatch):
     """Embedding and head pass in parts of the vocabulary, the last of them shorter."""
-    monkeypatch.setattr(output, "PART", 20)
+    monkeypatch.setattr(loss, "PART", 20)
 
 
 @pytest.fixture

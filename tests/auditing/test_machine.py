@@ -7,11 +7,12 @@ import warnings
 import pytest
 import torch
 
-from moe_atlas.auditing import machine
-from moe_atlas.auditing.options import Place
+from moe_atlas.auditing.cost import machine
 from moe_atlas.errors import UsageError
-from tests import pairs, tiny
+from moe_atlas.options import Place
+from scripts.oracle import tiny
 from tests.auditing.test_engine import assert_same
+from tests.support import pairs
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import sys
 import pytest
 import torch
 
-from moe_atlas.auditing.memory import minimum
+from moe_atlas.auditing.cost.memory import minimum
 from moe_atlas.cli import CACHES
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 MIB = 1 << 20
 DEPTHS = (4, 8, 16)

@@ -8,8 +8,9 @@ import json
 import pytest
 
 from moe_atlas.api import AuditOptions, audit, baseline
-from moe_atlas.receipt.warnings import within_floor
-from tests import pairs, tiny
+from moe_atlas.derivation.warnings import within_floor
+from scripts.oracle import tiny
+from tests.support import pairs
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import yaml
 
 from moe_atlas.api import AuditOptions, audit
 from moe_atlas.probes.registration import register
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 DOCUMENTS, LENGTH, RARE = 40, 12, 47
 HOLDERS = (3, 11, 12)

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_atlas.auditing import memory, plan, rates, run, work
-from moe_atlas.auditing.batches import partition
-from moe_atlas.auditing.options import AuditOptions
-from moe_atlas.auditing.work import Tokens
+from moe_atlas.auditing import plan, run
+from moe_atlas.auditing.cost import flops as work
+from moe_atlas.auditing.cost import memory, throughput
+from moe_atlas.auditing.cost.flops import Tokens
+from moe_atlas.auditing.layer.batches import partition
 from moe_atlas.cli import run as atlas
+from moe_atlas.options import AuditOptions
 from moe_atlas.replay.model import Replay
 from moe_atlas.weights import identity
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 CASES = ("qwen3_moe", "deepseek_v3", "gpt_oss", "llama4_text", "granitemoe")
 ACTIVE = {"experts": "active", "token_stride": 2, "quantile": 0.9}
@@ -25,7 +28,7 @@ ACTIVE = {"experts": "active", "token_stride": 2, "quantile": 0.9}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(rates, "SECONDS", 0.0)
+    monkeypatch.setattr(throughput, "SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +187,6 @@ class TestCommand:
 
 def test_a_rate_is_the_typical_one_not_that_of_a_burst(monkeypatch):
     times = iter([0.0, 0.0, 0.01, 0.01, 0.11, 0.11, 0.51])  # start; 10 ms, 100 ms, 400 ms
-    monkeypatch.setattr(rates, "SECONDS", 0.4)
-    monkeypatch.setattr(rates, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    assert rates.typical(lambda: None) == pytest.approx(0.1)
+    monkeypatch.setattr(throughput, "SECONDS", 0.4)
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    assert throughput.typical(lambda: None) == pytest.approx(0.1)

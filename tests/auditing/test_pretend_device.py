@@ -12,9 +12,9 @@ import sys
 
 import pytest
 
-from tests import tiny
+from scripts.oracle import tiny
 from tests.auditing.device_pairs import BUILD
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 
 def worked(folder, names):
@@ -45,7 +45,7 @@ def test_every_family(tmp_path):
 def test_it_refuses_what_a_gpu_would():
     code = """
 import torch
-from tests import pretend
+from tests.support import pretend
 there, here = torch.arange(6.0, device="pretend"), torch.arange(6.0)
 for refused in (lambda: there + here, lambda: here[there.long()], lambda: torch.cat([here, there]),
                 lambda: there.index_select(0, here.long()), lambda: there.numpy()):

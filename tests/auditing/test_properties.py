@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 CHANNELS = ("coordinate_drift", "coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift")
 ANCHORED = ("boundary_drift", "transition_drift", "content_drift")

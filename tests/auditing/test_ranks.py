@@ -15,20 +15,21 @@ import pytest
 import torch
 
 from moe_atlas.api import AuditOptions, audit
-from moe_atlas.auditing.digests import finishers
-from moe_atlas.auditing.group import Group
-from moe_atlas.auditing.options import Place
+from moe_atlas.auditing.processes.digests import finishers
+from moe_atlas.auditing.processes.group import Group
 from moe_atlas.auditing.run import measure
-from moe_atlas.cli.place import place as place_of
+from moe_atlas.cli.common.place import place as place_of
 from moe_atlas.errors import UsageError
+from moe_atlas.options import Place
 from moe_atlas.receipt.schema import schema, schema_problems
 from moe_atlas.text import shown
-from tests import pairs, processes, tiny
+from scripts.oracle import tiny
 from tests.auditing.ranks_worker import keep, measured
 from tests.auditing.test_properties import permute
 from tests.auditing.test_verdicts import fuse
 from tests.checkpoint.test_quantised import fp8_model
 from tests.receipt.test_described import undescribed
+from tests.support import pairs, processes
 
 WORKER = str(Path(__file__).with_name("ranks_worker.py"))
 TASK = {"name": "sft", "role": "task", "source": "sft.jsonl", "documents": 30}

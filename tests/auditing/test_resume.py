@@ -20,7 +20,8 @@ from moe_atlas.auditing.resume import StateFile
 from moe_atlas.auditing.state_file import read_state
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.errors import IntegrityError, ResourceExhausted, UsageError
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 FLOOR = AuditOptions(noise_floor="order", chart_maps=1)
 STATE = ".receipt.json.resume"

@@ -12,7 +12,8 @@ import torch
 
 from moe_atlas.api import AuditOptions, audit
 from moe_atlas.probes.registration import register
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 LENGTH, DOCUMENTS, DOMAINS = 16, 60, ("prose", "code")
 HEAD = "lm_head.weight"

@@ -10,9 +10,10 @@ from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.quantised.decode import round_trip
 from moe_atlas.checkpoint.quantised.encoding import Encoding
 from moe_atlas.checkpoint.reader import Reader
-from moe_atlas.geometry import output
-from tests import pairs, quantise, tiny
+from moe_atlas.replay import loss
+from scripts.oracle import tiny
 from tests.checkpoint.test_quantised import fp8_model, gpt_oss
+from tests.support import pairs, quantise
 
 CHANNELS = ("coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift")
 
@@ -41,7 +42,7 @@ def test_a_quantised_checkpoint_against_itself_is_exactly_zero(tmp_path, probes,
 
 def test_a_quantised_vocabulary_in_parts_is_the_one_that_it_decodes_to(tmp_path, probes, monkeypatch):
     """Blocks of 16 rows, parts of 20."""
-    monkeypatch.setattr(output, "PART", 20)
+    monkeypatch.setattr(loss, "PART", 20)
 
     def ends(name, tensor):
         if "embed_tokens" not in name and "lm_head" not in name:

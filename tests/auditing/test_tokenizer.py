@@ -12,13 +12,14 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from moe_atlas.auditing.tokenizer import hold_tokenizer
+from moe_atlas.auditing.opening.tokenizer_check import hold_tokenizer
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.cli import run
+from moe_atlas.derivation.derive import derive
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes.registration import load_registered, register
-from moe_atlas.receipt.derive import derive
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 LETTERS = string.ascii_lowercase + string.ascii_uppercase[:20]
 LIGHT = pairs.jitter(0.001, lambda name: "norm" not in name)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moe_atlas.auditing import transit
-from moe_atlas.auditing.experts import LayerExperts, _Read
+from moe_atlas.auditing.layer import device_transfer
+from moe_atlas.auditing.layer.expert_stream import LayerExperts, _Read
 
 
 class Streams:
@@ -48,13 +48,13 @@ class Streams:
 def streams(monkeypatch):
     found = Streams()
     monkeypatch.setattr(torch, "get_device_module", lambda device: found)
-    transit._copies.cache_clear()
+    device_transfer._copies.cache_clear()
     yield found
-    transit._copies.cache_clear()
+    device_transfer._copies.cache_clear()
 
 
 def test_products_wait_for_a_copy_that_was_begun_beside_them(streams):
-    across = transit.transit(torch.device("cuda"))
+    across = device_transfer.transit(torch.device("cuda"))
     arrive = across.send(lambda: streams.log.append(f"copy on {streams.current}") or "weights")
     assert streams.log == ["copy on copies", "record copies 0"]
     assert arrive() == "weights"
@@ -62,7 +62,7 @@ def test_products_wait_for_a_copy_that_was_begun_beside_them(streams):
 
 
 def test_memory_is_given_up_once_products_are_done_and_the_processor_runs_one_expert_ahead(streams):
-    across = transit.transit(torch.device("cuda"))
+    across = device_transfer.transit(torch.device("cuda"))
     held = [torch.zeros(1) for _ in range(3)]
     alive = [weakref.ref(tensor) for tensor in held]
     for number in range(3):
@@ -79,11 +79,14 @@ def test_memory_is_given_up_once_products_are_done_and_the_processor_runs_one_ex
 
 
 def test_all_layers_share_one_stream_of_copies(streams):
-    assert transit.Across(torch.device("cuda"))._copies is transit.Across(torch.device("cuda"))._copies
+    assert (
+        device_transfer.Across(torch.device("cuda"))._copies
+        is device_transfer.Across(torch.device("cuda"))._copies
+    )
 
 
 def test_on_the_processor_nothing_is_begun_before_it_is_asked_for_and_nothing_held_behind():
-    here, log = transit.transit(torch.device("cpu")), []
+    here, log = device_transfer.transit(torch.device("cpu")), []
     arrive = here.send(lambda: log.append("cast") or "weights")
     assert log == []
     assert arrive() == "weights"

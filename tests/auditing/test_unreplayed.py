@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from moe_atlas.api import AuditOptions, audit
-from moe_atlas.auditing.group import Group
-from moe_atlas.auditing.side import Side
+from moe_atlas.auditing.layer.side import Side
+from moe_atlas.auditing.processes.group import Group
 from moe_atlas.auditing.unreplayed import compare_unreplayed, nothing_differs
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.derivation.derive import derive
 from moe_atlas.errors import InputRefused
-from moe_atlas.families.registry import resolve
-from moe_atlas.receipt.derive import derive
+from moe_atlas.loading.registry import resolve
 from moe_atlas.weights.ledger import WeightsLedger
-from tests import pairs, quantise, tiny
+from scripts.oracle import tiny
 from tests.checkpoint.test_quantised import fp8_model
+from tests.support import pairs, quantise
 
 MTP = "model.layers.3."
 PROJECTION = f"{MTP}eh_proj.weight"

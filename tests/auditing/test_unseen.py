@@ -10,10 +10,11 @@ import torch
 import yaml
 
 from moe_atlas.api import AuditOptions, audit
+from moe_atlas.derivation.derive import derive
 from moe_atlas.probes.registration import register
-from moe_atlas.receipt.derive import derive
-from moe_atlas.report import markdown
-from tests import pairs, tiny
+from moe_atlas.report.formats import markdown
+from scripts.oracle import tiny
+from tests.support import pairs
 
 SEEN = 40  # ids of the vocabulary of 48 that a window may hold
 LAYER, EXPERT = 2, 5

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from moe_atlas.api import AuditOptions, audit
-from tests import pairs, tiny
+from scripts.oracle import tiny
 from tests.auditing.test_properties import CHANNELS, is_router, permute
+from tests.support import pairs
 
 CASES = ("deepseek_v3", "qwen3_moe")
 ROUTED = {"deepseek_v3": [1, 2], "qwen3_moe": [0, 1]}

@@ -17,14 +17,14 @@ from moe_atlas.calibration.healthy import Origin
 from moe_atlas.calibration.pairs import Pair, pair_of, receipt_paths
 from moe_atlas.calibration.policy_text import policy_file, table
 from moe_atlas.cli import run
+from moe_atlas.derivation.derive import derive
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.probes.cannot_fail import Measured, cannot_fail
 from moe_atlas.probes.load import load_probes
-from moe_atlas.receipt.derive import derive
+from moe_atlas.probes.settings.cannot_fail import Measured, cannot_fail
 from moe_atlas.receipt.write import write_receipt
-from moe_atlas.verdict.atlas import CHANNELS
-from tests import pairs as tiny_pairs
+from moe_atlas.verdict.rewrite import CHANNELS
 from tests.receipt import synthetic
+from tests.support import pairs as tiny_pairs
 
 KEYS = (*CHANNELS, "tau", "nll", "kl", "document_nll")
 

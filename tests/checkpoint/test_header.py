@@ -20,7 +20,13 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from moe_atlas.checkpoint.header import DTYPE_BITS, MAX_HEADER_BYTES, StoredTensor, parse_header, read_header
+from moe_atlas.checkpoint.headers.header import (
+    DTYPE_BITS,
+    MAX_HEADER_BYTES,
+    StoredTensor,
+    parse_header,
+    read_header,
+)
 from moe_atlas.errors import InputRefused
 
 FILE = "model-00001-of-00002.safetensors"
@@ -394,7 +400,7 @@ BOMBS = {
 
 _MEASURE = """
 import resource, sys, time
-from moe_atlas.checkpoint.header import MAX_HEADER_BYTES, parse_header
+from moe_atlas.checkpoint.headers.header import MAX_HEADER_BYTES, parse_header
 from moe_atlas.errors import InputRefused
 start, unit, end = (text.encode() for text in sys.argv[1:])
 raw = start + unit * ((MAX_HEADER_BYTES - len(start) - len(end)) // len(unit)) + end

@@ -283,7 +283,7 @@ def test_refuses_a_malformed_config(tmp_path: Path, content: bytes, code: str, m
     )
 )
 def test_any_ordinary_config_is_read_as_it_was_written(value: dict[str, Any]) -> None:
-    from moe_atlas.checkpoint.strict_json import parse_json_object
+    from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 
     assert parse_json_object(json.dumps(value).encode(), "config.json") == value
 

@@ -18,7 +18,8 @@ from moe_atlas.checkpoint.quantised.encoding import Encoding
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused
 from moe_atlas.replay.model import Replay
-from tests import pairs, quantise, tiny
+from scripts.oracle import tiny
+from tests.support import pairs, quantise
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
 SCALES = [torch.float32, torch.bfloat16, torch.float8_e8m0fnu, torch.uint8]

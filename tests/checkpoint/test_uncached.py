@@ -12,7 +12,7 @@ from moe_atlas.checkpoint.digest import OpenShard
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import IntegrityError
-from tests import tiny
+from scripts.oracle import tiny
 
 PAGE = 4096
 SIZE = 5 * PAGE + 77

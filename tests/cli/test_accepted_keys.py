@@ -13,7 +13,8 @@ from moe_atlas import audit as run_audit
 from moe_atlas.cli import run
 from moe_atlas.integrations import CheckpointGate
 from moe_atlas.receipt.verify import VerifyReport, _check_probe
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 OPTION = ("--accept-config-key", "mystery=[1, 2.5]")
 RECORDED = [{"key": "mystery", "value": "[1, 2.5]"}]

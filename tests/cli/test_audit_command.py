@@ -13,7 +13,8 @@ import torch
 
 from moe_atlas.auditing import run as measuring
 from moe_atlas.cli import run
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from moe_atlas.cli import run
 from moe_atlas.ledger import Ledger
 from moe_atlas.receipt.canonical import encode_receipt, receipt_digest
 from moe_atlas.receipt.write import write_receipt
-from tests import pairs, tiny
+from scripts.oracle import tiny
 from tests.receipt import synthetic
+from tests.support import pairs
 
 WORKER = Path(__file__).with_name("exit_worker.py")
 OUTPUTS = ("file", "closed", "pipe", "full")

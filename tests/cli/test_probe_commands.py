@@ -9,8 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from moe_atlas.cli import run
-from moe_atlas.cli.init import init
-from moe_atlas.cli.register import register
+from moe_atlas.cli.probes.init import init
+from moe_atlas.cli.probes.register import register
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes import load_probes
 

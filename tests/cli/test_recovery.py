@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from moe_atlas.cli import run
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 
 @pytest.fixture(scope="module")

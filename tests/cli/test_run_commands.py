@@ -14,7 +14,8 @@ import yaml
 from moe_atlas.cli import run
 from moe_atlas.receipt.window_file import decode_windows
 from moe_atlas.receipt.write import write_receipt
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 LINE = "atlas: stopped before a result was acknowledged\n"
 STOPS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

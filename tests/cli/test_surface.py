@@ -13,7 +13,7 @@ import typer
 import moe_atlas
 from moe_atlas.cli import COMMANDS, app, run
 from moe_atlas.errors import NEXT_STEPS
-from tests import golden
+from tests.support import golden
 
 SCREEN = (80, 45)
 ERRORS = {"InputRefused", "UsageError", "IntegrityError", "ResourceExhausted"}

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_atlas.auditing import ends
+from moe_atlas.auditing import embedding_and_head
 from moe_atlas.cli import run
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,13 +90,13 @@ def configure(folder: Path) -> None:
 @pytest.mark.parametrize("change", [truncate, flip, rewind, replace, remove, pipe, configure])
 def test_a_file_that_changes_during_the_run_ends_in_5(audit, tmp_path, monkeypatch, change, moment):
     name = "embed" if moment == "start" else "outputs"
-    real = getattr(ends, name)
+    real = getattr(embedding_and_head, name)
 
     def moving(*arguments):
         real(*arguments)
         change(tmp_path)
 
-    monkeypatch.setattr(ends, name, moving)
+    monkeypatch.setattr(embedding_and_head, name, moving)
     code, said = audit()
     assert (code, said.out) == (5, "")
     assert re.fullmatch(r"atlas: E_CHANGED \S*light\S* .*\n", said.err)

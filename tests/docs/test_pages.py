@@ -14,7 +14,8 @@ import typer
 
 from moe_atlas.cli import COMMANDS, app, run
 from moe_atlas.probes.load import load_probes
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from moe_atlas.cli import run
-from moe_atlas.falsification.ranks import correlation, left_out_errors, partial, resampled
+from moe_atlas.derivation.derive import derive
+from moe_atlas.falsification.correlations import correlation, left_out_errors, partial, resampled
 from moe_atlas.falsification.readings import (
     QUANTITIES,
     Reading,
@@ -21,7 +22,6 @@ from moe_atlas.falsification.readings import (
     reading_of,
 )
 from moe_atlas.falsification.statements import associations, statements
-from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.write import write_receipt
 from tests.receipt import synthetic
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests import tiny
+from scripts.oracle import tiny
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.families.registry import FAMILIES, read_config
-from tests import tiny
+from moe_atlas.loading.registry import FAMILIES, read_config
+from scripts.oracle import tiny
 
 STAND_IN = {"kimi_k2": "deepseek_v3"}
 """The class that reads an architecture without a class of its own."""

@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.families import tied
+from moe_atlas.loading import tied_head
 from moe_atlas.replay.model import Replay
-from tests import pairs, tiny
+from scripts.oracle import tiny
 from tests.families import test_multimodal as multimodal
+from tests.support import pairs
 
 TIED = "qwen3_moe-mixed-layers"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -51,7 +52,7 @@ def moved(row, column=0):
 
 @pytest.mark.parametrize("row", [0, 17, 47])
 def test_a_head_that_is_said_to_be_the_embedding_and_is_not_is_refused(base, monkeypatch, row):
-    monkeypatch.setattr(tied, "PIECE", 32 * 5)  # five rows at a time
+    monkeypatch.setattr(tied_head, "PIECE", 32 * 5)  # five rows at a time
     with pytest.raises(InputRefused) as caught:
         tiny.open_tiny(with_head(base, moved(row)))
     message = str(caught.value)
@@ -86,9 +87,9 @@ def test_an_equal_head_is_the_same_model_whatever_its_dtype(base, change):
 
 def test_the_same_nan_twice_is_no_difference():
     one = torch.tensor([[1.0, float("nan")], [0.0, 2.0]])
-    assert not tied.different_rows(one, one.clone()).any()
-    assert tied.different_rows(one, one.nan_to_num(0.0)).tolist() == [True, False]
-    assert tied.different_rows(one, one.double() + 1e-9).tolist() == [True, True]
+    assert not tied_head.different_rows(one, one.clone()).any()
+    assert tied_head.different_rows(one, one.nan_to_num(0.0)).tolist() == [True, False]
+    assert tied_head.different_rows(one, one.double() + 1e-9).tolist() == [True, True]
 
 
 def test_a_head_of_another_shape_is_refused(base):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moe_atlas.families.experts import expert_refs
-from moe_atlas.families.load import load, load_all
+from moe_atlas.loading.load import load, load_all
+from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.replay.model import Replay
-from tests import tiny
+from scripts.oracle import tiny
 
 
 def logits(folder):

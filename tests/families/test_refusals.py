@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_atlas.errors import Exit, InputRefused
-from tests import tiny
+from scripts.oracle import tiny
 
 
 def refusal(folder):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from moe_atlas.families.registry import read_config
+from moe_atlas.loading.registry import read_config
 from scripts import released
 from tests.families.test_defaults import completed
 

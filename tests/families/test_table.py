@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from moe_atlas.cli import run
-from moe_atlas.families.registry import FAMILIES
+from moe_atlas.loading.registry import FAMILIES
 from scripts import families
-from tests import tiny
+from scripts.oracle import tiny
 
 
 def test_the_table_and_the_page_are_current():

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from moe_atlas.checkpoint.quantised.detect import detect
+from moe_atlas.configuration import parts
 from moe_atlas.errors import InputRefused
-from moe_atlas.families import parts
-from moe_atlas.families.registry import TEXT_SECTIONS, read_config
-from tests import tiny
+from moe_atlas.loading.registry import TEXT_SECTIONS, read_config
+from scripts.oracle import tiny
 from tests.families.test_defaults import LING, starting
 
 ALIASES = [

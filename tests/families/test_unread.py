@@ -12,12 +12,12 @@ import pytest
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.configuration import unread
+from moe_atlas.configuration.accepting import parse_accepted
+from moe_atlas.configuration.config import Config
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.families import unread
-from moe_atlas.families.accepting import parse_accepted
-from moe_atlas.families.config import Config
-from moe_atlas.families.registry import read_config
-from tests import tiny
+from moe_atlas.loading.registry import read_config
+from scripts.oracle import tiny
 from tests.families.test_defaults import CLASSES, STAND_IN, completed, starting
 
 NO_NUMBER = {

@@ -9,14 +9,15 @@ import torch
 
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
-from moe_atlas.families.experts import expert_refs
-from moe_atlas.families.load import load_all
-from moe_atlas.families.registry import resolve
-from moe_atlas.geometry import pieces
-from moe_atlas.geometry.fields import NativeFields
+from moe_atlas.geometry.fields import chunking
+from moe_atlas.geometry.fields.single_fields import NativeFields
+from moe_atlas.loading.load import load_all
+from moe_atlas.loading.registry import resolve
+from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.replay import model
 from moe_atlas.replay.model import Replay
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "llama4_text", "gpt_oss"])
@@ -43,9 +44,9 @@ def test_geometry_in_many_threads_moves_no_bit(tmp_path, monkeypatch):
     base = tiny.save("qwen3_moe", tmp_path / "base", seed=3)
     tuned = pairs.variant(base, tmp_path / "tuned", pairs.jitter(1e-2, lambda name: True))
     probe = pairs.probe(tmp_path / "probe", documents=6)
-    monkeypatch.setattr(pieces, "PIECE", 100)
+    monkeypatch.setattr(chunking, "PIECE", 100)
     _, alone = pairs.audited(base, tuned, probe)
-    monkeypatch.setattr(pieces, "torch", SimpleNamespace(**{**vars(torch), "get_num_threads": lambda: 5}))
+    monkeypatch.setattr(chunking, "torch", SimpleNamespace(**{**vars(torch), "get_num_threads": lambda: 5}))
     _, several = pairs.audited(base, tuned, probe)
     assert alone.keys() == several.keys()
     for name, values in alone.items():

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.families.registry import resolve
-from moe_atlas.families.spec import RouterSpec
 from moe_atlas.geometry.finite import broken_routing, broken_rows
+from moe_atlas.loading.registry import resolve
+from moe_atlas.models.spec import RouterSpec
 from moe_atlas.replay.router import route
-from tests import tiny
+from scripts.oracle import tiny
 
 NAN, INF = torch.nan, torch.inf
 LARGE = torch.finfo(torch.float32).max

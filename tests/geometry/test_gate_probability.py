@@ -9,7 +9,7 @@ import torch
 
 from moe_atlas.geometry.overlap import log_gate_probability
 from moe_atlas.replay.router import gate_probability
-from tests import tiny
+from scripts.oracle import tiny
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_atlas.geometry import output
+from moe_atlas.replay import loss
 
 VOCAB, LENGTH = 50, 23
 
@@ -15,15 +15,15 @@ def logits_of(seed):
 
 
 def measured(logits, monkeypatch, part, positions=5):
-    monkeypatch.setattr(output, "PART", part)
+    monkeypatch.setattr(loss, "PART", part)
     scored_S = torch.arange(LENGTH - 1) % 3 != 1
     chosen = scored_S.nonzero().squeeze(1).split(positions)
-    pieces = [output.Scored(tokens()[1:][chosen_P], list(logits)) for chosen_P in chosen]
-    for rows in output.vocabulary(VOCAB):
+    pieces = [loss.Scored(tokens()[1:][chosen_P], list(logits)) for chosen_P in chosen]
+    for rows in loss.vocabulary(VOCAB):
         for chosen_P, piece in zip(chosen, pieces, strict=True):
             here = {name: logits_SV[chosen_P, rows.start : rows.stop] for name, logits_SV in logits.items()}
             piece.see(here, rows.start)
-    return output.window_outputs(pieces), scored_S
+    return loss.window_outputs(pieces), scored_S
 
 
 def tokens():

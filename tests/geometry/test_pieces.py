@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moe_atlas.geometry import pieces
-from moe_atlas.geometry.evaluation import EMPTY, RowGroup
+from moe_atlas.geometry.fields import chunking
+from moe_atlas.geometry.fields.evaluation import EMPTY, RowGroup
 
 
 @pytest.fixture(params=[1, 3])
@@ -25,7 +25,7 @@ def threads(request):
 
 @torch.inference_mode()
 def test_every_row_is_worked_on_once_and_in_order(threads, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 20)
+    monkeypatch.setattr(chunking, "PIECE", 20)
     x_PD = torch.randn(33, 4)
     out_PD = torch.zeros_like(x_PD)
 
@@ -33,7 +33,7 @@ def test_every_row_is_worked_on_once_and_in_order(threads, monkeypatch):
         out_PD[part] += 2 * x_PD[part]
         return x_PD[part].sum(1)
 
-    sums = pieces.each(work, *x_PD.shape)
+    sums = chunking.each(work, *x_PD.shape)
     assert [len(part) for part in sums] == [5, 5, 5, 5, 5, 5, 3]
     assert torch.equal(torch.cat(sums), x_PD.sum(1))
     assert torch.equal(out_PD, 2 * x_PD)
@@ -41,23 +41,23 @@ def test_every_row_is_worked_on_once_and_in_order(threads, monkeypatch):
 
 
 def test_a_gpu_gets_large_pieces_from_one_thread(threads, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 4)
-    monkeypatch.setattr(pieces, "LARGE", 60)
-    seen = pieces.each(lambda part: (part, threading.get_ident()), 33, 4, on=torch.device("meta"))
+    monkeypatch.setattr(chunking, "PIECE", 4)
+    monkeypatch.setattr(chunking, "LARGE", 60)
+    seen = chunking.each(lambda part: (part, threading.get_ident()), 33, 4, on=torch.device("meta"))
     assert seen == [
         (slice(begin, end), threading.get_ident()) for begin, end in ((0, 15), (15, 30), (30, 33))
     ]
 
 
 def test_an_error_in_a_piece_is_raised(threads, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 4)
+    monkeypatch.setattr(chunking, "PIECE", 4)
 
     def work(part):
         if part.start == 3:
             raise ValueError("third")
 
     with pytest.raises(ValueError, match="third"):
-        pieces.each(work, 9, 4)
+        chunking.each(work, 9, 4)
 
 
 def test_rows_of_a_table_are_kept_by_expert_and_found_by_slot():
@@ -72,9 +72,9 @@ def test_rows_of_a_table_are_kept_by_expert_and_found_by_slot():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_has_threads_of_its_own(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 4)
-    monkeypatch.setattr(pieces, "torch", SimpleNamespace(**{**vars(torch), "get_num_threads": lambda: 3}))
-    work = partial(pieces.each, lambda part: part.start, 9, 4)
+    monkeypatch.setattr(chunking, "PIECE", 4)
+    monkeypatch.setattr(chunking, "torch", SimpleNamespace(**{**vars(torch), "get_num_threads": lambda: 3}))
+    work = partial(chunking.each, lambda part: part.start, 9, 4)
     assert work() == list(range(9))
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from moe_atlas.geometry import drift
 from moe_atlas.geometry.assumptions import gain_anisotropy, radial_mean
-from moe_atlas.geometry.evaluation import EMPTY, all_others, join, renumbered, specificity_partner
+from moe_atlas.geometry.fields.evaluation import EMPTY, all_others, join, renumbered, specificity_partner
+from moe_atlas.geometry.fields.tangent import TangentMap, relative_change
+from moe_atlas.geometry.fields.undefined_values import settle, window_means
 from moe_atlas.geometry.occupancy import cells, window_counts, window_mean_probs
 from moe_atlas.geometry.pair import controls
-from moe_atlas.geometry.tangent import TangentMap, relative_change
-from moe_atlas.geometry.tokens import settle, window_means
 
 NAN, INF = math.nan, math.inf
 

@@ -19,8 +19,9 @@ import yaml
 
 from moe_atlas.errors import UsageError
 from moe_atlas.integrations import CheckpointGate, GateResult
-from moe_atlas.parent import end_with_parent
-from tests import pairs, tiny
+from moe_atlas.system.parent_process import end_with_parent
+from scripts.oracle import tiny
+from tests.support import pairs
 
 
 @pytest.fixture(scope="module")

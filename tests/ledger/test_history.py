@@ -12,9 +12,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from moe_atlas.cli.gate import gate as gate_command
-from moe_atlas.cli.history import history as history_command
-from moe_atlas.cli.register import register as register_command
+from moe_atlas.cli.probes.register import register as register_command
+from moe_atlas.cli.runs.gate import gate as gate_command
+from moe_atlas.cli.runs.history import history as history_command
 from moe_atlas.errors import IntegrityError, UsageError
 from moe_atlas.ledger import Ledger, recording
 from moe_atlas.ledger.history import read_history
@@ -515,7 +515,7 @@ def test_history_and_gate_never_import_torch() -> None:
     import sys
 
     program = (
-        "import sys, moe_atlas.ledger.history, moe_atlas.ledger.recording, moe_atlas.cli.gate, moe_atlas.cli.register;"
+        "import sys, moe_atlas.ledger.history, moe_atlas.ledger.recording, moe_atlas.cli.runs.gate, moe_atlas.cli.probes.register;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 
 from moe_atlas.api import AuditOptions, audit, baseline
 from moe_atlas.probes.registration import load_registered, register
-from tests import pairs, tiny
+from scripts.oracle import tiny
 from tests.oracle import definitions, model
 from tests.oracle.definitions import by_domain, soft_maximum, soft_minimum
+from tests.support import pairs
 
 TIGHT = {"rel": 2e-4, "abs": 2e-6}  # the product's own float32, on values of the order of 1
 LENGTH, SEED = 10, 11

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from moe_atlas.probes.encoding import Encoder
+from moe_atlas.probes.documents.encoding import Encoder
 from moe_atlas.probes.load import read_probes
 
 PROBES = """\

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_atlas.derivation.derive import derive
 from moe_atlas.probes import load_probes
-from moe_atlas.probes.cannot_fail import Measured, cannot_fail
-from moe_atlas.probes.ceilings import CEILINGS, ceiling
-from moe_atlas.probes.policy import ABSOLUTE_BUDGETS, BUDGETS, CHANNELS
+from moe_atlas.probes.settings.cannot_fail import Measured, cannot_fail
+from moe_atlas.probes.settings.ceilings import CEILINGS, ceiling
+from moe_atlas.probes.settings.policy import ABSOLUTE_BUDGETS, BUDGETS, CHANNELS
 from moe_atlas.probes.template import TEMPLATE
-from moe_atlas.receipt.derive import derive
 from tests.receipt import synthetic
 
 PROBE: dict[str, Any] = {

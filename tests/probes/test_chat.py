@@ -13,11 +13,11 @@ from probe_files import encoder_of, prose, write_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from moe_atlas.errors import InputRefused, ResourceExhausted
-from moe_atlas.probes import chat
-from moe_atlas.probes.chat import Renderer
-from moe_atlas.probes.chat_template import Template, find_template
-from moe_atlas.probes.encoding import Part
-from moe_atlas.probes.rows import Conversation, read_row
+from moe_atlas.probes.documents import chat
+from moe_atlas.probes.documents.chat import Renderer
+from moe_atlas.probes.documents.chat_template import Template, find_template
+from moe_atlas.probes.documents.encoding import Part
+from moe_atlas.probes.documents.rows import Conversation, read_row
 
 OPEN, CLOSE = "{% generation %}", "{% endgeneration %}"
 

@@ -16,11 +16,12 @@ from test_windows import SMALL, cut
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes import Sample, build_windows, load_registered, register
-from moe_atlas.probes import copies as copies_module
-from moe_atlas.probes.copies import Text, across, clustered, common_opening, shingle_length
+from moe_atlas.probes.documents import near_copies as copies_module
+from moe_atlas.probes.documents.near_copies import Text, across, clustered, common_opening, shingle_length
 from moe_atlas.probes.load import read_probes
 from moe_atlas.receipt.canonical import encode_receipt
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 BASE = "name: a, role: base, source: a.jsonl"
 TASK = "name: t, role: task, source: t.jsonl, success: {metric: nll, at_most: 2}"

@@ -8,9 +8,9 @@ from probe_files import PROBES
 
 from moe_atlas.errors import AtlasError, Exit, InputRefused, UsageError
 from moe_atlas.probes import load_probes
-from moe_atlas.probes.collect import SeveralRefused
 from moe_atlas.probes.load import read_probes
-from moe_atlas.probes.policy import TENSOR_CLASSES
+from moe_atlas.probes.reading.collect import SeveralRefused
+from moe_atlas.probes.settings.policy import TENSOR_CLASSES
 from moe_atlas.probes.template import TEMPLATE
 
 

@@ -12,8 +12,8 @@ import pytest
 from probe_files import encoder_of, write_rows
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes import formats, sources
-from moe_atlas.probes.sources import Source, open_source, read_source
+from moe_atlas.probes.documents import formats, sources
+from moe_atlas.probes.documents.sources import Source, open_source, read_source
 
 ROWS = [{"text": "one"}, {"text": "two", "id": "own"}]
 

@@ -11,9 +11,9 @@ from probe_files import encoder_of, write_rows
 from safetensors.numpy import save_file
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes import formats
-from moe_atlas.probes.sources import read_source
-from moe_atlas.probes.tokenizer import open_tokenizer
+from moe_atlas.probes.documents import formats
+from moe_atlas.probes.documents.sources import read_source
+from moe_atlas.probes.documents.tokenizer import open_tokenizer
 
 
 def refusal(path: Path) -> InputRefused:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_atlas.errors import Exit, InputRefused
-from moe_atlas.probes.strict_yaml import MAX_BYTES, MAX_DEPTH, Mapping, Node, Scalar, parse
+from moe_atlas.probes.reading.strict_yaml import MAX_BYTES, MAX_DEPTH, Mapping, Node, Scalar, parse
 
 
 def plain(node: Node) -> object:

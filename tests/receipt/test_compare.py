@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import binom
 
 from moe_atlas.cli import run
+from moe_atlas.derivation.derive import derive
 from moe_atlas.receipt.compare import HIGHER, LOWER, SAME, UNCLEAR, Side, compare
-from moe_atlas.receipt.derive import derive
 from tests.receipt import synthetic
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from moe_atlas.cli import run
+from moe_atlas.derivation.derive import DERIVATION
 from moe_atlas.errors import Exit, InputRefused
 from moe_atlas.receipt.canonical import encode_receipt, receipt_digest
-from moe_atlas.receipt.derive import DERIVATION
 from moe_atlas.receipt.verify import intact_receipt, verify
 from moe_atlas.receipt.write import write_receipt
-from tests import golden
 from tests.receipt import synthetic
+from tests.support import golden
 
 KINDS = ("audit", "baseline")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from moe_atlas.derivation.derive import GATED, derive
+from moe_atlas.derivation.intervals.context import make_context
 from moe_atlas.errors import UsageError
-from moe_atlas.receipt.context import make_context
-from moe_atlas.receipt.derive import GATED, derive
 from tests.receipt import synthetic
 from tests.statistics import plain
 

@@ -11,7 +11,8 @@ import yaml
 
 from moe_atlas.cli import run
 from moe_atlas.receipt.schema import schema, schema_problems
-from tests import pairs, tiny
+from scripts.oracle import tiny
+from tests.support import pairs
 
 OPEN = {"method.model"}  # the resolved specification: every family has its own keys
 GOVERNED = ("--probe", "probes.yaml", "--policy-from", "central.yaml", "--run", "sft", "--quiet")

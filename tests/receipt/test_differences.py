@@ -8,11 +8,12 @@ import shutil
 import pytest
 
 from moe_atlas.cli import run
+from moe_atlas.derivation.derive import derive
 from moe_atlas.receipt.canonical import encode_receipt
-from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.verify import verify
-from tests import pairs, tiny
+from scripts.oracle import tiny
 from tests.receipt import synthetic
+from tests.support import pairs
 
 LIGHT = pairs.jitter(0.001, lambda name: "norm" not in name)
 FORMATS = ("markdown", "html", "junit")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_atlas.receipt.derive import derive
+from moe_atlas.derivation.derive import derive
 from tests.receipt import synthetic
 
 TAIL = 0.025

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_atlas.receipt.derive import derive
+from moe_atlas.derivation.derive import derive
 from tests.receipt import synthetic
 
 EXPERT = 3

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_atlas.derivation.derive import derive
 from moe_atlas.errors import AtlasError, Exit, InputRefused, IntegrityError, ResourceExhausted, UsageError
 from moe_atlas.receipt import verify as verifying
 from moe_atlas.receipt import write as writing
 from moe_atlas.receipt.canonical import encode_receipt, receipt_digest, sealed
-from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.reference import attempt_facts, reference_facts
 from moe_atlas.receipt.verify import VerifyReport, intact_receipt, verify
 from moe_atlas.receipt.window_file import decode_windows, encode_windows
@@ -523,7 +523,7 @@ def test_an_earlier_receipt_must_verify(written: Path) -> None:
 def run_verify(*arguments: object) -> tuple[int, str]:
     code = (
         "import sys, typer\n"
-        "from moe_atlas.cli.verify import verify\n"
+        "from moe_atlas.cli.receipts.verify import verify\n"
         "from moe_atlas.errors import AtlasError\n"
         "app = typer.Typer(); app.command()(verify)\n"
         "try:\n"

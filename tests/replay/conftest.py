@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import tiny
+from scripts.oracle import tiny
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,12 @@ import torch
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused
-from moe_atlas.families.bind import bind
-from moe_atlas.families.mixers import GroupedQuery, KimiDelta, Latent, Mamba2, Norm
-from moe_atlas.families.registry import read_config
-from moe_atlas.families.spec import LayerSpec, ModelSpec, MoESpec, RouterSpec
-from tests import tiny
-from tests.parity import replayed, tie_free_tokens
+from moe_atlas.loading.bind import bind
+from moe_atlas.loading.registry import read_config
+from moe_atlas.models.mixers import GroupedQuery, KimiDelta, Latent, Mamba2, Norm
+from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec, RouterSpec
+from scripts.oracle import tiny
+from scripts.oracle.parity import replayed, tie_free_tokens
 
 WINDOW = tiny.tokens().shape[1]
 PLACES = {"refs", "embed_refs", "final_refs", "skipped", "layout", "family", "index"}

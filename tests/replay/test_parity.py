@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import tiny
-from tests.parity import compare
+from scripts.oracle import tiny
+from scripts.oracle.parity import compare
 
 
 @pytest.mark.parametrize("arithmetic", ["float32", "native"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_atlas.replay.delta import CHUNK, delta_rule
-from moe_atlas.replay.kimi_delta import channel_delta_rule
-from moe_atlas.replay.mamba import state_space
+from moe_atlas.replay.mixers.gated_delta import CHUNK, delta_rule
+from moe_atlas.replay.mixers.kimi_delta import channel_delta_rule
+from moe_atlas.replay.mixers.mamba import state_space
 
 LENGTH = 2 * CHUNK + 11
 

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from moe_atlas.derivation.derive import derive
 from moe_atlas.ledger import Ledger
 from moe_atlas.ledger.history import History, read_history
 from moe_atlas.ledger.recording import record_receipt
-from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.write import write_receipt
 from tests.ledger import runs
 from tests.receipt import synthetic

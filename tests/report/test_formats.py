@@ -15,9 +15,10 @@ from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.receipt.compare import Side
 from moe_atlas.receipt.write import write_receipt
-from moe_atlas.report import github, junit, markdown, terminal, words
+from moe_atlas.report import terminal, words
+from moe_atlas.report.formats import github, junit, markdown
+from moe_atlas.report.formats.outputs import outputs
 from moe_atlas.report.html import page
-from moe_atlas.report.outputs import outputs
 from moe_atlas.report.summary import summary
 from moe_atlas.results import Receipt
 from moe_atlas.text import markdown as escaped
@@ -250,7 +251,7 @@ def test_github_refuses_facts_that_cannot_be_shown_before_it_writes(actions):
 
 def test_diff_refuses_facts_that_cannot_be_compared(monkeypatch, capsys):
     side = Side(receipts.receipt() | {"method": ["strange"]}, {})
-    monkeypatch.setattr("moe_atlas.cli.diff._side", lambda path: side)
+    monkeypatch.setattr("moe_atlas.cli.receipts.diff._side", lambda path: side)
     assert run(["diff", "a.json", "b.json"]) == 4
     assert "E_REPORT a.json or b.json" in capsys.readouterr().err
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moe_atlas.report import junit, markdown
+from moe_atlas.report.formats import junit, markdown
 from moe_atlas.report.terminal import render
-from tests import golden
 from tests.report import receipts
+from tests.support import golden
 
 PATH = Path("receipt.json")
 CASES = {

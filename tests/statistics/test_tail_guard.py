@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from moe_atlas.statistics.tail_guard import binomial_cdf, clopper_pearson_lower, clopper_pearson_upper
+from moe_atlas.statistics.clopper_pearson import binomial_cdf, clopper_pearson_lower, clopper_pearson_upper
 
 
 @pytest.mark.parametrize("trials", [1, 5, 30, 99, 400])

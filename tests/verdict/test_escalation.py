@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_atlas.errors import Exit
-from moe_atlas.verdict.episodes import GateRecord
-from moe_atlas.verdict.escalation import Reading, escalate, exit_code
-from moe_atlas.verdict.perplexity import decline_per_100_steps, decline_trend
+from moe_atlas.lifecycle.episodes import GateRecord
+from moe_atlas.lifecycle.escalation import Reading, escalate, exit_code
+from moe_atlas.lifecycle.perplexity import decline_per_100_steps, decline_trend
 
 OCCUPANCY = ("dead_share", "entropy", "load_cv")
 

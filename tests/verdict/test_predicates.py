@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moe_atlas.verdict.damage import damage_gates
-from moe_atlas.verdict.gates import Gate, worst_first
+from moe_atlas.verdict.gates.gate import Gate, worst_first
 from moe_atlas.verdict.predicates import NAMES, derive_predicates, verdict_of
 from tests.verdict.receipts import (
     BASE,

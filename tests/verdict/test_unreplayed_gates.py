@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moe_atlas.auditing.unreplayed import FINDINGS
-from moe_atlas.probes.policy import ALLOWANCES, UNREPLAYED
+from moe_atlas.probes.settings.policy import ALLOWANCES, UNREPLAYED
 from moe_atlas.verdict.predicates import NAMES, derive_predicates
 from tests.verdict.receipts import receipt, rewritten, set_path
 

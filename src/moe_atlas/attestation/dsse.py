@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.probes.files import read_bounded
+from moe_atlas.probes.reading.bounded_files import read_bounded
 from moe_atlas.text import shown
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

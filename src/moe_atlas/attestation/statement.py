@@ -17,9 +17,9 @@ from typing import Any
 from moe_atlas.checkpoint.digest import config_sha256, digest_with_files
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.side_files import QUIET
+from moe_atlas.derivation.differences import mismatches, uncovered
 from moe_atlas.errors import InputRefused, IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt
-from moe_atlas.receipt.differences import mismatches, uncovered
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.text import shown
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from moe_atlas.auditing.batches import rounds
-from moe_atlas.auditing.options import AuditOptions
+from moe_atlas.auditing.layer.batches import rounds
 from moe_atlas.auditing.resume import dependencies
 from moe_atlas.auditing.walk import Walk
+from moe_atlas.configuration.accepting import OPTION
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.families.accepting import OPTION
-from moe_atlas.families.spec import ModelSpec
+from moe_atlas.models.spec import ModelSpec
+from moe_atlas.options import AuditOptions
 from moe_atlas.probes.registration import ProbeSet
 
 

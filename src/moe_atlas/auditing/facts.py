@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe_atlas.auditing.batches import BATCH_TOKENS
-from moe_atlas.auditing.folder import Folder
-from moe_atlas.auditing.options import AuditOptions
-from moe_atlas.auditing.pairing import other_differences
-from moe_atlas.auditing.side import Side
+from moe_atlas.auditing.layer.batches import BATCH_TOKENS
+from moe_atlas.auditing.layer.side import Side
+from moe_atlas.auditing.opening.folder import Folder
+from moe_atlas.auditing.opening.pairing import other_differences
 from moe_atlas.auditing.unreplayed import nothing_differs
 from moe_atlas.auditing.walk import Evidence, Walk
 from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
 from moe_atlas.checkpoint.index import Checkpoint
-from moe_atlas.families.accepting import written
-from moe_atlas.families.spec import ModelSpec
+from moe_atlas.configuration.accepting import written
+from moe_atlas.models.spec import ModelSpec
+from moe_atlas.options import AuditOptions
 from moe_atlas.probes.registration import ProbeSet
 from moe_atlas.weights.class_digests import resolved, value_digests
 

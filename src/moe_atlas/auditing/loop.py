@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from moe_atlas.auditing import ends
-from moe_atlas.auditing.ahead import background
-from moe_atlas.auditing.batches import rounds
-from moe_atlas.auditing.experts import LayerExperts, router_rows
-from moe_atlas.auditing.memory import give_back
-from moe_atlas.auditing.noise import score_changes
-from moe_atlas.auditing.passage import Passage, Shared
-from moe_atlas.auditing.reading import LayerReading
+from moe_atlas.auditing import embedding_and_head
+from moe_atlas.auditing.cost.memory import give_back
+from moe_atlas.auditing.layer.batch_pass import Passage, Shared
+from moe_atlas.auditing.layer.batches import rounds
+from moe_atlas.auditing.layer.expert_stream import LayerExperts, router_rows
+from moe_atlas.auditing.layer.noise_floor import score_changes
+from moe_atlas.auditing.layer.prefetch import background
+from moe_atlas.auditing.layer.reading import LayerReading
 from moe_atlas.auditing.recording import record_weights
 from moe_atlas.auditing.walk import Evidence, Walk
-from moe_atlas.families.spec import LayerSpec
 from moe_atlas.geometry import assumptions, pair
+from moe_atlas.models.spec import LayerSpec
 from moe_atlas.probes.windows import Window
 from moe_atlas.weights.comparison import changes_of_rows
 from moe_atlas.weights.identity import layer_identity
@@ -50,7 +50,7 @@ def layers_and_outputs(walk: Walk, windows: Sequence[Window]) -> None:
     walk.progress.phase("replaying layers", depth - done)
     if not done:
         with walk.clock.phase("reading the rest"):
-            ends.embed(walk)
+            embedding_and_head.embed(walk)
     for number in range(done, depth):
         layers = [side.spec.layers[number] for side in sides]
         walk.enter([layer.refs for layer in layers])
@@ -58,7 +58,7 @@ def layers_and_outputs(walk: Walk, windows: Sequence[Window]) -> None:
         give_back()
         walk.resume.save(walk, number + 1)
         walk.progress.step(f"layer {layers[0].index}", sum(side.reader.bytes_read for side in sides))
-    ends.outputs(walk, windows)
+    embedding_and_head.outputs(walk, windows)
 
 
 def dense_layer(walk: Walk, layers: Sequence[LayerSpec]) -> None:

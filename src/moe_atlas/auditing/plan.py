@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from moe_atlas.auditing import memory, rates, work
-from moe_atlas.auditing.batches import BATCH_TOKENS, partition, rounds
-from moe_atlas.auditing.options import AuditOptions
+from moe_atlas.auditing.cost import flops as work
+from moe_atlas.auditing.cost import memory, throughput
+from moe_atlas.auditing.layer.batches import BATCH_TOKENS, partition, rounds
+from moe_atlas.auditing.layer.requantise import storage
+from moe_atlas.auditing.layer.side import compute_dtype
 from moe_atlas.auditing.run import measured_windows, needed, opened
-from moe_atlas.auditing.side import compute_dtype
-from moe_atlas.auditing.storage import storage
 from moe_atlas.checkpoint.index import Checkpoint
-from moe_atlas.families.experts import expert_refs
-from moe_atlas.families.spec import ModelSpec
+from moe_atlas.models.expert_refs import expert_refs
+from moe_atlas.models.spec import ModelSpec
+from moe_atlas.options import AuditOptions
 from moe_atlas.probes.registration import load_registered
 
 
@@ -25,7 +26,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
     """Bytes, operations, memory and seconds of `atlas audit` with these arguments; nothing is written.
 
     Returns:
-        JSON values: `flops` as `moe_atlas.auditing.work.flops` counts them; `memory` in bytes; `rates` and `seconds`
+        JSON values: `flops` as `moe_atlas.auditing.cost.flops.flops` counts them; `memory` in bytes; `rates` and `seconds`
         as `calibrate` and `estimate` give them.
 
     Raises:
@@ -90,11 +91,11 @@ def calibrate(
     rows = max(1, min(tokens.total, BATCH_TOKENS) * k // count)
     slots = count if everyone else min(k + 2, count)
     return {
-        "flops": rates.products(spec.width, moe.expert_width, rows, dtype),
-        "expert_flops": rates.experts(moe, spec.width, rows, dtype),
-        "readings": rates.readings(spec.width, slots, dtype, pair=True),
-        "logits": rates.softmax(spec.vocab),
-        "bytes": rates.reading(checkpoints),
+        "flops": throughput.products(spec.width, moe.expert_width, rows, dtype),
+        "expert_flops": throughput.experts(moe, spec.width, rows, dtype),
+        "readings": throughput.readings(spec.width, slots, dtype, pair=True),
+        "logits": throughput.softmax(spec.vocab),
+        "bytes": throughput.reading(checkpoints),
     }
 
 

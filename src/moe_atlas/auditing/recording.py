@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_atlas.auditing.side import Weights
-from moe_atlas.auditing.storage import compared
+from moe_atlas.auditing.layer.requantise import compared
+from moe_atlas.auditing.layer.side import Weights
 from moe_atlas.auditing.walk import Walk
-from moe_atlas.families.spec import TensorRef
+from moe_atlas.models.spec import TensorRef
 from moe_atlas.weights.comparison import TensorChange
 
 

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe_atlas.auditing.options import AuditOptions
-from moe_atlas.auditing.side import Side
+from moe_atlas.auditing.layer.side import Side
 from moe_atlas.auditing.state_file import read_state, state_facts, write_state
 from moe_atlas.auditing.walk import Walk
 from moe_atlas.errors import AtlasError, UsageError
-from moe_atlas.limits import MAX_RECEIPT_BYTES
+from moe_atlas.options import AuditOptions
 from moe_atlas.probes.registration import ProbeSet
 from moe_atlas.receipt.canonical import parse_receipt
 from moe_atlas.receipt.files import read_bounded
+from moe_atlas.system.limits import MAX_RECEIPT_BYTES
 from moe_atlas.text import shown
 from moe_atlas.version import __version__
 from moe_atlas.weights.comparison import TensorChange

@@ -15,10 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe_atlas.auditing import memory
-from moe_atlas.auditing.batches import partition
 from moe_atlas.auditing.checks import require_alike, require_allowed, require_measurable
-from moe_atlas.auditing.digests import finish
+from moe_atlas.auditing.cost import memory
+from moe_atlas.auditing.cost.machine import (
+    environment_facts,
+    exhaustion_named,
+    full_precision,
+    pick_device,
+    threads,
+)
 from moe_atlas.auditing.facts import (
     checkpoint_facts,
     identity_facts,
@@ -27,34 +32,29 @@ from moe_atlas.auditing.facts import (
     share_facts,
     window_arrays,
 )
-from moe_atlas.auditing.folder import Folder
-from moe_atlas.auditing.group import Group
+from moe_atlas.auditing.layer.batches import partition
+from moe_atlas.auditing.layer.noise_floor import ReorderedReplay, bands, floor_facts
+from moe_atlas.auditing.layer.side import Side, SideName, compute_dtype
+from moe_atlas.auditing.layer.view import Scope
 from moe_atlas.auditing.loop import replay_layers
-from moe_atlas.auditing.machine import (
-    environment_facts,
-    exhaustion_named,
-    full_precision,
-    pick_device,
-    threads,
-)
-from moe_atlas.auditing.noise import ReorderedReplay, bands, floor_facts
-from moe_atlas.auditing.options import AuditOptions, Execution
-from moe_atlas.auditing.pairing import require_comparable
+from moe_atlas.auditing.opening.folder import Folder
+from moe_atlas.auditing.opening.pairing import require_comparable
+from moe_atlas.auditing.processes.digests import finish
+from moe_atlas.auditing.processes.group import Group
 from moe_atlas.auditing.resume import StateFile, dependencies
-from moe_atlas.auditing.side import Side, SideName, compute_dtype
 from moe_atlas.auditing.unreplayed import compare_unreplayed, values_alone
-from moe_atlas.auditing.view import Scope
 from moe_atlas.auditing.walk import Evidence, Walk
-from moe_atlas.checkpoint.header import DTYPE_BITS
+from moe_atlas.checkpoint.headers.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
-from moe_atlas.families.registry import resolve
-from moe_atlas.families.spec import ModelSpec
-from moe_atlas.limits import require_room
+from moe_atlas.derivation.warnings import within_floor
+from moe_atlas.loading.registry import resolve
+from moe_atlas.models.spec import ModelSpec
+from moe_atlas.options import AuditOptions, Execution
 from moe_atlas.probes.registration import ProbeSet, load_registered
 from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_floor
-from moe_atlas.receipt.warnings import within_floor
 from moe_atlas.replay.model import Replay
+from moe_atlas.system.limits import require_room
 
 Receipt = dict[str, Any]
 Arrays = dict[str, np.ndarray]

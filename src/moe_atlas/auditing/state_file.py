@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from moe_atlas.durable import sync_folder
 from moe_atlas.errors import IntegrityError, out_of_memory
 from moe_atlas.receipt.files import write_errors
+from moe_atlas.system.atomic_write import sync_folder
 from moe_atlas.text import shown
 
 MAGIC = b"atlas/resume/v2\n"

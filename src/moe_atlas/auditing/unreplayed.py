@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.auditing.group import Group
-from moe_atlas.auditing.side import Side
-from moe_atlas.auditing.storage import narrowing
+from moe_atlas.auditing.layer.requantise import narrowing
+from moe_atlas.auditing.layer.side import Side
+from moe_atlas.auditing.processes.group import Group
 from moe_atlas.weights.comparison import Comparison, TensorChange
 from moe_atlas.weights.ledger import WeightsLedger
 

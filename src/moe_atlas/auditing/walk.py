@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from moe_atlas.auditing.ahead import DEPTH, background
-from moe_atlas.auditing.batches import BATCH_TOKENS, Batch
 from moe_atlas.auditing.clock import Clock
-from moe_atlas.auditing.group import Group
-from moe_atlas.auditing.options import Progress
-from moe_atlas.auditing.reading import Arrays
-from moe_atlas.auditing.side import Side
-from moe_atlas.auditing.view import Scope
-from moe_atlas.families.spec import TensorRef
+from moe_atlas.auditing.layer.batches import BATCH_TOKENS, Batch
+from moe_atlas.auditing.layer.prefetch import DEPTH, background
+from moe_atlas.auditing.layer.reading import Arrays
+from moe_atlas.auditing.layer.side import Side
+from moe_atlas.auditing.layer.view import Scope
+from moe_atlas.auditing.processes.group import Group
 from moe_atlas.geometry.pair import NoiseBand
+from moe_atlas.models.spec import TensorRef
+from moe_atlas.options import Progress
 from moe_atlas.weights.ledger import WeightsLedger
 
 

@@ -15,10 +15,10 @@ from moe_atlas.calibration.bounds import (
 from moe_atlas.calibration.healthy import ACCEPTABLE, require_healthy
 from moe_atlas.calibration.pairs import Pair, require_one_setting
 from moe_atlas.errors import UsageError
-from moe_atlas.probes.ceilings import HALF, toothless
-from moe_atlas.probes.policy import EXPERT_CONTENT
-from moe_atlas.statistics.tail_guard import clopper_pearson_upper
-from moe_atlas.verdict.atlas import CHANNELS
+from moe_atlas.probes.settings.ceilings import HALF, toothless
+from moe_atlas.probes.settings.policy import EXPERT_CONTENT
+from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
+from moe_atlas.verdict.rewrite import CHANNELS
 
 LEVEL = 0.99  # one-sided, of the prediction bound
 FACTOR = 2.0  # twice as far as a healthy tune is expected to go at most is not explained by its seed

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from moe_atlas.calibration.healthy import Origin, origin_of
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.probes.layers import mid_band, ranges
+from moe_atlas.probes.settings.protected_layers import mid_band, ranges
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.receipt.window_file import recorded_windows
 from moe_atlas.text import shown
-from moe_atlas.verdict.atlas import CHANNELS
+from moe_atlas.verdict.rewrite import CHANNELS
 
 Facts = Mapping[str, Any]
 F64 = NDArray[np.float64]

@@ -9,7 +9,7 @@ from moe_atlas.calibration.budgets import DAMAGED_ALLOWED, Budget, Calibration, 
 from moe_atlas.calibration.healthy import ACCEPTABLE
 from moe_atlas.calibration.pairs import Pair
 from moe_atlas.text import shown
-from moe_atlas.verdict.atlas import CHANNELS
+from moe_atlas.verdict.rewrite import CHANNELS
 
 
 def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) -> str:

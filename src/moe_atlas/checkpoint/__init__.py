@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from moe_atlas.checkpoint.digest import CheckpointDigest, digest_checkpoint
 from moe_atlas.checkpoint.files import FileStat
-from moe_atlas.checkpoint.header import StoredTensor
+from moe_atlas.checkpoint.headers.header import StoredTensor
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
 
 __all__ = [

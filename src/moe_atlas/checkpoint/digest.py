@@ -17,9 +17,9 @@ from types import MappingProxyType
 
 from moe_atlas.checkpoint import uncached
 from moe_atlas.checkpoint.files import FileStat, open_regular, require_same
-from moe_atlas.checkpoint.header import StoredTensor
+from moe_atlas.checkpoint.headers.header import StoredTensor
+from moe_atlas.checkpoint.headers.refuse import place
 from moe_atlas.checkpoint.index import Checkpoint
-from moe_atlas.checkpoint.refuse import place
 from moe_atlas.errors import InputRefused, IntegrityError
 
 PIECE_BYTES = 8 << 20

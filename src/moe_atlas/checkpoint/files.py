@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moe_atlas.checkpoint.header import pread_all
-from moe_atlas.checkpoint.refuse import place, refusal, shown
+from moe_atlas.checkpoint.headers.header import pread_all
+from moe_atlas.checkpoint.headers.refuse import place, refusal, shown
 from moe_atlas.errors import InputRefused, IntegrityError
 
 _CACHE_LINK = re.compile(r"\.\./\.\./blobs/([^/]+)")

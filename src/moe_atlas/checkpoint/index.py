@@ -12,11 +12,11 @@ from typing import Any
 
 from moe_atlas.checkpoint import files
 from moe_atlas.checkpoint.files import FileStat
-from moe_atlas.checkpoint.header import MAX_HEADER_BYTES, StoredTensor, read_header
+from moe_atlas.checkpoint.headers.header import MAX_HEADER_BYTES, StoredTensor, read_header
+from moe_atlas.checkpoint.headers.refuse import RE_DOWNLOAD, refusal, shown
+from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 from moe_atlas.checkpoint.quantised.detect import detect
 from moe_atlas.checkpoint.quantised.encoding import Encoded
-from moe_atlas.checkpoint.refuse import RE_DOWNLOAD, refusal, shown
-from moe_atlas.checkpoint.strict_json import parse_json_object
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

@@ -26,11 +26,11 @@ from moe_atlas.checkpoint.digest import (
     rehash,
     require_unchanged,
 )
-from moe_atlas.checkpoint.header import DTYPE_BITS, StoredTensor
+from moe_atlas.checkpoint.headers.header import DTYPE_BITS, StoredTensor
+from moe_atlas.checkpoint.headers.refuse import place, refusal
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.quantised.decode import decode
 from moe_atlas.checkpoint.quantised.encoding import Encoded
-from moe_atlas.checkpoint.refuse import place, refusal
 from moe_atlas.errors import IntegrityError, ResourceExhausted
 
 _ALIGNMENT = 64

@@ -13,12 +13,12 @@ from typing import Any, TextIO
 
 import typer
 
-from moe_atlas import stopping
-from moe_atlas.cli.help import Command
-from moe_atlas.cli.place import leads
+from moe_atlas.cli.common.help import Command
+from moe_atlas.cli.common.place import leads
 from moe_atlas.errors import AtlasError, Exit, out_of_memory
-from moe_atlas.parent import end_with_parent
-from moe_atlas.stopping import Stopped
+from moe_atlas.system import interruption
+from moe_atlas.system.interruption import Stopped
+from moe_atlas.system.parent_process import end_with_parent
 from moe_atlas.text import shown
 
 # Two caches keep matrix products prepared, one for each count of rows, up to two megabytes each: oneDNN's and that of
@@ -77,13 +77,13 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.stdout, sys.stderr = _open(sys.stdout if leads() else None), _open(sys.stderr if leads() else None)
     try:
-        stopping.listen()
+        interruption.listen()
         end_with_parent()
         code = run(sys.argv[1:])
     except Stopped as stop:  # it came while an error was being said
-        complain(stopping.LINE)
+        complain(interruption.LINE)
         code = 128 + stop.number
-    stopping.ignore()
+    interruption.ignore()
     if not all([_flushes(sys.stdout), _flushes(sys.stderr)]):
         os._exit(code)
     sys.exit(code)
@@ -124,7 +124,7 @@ def run(arguments: list[str]) -> int:
         complain(f"E_USAGE {error.format_message().rstrip('.')}; {command} --help shows what there is")
         return int(Exit.USAGE)
     except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
-        complain(stopping.LINE)
+        complain(interruption.LINE)
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except (
         SystemExit

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.falsification.ranks import (
+from moe_atlas.falsification.correlations import (
     Statistic,
     correlation,
     left_out_errors,

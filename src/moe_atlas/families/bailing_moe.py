@@ -6,12 +6,12 @@ class cannot be asked either, so nothing that moves a number may be missing.
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import dense_first
-from moe_atlas.families.mixers import Norm
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, grouped_query, moe, sigmoid_router
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_first
+from moe_atlas.configuration.parts import Blueprint, decoder, gated_mlp, grouped_query, moe, sigmoid_router
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import Norm
+from moe_atlas.models.names import STANDARD
 
 NAMES = STANDARD | {
     "embedding": "model.word_embeddings",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.mixers import Norm
-from moe_atlas.families.parts import HEADS, WIDTH, Blueprint, decoder, grouped_query, moe, softmax_router
-from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import FeedForward
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.parts import HEADS, WIDTH, Blueprint, decoder, grouped_query, moe, softmax_router
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import Norm
+from moe_atlas.models.spec import FeedForward
 
 ATTENTION, EXPERTS = "norm_attn_norm.attn", "ffn.experts.mlp"
 NAMES = {

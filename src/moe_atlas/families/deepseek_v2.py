@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import dense_first
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, latent, moe, rms, softmax_router
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_first
+from moe_atlas.configuration.parts import Blueprint, decoder, gated_mlp, latent, moe, rms, softmax_router
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.names import STANDARD
 
 
 def build(c: Config) -> Blueprint:

@@ -6,12 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import dense_by_type, dense_first
-from moe_atlas.families.mixers import Indexer
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, grouped_sigmoid_router, latent, moe, rms
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_by_type, dense_first
+from moe_atlas.configuration.parts import (
+    Blueprint,
+    decoder,
+    gated_mlp,
+    grouped_sigmoid_router,
+    latent,
+    moe,
+    rms,
+)
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import Indexer
+from moe_atlas.models.names import STANDARD
 
 
 def build(c: Config) -> Blueprint:

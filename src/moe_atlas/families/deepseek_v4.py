@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.mixers import Compressor, Indexer, Norm, Rope, SharedKeyValue
-from moe_atlas.families.names import MLP, STANDARD
-from moe_atlas.families.parts import HEADS, Blueprint, activation, decoder, moe, rms, sigmoid_router
-from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import FeedForward, Streams
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.parts import HEADS, Blueprint, activation, decoder, moe, rms, sigmoid_router
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import Compressor, Indexer, Norm, Rope, SharedKeyValue
+from moe_atlas.models.names import MLP, STANDARD
+from moe_atlas.models.spec import FeedForward, Streams
 
 MATRICES = dict(zip(MLP, ("w1", "w3", "w2"), strict=True))
 COMPRESSED = {"kv_proj": "wkv", "gate_proj": "wgate", "position_bias": "ape", "kv_norm": "norm"}

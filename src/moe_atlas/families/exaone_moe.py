@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import dense_by_type, layer_kinds
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_by_type, layer_kinds
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -17,7 +16,8 @@ from moe_atlas.families.parts import (
     moe,
     rms,
 )
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.names import STANDARD
 
 NAMES = STANDARD | {"selection_bias": "mlp.e_score_correction_bias"}
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -14,7 +13,8 @@ from moe_atlas.families.parts import (
     rms,
     softmax_router,
 )
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.names import STANDARD
 
 NAMES = STANDARD | {
     "post_mixer_norm": "post_attention_layernorm",

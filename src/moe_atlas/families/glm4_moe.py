@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import dense_first
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_first
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -17,8 +16,9 @@ from moe_atlas.families.parts import (
     moe,
     rms,
 )
-from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import FeedForward
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.names import STANDARD
+from moe_atlas.models.spec import FeedForward
 
 
 def build(c: Config) -> Blueprint:

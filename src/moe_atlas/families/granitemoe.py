@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import layer_kinds
-from moe_atlas.families.mixers import GroupedQuery, Mamba2, Mixer, Rope
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import layer_kinds
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -21,7 +19,9 @@ from moe_atlas.families.parts import (
     rms,
     softmax_router,
 )
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import GroupedQuery, Mamba2, Mixer, Rope
+from moe_atlas.models.names import STANDARD
 
 NAMES = {
     **STANDARD,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import dense_by_type
-from moe_atlas.families.names import MLP, STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_by_type
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -15,7 +14,8 @@ from moe_atlas.families.parts import (
     rms,
     sigmoid_router,
 )
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.names import MLP, STANDARD
 
 NAMES = {
     **STANDARD,

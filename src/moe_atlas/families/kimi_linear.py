@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config, agreed
-from moe_atlas.families.kinds import dense_by_type, layer_kinds
-from moe_atlas.families.mixers import KimiDelta
-from moe_atlas.families.names import MIXTRAL_EXPERTS, MLP, STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config, agreed
+from moe_atlas.configuration.kinds import dense_by_type, layer_kinds
+from moe_atlas.configuration.parts import (
     LAYERS,
     Blueprint,
     decoder,
@@ -16,6 +14,8 @@ from moe_atlas.families.parts import (
     moe,
     rms,
 )
+from moe_atlas.models.mixers import KimiDelta
+from moe_atlas.models.names import MIXTRAL_EXPERTS, MLP, STANDARD
 
 DELTA = ("q_conv1d", "k_conv1d", "v_conv1d", "f_a_proj", "f_b_proj", "g_a_proj", "g_b_proj", "b_proj")
 NAMES = {

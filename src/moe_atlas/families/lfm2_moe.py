@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import layer_kinds
-from moe_atlas.families.mixers import ShortConv
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import layer_kinds
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -15,8 +13,10 @@ from moe_atlas.families.parts import (
     rms,
     sigmoid_router,
 )
-from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import FeedForward
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import ShortConv
+from moe_atlas.models.names import STANDARD
+from moe_atlas.models.spec import FeedForward
 
 FEED_FORWARD = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 NAMES = {

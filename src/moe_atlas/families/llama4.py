@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.mixers import GroupedQuery, Norm
-from moe_atlas.families.names import MLP, STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -15,7 +13,9 @@ from moe_atlas.families.parts import (
     rms,
     softmax_router,
 )
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import GroupedQuery, Norm
+from moe_atlas.models.names import MLP, STANDARD
 
 NAMES = {
     **STANDARD,

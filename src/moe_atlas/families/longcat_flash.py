@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.names import MLP, STANDARD
-from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, latent, layer, moe, rms, softmax_router
-from moe_atlas.families.rope import rope
-from moe_atlas.families.tensors import LATENT
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.parts import (
+    Blueprint,
+    decoder,
+    gated_mlp,
+    latent,
+    layer,
+    moe,
+    rms,
+    softmax_router,
+)
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.names import MLP, STANDARD
+from moe_atlas.models.tensors import LATENT
 
 NAMES = {
     **STANDARD,

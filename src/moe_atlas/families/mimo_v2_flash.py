@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import dense_by_type, layer_kinds
-from moe_atlas.families.mixers import GroupedQuery, Norm, Rope
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_by_type, layer_kinds
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     gated_mlp,
@@ -15,7 +13,9 @@ from moe_atlas.families.parts import (
     moe,
     rms,
 )
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import GroupedQuery, Norm, Rope
+from moe_atlas.models.names import STANDARD
 
 NAMES = STANDARD | {"sinks": "self_attn.attention_sink_bias"}
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.names import MIXTRAL_EXPERTS, STANDARD
-from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, grouped_query, moe, rms, sigmoid_router
-from moe_atlas.families.rope import rope
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.parts import (
+    Blueprint,
+    decoder,
+    gated_mlp,
+    grouped_query,
+    moe,
+    rms,
+    sigmoid_router,
+)
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.names import MIXTRAL_EXPERTS, STANDARD
 
 
 def build(c: Config) -> Blueprint:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from moe_atlas.families.config import Config, agreed
-from moe_atlas.families.kinds import dense_first
-from moe_atlas.families.names import STANDARD
-from moe_atlas.families.parts import Blueprint, decoder, gated_mlp, latent, moe, rms, softmax_router
-from moe_atlas.families.rope import original_length, rope, settings
+from moe_atlas.configuration.config import Config, agreed
+from moe_atlas.configuration.kinds import dense_first
+from moe_atlas.configuration.parts import Blueprint, decoder, gated_mlp, latent, moe, rms, softmax_router
+from moe_atlas.configuration.rope import original_length, rope, settings
+from moe_atlas.models.names import STANDARD
 
 
 def build(c: Config) -> Blueprint:

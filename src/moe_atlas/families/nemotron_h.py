@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.mixers import Mamba2
-from moe_atlas.families.names import MLP, STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.parts import (
     Blueprint,
     activation,
     decoder,
@@ -17,7 +15,9 @@ from moe_atlas.families.parts import (
     moe,
     rms,
 )
-from moe_atlas.families.spec import FeedForward
+from moe_atlas.models.mixers import Mamba2
+from moe_atlas.models.names import MLP, STANDARD
+from moe_atlas.models.spec import FeedForward
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 NAMES = {

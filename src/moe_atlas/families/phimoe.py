@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import sliding_window
-from moe_atlas.families.mixers import Norm
-from moe_atlas.families.names import MIXTRAL_EXPERTS, STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import sliding_window
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -15,7 +13,9 @@ from moe_atlas.families.parts import (
     moe,
     softmax_router,
 )
-from moe_atlas.families.rope import rope, settings
+from moe_atlas.configuration.rope import rope, settings
+from moe_atlas.models.mixers import Norm
+from moe_atlas.models.names import MIXTRAL_EXPERTS, STANDARD
 
 
 def build(c: Config) -> Blueprint:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from moe_atlas.families.config import Config
-from moe_atlas.families.kinds import dense_by_step, layer_kinds
-from moe_atlas.families.mixers import DeltaNet
-from moe_atlas.families.names import MLP, STANDARD
-from moe_atlas.families.parts import (
+from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_by_step, layer_kinds
+from moe_atlas.configuration.parts import (
     Blueprint,
     decoder,
     default_head_dim,
@@ -18,8 +16,10 @@ from moe_atlas.families.parts import (
     rms,
     softmax_router,
 )
-from moe_atlas.families.rope import rope
-from moe_atlas.families.spec import FeedForward
+from moe_atlas.configuration.rope import rope
+from moe_atlas.models.mixers import DeltaNet
+from moe_atlas.models.names import MLP, STANDARD
+from moe_atlas.models.spec import FeedForward
 
 DELTA = ("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
 NAMES = {

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_atlas.families.spec import LayerSpec, MoESpec
-from moe_atlas.geometry.pieces import each, length
-from moe_atlas.geometry.tokens import settle
-from moe_atlas.replay.norm import gain_float32
+from moe_atlas.geometry.fields.chunking import each, length
+from moe_atlas.geometry.fields.undefined_values import settle
+from moe_atlas.models.spec import LayerSpec, MoESpec
+from moe_atlas.replay.primitives.norm import gain_float32
 
 
 def effective_gain(layer: LayerSpec, weights: Mapping[str, Tensor]) -> Tensor | None:

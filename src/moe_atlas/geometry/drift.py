@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.geometry.pieces import each, length
+from moe_atlas.geometry.fields.chunking import each, length
 
 TINY = torch.finfo(torch.float32).tiny
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.geometry.evaluation import EMPTY
-from moe_atlas.geometry.fields import NativeFields
-from moe_atlas.geometry.pair_fields import PairFields
+from moe_atlas.geometry.fields.evaluation import EMPTY
+from moe_atlas.geometry.fields.pair_fields import PairFields
+from moe_atlas.geometry.fields.single_fields import NativeFields
 from moe_atlas.replay.router import Routing
 
 

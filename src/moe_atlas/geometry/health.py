@@ -8,8 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.geometry.evaluation import EMPTY
-from moe_atlas.geometry.fields import NativeFields, output_weights
+from moe_atlas.geometry.fields.chunking import chosen, each, length
+from moe_atlas.geometry.fields.evaluation import EMPTY
+from moe_atlas.geometry.fields.single_fields import NativeFields, output_weights
+from moe_atlas.geometry.fields.tangent import TangentMap
+from moe_atlas.geometry.fields.undefined_values import settle
 from moe_atlas.geometry.overlap import (
     compatibility,
     field_norm,
@@ -17,10 +20,7 @@ from moe_atlas.geometry.overlap import (
     overlap,
     swap_coefficients,
 )
-from moe_atlas.geometry.pieces import chosen, each, length
 from moe_atlas.geometry.smooth import smooth_overlap
-from moe_atlas.geometry.tangent import TangentMap
-from moe_atlas.geometry.tokens import settle
 from moe_atlas.replay.router import Routing
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.families.spec import RouterSpec
-from moe_atlas.geometry.pieces import length
-from moe_atlas.geometry.tangent import KAPPA_EPS
+from moe_atlas.geometry.fields.chunking import length
+from moe_atlas.geometry.fields.tangent import KAPPA_EPS
+from moe_atlas.models.spec import RouterSpec
 
 
 def compatibility(v_TPD: Tensor) -> Tensor:

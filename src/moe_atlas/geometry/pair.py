@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_atlas.geometry import drift, smooth
-from moe_atlas.geometry.evaluation import EMPTY, contains, renumbered
-from moe_atlas.geometry.pair_fields import PairFields
-from moe_atlas.geometry.pieces import each, length
-from moe_atlas.geometry.tokens import settle
+from moe_atlas.geometry.fields.chunking import each, length
+from moe_atlas.geometry.fields.evaluation import EMPTY, contains, renumbered
+from moe_atlas.geometry.fields.pair_fields import PairFields
+from moe_atlas.geometry.fields.undefined_values import settle
 from moe_atlas.replay.model import GateInput
 from moe_atlas.replay.router import Routing
 

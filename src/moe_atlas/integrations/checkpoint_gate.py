@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from moe_atlas.errors import VERDICT_EXIT, AtlasError, UsageError
 from moe_atlas.ledger.store import DEFAULT_RUNS
-from moe_atlas.parent import named_parent
+from moe_atlas.system.parent_process import named_parent
 from moe_atlas.text import shown
 from moe_atlas.verdict.predicates import structural_verdict
 
@@ -231,7 +231,7 @@ class CheckpointGate:
     def _intervene(self, step: int) -> bool:
         from moe_atlas.ledger.history import read_history
         from moe_atlas.ledger.store import Ledger
-        from moe_atlas.verdict.episodes import RED
+        from moe_atlas.lifecycle.episodes import RED
 
         assert self.run is not None
         try:

@@ -12,9 +12,9 @@ from moe_atlas.ledger.chain import Entry
 from moe_atlas.ledger.receipts import Witness, find_witnesses, require_consistent
 from moe_atlas.ledger.records import gate_records
 from moe_atlas.ledger.store import Ledger, Snapshot
+from moe_atlas.lifecycle.episodes import EMPTY
+from moe_atlas.lifecycle.escalation import Reading, escalate, exit_code
 from moe_atlas.text import shown
-from moe_atlas.verdict.episodes import EMPTY
-from moe_atlas.verdict.escalation import Reading, escalate, exit_code
 
 
 @dataclass(frozen=True)

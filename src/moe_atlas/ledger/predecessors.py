@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.bounded import Unreadable, read_regular
 from moe_atlas.errors import AtlasError, UsageError
 from moe_atlas.ledger.chain import Entry
 from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
-from moe_atlas.limits import MAX_RECEIPT_BYTES
 from moe_atlas.probes.lock import lock_path
+from moe_atlas.system.bounded_read import Unreadable, read_regular
+from moe_atlas.system.limits import MAX_RECEIPT_BYTES
 from moe_atlas.text import shown
 
 KEYS = ("sha256", "registered_at", "policy_sha256")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.bounded import Unreadable, read_regular
 from moe_atlas.errors import IntegrityError
 from moe_atlas.ledger.chain import GENESIS, Entry
-from moe_atlas.limits import MAX_RECEIPT_BYTES
+from moe_atlas.system.bounded_read import Unreadable, read_regular
+from moe_atlas.system.limits import MAX_RECEIPT_BYTES
 from moe_atlas.text import shown
 
 

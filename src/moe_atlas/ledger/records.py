@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.ledger.chain import Entry
+from moe_atlas.lifecycle.episodes import GateRecord
 from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, OCCUPANCY, status_of
-from moe_atlas.verdict.episodes import GateRecord
-from moe_atlas.verdict.gates import FAIL, is_number
+from moe_atlas.verdict.gates.gate import FAIL, is_number
 from moe_atlas.verdict.predicates import structural_verdict
 from moe_atlas.verdict.sameness import model_identity, nothing_tuned, weights_identity
 

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.durable import sync_folder, write_all, write_atomic
 from moe_atlas.errors import InputRefused, IntegrityError, ResourceExhausted, UsageError
 from moe_atlas.ledger.chain import (
     GENESIS,
@@ -28,6 +27,7 @@ from moe_atlas.ledger.chain import (
     parse_line,
     render,
 )
+from moe_atlas.system.atomic_write import sync_folder, write_all, write_atomic
 from moe_atlas.text import shown
 
 DEFAULT_RUNS = Path(".atlas/runs")

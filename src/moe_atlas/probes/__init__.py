@@ -7,9 +7,9 @@ matches.
 
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import Lock
-from moe_atlas.probes.policy import Policy
 from moe_atlas.probes.registration import ProbeSet, load_registered, register
-from moe_atlas.probes.schema import Domain, ProbeConfig
+from moe_atlas.probes.settings.policy import Policy
+from moe_atlas.probes.settings.schema import Domain, ProbeConfig
 from moe_atlas.probes.windows import Sample, Window, build_windows
 
 __all__ = [

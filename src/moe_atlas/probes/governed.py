@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes.central import CentralPolicy
-from moe_atlas.probes.collect import whole
-from moe_atlas.probes.fields import Fields
-from moe_atlas.probes.files import shown
 from moe_atlas.probes.lock import differences
-from moe_atlas.probes.strict_yaml import Mapping, Node, Scalar
+from moe_atlas.probes.reading.bounded_files import shown
+from moe_atlas.probes.reading.collect import whole
+from moe_atlas.probes.reading.fields import Fields
+from moe_atlas.probes.reading.strict_yaml import Mapping, Node, Scalar
+from moe_atlas.probes.settings.central import CentralPolicy
 
 SAFE: dict[str, Node] = {"evaluation": Mapping({}, {}, 0), "protected_layers": Scalar("mid-band", 0)}
 """What a central policy binds to where it names nothing: the defaults of `evaluation`, and the middle of the model."""

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.probes.ceilings import CEILINGS
-from moe_atlas.probes.central import CentralPolicy, load_central
-from moe_atlas.probes.collect import attempt, note, together, whole
-from moe_atlas.probes.fields import Fields, Span
-from moe_atlas.probes.files import read_bounded, shown
 from moe_atlas.probes.governed import governed
-from moe_atlas.probes.layers import read_layers
-from moe_atlas.probes.policy import (
+from moe_atlas.probes.reading.bounded_files import read_bounded, shown
+from moe_atlas.probes.reading.collect import attempt, note, together, whole
+from moe_atlas.probes.reading.fields import Fields, Span
+from moe_atlas.probes.reading.strict_yaml import MAX_BYTES, Mapping, Node, parse
+from moe_atlas.probes.settings.ceilings import CEILINGS
+from moe_atlas.probes.settings.central import CentralPolicy, load_central
+from moe_atlas.probes.settings.policy import (
     ALLOWANCES,
     BUDGETS,
     CHANNELS,
@@ -33,7 +33,8 @@ from moe_atlas.probes.policy import (
     Smooth,
     WeightRules,
 )
-from moe_atlas.probes.schema import (
+from moe_atlas.probes.settings.protected_layers import read_layers
+from moe_atlas.probes.settings.schema import (
     EXPERT_SETS,
     METRICS,
     ROLES,
@@ -47,7 +48,6 @@ from moe_atlas.probes.schema import (
     Success,
     WindowsConfig,
 )
-from moe_atlas.probes.strict_yaml import MAX_BYTES, Mapping, Node, parse
 
 _SHARE = Span(0, 1, open_low=True)
 _POSITIVE = Span(0, open_low=True)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.limits import MAX_LOCK_BYTES
-from moe_atlas.probes.documents import Chosen
-from moe_atlas.probes.files import read_bounded, sha256_hex, shown
-from moe_atlas.probes.schema import ProbeConfig
+from moe_atlas.probes.documents.selection import Chosen
+from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex, shown
+from moe_atlas.probes.settings.schema import ProbeConfig
 from moe_atlas.probes.windows import Sample, Window
+from moe_atlas.system.limits import MAX_LOCK_BYTES
 
 SCHEMA = "atlas/probes-lock/v1"
 _KEYS = {

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.durable import write_atomic
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
-from moe_atlas.limits import MAX_LOCK_BYTES, require_resamples
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import Lock, content, differences, lock_path, read_lock, seal, without_history
-from moe_atlas.probes.schema import Domain, ProbeConfig
+from moe_atlas.probes.settings.schema import Domain, ProbeConfig
 from moe_atlas.probes.windows import Sample, Window, build_windows
+from moe_atlas.system.atomic_write import write_atomic
+from moe_atlas.system.limits import MAX_LOCK_BYTES, require_resamples
 
 _SHOWN_DIFFERENCES = 4
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes.copies import Text, across, clustered, common_opening, shingle_length
-from moe_atlas.probes.documents import Chosen, Document, choose, cut
-from moe_atlas.probes.encoding import Encoder
-from moe_atlas.probes.files import shown
-from moe_atlas.probes.schema import ProbeConfig
-from moe_atlas.probes.sources import open_source
-from moe_atlas.probes.tokenizer import Tokenizer, Tokens
+from moe_atlas.probes.documents.encoding import Encoder
+from moe_atlas.probes.documents.near_copies import Text, across, clustered, common_opening, shingle_length
+from moe_atlas.probes.documents.selection import Chosen, Document, choose, cut
+from moe_atlas.probes.documents.sources import open_source
+from moe_atlas.probes.documents.tokenizer import Tokenizer, Tokens
+from moe_atlas.probes.reading.bounded_files import shown
+from moe_atlas.probes.settings.schema import ProbeConfig
 
 SHARED = 0.1
 """Largest share of a domain's documents that may stand in another domain as well."""

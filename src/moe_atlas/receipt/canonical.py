@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from moe_atlas.checkpoint.strict_json import parse_json_object
+from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 
 
 def encode_receipt(receipt: Mapping[str, Any]) -> bytes:

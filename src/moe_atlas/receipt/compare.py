@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_atlas.receipt.context import Context, make_context
+from moe_atlas.derivation.intervals.context import Context, make_context
 from moe_atlas.receipt.window_file import Arrays
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.sample import Interval, Sample, undefined

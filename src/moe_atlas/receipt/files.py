@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from moe_atlas.bounded import Unreadable, read_regular
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
+from moe_atlas.system.bounded_read import Unreadable, read_regular
 from moe_atlas.text import shown
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

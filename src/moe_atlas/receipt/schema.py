@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_atlas.limits import MAX_CELLS
 from moe_atlas.receipt.window_file import Arrays
+from moe_atlas.system.limits import MAX_CELLS
 from moe_atlas.text import shown
 
 Problem = tuple[str, str]

@@ -15,16 +15,16 @@ from typing import Any
 
 from moe_atlas.checkpoint.digest import config_sha256, digest_checkpoint
 from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.derivation.derive import DERIVATION, SCHEMA, derive
+from moe_atlas.derivation.differences import mismatches
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
-from moe_atlas.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import counted, lock_path, read_lock
 from moe_atlas.receipt.canonical import encode_receipt, parse_receipt, receipt_digest
-from moe_atlas.receipt.derive import DERIVATION, SCHEMA, derive
-from moe_atlas.receipt.differences import mismatches
 from moe_atlas.receipt.files import read_bounded
 from moe_atlas.receipt.schema import schema_problems, window_problems
 from moe_atlas.receipt.window_file import Arrays, decode_windows
+from moe_atlas.system.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.text import shown
 
 RELATIVE = 1e-9  # sums in another order, on another machine

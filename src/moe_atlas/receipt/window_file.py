@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.checkpoint.strict_json import parse_json_object
+from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 from moe_atlas.errors import InputRefused, IntegrityError
-from moe_atlas.limits import MAX_WINDOW_BYTES
 from moe_atlas.receipt.files import read_bounded
+from moe_atlas.system.limits import MAX_WINDOW_BYTES
 from moe_atlas.text import shown
 
 Arrays = dict[str, NDArray[Any]]

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_atlas.derivation.derive import derive
 from moe_atlas.errors import InputRefused, IntegrityError, ResourceExhausted, UsageError, out_of_memory
-from moe_atlas.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.receipt.canonical import encode_receipt, sealed
-from moe_atlas.receipt.derive import derive
 from moe_atlas.receipt.files import fsync_folder, remove, require_free, write_errors, write_temporary
 from moe_atlas.receipt.verify import verify
 from moe_atlas.receipt.window_file import encode_windows
+from moe_atlas.system.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.text import shown
 
 SUFFIX = ".windows.safetensors"

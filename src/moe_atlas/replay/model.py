@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_atlas.families.experts import expert_refs
-from moe_atlas.families.load import ReaderLike, load_all
-from moe_atlas.families.mixers import (
+from moe_atlas.loading.load import ReaderLike, load_all
+from moe_atlas.models.expert_refs import expert_refs
+from moe_atlas.models.mixers import (
     DeltaNet,
     GroupedQuery,
     KimiDelta,
@@ -26,17 +26,18 @@ from moe_atlas.families.mixers import (
     SharedKeyValue,
     ShortConv,
 )
-from moe_atlas.families.spec import LayerSpec, ModelSpec, MoESpec
-from moe_atlas.replay import attention, convolution, delta, kimi_delta, mamba, mla, shared_kv, streams
-from moe_atlas.replay.attention import Weights, linear
+from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
+from moe_atlas.replay import streams
 from moe_atlas.replay.experts import feed_forward
-from moe_atlas.replay.norm import apply_gain, gain_float32, normalise, standardise
+from moe_atlas.replay.mixers import attention, convolution, gated_delta, kimi_delta, mamba, mla, shared_kv
+from moe_atlas.replay.mixers.attention import Weights, linear
+from moe_atlas.replay.primitives.norm import apply_gain, gain_float32, normalise, standardise
 from moe_atlas.replay.router import Routing, combine_weights, route
 
 MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
     GroupedQuery: attention.grouped_query,
     Latent: mla.latent,
-    DeltaNet: delta.gated_delta,
+    DeltaNet: gated_delta.gated_delta,
     KimiDelta: kimi_delta.kimi_delta,
     Mamba2: mamba.mamba2,
     SharedKeyValue: shared_kv.shared_key_value,

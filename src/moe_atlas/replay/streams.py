@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_atlas.families.mixers import Norm
-from moe_atlas.families.spec import Streams
-from moe_atlas.replay.norm import standardise
+from moe_atlas.models.mixers import Norm
+from moe_atlas.models.spec import Streams
+from moe_atlas.replay.primitives.norm import standardise
 
 Weights = Mapping[str, Tensor]
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from moe_atlas.auditing.options import Progress as Watcher
-from moe_atlas.auditing.options import Silent
+from moe_atlas.options import Progress as Watcher
+from moe_atlas.options import Silent
 from moe_atlas.text import size
 
 QUIET_SECONDS = 30.0  # a log that is not a terminal gets a line this often, so that a pipeline sees life

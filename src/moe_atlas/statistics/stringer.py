@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.statistics.tail_guard import clopper_pearson_upper
+from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
 
 RARE = 0.5  # the bound is used where at least this share of documents is exactly zero
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_atlas.verdict.gates import FAIL, NOT_APPLICABLE, PASS, UNDETERMINED, Gate
+from moe_atlas.verdict.gates.gate import FAIL, NOT_APPLICABLE, PASS, UNDETERMINED, Gate
 from moe_atlas.verdict.sameness import nothing_tuned, weights_identity
 from moe_atlas.verdict.success import reached, task_gates, task_improved
 

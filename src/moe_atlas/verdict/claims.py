@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from moe_atlas.verdict.atlas import CHANNELS, PRESERVED, REWRITTEN
-from moe_atlas.verdict.gates import is_number
+from moe_atlas.verdict.gates.gate import is_number
+from moe_atlas.verdict.rewrite import CHANNELS, PRESERVED, REWRITTEN
 from moe_atlas.verdict.success import base_reached
 from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_atlas.verdict.gates import (
+from moe_atlas.verdict.gates.gate import (
     FAIL,
     NOT_GATED,
     PASS,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, status_of
-from moe_atlas.verdict.gates import FAIL, UNDETERMINED
+from moe_atlas.verdict.gates.gate import FAIL, UNDETERMINED
+from moe_atlas.verdict.gates.unreplayed_parts import GATE as UNREPLAYED
 from moe_atlas.verdict.task import IDENTICAL, NOTHING_TUNED
-from moe_atlas.verdict.unreplayed import GATE as UNREPLAYED
 
 Receipt = Mapping[str, Any]
 

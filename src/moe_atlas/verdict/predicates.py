@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_atlas.verdict import task as tasks
-from moe_atlas.verdict.atlas import HARD, PRESERVED, REWRITTEN, atlas_gates, atlas_outcome
 from moe_atlas.verdict.damage import DAMAGED, UNDAMAGED, damage_gates, damage_outcome
-from moe_atlas.verdict.gates import FAIL, UNDETERMINED, Gate, worst_first
+from moe_atlas.verdict.gates.gate import FAIL, UNDETERMINED, Gate, worst_first
+from moe_atlas.verdict.rewrite import HARD, PRESERVED, REWRITTEN, atlas_gates, atlas_outcome
 from moe_atlas.verdict.success import task_gates
 
 Receipt = Mapping[str, Any]

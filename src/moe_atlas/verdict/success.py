@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_atlas.verdict.gates import FAIL, PASS, UNDETERMINED, Gate, is_number, too_few
+from moe_atlas.verdict.gates.gate import FAIL, PASS, UNDETERMINED, Gate, is_number, too_few
 
 Receipt = Mapping[str, Any]
 

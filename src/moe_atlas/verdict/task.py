@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_atlas.verdict.atlas import PRESERVED, REWRITTEN
 from moe_atlas.verdict.attempts import attempt_gate
-from moe_atlas.verdict.gates import FAIL, PASS, UNDETERMINED, Gate
+from moe_atlas.verdict.gates.gate import FAIL, PASS, UNDETERMINED, Gate
+from moe_atlas.verdict.rewrite import PRESERVED, REWRITTEN
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reached, reached
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from moe_atlas.checkpoint.digest import CheckpointDigest
 from moe_atlas.checkpoint.index import Checkpoint
-from moe_atlas.families.experts import expert_refs
-from moe_atlas.families.spec import ModelSpec, TensorRef
-from moe_atlas.probes.policy import UNREPLAYED
+from moe_atlas.models.expert_refs import expert_refs
+from moe_atlas.models.spec import ModelSpec, TensorRef
+from moe_atlas.probes.settings.policy import UNREPLAYED
 from moe_atlas.weights.comparison import AS_STORED
 
 Place = tuple[str, int | None]

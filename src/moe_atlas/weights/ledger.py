@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes.policy import TENSOR_CLASSES
+from moe_atlas.probes.settings.policy import TENSOR_CLASSES
 from moe_atlas.weights.comparison import TensorChange, relative
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from moe_atlas.checkpoint.headers.refuse import refusal
 from moe_atlas.checkpoint.quantised import fp4, fp8, packed_integer
 from moe_atlas.checkpoint.quantised.encoding import Encoded, Encoding
-from moe_atlas.checkpoint.refuse import refusal
 
 Parts = Mapping[str, Tensor]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from moe_atlas.checkpoint.header import StoredTensor
+from moe_atlas.checkpoint.headers.header import StoredTensor
 from moe_atlas.checkpoint.quantised.encoding import Encoded, Encoding
 from moe_atlas.checkpoint.quantised.schemes import Scheme, compressed_tensors, refuse
 from moe_atlas.errors import InputRefused

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moe_atlas.checkpoint.refuse import refusal
+from moe_atlas.checkpoint.headers.refuse import refusal
 from moe_atlas.errors import InputRefused
 
 FORMATS: Mapping[str, tuple[str, tuple[int, ...]]] = {

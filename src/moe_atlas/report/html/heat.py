@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_atlas.report.words import SYMBOLS, Receipt
 from moe_atlas.text import number
-from moe_atlas.verdict.atlas import CHANNELS
+from moe_atlas.verdict.rewrite import CHANNELS
 
 HEADINGS = {
     "coordinate": "coordinate (z)",

@@ -1,0 +1,139 @@
+"""What this machine does in a second, from a second's trial at the model's own shapes.
+
+Legend: P rows of one product, D model width, H hidden width, M measured tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from statistics import median
+
+import torch
+
+from moe_atlas.auditing.cost.flops import matrix_elements
+from moe_atlas.auditing.layer.batches import BATCH_TOKENS
+from moe_atlas.checkpoint.digest import PIECE_BYTES, OpenShard
+from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.geometry.fields.tangent import TangentMap, relative_change
+from moe_atlas.geometry.overlap import compatibility, field_norm
+from moe_atlas.models.expert_refs import expert_refs
+from moe_atlas.models.spec import MoESpec
+from moe_atlas.replay.experts import feed_forward
+from moe_atlas.replay.loss import PART, POSITIONS, OnlineSoftmax
+from moe_atlas.weights.comparison import Comparison
+
+SECONDS = 0.4  # of each trial of the processor
+SAMPLE = 32 << 20  # bytes read of each checkpoint
+TOKENS = 64  # whose rows are read in a trial
+EXPERTS, EXPERT_BYTES = 8, 128 << 20  # multiplied in turn in a trial, so that none stays in a cache
+
+
+def products(width: int, hidden: int, rows: int, dtype: torch.dtype) -> float:
+    """Operations a second of an expert's products, [P, D] by [D, H] and [P, H] by [H, D], in the compute dtype."""
+    x_PD, x_PH = torch.randn(rows, width).to(dtype), torch.randn(rows, hidden).to(dtype)
+    w_HD, w_DH = torch.randn(hidden, width).to(dtype), torch.randn(width, hidden).to(dtype)
+
+    def work() -> None:
+        torch.nn.functional.linear(x_PD, w_HD)
+        torch.nn.functional.linear(x_PH, w_DH)
+
+    return 4.0 * rows * width * hidden / typical(work)
+
+
+@torch.inference_mode()
+def experts(moe: MoESpec, width: int, rows: int, dtype: torch.dtype) -> float:
+    """Operations a second of routed experts as the audit evaluates them: rows gathered, weights from memory."""
+    shapes = {ref.role: ref.shape for ref in expert_refs(moe, 0)}
+    size = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    weights = [
+        {role: torch.randn(shape, dtype=dtype) for role, shape in shapes.items()}
+        for _ in range(max(1, min(EXPERTS, EXPERT_BYTES // max(size, 1))))
+    ]
+    g_TD = torch.randn(BATCH_TOKENS, width).to(dtype)
+    tokens_P = torch.randint(BATCH_TOKENS, (rows,)).sort().values
+
+    def work() -> None:
+        for w_expert in weights:
+            feed_forward(moe.experts, w_expert, g_TD.index_select(0, tokens_P))
+
+    return 2.0 * rows * matrix_elements(expert_refs(moe, 0)) * len(weights) / typical(work)
+
+
+@torch.inference_mode()
+def readings(width: int, slots: int, dtype: torch.dtype, *, pair: bool) -> float:
+    """Measured tokens a second: of one layer, its fields compared with each other and, of a pair, with the other's."""
+    rows_MPD = torch.randn(TOKENS, slots, width).to(dtype)
+    tangent = TangentMap(torch.randn(TOKENS, width))
+    tokens_M = torch.arange(TOKENS)
+    delta_MD = torch.zeros(TOKENS, width, dtype=torch.float64)
+
+    def compared(u_MD: torch.Tensor) -> None:
+        visible = tangent.at(tokens_M)
+        v0_MD, v1_MD, native_MD = (visible(u_MD) for _ in range(3))
+        relative_change(v0_MD, v1_MD)
+        relative_change(v0_MD, native_MD)
+        delta_MD.index_add_(0, tokens_M, (v1_MD * 0.5 - v0_MD * 0.5).double())
+
+    def work() -> None:
+        for _ in range(1 + pair):
+            v_MPD = tangent(rows_MPD)
+            compatibility(v_MPD)
+            field_norm(v_MPD, torch.ones(TOKENS, slots))
+            field_norm(v_MPD, torch.ones(TOKENS, slots))
+        if pair:
+            for slot in range(slots):
+                compared(rows_MPD[:, slot])
+
+    return TOKENS / typical(work)
+
+
+@torch.inference_mode()
+def softmax(vocab: int) -> float:
+    """Logits a second that the output's readings take in, of one checkpoint."""
+    logits_PC = torch.randn(POSITIONS, min(PART, vocab))
+    seen = OnlineSoftmax(torch.zeros(POSITIONS, dtype=torch.int64))
+    return logits_PC.numel() / typical(lambda: seen.see(logits_PC, 0))
+
+
+def reading(checkpoints: Sequence[Checkpoint]) -> float:
+    """Bytes a second read, hashed and compared, both checkpoints at once, as cold or warm as their shards begin."""
+    # What is compared is made up: a shard may begin with anything. Half of a pair is one checkpoint's share.
+    pair_2N = torch.randn(2, PIECE_BYTES // 4, dtype=torch.bfloat16)
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(len(checkpoints), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        total = sum(pool.map(partial(_read_some, pair_2N), checkpoints))
+    return total / (time.perf_counter() - begin)
+
+
+def _read_some(pair_2N: torch.Tensor, checkpoint: Checkpoint) -> int:
+    """Read, hash and compare the beginning of the largest shard; return how many bytes."""
+    file = max(checkpoint.shards, key=lambda name: checkpoint.files[name].size)
+    buffer, running, position = memoryview(bytearray(PIECE_BYTES)), hashlib.sha256(), 0
+    with OpenShard(checkpoint, file) as shard:
+        stop = min(SAMPLE, shard.size)
+        while position < stop:
+            piece = buffer[: min(PIECE_BYTES, stop - position)]
+            shard.fill(piece, position)
+            running.update(piece)
+            base_N, tuned_N = pair_2N[:, : len(piece) // 4 // 1024 * 1024]
+            Comparison(base_N.shape).add(base_N, tuned_N, stored=(True, True))
+            position += len(piece)
+    return position
+
+
+def typical(work: Callable[[], object]) -> float:
+    """Seconds of `work`: the median of some repetitions, as a shared machine is fast at moments, not for minutes."""
+    work()
+    seconds, start = [], time.perf_counter()
+    while True:
+        begin = time.perf_counter()
+        work()
+        end = time.perf_counter()
+        seconds.append(end - begin)
+        if end - start >= SECONDS:
+            return median(seconds)

@@ -1,0 +1,89 @@
+"""The noise floor: the base audited against itself under another execution order, or in another dtype.
+
+What moves then is arithmetic, not weights. It gives every channel a floor and every layer a band δ of dispatch
+scores inside which a change of the routed set is no evidence of a rewrite.
+
+Legend: W windows, S tokens per window, D width, P rows of one expert, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_atlas.geometry.pair import NoiseBand
+from moe_atlas.models.spec import LayerSpec
+from moe_atlas.replay.mixers.attention import Weights
+from moe_atlas.replay.model import Replay
+from moe_atlas.replay.router import Routing
+
+CHANNELS = (
+    "coordinate_drift",
+    "coordinate_drift_z",
+    "boundary_drift",
+    "native_boundary_drift",
+    "transition_drift",
+    "content_drift",
+)
+PIECE = 37  # rows of an expert multiplied together: odd and small, so that products are tiled differently
+
+
+class ReorderedReplay(Replay):
+    """The same arithmetic in another order: windows one at a time and last first, expert rows in small pieces."""
+
+    @staticmethod
+    def filled(rows: int) -> int:
+        """No more rows than there are."""
+        return rows
+
+    def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
+        """Residual entering the norm in front of the block, window by window in reverse."""
+        parts = [super(ReorderedReplay, self).attention(layer, w, one) for one in state_WSD.flip(0).split(1)]
+        return torch.cat(parts).flip(0)
+
+    def expert(
+        self, layer: LayerSpec, w_expert: Weights, g_TD: Tensor, tokens_P: Tensor, weights_P: Tensor
+    ) -> Tensor:
+        """Raw outputs of one expert, piece by piece in reverse."""
+        pieces = zip(tokens_P.flip(0).split(PIECE), weights_P.flip(0).split(PIECE), strict=True)
+        parts = [super(ReorderedReplay, self).expert(layer, w_expert, g_TD, *piece) for piece in pieces]
+        return torch.cat(parts).flip(0)
+
+
+def score_changes(first: Routing, second: Routing) -> dict[str, float]:
+    """Max |Δa| and max |Δ group score| over the finite entries of two routings of the same tokens."""
+    groups = (first.group_scores_TG, second.group_scores_TG)
+    return {
+        "delta": _largest(first.scores_TE, second.scores_TE),
+        "group_delta": 0.0 if groups[0] is None or groups[1] is None else _largest(groups[0], groups[1]),
+    }
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    change = (a.double() - b.double()).abs()
+    finite = change[torch.isfinite(change)]
+    return float(finite.max()) if len(finite) else 0.0
+
+
+def floor_facts(
+    execution: str, layers: list[dict[str, Any]], arrays: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The receipt's `noise_floor` block: per layer δ, δ_g and the mean of every channel; the largest |ΔNLL|."""
+    rows = []
+    for facts in layers:
+        prefix = f"layers.{facts['layer']}.pair"
+        channels = {key: arrays.get(f"{prefix}.{key}") for key in CHANNELS}
+        row: dict[str, Any] = {"layer": facts["layer"], **facts["noise"]}
+        row |= {key: None if value is None else float(np.nanmean(value)) for key, value in channels.items()}
+        rows.append(row)
+    increase = np.abs(arrays["output.nll_tuned"] - arrays["output.nll_base"])
+    return {"execution": execution, "layers": rows, "largest_nll_change": float(increase.max())}
+
+
+def bands(floor: dict[str, Any]) -> dict[int, NoiseBand]:
+    """The noise band of every routed layer."""
+    return {row["layer"]: NoiseBand(row["delta"], row["group_delta"]) for row in floor["layers"]}

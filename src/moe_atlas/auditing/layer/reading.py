@@ -1,0 +1,160 @@
+"""What was read at one routed layer: values per token while it streams by, arrays per window afterwards.
+
+Legend: W windows, S tokens per window, M measured tokens per window, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moe_atlas.geometry.fields.undefined_values import window_means
+from moe_atlas.geometry.occupancy import cells, window_counts, window_mean_probs
+from moe_atlas.replay.router import Routing
+
+Arrays = dict[str, np.ndarray]
+PERCENTILES = {"p01": 0.01, "p10": 0.10, "p50": 0.50}
+
+
+class LayerReading:
+    """Collects one layer batch by batch, in any order; arrays come in the order of the windows.
+
+    Attributes:
+        layer: the model's own layer index; names of window arrays start with ``layers.{layer}.``.
+        facts: the layer's object in the receipt, as far as it is measured and not derived.
+        stride: every n-th token of a window is measured where expert outputs are needed.
+    """
+
+    def __init__(self, layer: int, facts: dict[str, Any], stride: int) -> None:
+        self.layer, self.facts, self.stride = layer, facts, stride
+        # By name, and within it by a batch's first window.
+        self._tokens: dict[str, dict[int, Tensor]] = {}
+        self._windows: dict[str, dict[int, Tensor]] = {}
+        self._topk: dict[str, dict[int, Tensor]] = {}
+
+    def tokens(self, prefix: str, values: dict[str, Tensor], windows: range) -> None:
+        """Record values per token, float64 [W·S], of consecutive windows; what is undefined here is dropped."""
+        undefined = self.facts.get("undefined", ())
+        for key, value_T in values.items():
+            if key.split(".")[0] in undefined:
+                continue
+            value_WS = value_T.reshape(len(windows), -1).cpu()
+            self._tokens.setdefault(f"{prefix}.{key}", {})[windows.start] = value_WS
+
+    def routing(self, side: str, routing: Routing, windows: range) -> None:
+        """Record occupancy of one checkpoint: counts, mean ρ, top-k sets, ties and undefined margins."""
+        experts = routing.probs_TE.shape[1]
+        counts_WE = window_counts(routing.topk_TK, len(windows), experts)
+        rho_WE = window_mean_probs(routing.probs_TE, len(windows))
+        self._windows.setdefault(f"{side}.counts", {})[windows.start] = counts_WE.cpu()
+        self._windows.setdefault(f"{side}.rho", {})[windows.start] = rho_WE.cpu()
+        self._topk.setdefault(side, {})[windows.start] = routing.topk_TK.cpu()
+        self._count(side, "ties", int(routing.ties_T.sum()))
+        self._count(side, "margin_undefined", int((routing.competitor_T < 0).sum()))
+
+    def broken(self, side: str, broken_T: Tensor, windows: range) -> None:
+        """Record on how many tokens of each window a checkpoint is not finite, bool [W·S]; windows of any role."""
+        counts_W = broken_T.view(len(windows), -1).sum(1)
+        self._windows.setdefault(f"{side}.non_finite", {})[windows.start] = counts_W.cpu()
+
+    def experts(self, sums_WE: NDArray[np.float64], counts_WE: NDArray[np.int32], windows: range) -> None:
+        """Record how each expert changed on the tokens that use it; nothing where content drift is undefined."""
+        if "content_drift" in self.facts.get("undefined", ()):
+            return
+        for key, values_WE in (("sum", sums_WE), ("count", counts_WE)):
+            parts = self._windows.setdefault(f"pair.expert_content.{key}", {})
+            parts[windows.start] = torch.from_numpy(values_WE)
+
+    def noise(self, changes: Mapping[str, float]) -> None:
+        """Keep the largest change of a dispatch score and of a group score between two executions."""
+        noise = self.facts.setdefault("noise", {})
+        noise |= {key: max(value, noise.get(key, 0.0)) for key, value in changes.items()}
+
+    def join(self, other: LayerReading) -> None:
+        """Take in what another process read of the same layer on its batches."""
+        for mine, theirs in (
+            (self._tokens, other._tokens),
+            (self._windows, other._windows),
+            (self._topk, other._topk),
+        ):
+            for name, parts in theirs.items():
+                mine.setdefault(name, {}).update(parts)
+        for side in other._topk:
+            for key in ("ties", "margin_undefined"):
+                self._count(side, key, other.facts[side][key])
+        if "noise" in other.facts:
+            self.noise(other.facts["noise"])
+
+    def _count(self, side: str, key: str, number: int) -> None:
+        self.facts[side][key] = self.facts[side].get(key, 0) + number
+
+    def arrays(self) -> Arrays:
+        """Window arrays by name; also completes the point facts (quantiles, cells)."""
+        values_WS = {key: _joined(parts) for key, parts in self._tokens.items()}
+        out: Arrays = {}
+        for key, value_WS in values_WS.items():
+            if ".flips." in key:
+                out[key] = value_WS.sum(1).to(torch.int32).numpy()
+            else:
+                out[key] = window_means(value_WS).numpy()
+        for key, parts in self._windows.items():
+            kind = torch.int32 if key.endswith((".counts", ".count", ".non_finite")) else torch.float64
+            out[key] = _joined(parts).to(kind).numpy()
+        for side in self._topk:
+            out |= self._tails(side, values_WS)
+            self._points(side, values_WS)
+        return {f"layers.{self.layer}.{key}": np.ascontiguousarray(value) for key, value in out.items()}
+
+    def _tails(self, side: str, values_WS: dict[str, Tensor]) -> Arrays:
+        """Sums over the tokens in the pooled lowest and highest margin quartile and in the lowest decile."""
+        margin_WM = values_WS[f"{side}.set_margin"][:, :: self.stride]
+        defined_WM = torch.isfinite(margin_WM)
+        if not defined_WM.any():
+            return {}
+        cut = {q: pooled_quantile(margin_WM, q) for q in (0.10, 0.25, 0.75)}
+        tails = {
+            "overlap_low": ("overlap", defined_WM & (margin_WM <= cut[0.25])),
+            "overlap_high": ("overlap", defined_WM & (margin_WM >= cut[0.75])),
+            "jump_low": ("jump", defined_WM & (margin_WM <= cut[0.10])),
+        }
+        out: Arrays = {}
+        for key, (quantity, chosen_WM) in tails.items():
+            if f"{side}.{quantity}" not in values_WS:
+                continue
+            value_WM = values_WS[f"{side}.{quantity}"]
+            chosen_WM = chosen_WM & ~torch.isnan(value_WM)
+            out[f"{side}.{key}.sum"] = torch.where(chosen_WM, value_WM, 0.0).sum(1).numpy()
+            out[f"{side}.{key}.count"] = chosen_WM.sum(1).to(torch.int32).numpy()
+        return out
+
+    def _points(self, side: str, values_WS: dict[str, Tensor]) -> None:
+        facts = self.facts[side]
+        for key in ("set_margin", "group_margin"):
+            margin_WS = values_WS.get(f"{side}.{key}")
+            for name, q in PERCENTILES.items():
+                facts[f"{key}_{name}"] = _quantile_fact(margin_WS, q, key)
+        topk_TK = _joined(self._topk[side]).numpy()
+        facts["cells"], facts["cell_entropy"] = cells(topk_TK)
+
+
+def _joined(parts: Mapping[int, Tensor]) -> Tensor:
+    return torch.cat([parts[first] for first in sorted(parts)])
+
+
+def pooled_quantile(value_WS: Tensor, q: float) -> float:
+    """Quantile over all defined, finite tokens of the layer, linear interpolation."""
+    values = value_WS[torch.isfinite(value_WS)].numpy()
+    return float(np.quantile(values, q))
+
+
+def _quantile_fact(margin_WS: Tensor | None, q: float, key: str) -> float | dict[str, Any]:
+    if margin_WS is None:
+        return {"value": None, "reason": "no group is ever dropped"}
+    if not torch.isfinite(margin_WS).any():
+        return {"value": None, "reason": f"{key} is undefined or not finite on every token"}
+    return pooled_quantile(margin_WS, q)

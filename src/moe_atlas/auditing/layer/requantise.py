@@ -1,0 +1,83 @@
+"""How the tensors of a pair are stored, and what a pair in two formats would show had nothing been tuned.
+
+A quantised checkpoint differs from the one it was tuned from for two reasons, and content drift cannot tell them
+apart. So the base's own experts are put through the tuned checkpoint's format by plain rounding, and their drift is
+measured at the very states, experts and quantile of `content_drift`, as `content_quantisation`. It is an estimate
+of quantisation's part, and no bound: the tuned checkpoint's quantiser may have rounded better (calibrated scales)
+or worse, and the two parts do not add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moe_atlas.auditing.layer.side import Side
+from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.quantised.decode import round_trip
+from moe_atlas.checkpoint.quantised.encoding import Encoded, Encoding
+from moe_atlas.models.spec import TensorRef
+from moe_atlas.weights.comparison import Comparison, Narrowing
+
+Form = Encoding | str
+Storage = dict[str, Form]
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+HELD = {"BF16": ("BF16",), "F16": ("F16",), "F32": ("BF16", "F16", "F32"), "F64": tuple(PLAIN)}
+"""The plain dtypes whose values each of them holds exactly."""
+
+
+def storage(checkpoint: Checkpoint, refs: Sequence[TensorRef]) -> Storage:
+    """How each of an expert's tensors is stored, by role: a format, or a dtype."""
+    return {ref.role: form(checkpoint, ref.stored) for ref in refs}
+
+
+def form(checkpoint: Checkpoint, name: str) -> Form:
+    """How one tensor is stored: a format, or a dtype."""
+    tensor = checkpoint.logical[name]
+    return tensor.encoding if isinstance(tensor, Encoded) else tensor.dtype
+
+
+def holds(form: Form, other: Form) -> bool:
+    """Whether tensors stored like `form` hold every value of tensors that are stored like `other`."""
+    if isinstance(other, Encoding):
+        return form == other or form in ("F32", "F64")  # what is decoded is float32 at most
+    return form == other or (isinstance(form, str) and other in HELD.get(form, ()))
+
+
+def narrowing(sides: Sequence[Side], names: Sequence[str]) -> Narrowing | None:
+    """What the tuned checkpoint's format may lose of one of the base's tensors; `names` has that of each checkpoint."""
+    forms = [form(side.checkpoint, name) for side, name in zip(sides, names, strict=True)]
+    if len(forms) == 1 or holds(forms[1], forms[0]) or not _rounds(forms[1]):
+        return None
+    return Narrowing(lambda tensor: _kept(tensor, forms[1]), certain=isinstance(forms[1], str))
+
+
+def _rounds(form: Form) -> bool:
+    return isinstance(form, Encoding) or form in PLAIN
+
+
+def stored_whole(sides: Sequence[Side], refs: Sequence[TensorRef]) -> tuple[bool, bool]:
+    """Whether a tensor of each checkpoint is, byte for byte, one whole stored tensor, (base, tuned)."""
+    found = [
+        ref.whole and ref.stored in side.checkpoint.tensors for side, ref in zip(sides, refs, strict=True)
+    ]
+    return found[0], found[-1]
+
+
+def compared(sides: Sequence[Side], refs: Sequence[TensorRef], tensors: Sequence[Tensor]) -> Comparison:
+    """One look at a tensor of the base and at its counterpart, where there is one."""
+    comparison = Comparison(tensors[0].shape, narrowing(sides, [ref.stored for ref in refs]))
+    tuned = tensors[1] if len(tensors) == 2 else None
+    comparison.add(tensors[0], tuned, stored=stored_whole(sides, refs))
+    return comparison
+
+
+def kept(weights: dict[str, Tensor], formats: Storage) -> dict[str, Tensor]:
+    """An expert's tensors as they would come back from being stored like `formats`."""
+    return {role: _kept(tensor, formats[role]) for role, tensor in weights.items()}
+
+
+def _kept(tensor: Tensor, form: Form) -> Tensor:
+    return tensor.to(PLAIN[form]) if isinstance(form, str) else round_trip(form, tensor)

@@ -1,0 +1,124 @@
+"""One checkpoint's view of one batch at one routed layer: from the residual to its routed experts.
+
+Legend: W windows, S tokens per window, T = W·S tokens, M measured tokens, D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe_atlas.auditing.layer.batches import Batch
+from moe_atlas.auditing.layer.side import Side
+from moe_atlas.geometry.fields.evaluation import renumbered, specificity_partner
+from moe_atlas.geometry.fields.single_fields import NativeFields
+from moe_atlas.geometry.fields.tangent import TangentMap
+from moe_atlas.models.spec import LayerSpec
+from moe_atlas.replay.model import GateInput
+from moe_atlas.replay.primitives.norm import Canonical
+from moe_atlas.replay.router import Routing
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the probe set registered about the evaluation.
+
+    Attributes:
+        seed: seed of the specificity partner.
+        everyone: evaluate all experts, not only the active ones.
+        stride: every n-th token of a window is measured where expert outputs are needed.
+        quantile: q of the content drift.
+        adjacency: β_adj of the smooth overlap, or None.
+    """
+
+    seed: int
+    everyone: bool
+    stride: int
+    quantile: float
+    adjacency: float | None
+
+    def measured(self, batch: Batch) -> Tensor:
+        """Indices into the batch's tokens of those measured, int64 [M] on the CPU; none outside base-role windows."""
+        windows, length = batch.tokens_WS.shape
+        if not batch.measured:
+            return torch.empty(0, dtype=torch.int64)
+        grid = torch.arange(windows)[:, None] * length + torch.arange(0, length, self.stride)[None, :]
+        return grid.reshape(-1)
+
+
+@dataclass
+class View:
+    """What one checkpoint makes of one batch in front of its experts.
+
+    Attributes:
+        state_WSD: residual in front of the block: x_WSD, or the streams that it is read from [W, S, N, D].
+        x_WSD: what enters the norm in front of the block.
+        stored_E: index under which the checkpoint itself stores each expert: tuned experts are numbered as the
+            base's where they were relabelled.
+    """
+
+    side: Side
+    layer: LayerSpec
+    state_WSD: Tensor
+    x_WSD: Tensor
+    gate: GateInput
+    routing: Routing
+    fields: NativeFields
+    tangent: TangentMap
+    stored_E: Tensor
+
+    @property
+    def x_TD(self) -> Tensor:
+        """The residual entering the norm in front of the MoE block, flat over tokens."""
+        return self.x_WSD.reshape(-1, self.x_WSD.shape[-1])
+
+    def forget(self) -> None:
+        """Let go of what only the router reads, and of the canonical states, which can be made again."""
+        self.gate.router_TD = self.gate.router_TD.new_empty(0)
+        self.gate.z_TD = None
+
+    def finish(self, number: int) -> None:
+        """Leave the layer: the routed sum joins shared experts and residual."""
+        state = self.side.replay.finish(
+            self.layer, self.side.weights, self.state_WSD, self.gate, self.fields.routed_sum()
+        )
+        self.side.states[number] = state
+
+
+def look(
+    side: Side, layer: LayerSpec, state_WSD: Tensor, batch: Batch, scope: Scope, stored_E: Tensor
+) -> View:
+    """Route a batch from its residual in front of the block, and decide what to evaluate there."""
+    assert layer.moe is not None
+    replay, weights = side.replay, side.weights
+    x_WSD = replay.block_input(layer, weights, state_WSD)
+    x_TD = x_WSD.reshape(-1, x_WSD.shape[-1])
+    gate = replay.gate_input(layer, weights, x_TD)
+    routing = replay.route(layer, weights, gate)
+    places_M = scope.measured(batch)
+    measured_M = places_M.to(replay.device)
+    fields = NativeFields(replay, layer, gate, routing, measured_M)
+    length = batch.tokens_WS.shape[1]
+    excluded = torch.cat([routing.topk_TK, routing.competitor_T[:, None]], dim=1)[measured_M]
+    # Drawn in the checkpoint's own numbering, so that its health does not depend on the other checkpoint.
+    partner_M = specificity_partner(
+        scope.seed,
+        batch.first + places_M.numpy() // length,
+        places_M.numpy() % length,
+        layer.index,
+        renumbered(excluded, stored_E),
+        layer.moe.router.experts,
+    )
+    fields.keep(renumbered(partner_M, torch.argsort(stored_E)), everyone=scope.everyone and batch.measured)
+    return View(
+        side, layer, state_WSD, x_WSD, gate, routing, fields, tangent_of(layer, x_TD, measured_M), stored_E
+    )
+
+
+def tangent_of(layer: LayerSpec, x_TD: Tensor, measured_M: Tensor) -> TangentMap:
+    """P_z at the measured tokens' canonical states."""
+    assert layer.moe is not None
+    z_MD = Canonical(x_TD, layer.norm, measured_M) if layer.pre_ffn_norm else None
+    return TangentMap(z_MD, removes_mean=layer.moe.norm_kind == "layer")

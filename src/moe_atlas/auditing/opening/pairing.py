@@ -1,0 +1,69 @@
+"""Whether two checkpoints can be compared at all, decided from headers and configurations before a byte is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_atlas.errors import InputRefused
+from moe_atlas.models.spec import ModelSpec
+
+
+def require_comparable(base: ModelSpec, tuned: ModelSpec, base_label: str, tuned_label: str) -> None:
+    """Refuse a pair whose routed objects have different shapes, naming every difference.
+
+    Raises:
+        InputRefused: E_PAIR.
+    """
+    found = structural_differences(base, tuned)
+    if found:
+        named = "; ".join(f"{key}: {a} ≠ {b}" for key, a, b in found[:6])
+        more = f"; and {len(found) - 6} more" if len(found) > 6 else ""
+        raise InputRefused(
+            "E_PAIR",
+            f"{base_label} and {tuned_label}",
+            f"the checkpoints cannot be compared: {named}{more}",
+            "an audit needs two checkpoints of one architecture",
+        )
+
+
+def structural_differences(base: ModelSpec, tuned: ModelSpec) -> list[tuple[str, Any, Any]]:
+    """(what, base, tuned) for everything that makes the routed objects incomparable."""
+    rows: list[tuple[str, Any, Any]] = [
+        ("width", base.width, tuned.width),
+        ("vocabulary", base.vocab, tuned.vocab),
+        ("layers", len(base.layers), len(tuned.layers)),
+        ("routed layers", base.routed_layers, tuned.routed_layers),
+    ]
+    ends = [sorted(ref.role for ref in spec.final_refs) for spec in (base, tuned)]
+    rows.append(("tensors behind the layers", ends[0], ends[1]))
+    for a, b in zip(base.layers, tuned.layers, strict=False):
+        where = f"layer {a.index}"
+        if a.moe and b.moe:
+            rows += [
+                (f"{where} experts", a.moe.router.experts, b.moe.router.experts),
+                (f"{where} experts per token", a.moe.router.top_k, b.moe.router.top_k),
+                (f"{where} router score", a.moe.router.score, b.moe.router.score),
+                (f"{where} expert width", a.moe.expert_width, b.moe.expert_width),
+            ]
+        shapes_a, shapes_b = ({ref.name: list(ref.shape) for ref in layer.refs} for layer in (a, b))
+        rows += [
+            (name, shapes_a.get(name, "absent"), shapes_b.get(name, "absent"))
+            for name in sorted(shapes_a.keys() | shapes_b.keys())
+        ]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def other_differences(base: ModelSpec, tuned: ModelSpec) -> list[dict[str, Any]]:
+    """Configuration that differs without making the pair incomparable (a rope scaling, an ε): for the receipt."""
+    return _compare("", base.describe(), tuned.describe())
+
+
+def _compare(path: str, a: Any, b: Any) -> list[dict[str, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted(a.keys() | b.keys())
+        return [row for key in keys for row in _compare(f"{path}.{key}".lstrip("."), a.get(key), b.get(key))]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [
+            row for i, (x, y) in enumerate(zip(a, b, strict=True)) for row in _compare(f"{path}[{i}]", x, y)
+        ]
+    return [] if a == b else [{"key": path, "base": a, "tuned": b}]

@@ -1,0 +1,59 @@
+"""Token ids with a meaning of their own, as far as the files beside a checkpoint name them. Only names depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from moe_atlas.checkpoint.files import read_small
+from moe_atlas.checkpoint.headers.strict_json import parse_json_object
+from moe_atlas.errors import AtlasError
+
+ROLES = ("bos", "eos", "pad")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MOST_BYTES = 4 << 20
+MOST_IDS = 64
+
+
+def special_ids(root: Path, config: Mapping[str, Any]) -> dict[int, str]:
+    """Names by id: bos, eos and pad of the configurations, and the tokens that a tokenizer's configuration adds.
+
+    What is missing, unreadable or malformed names nothing. At most MOST_IDS, those with a role first.
+    """
+    names: dict[int, list[str]] = {}
+    generation, tokenizer = (_object(root, name) for name in ("generation_config.json", TOKENIZER_CONFIG))
+    nested = config.get("text_config")
+    for found in (config, nested if isinstance(nested, dict) else {}, generation):
+        for number, name in _roles(found):
+            names.setdefault(number, []).append(name)
+    for number, name in _added(tokenizer):
+        names.setdefault(number, []).append(name)
+    return {number: ", ".join(dict.fromkeys(found)) for number, found in list(names.items())[:MOST_IDS]}
+
+
+def _roles(config: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    for role in ROLES:
+        value = config.get(f"{role}_token_id")
+        for number in value if isinstance(value, list) else [value]:
+            if _is_id(number):
+                yield number, role
+
+
+def _added(config: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    added = config.get("added_tokens_decoder")
+    for number, token in added.items() if isinstance(added, dict) else ():
+        content = token.get("content") if isinstance(token, dict) else None
+        if number.isdecimal() and number.isascii() and len(number) < 10 and isinstance(content, str):
+            yield int(number), content[:40]
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _object(root: Path, name: str) -> dict[str, Any]:
+    try:
+        return parse_json_object(read_small(root, name, MOST_BYTES)[0], name)
+    except AtlasError:
+        return {}

@@ -1,0 +1,81 @@
+"""`atlas baseline`: record the state of one checkpoint as a new reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_atlas.cli.common import options as o
+from moe_atlas.cli.common.place import place
+from moe_atlas.ledger.store import DEFAULT_RUNS
+
+
+def baseline(
+    checkpoint: o.Checkpoint,
+    probe: o.Probe,
+    policy_from: o.PolicyFrom = None,
+    receipt: o.ReceiptPath = Path("baseline.json"),
+    dtype: o.Dtype = "auto",
+    router: o.Router = "float32",
+    device: o.Device = "cpu",
+    threads: o.Threads = None,
+    memory: o.Memory = None,
+    noise_floor: o.NoiseFloor = None,
+    accept: o.Accept = None,
+    previous: Annotated[
+        Path | None,
+        typer.Option(metavar="RECEIPT", help="Earlier receipt of the run: are these still the same tensors?"),
+    ] = None,
+    run: o.Run = None,
+    runs: o.Runs = DEFAULT_RUNS,
+    step: o.Step = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why a baseline is taken anew, such as 'node failure'.")
+    ] = None,
+    resume: o.Resume = False,
+    force: o.Force = False,
+    formats: o.Format = None,
+    github: o.Github = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> int:
+    """Record the state of the atlas at this point; it licenses no claim of preservation.
+
+    Example: atlas baseline resumed.ckpt --probe probes.yaml --run sft-640 --reason "node failure"
+    """
+    from moe_atlas.api import baseline as run_baseline
+    from moe_atlas.configuration.accepting import parse_accepted
+    from moe_atlas.ledger.recording import Recording
+    from moe_atlas.options import AuditOptions
+    from moe_atlas.probes.lock import lock_path
+    from moe_atlas.report.progress import watching
+    from moe_atlas.text import parse_size
+
+    inputs = (checkpoint, probe, lock_path(probe), policy_from, previous)
+    wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)
+    with o.reporting(wanted), watching(quiet=quiet or as_json) as watcher:
+        result = run_baseline(
+            checkpoint,
+            probe,
+            receipt=receipt,
+            force=force,
+            resume=resume,
+            previous=previous,
+            recording=Recording(run, runs, step, reason),
+            options=AuditOptions(
+                dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),
+                router=o.one_of("--router", router, ("float32", "native")),
+                device=o.one_of("--device", device, ("cpu", "cuda")),
+                threads=threads,
+                memory=None if memory is None else parse_size(memory),
+                noise_floor=o.execution(noise_floor),
+                accepted=parse_accepted(accept or ()),
+                policy_from=policy_from,
+                place=place(),
+                progress=watcher,
+            ),
+        )
+    o.emit(result.body, receipt, wanted, quiet=quiet)
+    return result.exit_code

@@ -1,0 +1,80 @@
+"""`atlas plan`: what an audit would read, compute, hold and take, without running it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from moe_atlas.cli.common import options as o
+
+
+def plan(
+    base: o.Base,
+    tuned: o.Tuned,
+    probe: o.Probe,
+    policy_from: o.PolicyFrom = None,
+    dtype: o.Dtype = "auto",
+    threads: o.Threads = None,
+    memory: o.Memory = None,
+    accept: o.Accept = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Say what an audit would cost on this machine's CPU: bytes, operations, memory, seconds.
+
+    Reads headers, tries the machine for a few seconds, writes nothing.
+
+    Example: atlas plan base.ckpt tuned.ckpt --probe probes.yaml
+    """
+    from moe_atlas.auditing.cost.machine import threads as pinned
+    from moe_atlas.auditing.plan import plan as make
+    from moe_atlas.configuration.accepting import parse_accepted
+    from moe_atlas.options import AuditOptions
+    from moe_atlas.text import parse_size
+
+    options = AuditOptions(
+        dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),
+        memory=None if memory is None else parse_size(memory),
+        accepted=parse_accepted(accept or ()),
+        policy_from=policy_from,
+    )
+    with pinned(threads):
+        found = make(base, tuned, probe, options)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        draw(found)
+
+
+def draw(found: dict[str, Any]) -> None:
+    """A short table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from moe_atlas.text import size
+
+    tokens, read, flops, speed = (found[key] for key in ("tokens", "bytes", "flops", "rates"))
+    passes = "once" if found["passes"] == 1 else f"the experts {found['passes']} times"
+    trial = f"{speed['flops'] / 1e9:.0f} GFLOP/s, {size(speed['bytes'])}/s read and hashed"
+    table = Table(show_header=False)
+    rows = [
+        ("tokens", f"{tokens['all']}, of which {tokens['measured']} measured"),
+        ("read", f"{size(read['base'])} + {size(read['tuned'])}, {passes}"),
+        ("computed", f"{flops['total'] / 1e12:.3g} TFLOP in {found['dtype']}"),
+        *((f"  {part}", f"{n / 1e12:.3g}") for part, n in flops.items() if n and part != "total"),
+        ("memory", f"{size(found['memory']['peak'])}, at least {size(found['memory']['minimum'])}"),
+        ("this machine", f"{trial}, {found['threads']} threads"),
+        ("time", f"about {duration(found['seconds']['total'])}"),
+        *((f"  {part}", duration(s)) for part, s in found["seconds"].items() if part != "total"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    Console(highlight=False, markup=False).print(table)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes, or hours."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

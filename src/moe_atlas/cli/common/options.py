@@ -1,0 +1,157 @@
+"""Options that several commands share, and how a result leaves a command."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moe_atlas.cli.common.place import leads
+from moe_atlas.errors import AtlasError
+from moe_atlas.receipt.write import window_path
+from moe_atlas.report.formats.outputs import Outputs, outputs, readable
+from moe_atlas.text import shown
+
+_CHECKPOINT = "folder, HF snapshot or .safetensors file"
+Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=f"The checkpoint: {_CHECKPOINT}.")]
+Base = Annotated[Path, typer.Argument(metavar="BASE", help=f"Base checkpoint: {_CHECKPOINT}.")]
+Tuned = Annotated[Path, typer.Argument(metavar="TUNED", help="Tuned checkpoint.")]
+Receipt = Annotated[
+    Path, typer.Argument(metavar="RECEIPT", help="The receipt; its window data stand beside it.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]
+
+Probe = Annotated[Path, typer.Option("--probe", metavar="FILE", help="Registered probe file.")]
+PolicyFrom = Annotated[
+    Path | None,
+    typer.Option("--policy-from", metavar="FILE", help="Central policy file that governs the probe file."),
+]
+ReceiptPath = Annotated[Path, typer.Option("--receipt", metavar="FILE", help="Where the receipt goes.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing receipt.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Keep state beside the receipt; go on from what an interrupted run left."),
+]
+Dtype = Annotated[
+    str, typer.Option(metavar="DTYPE", help="Matrix products in: auto (the checkpoint's), float32, bfloat16.")
+]
+Router = Annotated[
+    str,
+    typer.Option(metavar="DTYPE", help="Routing in: float32 (exact), native (as a serving stack rounds)."),
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="INTEGER", help="CPU threads; recorded, bits depend on it.")
+]
+Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory to use, such as 2GiB.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors; the exit code tells.")]
+
+Run = Annotated[
+    str | None, typer.Option("--run", metavar="RUN", help="Record the result in this run's ledger.")
+]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder that holds the runs.")]
+Step = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="INTEGER", help="Training step of the checkpoint, for the history."),
+]
+
+Format = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        metavar="KIND=FILE",
+        help="json, markdown, junit or html, with a file: junit=atlas.xml; repeatable.",
+    ),
+]
+Github = Annotated[bool, typer.Option("--github", help="Tell GitHub Actions: summary, outputs, annotation.")]
+
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-config-key",
+        metavar="K=V",
+        help="Accept a config.json key that nothing reads.",
+    ),
+]
+
+EXECUTIONS = ("order", "float32", "bfloat16")
+NoiseFloor = Annotated[
+    str | None,
+    typer.Option(metavar="HOW", help="Also audit the base against itself: order, float32 or bfloat16."),
+]
+
+
+def execution(noise_floor: str | None) -> Any:
+    """What --noise-floor asks for, if it is allowed."""
+    return None if noise_floor is None else one_of("--noise-floor", noise_floor, EXECUTIONS)
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> Any:
+    """The value, if it is allowed.
+
+    Raises:
+        typer.BadParameter: naming what is allowed.
+    """
+    if value not in allowed:
+        raise typer.BadParameter(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
+    return value
+
+
+def reports(
+    formats: list[str] | None,
+    *,
+    as_json: bool,
+    github: bool,
+    force: bool,
+    receipt: Path,
+    inputs: Sequence[Path | None],
+) -> Outputs:
+    """The reports that an audit or a baseline was asked for, checked before the work; none of another process.
+
+    Raises:
+        UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER, E_OVER_INPUT or E_GITHUB.
+    """
+    if not leads():
+        return outputs(())
+    names = [*(formats or ()), *(["json"] if as_json else [])]
+    reserved = (receipt, window_path(receipt))
+    return outputs(names, github_actions=github, force=force, reserved=reserved, inputs=inputs)
+
+
+@contextlib.contextmanager
+def reporting(wanted: Outputs) -> Iterator[None]:
+    """Let a pipeline read in its own format why there is no receipt; the error itself goes on."""
+    try:
+        yield
+    except AtlasError as error:
+        with contextlib.suppress(AtlasError):
+            wanted.write_error(error)
+        raise
+
+
+def emit(receipt: dict[str, Any], path: Path, wanted: Outputs, *, quiet: bool) -> None:
+    """Show a result and write its reports; a reader that went away does not change what the receipt says."""
+    written = wanted.write(receipt, path)
+    if not quiet and not wanted.on_stdout:
+        with contextlib.suppress(OSError, SystemExit):  # rich leaves with 1 when its reader has left
+            draw(receipt, path, written)
+
+
+def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
+    """The terminal report, and what was written where."""
+    from moe_atlas.report.screen import screen
+    from moe_atlas.report.terminal import render
+
+    console = screen()
+    with readable(path):
+        render(receipt, console)
+    digest = receipt["evidence"]["receipt_sha256"][:16]
+    reports = "".join(f"; report: {shown(str(report))}" for report in written)
+    name = shown(str(path))
+    console.print(
+        f"receipt: {name} (sha256 {digest}…), windows beside it{reports}; check it with: atlas verify {name}"
+    )

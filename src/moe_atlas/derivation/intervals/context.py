@@ -1,0 +1,154 @@
+"""What every derivation needs to know: the registered settings, the windows and the resampling design.
+
+Shape legend: W windows, Wb base-role windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.errors import UsageError
+from moe_atlas.probes.settings.ceilings import CEILINGS
+from moe_atlas.statistics.design import Design, make_design
+from moe_atlas.statistics.passing import passing_bound
+from moe_atlas.statistics.sample import Interval, Sample, interval
+from moe_atlas.verdict.sameness import replayed_alike
+
+F64 = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[Any]]
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """The settings of one receipt and its window data.
+
+    Attributes:
+        kind: ``audit`` or ``baseline``.
+        policy: the registered policy in the probe file's spelling.
+        domains: the registered domains, in order.
+        windows: named window arrays.
+        base_W: which windows are of base-role domains, bool [W].
+        design: strata and documents of the base-role windows.
+        protected: indices of the protected layers.
+        identical: the checkpoints hold the same values in every tensor that is replayed.
+    """
+
+    kind: str
+    policy: Facts
+    domains: tuple[Facts, ...]
+    windows: Arrays
+    base_W: NDArray[np.bool_]
+    design: Design
+    protected: frozenset[int]
+    identical: bool
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether two checkpoints were compared."""
+        return self.kind == "audit"
+
+    @property
+    def confidence(self) -> float:
+        """Registered two-sided confidence."""
+        return float(self.policy["confidence"])
+
+    @property
+    def tail(self) -> float:
+        """One-sided error of every bound."""
+        return (1.0 - self.confidence) / 2.0
+
+    @property
+    def base_windows(self) -> int:
+        """Wb, the number of base-role windows."""
+        return int(self.base_W.sum())
+
+    def rewrite(self, key: str) -> Any:
+        """Return one registered entry of the rewrite block, None when there is none."""
+        return self.policy["rewrite"].get(key)
+
+    def array(self, name: str) -> F64 | None:
+        """Return a window array as float64, None when it was not measured."""
+        found = self.windows.get(name)
+        return None if found is None else np.asarray(found, dtype=np.float64)
+
+    def interval(self, sample: Sample, key: str = "") -> Interval:
+        """Return the receipt's interval of a sample, clipped to the range its key can take."""
+        floor, ceiling = RANGES.get(key, (-np.inf, np.inf))
+        return interval(sample, self.confidence, floor, ceiling)
+
+    def passing(self, sample: Sample, key: str) -> dict[str, float | None]:
+        """Return what a PASS on a mean rests on, clipped alike; empty for what is no mean."""
+        _, ceiling = RANGES.get(key, (-np.inf, np.inf))
+        return passing_bound(sample, self.tail, ceiling)
+
+    def domain_design(self, domain_W: NDArray[np.bool_]) -> Design:
+        """Return the design of the windows of one domain: the same draws as among the others."""
+        return _design(self.windows, domain_W, self.design.seed, self.design.resamples)
+
+
+_SHARE = (0.0, 1.0)
+_POSITIVE = (0.0, float("inf"))
+RANGES: dict[str, tuple[float, float]] = {
+    "coordinate_drift": (0.0, CEILINGS["coordinate"]),
+    "coordinate_drift_z": (0.0, CEILINGS["coordinate"]),
+    "boundary_drift": (0.0, CEILINGS["boundary"]),
+    "native_boundary_drift": (0.0, CEILINGS["boundary"]),
+    "transition_drift": (0.0, CEILINGS["transition"]),
+    "content_drift": (0.0, CEILINGS["content"]),
+    "expert_content": (0.0, CEILINGS["expert_content"]),
+    "content_quantisation": (0.0, CEILINGS["content"]),
+    "smooth_boundary": _SHARE,
+    "smooth_boundary_published": _SHARE,
+    "smooth_content": _SHARE,
+    "smooth_content_published": _SHARE,
+    "smooth_content_coverage": _SHARE,
+    "overlap": (-1.0, 1.0),
+    "smooth_overlap": (-1.0, 1.0),
+    "overlap_specificity": (-2.0, 2.0),
+    "top1_agreement": _SHARE,
+    **dict.fromkeys(
+        ("actual", "router_term", "content_term", "bound", "base_norm", "ratio", "set_margin", "group_margin")
+        + ("jump", "jump_idealised", "jump_relative", "jump_near_boundary", "field_norm")
+        + ("load_cv", "load_entropy", "effective_experts", "max_violation", "min_share", "dead_experts")
+        + ("active_experts", "min_entropy", "mean_load_cv", "experts_active_mean", "raw_norm_drift")
+        + ("raw_state_drift", "nll_base", "nll_tuned", "kl", "smooth_tail"),
+        _POSITIVE,
+    ),
+    **{
+        f"{metric}_{side}": _SHARE
+        for metric in ("token_accuracy", "exact_match")
+        for side in ("base", "tuned")
+    },
+}
+
+
+def make_context(receipt: Facts, windows: Arrays) -> Context:
+    """Read the settings out of a receipt's facts and lay out its base-role windows."""
+    probe = receipt["probe"]
+    domains = tuple(probe["domains"])
+    roles = np.array([domain["role"] == "base" for domain in domains], dtype=bool)
+    base_W = roles[np.asarray(windows["windows.domain"], dtype=np.int64)]
+    if not base_W.any():
+        raise UsageError("E_NO_WINDOWS", "windows", "no window of a base-role domain was measured")
+    policy = probe["policy"]
+    return Context(
+        kind=receipt["kind"],
+        policy=policy,
+        domains=domains,
+        windows=windows,
+        base_W=base_W,
+        design=_design(windows, base_W, int(probe["windows"]["seed"]), int(policy["resamples"])),
+        protected=frozenset(int(layer) for layer in probe["protected_layers"]),
+        identical=receipt["kind"] == "audit" and replayed_alike(receipt),
+    )
+
+
+def _design(windows: Arrays, chosen_W: NDArray[np.bool_], seed: int, resamples: int) -> Design:
+    domain_W, document_W = windows["windows.domain"][chosen_W], windows["windows.document"][chosen_W]
+    return make_design(domain_W, document_W, seed, resamples)

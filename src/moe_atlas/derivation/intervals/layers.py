@@ -1,0 +1,233 @@
+"""One routed layer: every interval of the pair and of both checkpoints.
+
+Shape legend: C documents, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from moe_atlas.derivation.intervals.context import F64, Context, Facts
+from moe_atlas.derivation.intervals.expert_content import Experts, derive_experts
+from moe_atlas.derivation.intervals.margin_loads import LOADS, load_functionals
+from moe_atlas.derivation.intervals.means import (
+    BUDGET_KEYS,
+    CONTROL_KEYS,
+    FORMAT_KEYS,
+    HEALTH_KEYS,
+    NOT_MEASURED,
+    PAIR_KEYS,
+    as_intervals,
+    layer_means,
+    mean_samples,
+    tail_columns,
+    tail_mean,
+    window_columns,
+)
+from moe_atlas.derivation.intervals.occupancy import (
+    DROPS,
+    Occupancy,
+    dead_samples,
+    differences,
+    health_functionals,
+    read_occupancy,
+)
+from moe_atlas.derivation.intervals.smooth import smooth_facts
+from moe_atlas.statistics.bootstrap import studentised, switching
+from moe_atlas.statistics.linearised import Batch, Linearised
+from moe_atlas.statistics.sample import Sample, undefined
+
+OCCUPANCY_KEYS = ("load_entropy", "effective_experts", "load_cv", "max_violation", "min_share")
+EXTREMA = ("min_share", "max_violation", "drift_and_occupancy", "overlap_and_occupancy")
+RATIO_KEYS = ("jump_relative", "overlap_boundary_contrast")
+NEGLIGIBLE = 1e-6  # mean actual change below this multiple of mean |V0|: the budget's ratio says nothing
+
+
+@dataclass
+class LayerResult:
+    """What a layer gives: its object in the receipt and the samples that later steps build on.
+
+    Attributes:
+        facts: the layer's facts.
+        derived: the layer's complete object.
+        pair: samples of the pair's gated differences.
+        base: samples of the base's health.
+        tuned: samples of the tuned checkpoint's health.
+        loads: samples of the margins' layer loads.
+        experts: the pair's experts one by one.
+    """
+
+    facts: Facts
+    derived: dict[str, Any]
+    pair: dict[str, Sample] = field(default_factory=dict)
+    base: dict[str, Sample] = field(default_factory=dict)
+    tuned: dict[str, Sample] = field(default_factory=dict)
+    loads: dict[str, Sample] = field(default_factory=dict)
+    experts: Experts | None = None
+
+
+def derive_layer(context: Context, layer: Facts, reference: Facts | None) -> LayerResult:
+    """Derive everything of one routed layer from its facts and window arrays."""
+    prefix = f"layers.{layer['layer']}"
+    sides = ("base", "tuned") if context.is_pair else ("base",)
+    occupancy = {side: read_occupancy(context, f"{prefix}.{side}", layer["top_k"]) for side in sides}
+    curved = _functionals(context, layer, occupancy, reference)
+    result = LayerResult(layer, dict(layer))
+    for side in sides:
+        samples = _health(context, layer, side, occupancy[side], curved)
+        setattr(result, side, samples)
+        result.derived[side] = dict(layer[side]) | as_intervals(context, layer, samples)
+        result.derived[side] |= _points(context, layer, side, occupancy[side])
+    result.loads = {key: curved.get(key, undefined(NOT_MEASURED)) for key in LOADS}
+    if not context.is_pair:
+        return _without_pair(result)
+    base, tuned = occupancy["base"], occupancy["tuned"]
+    dead = _dead_pair(result)
+    result.pair = _pair_means(context, layer, prefix)
+    result.pair |= differences(context, layer, base, tuned, curved, dead)
+    result.derived["pair"] = as_intervals(context, layer, result.pair) | _budget(
+        context, layer, f"{prefix}.pair"
+    )
+    result.derived["pair"] |= {"flips": _flips(context, f"{prefix}.pair")}
+    result.experts = derive_experts(context, layer)
+    result.derived["pair"] |= {
+        "expert_content": result.experts.shown,
+        "expert_coverage": result.experts.coverage,
+    }
+    same_index = _same_index(context, layer, prefix)
+    if same_index:
+        result.derived["same_index"] = same_index
+    controls = layer_means(context, layer, f"{prefix}.control", CONTROL_KEYS)
+    result.derived["control"] = as_intervals(context, layer, controls)
+    return result
+
+
+def _without_pair(result: LayerResult) -> LayerResult:
+    result.derived |= {"tuned": None, "pair": None}
+    return result
+
+
+def _dead_pair(result: LayerResult) -> tuple[Sample, Sample] | None:
+    base, tuned = result.base["dead_experts"], result.tuned["dead_experts"]
+    return None if base.values_B is None or tuned.values_B is None else (base, tuned)
+
+
+def _pair_means(context: Context, layer: Facts, prefix: str) -> dict[str, Sample]:
+    arrays: dict[str, F64 | None] = {key: context.array(f"{prefix}.pair.{key}") for key in PAIR_KEYS}
+    formats = {key: context.array(f"{prefix}.pair.{key}") for key in FORMAT_KEYS}
+    arrays |= {key: values for key, values in formats.items() if values is not None}
+    base, tuned = context.array(f"{prefix}.base.overlap"), context.array(f"{prefix}.tuned.overlap")
+    arrays["overlap_drop"] = None if base is None or tuned is None else base - tuned
+    return mean_samples(context, layer, arrays)
+
+
+def _budget(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
+    """The perturbation budget (Eq. 15): its terms, and bound / actual where the change is not negligible."""
+    samples = layer_means(context, layer, f"{prefix}.perturbation_budget", BUDGET_KEYS)
+    actual, norm = samples["actual"].estimate, samples["base_norm"].estimate
+    out = as_intervals(context, layer, samples)
+    columns = [window_columns(context, f"{prefix}.perturbation_budget.{key}") for key in ("bound", "actual")]
+    if not (np.isfinite(actual) and np.isfinite(norm)) or columns[0] is None or columns[1] is None:
+        ratio = undefined(NOT_MEASURED)
+    elif actual < NEGLIGIBLE * norm or actual == 0.0:
+        ratio = undefined("the actual change is negligible beside the routed field")
+    else:
+        bound, change = columns[0], columns[1]
+
+        def functional(batch: Batch) -> dict[str, Linearised]:
+            return {"ratio": batch.domain_mean(*bound) / batch.domain_mean(*change)}
+
+        ratio = studentised(functional, context.design, context.base_windows)["ratio"]
+    return {"perturbation_budget": out | as_intervals(context, layer, {"ratio": ratio})}
+
+
+def _flips(context: Context, prefix: str) -> dict[str, int | None]:
+    """Counts of anchored set changes, and how many of them lie inside and outside the noise band."""
+    arrays = {key: context.array(f"{prefix}.flips.{key}") for key in ("changed", "inside", "outside")}
+    return {key: None if values is None else int(values.sum()) for key, values in arrays.items()}
+
+
+def _same_index(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
+    """The channels before a relabelling, where one was applied.
+
+    Equal values make the channels that compare experts exactly 0 after the relabelling only.
+    """
+    own = f"{prefix}.same_index"
+    if not any(name.startswith(f"{own}.") for name in context.windows):
+        return {}
+    exact = {key: layer.get("exact", {}).get(key, False) for key in ("states", "gain")}
+    context, layer = replace(context, identical=False), dict(layer) | {"exact": exact}
+    out = as_intervals(context, layer, layer_means(context, layer, own, PAIR_KEYS))
+    return out | _budget(context, layer, own) | {"flips": _flips(context, own)}
+
+
+def _health(
+    context: Context, layer: Facts, side: str, occupancy: Occupancy | None, curved: dict[str, Sample]
+) -> dict[str, Sample]:
+    prefix = f"layers.{layer['layer']}.{side}"
+    samples = layer_means(context, layer, prefix, HEALTH_KEYS)
+    samples["jump_near_boundary"] = tail_mean(context, f"{prefix}.jump_low")
+    missing = undefined(NOT_MEASURED)
+    for key in (*OCCUPANCY_KEYS, *RATIO_KEYS):
+        samples[key] = curved.get(f"{side}.{key}", missing)
+    dead = {"dead_experts": missing, "active_experts": missing}
+    return samples | (dead if occupancy is None else dead_samples(context, occupancy))
+
+
+def _points(context: Context, layer: Facts, side: str, occupancy: Occupancy | None) -> dict[str, Any]:
+    points = {"expert_share": None, "dead_by_chance": None} if occupancy is None else occupancy.points()
+    smooth = context.rewrite("smooth")
+    beta = None if smooth is None else float(smooth["occupancy"])
+    return points | smooth_facts(context, f"layers.{layer['layer']}.{side}", beta)
+
+
+def _functionals(
+    context: Context, layer: Facts, occupancy: dict[str, Occupancy | None], reference: Facts | None
+) -> dict[str, Sample]:
+    """All smooth functionals of a layer in one pass over the resamples."""
+    prefix = f"layers.{layer['layer']}"
+    ratios = {side: _ratio_columns(context, f"{prefix}.{side}") for side in occupancy}
+    loads = load_functionals(context, layer, occupancy, reference)
+
+    def functional(batch: Batch) -> dict[str, Linearised]:
+        out: dict[str, Linearised] = {}
+        health: dict[str, dict[str, Linearised]] = {}
+        for side, counts in occupancy.items():
+            health[side] = {} if counts is None else health_functionals(counts.on(batch))
+            out |= {f"{side}.{key}": value for key, value in health[side].items()}
+            out |= {f"{side}.{key}": _ratio(batch, key, pair) for key, pair in ratios[side].items()}
+        if health["base"] and health.get("tuned"):
+            out["entropy_drop"] = health["base"]["load_entropy"] - health["tuned"]["load_entropy"]
+            out["load_cv_rise"] = health["tuned"]["load_cv"] - health["base"]["load_cv"]
+        return out | loads(batch, health)
+
+    samples = studentised(functional, context.design, context.base_windows)
+    return {key: switching(s) if key.endswith(EXTREMA) else s for key, s in samples.items()}
+
+
+Columns = tuple[F64, F64]
+
+
+def _ratio_columns(context: Context, prefix: str) -> dict[str, tuple[Columns, Columns]]:
+    found = {
+        "jump_relative": (
+            window_columns(context, f"{prefix}.jump"),
+            window_columns(context, f"{prefix}.field_norm"),
+        ),
+        "overlap_boundary_contrast": (
+            tail_columns(context, f"{prefix}.overlap_low"),
+            tail_columns(context, f"{prefix}.overlap_high"),
+        ),
+    }
+    return {key: (a, b) for key, (a, b) in found.items() if a is not None and b is not None}
+
+
+def _ratio(batch: Batch, key: str, pair: tuple[Columns, Columns]) -> Linearised:
+    first, second = batch.domain_mean(*pair[0]), batch.domain_mean(*pair[1])
+    return first / second if key == "jump_relative" else first - second
+
+
+__all__ = ["DROPS", "LayerResult", "derive_layer"]

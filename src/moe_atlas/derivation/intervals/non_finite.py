@@ -1,0 +1,102 @@
+"""Windows on which a checkpoint computed NaN or an infinity, and the layer where that begins.
+
+In window data NaN says that a quantity is undefined in that window, and infinity that it was computed and is not
+finite. An infinity of the tuned checkpoint, or a token that was counted as not finite, is therefore a finding and no
+lack of evidence, unless the base itself is not finite in the same window.
+
+Shape legend: W windows, Wb base-role windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.derivation.intervals.context import Context
+
+Bools = NDArray[np.bool_]
+OUTPUT = -1
+"""In place of a layer: every state was finite, what the head makes of them is not."""
+_OF = {"base": ("base",), "tuned": ("tuned", "pair")}
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Which windows are not finite.
+
+    Attributes:
+        base_W: those of the base, bool [W].
+        tuned_W: those of the tuned checkpoint where the base is finite, bool [W].
+        first_W: the layer where the tuned checkpoint breaks first, `OUTPUT` where none does, int64 [W].
+        layers: the routed layers in the order in which a token passes them.
+        counted: whether the tokens were counted in every layer and at the output.
+    """
+
+    base_W: Bools
+    tuned_W: Bools
+    first_W: NDArray[np.int64]
+    layers: tuple[int, ...]
+    counted: bool
+
+
+def broken_windows(context: Context, layers: list[int]) -> Broken:
+    """Return which windows are not finite, from counts of tokens and from infinite window values.
+
+    Args:
+        context: the settings and window data.
+        layers: the routed layers in the order in which a token passes them.
+    """
+    windows = len(context.base_W)
+    base_W, tuned_W = np.zeros(windows, dtype=bool), np.zeros(windows, dtype=bool)
+    first_W = np.full(windows, OUTPUT, dtype=np.int64)
+    for layer in layers:
+        base_W |= _layer(context, layer, "base")
+        if context.is_pair:
+            found_W = _layer(context, layer, "tuned")
+            first_W[found_W & ~tuned_W] = layer
+            tuned_W |= found_W
+    base_W |= _output(context, "base", ("nll_base",))
+    if context.is_pair:
+        tuned_W |= _output(context, "tuned", ("nll_tuned", "kl"))
+    return Broken(base_W, tuned_W & ~base_W, first_W, tuple(layers), _counted(context, layers))
+
+
+def _sides(context: Context) -> tuple[str, ...]:
+    return ("base", "tuned") if context.is_pair else ("base",)
+
+
+def _counted(context: Context, layers: list[int]) -> bool:
+    wanted = [f"output.non_finite_{side}" for side in _sides(context)]
+    wanted += [f"layers.{layer}.{side}.non_finite" for layer in layers for side in _sides(context)]
+    return all(name in context.windows for name in wanted)
+
+
+def _layer(context: Context, layer: int, side: str) -> Bools:
+    """Windows with a counted token or an infinite value of one checkpoint at one layer."""
+    found_W = np.zeros(len(context.base_W), dtype=bool)
+    prefixes = tuple(f"layers.{layer}.{part}." for part in _OF[side])
+    for name, values in context.windows.items():
+        if not name.startswith(prefixes):
+            continue
+        if name.endswith(".non_finite"):
+            found_W |= np.asarray(values) > 0
+        else:
+            found_W[context.base_W] |= _infinite(values)
+    return found_W
+
+
+def _output(context: Context, side: str, keys: tuple[str, ...]) -> Bools:
+    found_W = np.zeros(len(context.base_W), dtype=bool)
+    for key in keys:
+        values_W = context.array(f"output.{key}")
+        found_W |= False if values_W is None else _infinite(values_W)
+    counts_W = context.array(f"output.non_finite_{side}")
+    return found_W if counts_W is None else found_W | (counts_W > 0)
+
+
+def _infinite(values: NDArray[Any]) -> Bools:
+    """Bool [Wb]: windows with an infinite value, however many values each has."""
+    return np.asarray(np.isinf(values).reshape(len(values), -1).any(axis=1))

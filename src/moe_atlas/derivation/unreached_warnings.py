@@ -1,0 +1,101 @@
+"""Warnings about weights that changed unlike their kind, and about what no probe token reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moe_atlas.verdict.gates.unreached_weights import limit_of, moved, outlying_experts
+
+Facts = Mapping[str, Any]
+Warnings = list[dict[str, Any]]
+
+SHOWN = 4
+PEERS = 4  # layers that have a tensor, below which "unlike the others" says nothing
+KINDS = {"experts": "expert", "router_rows": "router row"}
+
+
+def unseen_warnings(receipt: Facts) -> Warnings:
+    """Return what the weights ledger and the occupancy say of places that the probe does not look at."""
+    layers = [layer for layer in receipt["layers"] if layer.get("pair") and layer.get("changes")]
+    return [*_unreached(layers), *_outliers(receipt, layers), *_rows(receipt)]
+
+
+def _unreached(layers: Sequence[Facts]) -> Warnings:
+    found = {layer["layer"]: layer["pair"]["expert_coverage"]["unreached"] for layer in layers}
+    count = sum(map(len, found.values()))
+    if not count:
+        return []
+    changes = [layer["changes"]["experts"][e] for layer in layers for e in found[layer["layer"]]]
+    places = [f"layer {layer}: {_some(experts)}" for layer, experts in found.items() if experts]
+    noun = "1 expert was" if count == 1 else f"{count} experts were"
+    message = f"{noun} reached by no probe token and changed by {_span(changes)} ({_some(places, '; ')})"
+    return [{"code": "unreached-experts", "message": message}]
+
+
+def _span(changes: Sequence[float | None]) -> str:
+    known = sorted(change for change in changes if change is not None)
+    if len(known) < len(changes) or not known:
+        return moved(None)
+    if known[-1] == 0.0:
+        return "nothing"
+    return moved(known[-1]) if len(known) == 1 else f"{known[0]:.3g} to {known[-1]:.3g} of the norm"
+
+
+def _outliers(receipt: Facts, layers: Sequence[Facts]) -> Warnings:
+    found = sorted([*_experts(layers), *_tensors(receipt)], key=lambda entry: -entry[0])
+    if not found:
+        return []
+    message = (
+        f"weights changed far more than others of their kind: {_some([said for _, said in found], '; ')}"
+    )
+    return [{"code": "weight-outliers", "message": message}]
+
+
+def _experts(layers: Sequence[Facts]) -> Iterator[tuple[float, str]]:
+    for layer in layers:
+        for kind, name in KINDS.items():
+            changes = layer["changes"][kind]
+            for number in outlying_experts(layer, kind, range(len(changes))):
+                change = changes[number]
+                order = float("inf") if change is None else change
+                yield order, f"layer {layer['layer']} {name} {number} by {moved(change)}"
+
+
+def _tensors(receipt: Facts) -> Iterator[tuple[float, str]]:
+    """Tensors that every layer has (norms, shared experts, attention), each against those of the other layers."""
+    kinds: dict[tuple[str, str], list[Facts]] = {}
+    for row in receipt["weights"].get("tensors") or ():
+        if (
+            row.get("layer") is not None
+            and row["class"] != "routed_expert"
+            and row.get("relative_change") is not None
+        ):
+            name = row["name"].replace(f".{row['layer']}.", ".*.", 1)
+            kinds.setdefault((row["class"], name), []).append(row)
+    for rows in kinds.values():
+        limit = limit_of([row["relative_change"] for row in rows])
+        for row in rows if len(rows) >= PEERS else ():
+            if row["relative_change"] > limit:
+                yield row["relative_change"], f"{row['name']} by {moved(row['relative_change'])}"
+
+
+def _rows(receipt: Facts) -> Warnings:
+    out = []
+    for end, found in (receipt.get("vocabulary") or {}).items():
+        if found is None or not sum(found["outlying"].values()):
+            continue
+        named = [row for row in found["named"] if row["outlying"]]
+        ids = [f"{row['id']} ({row['name']})" if row["name"] else str(row["id"]) for row in named]
+        count, unseen = sum(found["outlying"].values()), found["outlying"]["unseen"]
+        message = (
+            f"{count} of {found['rows']} rows of the {end} moved far more than the others, {unseen} of them of ids in "
+            f"no probe window: {_some(ids)}"
+        )
+        out.append({"code": "vocabulary-rows", "message": message})
+    return out
+
+
+def _some(entries: Sequence[Any], between: str = ", ") -> str:
+    more = f"{between}and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""
+    return between.join(str(entry) for entry in entries[:SHOWN]) + more

@@ -1,0 +1,254 @@
+"""What a reader should know before trusting a number: conditions that do not change the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from moe_atlas.derivation.intervals.context import Facts
+from moe_atlas.derivation.unreached_warnings import unseen_warnings
+from moe_atlas.derivation.unreplayed_warnings import unmeasured
+from moe_atlas.probes.lock import left_out_sentence, overlap_sentences
+from moe_atlas.probes.settings.cannot_fail import Measured, cannot_fail, loose_tail_guard
+from moe_atlas.text import ranges
+from moe_atlas.verdict.sameness import nothing_tuned
+from moe_atlas.verdict.success import base_reaches
+
+CHANNELS = {
+    "coordinate": "coordinate_drift_z",
+    "boundary": "boundary_drift",
+    "transition": "transition_drift",
+    "content": "content_drift",
+}
+NEVER_ZERO = ("routed_expert", "shared_expert", "dense_mlp", "attention", "embedding", "head")
+FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures the machine, not the tune
+
+
+def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
+    """Return the receipt's warnings: objects with a stable ``code`` and a one-line ``message``."""
+    return [
+        *_nothing_tuned(receipt),
+        *_cannot_fail(receipt),
+        *unmeasured(receipt),
+        *_smoothing(receipt),
+        *_floors(receipt),
+        *_zeros(receipt),
+        *_tail_guard(receipt),
+        *_divergence(receipt),
+        *_left_out(receipt),
+        *_set_for(receipt),
+        *_formats(receipt),
+        *unseen_warnings(receipt),
+        *_recast(receipt),
+        *_resumed(receipt),
+        *_overlaps(receipt),
+        *_accepted(receipt),
+    ]
+
+
+def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
+    """Base against itself: every number below is exactly 0 and says nothing of a tune."""
+    if receipt["kind"] != "audit" or not nothing_tuned(receipt):
+        return []
+    message = (
+        "nothing was tuned: base and tuned hold the same values in all that is replayed, so every difference is "
+        "exactly 0"
+    )
+    return [{"code": "nothing-tuned", "message": message}]
+
+
+def _cannot_fail(receipt: Facts) -> list[dict[str, Any]]:
+    """A policy that could not have failed, part by part."""
+    protected = set(receipt["probe"]["protected_layers"])
+    rows = [(row["layer"], row["experts"], row["top_k"]) for row in receipt["layers"]]
+    measured = Measured(
+        routed=[layer for layer, _, _ in rows],
+        layers=[(experts, top_k) for layer, experts, top_k in rows if layer in protected],
+        met=base_reaches(receipt) if receipt["kind"] == "audit" else [],
+    )
+    passed = receipt["verdict"] == "pass"
+    said = "PASS under a policy that could not have failed" if passed else "a part of the policy cannot fail"
+    return [
+        {"code": "cannot-fail", "message": f"{said}: {line}"}
+        for line in cannot_fail(receipt["probe"], measured)
+    ]
+
+
+def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
+    """An occupancy temperature so low that the smooth tail cannot fall."""
+    smooth = receipt["probe"]["policy"]["rewrite"].get("smooth")
+    experts = max((layer["experts"] for layer in receipt["layers"]), default=0)
+    if not smooth or experts < 2:
+        return []
+    needed = 20.0 * experts * math.log(experts)
+    if smooth["occupancy"] >= needed:
+        return []
+    message = (
+        f"the occupancy temperature {smooth['occupancy']:g} is below 20 E ln E = {needed:.0f}: "
+        "the smooth tail cannot fall far below a balanced share"
+    )
+    return [{"code": "smooth-occupancy", "message": message}]
+
+
+def _floors(receipt: Facts) -> list[dict[str, Any]]:
+    """Budgets within ten times the measured noise floor of a protected layer."""
+    budgets = receipt["probe"]["policy"]["rewrite"]
+    worst = within_floor(receipt.get("noise_floor"), budgets, receipt["probe"]["protected_layers"])
+    out = []
+    for name, floor in worst.items():
+        budget = f"the budget of {CHANNELS[name]}, {budgets[name]:g}"
+        message = f"{budget}, is below ten times its noise floor {floor:.3g}"
+        out.append({"code": "noise-floor", "message": message})
+    return out
+
+
+def within_floor(floor: Any, budgets: Facts, protected: Sequence[int]) -> dict[str, float]:
+    """The budgets below ten times a noise floor, each with the largest floor over the protected layers."""
+    if not isinstance(floor, dict) or not isinstance(floor.get("layers"), list):
+        return {}
+    rows = [row for row in floor["layers"] if row.get("layer") in set(protected)]
+    out = {}
+    for name, key in CHANNELS.items():
+        values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+        worst, budget = max(values, default=0.0), budgets.get(name)
+        if budget is not None and budget < FLOOR_FACTOR * worst:
+            out[name] = float(worst)
+    return out
+
+
+def _zeros(receipt: Facts) -> list[dict[str, Any]]:
+    """Weights that are zero throughout: what a download that stalled leaves of a shard, in a file of the right size."""
+    out = []
+    for side in ("base", "tuned"):
+        counts: dict[str, int | None] = {
+            kind: (facts.get("all_zero_tensors") or {}).get(side)
+            for kind, facts in receipt["weights"]["classes"].items()
+            if kind in NEVER_ZERO
+        }
+        found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        if found:
+            message = f"tensors of the {side} checkpoint that are zero throughout: {found}; compare the files' sha256"
+            out.append({"code": "all-zero-tensors", "message": message})
+    return out
+
+
+def _tail_guard(receipt: Facts) -> list[dict[str, Any]]:
+    """A per-document limit so high that damage in the tolerated share of documents reaches the margin unseen."""
+    message = loose_tail_guard(receipt["probe"]["policy"]["damage"])
+    return [] if message is None else [{"code": "loose-tail-guard", "message": message}]
+
+
+def _divergence(receipt: Facts) -> list[dict[str, Any]]:
+    """Nobody guards against losses that fell paying for losses that rose."""
+    if receipt["probe"]["policy"]["damage"].get("kl", 0.0) is not None:
+        return []
+    message = (
+        "damage.kl is registered as null: predictions that became sharper or flatter can pay for damage elsewhere in a "
+        "domain, and the mean NLL increase does not show it"
+    )
+    return [{"code": "kl-not-gated", "message": message}]
+
+
+def _left_out(receipt: Facts) -> list[dict[str, Any]]:
+    """Documents too short for their windows, left out because the probe file says so."""
+    rows = receipt["probe"].get("left_out", [])
+    return [{"code": "documents-left-out", "message": left_out_sentence(row)} for row in rows]
+
+
+def _set_for(receipt: Facts) -> list[dict[str, Any]]:
+    """Budgets that were set for another family, k or evaluation set."""
+    registered = receipt["probe"]["policy"].get("set_for") or {}
+    found = {
+        "family": (receipt.get("checkpoints") or {}).get("base", {}).get("family"),
+        "top_k": next((layer["top_k"] for layer in receipt["layers"]), None),
+        "experts": (receipt["probe"].get("evaluation") or {}).get("experts"),
+    }
+    return [
+        {
+            "code": "budgets-set-for",
+            "message": f"the budgets were set for {key} {registered[key]}, this audit has {value}",
+        }
+        for key, value in found.items()
+        if registered.get(key) is not None and value is not None and registered[key] != value
+    ]
+
+
+def _formats(receipt: Facts) -> list[dict[str, Any]]:
+    """Checkpoints whose experts are stored in two formats: content drift holds what the format costs, too."""
+    layers = [layer for layer in receipt["layers"] if (layer.get("pair") or {}).get("content_quantisation")]
+    found = [(layer["pair"]["content_quantisation"]["estimate"], layer["layer"]) for layer in layers]
+    costs = [(value, layer) for value, layer in found if value is not None]
+    if not costs:
+        return []
+    value, layer = max(costs)
+    if value == 0.0:  # the tuned checkpoint's format holds the base's experts exactly
+        return []
+    message = (
+        "the experts of the two checkpoints are stored in different formats: content_drift includes what the format "
+        f"costs, which content_quantisation puts at up to {value:.3g} (layer {layer})"
+    )
+    return [{"code": "two-formats", "message": message}]
+
+
+def _recast(receipt: Facts) -> list[dict[str, Any]]:
+    """Tensors that differ from the base's in how they are stored, and in their values not, or by rounding alone."""
+    rows = receipt["weights"].get("tensors") or []
+    recast, rounded = (sum(bool(row.get(key)) for row in rows) for key in ("recast", "rounded"))
+    said = {
+        "values-recast": (
+            recast,
+            "hold the base's values in another dtype, or zeros of the other sign: these count as unchanged, and are "
+            "computed with as the base stores them",
+        ),
+        "values-rounded": (
+            rounded,
+            "hold the base's values rounded to another format and nothing else: must_change takes them as unchanged, "
+            "must_not_change as changed",
+        ),
+    }
+    return [
+        {"code": code, "message": f"{count} of {len(rows)} tensors of the tuned checkpoint {what}"}
+        for code, (count, what) in said.items()
+        if count
+    ]
+
+
+def _resumed(receipt: Facts) -> list[dict[str, Any]]:
+    """What is not what an earlier receipt of the run saw."""
+    earlier = (receipt.get("parent") or {}).get("receipt")
+    if earlier is None or earlier["same_tensors"]:
+        return []
+    changed = [row for row in earlier["classes"] or () if not row["same"]]
+    what = ", ".join(f"{row['class']} ({_places(row['changed_layers'])})" for row in changed)
+    message = f"resumed: other values than in the earlier receipt: {what or 'its digests tell no more'}"
+    return [{"code": "resumed-changed", "message": message}]
+
+
+def _places(layers: Sequence[int | None]) -> str:
+    numbers = [layer for layer in layers if layer is not None]
+    word = f"{len(numbers)} layer{'s' if len(numbers) > 1 else ''}: {ranges(numbers)}" if numbers else ""
+    return word or "outside the layers"
+
+
+def _overlaps(receipt: Facts) -> list[dict[str, Any]]:
+    """Documents that hold one text, within a domain or in two."""
+    return [
+        {"code": code, "message": message}
+        for row in receipt["probe"]["overlaps"]
+        for code, message in overlap_sentences(row)
+    ]
+
+
+def _accepted(receipt: Facts) -> list[dict[str, Any]]:
+    """Keys of a configuration that nothing reads and that somebody accepted."""
+    out = []
+    for side, facts in (receipt.get("checkpoints") or {}).items():
+        keys = ", ".join(f"{one['key']} = {one['value']}" for one in facts.get("accepted_config_keys") or ())
+        if keys:
+            message = (
+                f"config.json of the {side} checkpoint holds keys that nothing reads and that were accepted by hand: "
+                f"{keys}; the numbers hold only if they change nothing"
+            )
+            out.append({"code": "accepted-config-keys", "message": message})
+    return out

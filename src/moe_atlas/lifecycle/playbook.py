@@ -1,0 +1,129 @@
+"""Words for the escalation rule: what to do at each state, what a gate means, what to try first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_atlas.lifecycle.episodes import GateRecord
+
+ACTIONS = {
+    "waiting": "do nothing but collect the first comparison: a baseline licenses no claim of preservation",
+    "clear": "continue; preservation is licensed up to this gate",
+    "task-open": "continue; atlas and base domains hold, the task is not reached: claim no success at it yet",
+    "undetermined": "claim nothing; widen the sample or collect the next gate",
+    "first-bad": "revoke every preservation claim; keep the next gate on schedule before escalating",
+    "alert": "stay on alert and issue no all-clear: recovery needs overlap and occupancy together, repeatedly",
+    "prepare": "prepare the intervention: one more worse gate with this occupancy is drift, not noise",
+    "intervene": "intervene at matched scalar quality, or stop claiming progress",
+    "recovering": "continue, but wait for another passing gate before declaring recovery",
+}
+
+# Why a pass is no evidence that a run recovered, and what would be.
+NOT_COUNTED = {
+    "identical": (
+        "base and tuned hold the same weights: nothing was compared",
+        "audit a checkpoint of this training against its base",
+    ),
+    "seen": (
+        "this checkpoint was audited on the same terms before: it counts once",
+        "audit a later checkpoint of this training",
+    ),
+    "older": (
+        "this checkpoint is older than the last bad gate",
+        "audit a later one; after a rollback, record it: atlas baseline --run RUN --reason rollback",
+    ),
+    "policy": (
+        "this pass was judged by another policy than the bad gates",
+        "restore the probe file they were judged by, register it, and audit a later checkpoint under it",
+    ),
+    "registration": (
+        "this pass rests on other registered windows than the bad gates",
+        "restore the probe file and sources they rest on, register them, and audit a later checkpoint under them",
+    ),
+    "base": (
+        "this pass compares with another base than the bad gates",
+        "audit a later checkpoint against the base that they were compared with",
+    ),
+}
+
+_REPAIR = "continue, and require repeated gates before declaring recovery"
+_UNREAD = "overlap, occupancy and loss are not all determined: no joint reading"
+
+
+def joint_reading(gate: GateRecord, improving: bool | None) -> str:
+    """Overlap, occupancy and loss read jointly: the rows of Table 11."""
+    if gate.kind != "audit":
+        return "a reference point: says where the atlas stands, not that it was preserved"
+    worse = gate.overlap_worse
+    degraded = True if gate.pathology else (False if gate.occupancy_healthy else None)
+    if worse is None or degraded is None:
+        return _UNREAD
+    if worse and degraded:
+        return _structural(improving)
+    if worse:
+        return "the atlas moves without an occupancy collapse: which layers, and is that acceptable at this stage"
+    if improving is None:
+        return _UNREAD
+    if degraded:
+        return "usage narrows while overlap holds: hand-off and preservation claims are unlicensed"
+    if improving:
+        return "objective and usage are jointly consistent with safe continuation on this horizon"
+    return "the structure holds, the objective does not improve"
+
+
+def _structural(improving: bool | None) -> str:
+    if improving is None:
+        return "overlap and occupancy are both worse; the loss is not known"
+    if improving:
+        return "scalar improvement without geometric recovery: progress is licensed, structural health is not"
+    return "both the scalar and the structural story are bad: intervene or reset"
+
+
+def first_move(gate: GateRecord, state: str, repairing: bool, not_counted: str | None) -> tuple[str, str]:
+    """The likely failure object and the first intervention to try (Table 14), broken files first."""
+    if state == "waiting":
+        return "a missing receipt, not a model failure", "collect the first comparison after this baseline"
+    if {"non_finite_weights", "non_finite_output", "identity", "weights"} & set(gate.failed):
+        move = (
+            "check save, merge and load path of the tensors named in the receipt before any training change"
+        )
+        return "the saved weights", move
+    if not_counted:
+        return NOT_COUNTED[not_counted]
+    if state == "task-open":
+        return (
+            "the task, not the atlas",
+            "train on; the receipt says how far the task domains are from their target",
+        )
+    if gate.standing == "pass":
+        return ("a genuine repair is plausible", _REPAIR) if state != "clear" else ("none", "none")
+    if repairing:
+        return "a genuine repair is plausible", _REPAIR
+    if geometric := _geometric(gate):
+        return geometric
+    if gate.standing == "inconclusive":
+        return "the evidence, not yet the model", "read the reasons in the receipt; register more documents"
+    named = ", ".join(gate.failed) or "the predicates"
+    return f"gates {named}", "read their evidence in the receipt, worst protected layer or domain first"
+
+
+def _geometric(gate: GateRecord) -> tuple[str, str] | None:
+    if gate.overlap_worse and gate.pathology:
+        return (
+            "co-active overlap failure plus a narrowed visited region",
+            "regularise endpoints or adapters, or control the router prior, at matched scalar success",
+        )
+    if gate.overlap_worse:
+        return (
+            "atlas drift without occupancy collapse",
+            "inspect the protected layers first; tighten chart-preserving controls before changing experts",
+        )
+    if gate.pathology:
+        return "a narrowed visited region", "check load balancing and the data mix; hand-off stays unlicensed"
+    if gate.margin_worse:
+        return (
+            "boundary-local routing",
+            "check gain drift, thresholding and boundary-local router behaviour before a broad intervention",
+        )
+    return None

@@ -1,0 +1,287 @@
+"""Joining a family's blueprint with the tensors that a checkpoint really has.
+
+Every tensor that the spec needs must be there with its shape, and every tensor on disk must be needed or be
+skipped for a reason that can be stated; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Literal, Protocol
+
+from moe_atlas.checkpoint.headers.header import StoredTensor
+from moe_atlas.checkpoint.quantised.encoding import Encoded
+from moe_atlas.configuration.parts import Blueprint
+from moe_atlas.errors import InputRefused
+from moe_atlas.models import tensors
+from moe_atlas.models.expert_refs import expert_refs
+from moe_atlas.models.names import BARE, MLP, kind_of, stored_suffix
+from moe_atlas.models.spec import ExpertLayout, LayerSpec, ModelSpec, MoESpec, Skipped, TensorRef
+from moe_atlas.models.tensors import Need
+
+PREFIXES = (
+    "model.",
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "model.text_model.",
+    "",
+)
+"""Where a text model may sit inside a checkpoint, in the place of the canonical `model.`."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+ACTIVATION_SCALES = (
+    ".input_scale",
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".output_scale",
+    ".input_global_scale",
+)
+
+
+class Stored(Protocol):
+    """What binding needs to know about a tensor on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, decoded where it is quantised."""
+
+
+def bind(blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> ModelSpec:
+    """Attach the stored tensors to a blueprint.
+
+    Raises:
+        InputRefused: `E_FAMILY` for a missing tensor, a wrong shape, or a tensor that nothing reads.
+    """
+    return _Binder(blueprint, family, stored, label).model()
+
+
+class _Binder:
+    def __init__(self, blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> None:
+        self.blueprint, self.family, self.stored, self.label = blueprint, family, stored, label
+        self.used: set[str] = set()
+        self.quantised = any(isinstance(found, Encoded) for found in stored.values())
+        self.prefix = self._find_prefix()
+
+    def model(self) -> ModelSpec:
+        spec = self.blueprint.model
+        layers = tuple(self.layer(layer) for layer in spec.layers)
+        embed = (self._embedding(spec),)
+        final = [
+            self.ref(role, shape, "")
+            for role, shape in tensors.norm("final_norm", spec.width, spec.final_norm)
+        ]
+        if spec.streams is not None:
+            count = spec.streams.count
+            final += self._refs(list(tensors.streams("head_streams", spec.streams, spec.width, count, 1)), "")
+        # A head that is stored beside the embedding is used, tied or not.
+        tied = spec.tied and not all(name in self.stored for name in self._ends())
+        final += [replace(embed[0], role="head")] if tied else list(self._head(spec))
+        bound = replace(spec, family=self.family, layers=layers, tied=tied)
+        bound = replace(bound, embed_refs=embed, final_refs=tuple(final))
+        return replace(bound, skipped=tuple(self._skipped(bound)))
+
+    def layer(self, layer: LayerSpec) -> LayerSpec:
+        prefix = self.blueprint.layer_prefix.format(i=layer.index)
+        needs = tensors.layer(layer, self.blueprint.model.width)
+        refs = tuple(self._refs(list(needs), prefix))
+        moe = self._experts(layer.moe, prefix) if layer.moe else None
+        return replace(layer, refs=refs, moe=moe)
+
+    def _refs(self, needs: list[Need], prefix: str) -> Iterator[TensorRef]:
+        shapes = dict(needs)
+        inside = {role: stack for stack, roles in self.blueprint.stacks.items() for role in roles}
+        for role, shape in needs:
+            if role in inside:
+                yield self._stacked(role, inside[role], shapes, prefix)
+            else:
+                yield self.ref(role, shape, prefix)
+
+    def _stacked(
+        self, role: str, stack: str, shapes: Mapping[str, tuple[int, ...]], prefix: str
+    ) -> TensorRef:
+        """A tensor stored as some of the rows of a larger one."""
+        together = [(other, shapes[other]) for other in self.blueprint.stacks[stack]]
+        start = sum(shape[0] for other, shape in together[: [r for r, _ in together].index(role)])
+        total = sum(shape[0] for _, shape in together)
+        shape = shapes[role]
+        stored = self._stored_name(prefix + stack + stored_suffix(role))
+        name = prefix + self.blueprint.names[role] + stored_suffix(role)
+        ref = TensorRef(name, kind_of(role), shape, role, stored, rows=(start, start + shape[0], 1))
+        self._check(ref, (total, *shape[1:]))
+        return ref
+
+    def ref(self, role: str, shape: tuple[int, ...], prefix: str) -> TensorRef:
+        base = role if role in BARE else role.removesuffix(".bias")
+        canonical = prefix + self.blueprint.names[base] + stored_suffix(role)
+        stored = self._stored_name(canonical)
+        if stored not in self.stored and base in self.blueprint.also:
+            other = self._stored_name(prefix + self.blueprint.also[base] + stored_suffix(role))
+            stored = other if other in self.stored else stored
+        ref = TensorRef(canonical, kind_of(role), shape, role, stored)
+        found = self.stored.get(stored)
+        if found is not None and tuple(found.shape) == (1, *shape):
+            self.used.add(stored)  # some families store a vector as a matrix of one row
+            return replace(ref, index=0)
+        self._check(ref, shape)
+        return ref
+
+    def _embedding(self, spec: ModelSpec) -> TensorRef:
+        """The embedding; of a tied pair the head alone may be stored, and is both."""
+        shape, (own, head) = (spec.vocab, spec.width), self._ends()
+        if spec.tied and own not in self.stored and head in self.stored:
+            ref = TensorRef(own, kind_of("embedding"), shape, "embedding", head)
+            self._check(ref, shape)
+            return ref
+        return self.ref("embedding", shape, "")
+
+    def _ends(self) -> tuple[str, str]:
+        """What embedding and head are called here."""
+        names = (self._stored_name(self.blueprint.names[role]) for role in ("embedding", "head"))
+        embedding, head = (f"{name}.weight" for name in names)
+        return embedding, head
+
+    def _head(self, spec: ModelSpec) -> Iterator[TensorRef]:
+        for role, shape in tensors.linear("head", spec.vocab, spec.width, bias=spec.head_bias):
+            yield self.ref(role, shape, "")
+
+    def _check(self, ref: TensorRef, expected: tuple[int, ...]) -> None:
+        found = self.stored.get(ref.stored)
+        if found is None:
+            raise self._refuse(
+                ref.stored, f"missing tensor ({self.family} needs it with shape {list(expected)})"
+            )
+        if tuple(found.shape) != expected:
+            raise self._refuse(ref.stored, f"expected shape {list(expected)}, found {list(found.shape)}")
+        if isinstance(found, StoredTensor) and found.dtype not in FLOATS:
+            problem = f"stored as {found.dtype}, and no known format of quantisation accounts for it"
+            raise InputRefused("E_QUANT", f"{self.label}: {ref.stored}", problem)
+        self.used.add(ref.stored)
+
+    def _experts(self, moe: MoESpec, prefix: str) -> MoESpec:
+        names = self.blueprint.names
+        canonical = {m: prefix + names[f"expert.{m}"] for m in MLP if moe.gated or m != "gate_proj"}
+        layout = self._layout(moe, prefix, canonical)
+        bound = replace(moe, layout=layout)
+        whole = self._fused_shapes(bound)
+        for expert in range(moe.router.experts):
+            for ref in expert_refs(bound, expert):
+                self._check(ref, whole.get(ref.stored, ref.shape))
+        return bound
+
+    def _layout(self, moe: MoESpec, prefix: str, canonical: Mapping[str, str]) -> ExpertLayout:
+        first = "gate_up_proj" if moe.gated else "up_proj"
+        together = MLP if self.blueprint.fused == "stacked" else (first, "down_proj")
+        names = {m: self.blueprint.names.get(f"experts.{m}") for m in together}
+        fused = {m: self._stored_name(prefix + name) for m, name in names.items() if name is not None}
+        found = {m: name if name in self.stored else f"{name}.weight" for m, name in fused.items()}
+        if len(found) < 2 or not any(name in self.stored for name in found.values()):
+            return ExpertLayout("split", canonical, {m: self._stored_name(n) for m, n in canonical.items()})
+        if self.blueprint.fused == "stacked":
+            return ExpertLayout("stacked", canonical, {m: found[m] for m in canonical})
+        stored = {"down_proj": found["down_proj"], "down_proj.bias": f"{fused['down_proj']}_bias"}
+        for matrix in canonical:
+            if matrix != "down_proj":
+                stored |= {matrix: found[first], f"{matrix}.bias": f"{fused[first]}_bias"}
+        kind = self._orientation(moe, found[first])
+        return ExpertLayout(kind, canonical, stored, self.blueprint.interleaved_rows)
+
+    def _orientation(self, moe: MoESpec, first: str) -> Literal["fused", "fused_transposed"]:
+        shape = tuple(self.stored[first].shape) if first in self.stored else ()
+        upright, turned = (moe.w1_rows, moe.width), (moe.width, moe.w1_rows)
+        found = self.stored.get(first)
+        if isinstance(found, Encoded) and found.encoding.kind == "mxfp4":
+            return "fused"  # blocks run along what a product sums over
+        if upright == turned or shape[1:] not in (upright, turned):
+            return "fused_transposed" if self.blueprint.fused == "fused_transposed" else "fused"
+        return "fused" if shape[1:] == upright else "fused_transposed"
+
+    def _fused_shapes(self, moe: MoESpec) -> dict[str, tuple[int, ...]]:
+        layout = moe.layout
+        assert layout is not None, "the layout was just chosen"
+        if layout.kind == "split":
+            return {}
+        count, rows, width, height = (
+            moe.router.experts - moe.identity_experts,
+            moe.w1_rows,
+            moe.width,
+            moe.expert_width,
+        )
+        if layout.kind == "stacked":
+            return dict.fromkeys(layout.stored.values(), (count * height, width))
+        turned = layout.kind == "fused_transposed"
+        shapes: dict[str, tuple[int, ...]] = {}
+        for role, name in layout.stored.items():
+            if role.endswith(".bias"):
+                shapes[name] = (count, width if role == "down_proj.bias" else rows)
+            elif role == "down_proj":
+                shapes[name] = (count, height, width) if turned else (count, width, height)
+            else:
+                shapes[name] = (count, width, rows) if turned else (count, rows, width)
+        return shapes
+
+    def _find_prefix(self) -> str:
+        embedding, norm = (self.blueprint.names[role] for role in ("embedding", "final_norm"))
+        for name in (embedding, norm) if self.blueprint.model.tied else (embedding,):
+            for prefix in PREFIXES:
+                if f"{_under(prefix, name)}.weight" in self.stored:
+                    return prefix
+        raise self._refuse(f"{embedding}.weight", f"missing tensor ({self.family} needs its token embedding)")
+
+    def _stored_name(self, canonical: str) -> str:
+        name = _under(self.prefix, canonical)
+        if name in self.stored or canonical.startswith("model."):
+            return name
+        nested = f"language_model.{canonical}"
+        return nested if nested in self.stored else canonical
+
+    def _skipped(self, spec: ModelSpec) -> Iterator[Skipped]:
+        idle = set(self._idle(spec))
+        for name in sorted(set(self.stored) - self.used):
+            why = ("idle", "an identity expert returns its input") if name in idle else self._why(name, spec)
+            if why is None:
+                raise self._refuse(
+                    name,
+                    f"nothing in the {self.family} spec reads this tensor of shape "
+                    f"{list(self.stored[name].shape)}, so a replay without it could be wrong",
+                    "remove it if it is not part of the model, or teach the family's file in "
+                    "moe_atlas/families to use it",
+                )
+            part, reason = why
+            yield Skipped(name, reason, part)
+
+    def _idle(self, spec: ModelSpec) -> Iterator[str]:
+        """Names under which a writer stores first matrices of experts that have none (never a down projection)."""
+        for moe in (layer.moe for layer in spec.layers if layer.moe):
+            assert moe.layout is not None, "the layout was chosen when the experts were bound"
+            for expert in range(moe.router.experts - moe.identity_experts, moe.router.experts):
+                for matrix in moe.layout.canonical.keys() - {"down_proj"}:
+                    yield f"{moe.layout.stored[matrix].format(e=expert)}.weight"
+
+    def _why(self, name: str, spec: ModelSpec) -> tuple[str, str] | None:
+        """The part of the checkpoint that an unused tensor belongs to, and why no replay needs it."""
+        text = self._stored_name(self.blueprint.layer_prefix.split("{i}")[0])
+        layer = re.match(re.escape(text) + r"(\d+)\.", name)
+        if layer and int(layer[1]) >= len(spec.layers):
+            return "mtp", f"multi-token-prediction layer beyond num_hidden_layers = {len(spec.layers)}"
+        if re.search(r"(^|\.)mtp(_|\.|\b)", name):
+            return "mtp", "multi-token-prediction module"
+        if self.quantised and name.endswith(ACTIVATION_SCALES):
+            return "activation_scales", "scale of quantised activations; a replay quantises none"
+        if name.endswith("rotary_emb.inv_freq"):
+            return "derived", "derived from the configuration"
+        if not layer and re.search(
+            r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+)\.", name
+        ):
+            return "modalities", "not part of the text model"
+        return None
+
+    def _refuse(self, tensor: str, problem: str, next_step: str = "") -> InputRefused:
+        return InputRefused("E_FAMILY", f"{self.label}: {tensor}", problem, next_step)
+
+
+def _under(prefix: str, canonical: str) -> str:
+    """The stored spelling of a canonical name when the text model sits under `prefix`."""
+    return prefix + canonical.removeprefix("model.") if canonical.startswith("model.") else canonical

@@ -1,0 +1,69 @@
+"""Reading logical tensors: the one place that knows how stored bytes become the matrix the model means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.models.spec import TensorRef
+
+Entry = tuple[str, int | None]
+"""What is read at once: a stored tensor, or one entry of its leading dimension."""
+
+
+class ReaderLike(Protocol):
+    """The part of a checkpoint reader that loading uses."""
+
+    def read(self, name: str, index: int | None = None) -> Tensor:
+        """A stored tensor, or entry `index` of its leading dimension, in the stored dtype."""
+
+
+def load(reader: ReaderLike, ref: TensorRef) -> Tensor:
+    """One logical tensor, contiguous, in the stored dtype, with the shape `ref.shape`."""
+    return _cut(_entry(reader, ref), ref)
+
+
+def load_rows(reader: Reader, ref: TensorRef, rows: range) -> Tensor:
+    """Some rows of an embedding or of a head, in the stored dtype: these are stored as they are meant."""
+    assert (ref.rows, ref.span, ref.transpose) == (None, None, False), f"{ref.stored} is cut or turned"
+    return reader.read(ref.stored, ref.index, rows)
+
+
+def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]:
+    """Logical tensors by role; a stored entry that several of them share is read once."""
+    entries: dict[tuple[object, ...], Tensor] = {}
+    loaded: dict[str, Tensor] = {}
+    for ref in refs:
+        key = (ref.stored, ref.index, ref.span)
+        if key not in entries:
+            entries[key] = _entry(reader, ref)
+        loaded[ref.role] = _cut(entries[key], ref)
+    return loaded
+
+
+def entries(refs: Iterable[TensorRef]) -> list[Entry]:
+    """What `load_all` reads for these references, each once, in order."""
+    wanted: dict[Entry, None] = {}
+    for ref in refs:
+        rows = [ref.index] if ref.span is None else range(*ref.span)
+        wanted |= dict.fromkeys((ref.stored, row) for row in rows)
+    return list(wanted)
+
+
+def _entry(reader: ReaderLike, ref: TensorRef) -> Tensor:
+    """What is read for a reference, before it is transposed and cut."""
+    if ref.span is None:
+        return reader.read(ref.stored, ref.index)
+    return torch.stack([reader.read(ref.stored, row) for row in range(*ref.span)])
+
+
+def _cut(stored: Tensor, ref: TensorRef) -> Tensor:
+    tensor = stored.transpose(-1, -2) if ref.transpose else stored
+    if ref.rows is not None:
+        tensor = tensor[slice(*ref.rows)]
+    assert tuple(tensor.shape) == ref.shape, f"{ref.stored} was checked against {ref.shape} when it was bound"
+    return tensor.contiguous()

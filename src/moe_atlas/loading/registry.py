@@ -1,0 +1,255 @@
+"""From a checkpoint to its spec: which family reads which `model_type`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.configuration.config import DISAGREE, KEEP, Config, agreed
+from moe_atlas.configuration.parts import Blueprint
+from moe_atlas.errors import InputRefused
+from moe_atlas.families import (
+    afmoe,
+    bailing_moe,
+    cohere2_moe,
+    dbrx,
+    deepseek_v2,
+    deepseek_v3,
+    deepseek_v4,
+    dots1,
+    ernie4_5_moe,
+    exaone_moe,
+    flex_olmo,
+    glm4_moe,
+    gpt_oss,
+    granitemoe,
+    hunyuan_v1_moe,
+    hy_v3,
+    kimi_linear,
+    laguna,
+    lfm2_moe,
+    llama4,
+    longcat_flash,
+    mellum,
+    mimo_v2_flash,
+    minimax_m2,
+    mistral4,
+    mixtral,
+    nemotron_h,
+    olmoe,
+    phimoe,
+    qwen2_moe,
+    qwen3_moe,
+    qwen3_next,
+)
+from moe_atlas.loading.bind import Stored, bind
+from moe_atlas.models.spec import ModelSpec
+
+FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
+    "afmoe": afmoe.build,
+    "axk1": deepseek_v3.build_axk1,
+    "bailing_moe": bailing_moe.build,
+    "bailing_moe_v2": bailing_moe.build,
+    "cohere2_moe": cohere2_moe.build,
+    "dbrx": dbrx.build,
+    "deepseek_v2": deepseek_v2.build,
+    "deepseek_v3": deepseek_v3.build,
+    "deepseek_v32": deepseek_v3.build_sparse,
+    "deepseek_v4": deepseek_v4.build,
+    "dots1": dots1.build,
+    "ernie4_5_moe": ernie4_5_moe.build,
+    "exaone_moe": exaone_moe.build,
+    "flex_olmo": flex_olmo.build,
+    "glm4_moe": glm4_moe.build,
+    "glm4_moe_lite": deepseek_v3.build_typed,
+    "glm4v_moe_text": glm4_moe.build_vision,
+    "glm_moe_dsa": deepseek_v3.build_glm,
+    "gpt_oss": gpt_oss.build,
+    "granitemoe": granitemoe.build,
+    "granitemoe_swa": granitemoe.build_sliding,
+    "granitemoehybrid": granitemoe.build_hybrid,
+    "granitemoeshared": granitemoe.build,
+    "hunyuan_v1_moe": hunyuan_v1_moe.build,
+    "hy_v3": hy_v3.build,
+    "kimi_k2": deepseek_v3.build,
+    "kimi_linear": kimi_linear.build,
+    "laguna": laguna.build,
+    "lfm2_moe": lfm2_moe.build,
+    "llama4_text": llama4.build,
+    "longcat_flash": longcat_flash.build,
+    "mellum": mellum.build,
+    "mimo_v2_flash": mimo_v2_flash.build,
+    "minimax_m2": minimax_m2.build,
+    "mistral4": mistral4.build,
+    "mixtral": mixtral.build,
+    "nemotron_h": nemotron_h.build,
+    "olmoe": olmoe.build,
+    "phimoe": phimoe.build,
+    "qwen2_moe": qwen2_moe.build,
+    "qwen3_5_moe_text": qwen3_next.build_typed,
+    "qwen3_moe": qwen3_moe.build,
+    "qwen3_next": qwen3_next.build,
+    "qwen3_vl_moe_text": qwen3_moe.build_vision,
+    "solar_open": glm4_moe.build_solar,
+}
+"""`model_type` to the function that reads its configuration."""
+
+TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
+"""Where a multimodal configuration keeps its language model."""
+TIED = "tie_word_embeddings"
+DTYPE = ("dtype", "torch_dtype")
+OWN = ("model_type", TIED, *DTYPE)
+"""What each level of a configuration says of itself."""
+LISTED = 30  # tensors of a layer that a message names
+QUANTISATION = ("quantization_config", "compression_config")
+"""Read where the checkpoint is opened: families know nothing of how a tensor is stored."""
+
+
+UNSUPPORTED: Mapping[str, str] = {
+    "aria_text": "the names and the layout of its fused experts",
+    "bailing_hybrid": "its own form of Kimi delta attention and of latent attention",
+    "gemma4_text": "experts beside a perceptron, each behind norms of its own, and keys shared between layers",
+    "glm5_next": "its own form of Kimi delta attention, with a bounded gate",
+    "hy_v4": "hyper-connections",
+    "jamba": "Mamba-1",
+    "jetmoe": "a mixture of attention heads: a router in front of the attention",
+    "minimax": "lightning attention, and a residual taken behind the norm",
+    "minimax_m3_vl_text": "block-sparse attention with an indexer",
+}
+"""Architectures that are known and not replayed, with what is missing."""
+
+
+class CheckpointLike(Protocol):
+    """What reading a configuration needs of an opened checkpoint."""
+
+    @property
+    def label(self) -> str:
+        """How the user named it."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Parsed config.json."""
+
+    @property
+    def logical(self) -> Mapping[str, Stored]:
+        """Tensors by name, quantised ones as they are once decoded."""
+
+
+def resolve(checkpoint: Checkpoint, accepted: Mapping[str, Any] = MappingProxyType({})) -> ModelSpec:
+    """Recognise the architecture and bind every tensor.
+
+    Args:
+        checkpoint: opened.
+        accepted: keys that may stand in config.json with these values although nothing reads them; the spec says
+            which of them did.
+
+    Raises:
+        InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, a missing
+            tensor, a wrong shape, a tensor that nothing reads, or a head that is said to be the embedding and is not.
+    """
+    family, blueprint = read_config(checkpoint, accepted)
+    spec = bind(blueprint, family, checkpoint.logical, checkpoint.label)
+    if blueprint.model.tied and not spec.tied:
+        from moe_atlas.loading.tied_head import (
+            require_equal,  # reads tensors, with torch; nothing else here does
+        )
+
+        require_equal(checkpoint, spec)
+    return spec
+
+
+def read_config(
+    checkpoint: CheckpointLike, accepted: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, Blueprint]:
+    """The family's name and its answer to the configuration, before any tensor is looked for.
+
+    Raises:
+        InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, and a configuration
+            that describes the language model twice, each time otherwise.
+    """
+    read = [_read(checkpoint, accepted, *place) for place in _language_models(checkpoint.config)]
+    if not read:
+        raise unknown(checkpoint, checkpoint.config.get("model_type"))
+    (place, family, blueprint), *others = read
+    for other, *found in others:
+        if found != [family, blueprint]:
+            where = f"{checkpoint.label}: config.json: {place} and {other}"
+            raise InputRefused("E_FAMILY", where, f"two language models that differ, {DISAGREE}", KEEP)
+    return family, blueprint
+
+
+def _language_models(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Every part of a configuration that describes a known language model: its place, its keys, those around it."""
+    if _known(config) is not None:
+        others = [section for section in TEXT_SECTIONS if _known(config.get(section)) is not None]
+        yield "the top level", {key: value for key, value in config.items() if key not in others}, {}
+    for section in TEXT_SECTIONS:
+        inner = _known(config.get(section))
+        if inner is not None:
+            outer = {key: value for key, value in config.items() if key not in OWN}
+            # Whether the head is tied is decided by the model around the section, which owns the head.
+            decided = {} if config.get(TIED) is None else {TIED: config[TIED]}
+            yield section, {**inner, **decided}, outer
+
+
+def _known(value: Any) -> Mapping[str, Any] | None:
+    """A level of a configuration that describes a known language model."""
+    family = value.get("model_type") if isinstance(value, Mapping) else None
+    return value if isinstance(family, str) and family in FAMILIES else None
+
+
+def _read(
+    checkpoint: CheckpointLike,
+    accepted: Mapping[str, Any],
+    place: str,
+    values: Mapping[str, Any],
+    outer: Mapping[str, Any],
+) -> tuple[str, str, Blueprint]:
+    """Place, family and blueprint of one language model that a configuration describes."""
+    values = {key: value for key, value in values.items() if key not in QUANTISATION}
+    family = values["model_type"]
+    file = f"{FAMILIES[family].__module__.replace('.', '/')}.py"
+    where = f"{checkpoint.label}: config.json"
+    for level in (checkpoint.config, values):
+        agreed(*((Config(level, where), name) for name in DTYPE), default=None, null=None)
+    config = Config(values, where, file, f"{place}." if outer else "", outer)
+    blueprint = FAMILIES[family](config)
+    used = config.refuse_unread(blueprint.model, accepted)
+    return place, family, replace(blueprint, model=replace(blueprint.model, accepted=used))
+
+
+def unknown(checkpoint: CheckpointLike, family: Any) -> InputRefused:
+    """The refusal of an architecture, with what its reader would need to write the missing family."""
+    problem = "unknown architecture"
+    if family in UNSUPPORTED:
+        problem = f"this architecture is not replayed; missing: {UNSUPPORTED[family]}"
+    return InputRefused(
+        "E_FAMILY",
+        f"{checkpoint.label}: model_type = {family!r}",
+        f"{problem}; known: {', '.join(sorted(FAMILIES))}",
+        "a new family is one file in moe_atlas/families that turns config.json into a Blueprint (CONTRIBUTING.md shows "
+        f"how); {largest_layer(checkpoint.logical)}",
+    )
+
+
+def largest_layer(tensors: Mapping[str, Stored]) -> str:
+    """The tensors of the layer that has the most of them, experts counted and not listed."""
+    layers: dict[str, dict[str, list[Stored]]] = {}
+    for name, tensor in tensors.items():
+        found = re.match(r"(.*?\.\d+)\.(.*)", name)
+        if found:
+            inner = re.sub(r"\.\d+\.", ".{e}.", found[2])
+            layers.setdefault(found[1], {}).setdefault(inner, []).append(tensor)
+    if not layers:
+        return "it stores no numbered layers"
+    largest = max(layers, key=lambda layer: sum(len(found) for found in layers[layer].values()))
+    listed = [
+        f"{name} {list(found[0].shape)}" + (f" × {len(found)}" if len(found) > 1 else "")
+        for name, found in layers[largest].items()
+    ]
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return f"its {largest} stores {', '.join(listed[:LISTED])}{more}"

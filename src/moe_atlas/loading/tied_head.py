@@ -1,0 +1,48 @@
+"""A head that a configuration calls the embedding and a checkpoint stores all the same: both must be one.
+
+Legend: C rows at a time, D model width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.errors import InputRefused
+from moe_atlas.loading.load import load_rows
+from moe_atlas.models.spec import ModelSpec
+
+PIECE = 1 << 22  # elements of each that are held at a time
+
+
+def require_equal(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    """Compare the stored head with the stored embedding, in pieces, up to the first difference.
+
+    transformers 5 ties two equal tensors and uses the stored head otherwise; transformers 4 and servers that skip the
+    head use the embedding. So only equal ones are one model.
+
+    Raises:
+        InputRefused: `E_FAMILY` where they hold different values.
+        IntegrityError: `E_CHANGED` when a file is no longer the one that was opened.
+    """
+    embedding, head = spec.embed_refs[0], next(ref for ref in spec.final_refs if ref.role == "head")
+    reader, step = Reader(checkpoint), max(1, PIECE // spec.width)
+    for first in range(0, spec.vocab, step):
+        rows = range(first, min(first + step, spec.vocab))
+        differs_C = different_rows(*(load_rows(reader, ref, rows) for ref in (embedding, head)))
+        if differs_C.any():
+            row = first + int(differs_C.nonzero()[0])
+            raise InputRefused(
+                "E_FAMILY",
+                f"{checkpoint.label}: {head.stored}",
+                f"config.json says that it is {embedding.stored} (tie_word_embeddings), and they differ from row {row} "
+                "on: some loaders use the one for the output, some the other",
+                "set tie_word_embeddings to false if the stored head is meant, or remove the head if it is not",
+            )
+
+
+def different_rows(one_CD: Tensor, other_CD: Tensor) -> Tensor:
+    """Which rows hold different values, bool [C]; the dtype does not matter, and NaN equals NaN."""
+    same_CD = (one_CD == other_CD) | (one_CD.isnan() & other_CD.isnan())
+    return ~same_CD.all(-1)

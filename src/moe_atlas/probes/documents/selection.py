@@ -1,0 +1,201 @@
+"""Which documents of a source are taken, and which positions of each: always the same ones.
+
+Every choice is a pure function of (registered seed, domain name, document id), so it holds on any machine and
+does not move when rows are added behind or shuffled, other than that a newcomer may be drawn itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.errors import InputRefused
+from moe_atlas.probes.documents.encoding import Encoder, Part
+from moe_atlas.probes.documents.rows import Record
+from moe_atlas.probes.documents.sources import Source
+from moe_atlas.probes.documents.tokenizer import Marks, Tokens
+from moe_atlas.probes.reading.bounded_files import sha256_hex, shown
+from moe_atlas.probes.settings.schema import Domain, ProbeConfig
+from moe_atlas.statistics.generator import draw, integers, stream_key
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document's rows as token ids."""
+
+    document_id: str
+    where: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The documents of a domain.
+
+    Attributes:
+        documents: in the source's order.
+        left_out: how many that were drawn are shorter than their windows and were left out; None where a shorter
+            one is refused.
+        rendered_sha256: digest of what a chat template made of them, as lines ``id TAB sha256``; None where none did.
+    """
+
+    documents: tuple[Document, ...]
+    left_out: int | None
+    rendered_sha256: str | None
+
+
+def choose(domain: Domain, source: Source, config: ProbeConfig, encoder: Encoder) -> Chosen:
+    """Take the documents with the smallest draws.
+
+    Raises:
+        InputRefused: E_PROBE_COUNT (fewer documents than asked), E_PROBE_SHORT (documents shorter than their windows),
+            and what an `Encoder` refuses.
+    """
+    rows: dict[str, list[Record]] = {}
+    for record in source.records:
+        rows.setdefault(record.document_id, []).append(record)
+    wanted = len(rows) if domain.documents is None else domain.documents
+    _require(domain, max(wanted, 1), len(rows))
+    rank = {name: int(draw(stream(config.windows.seed, "choice", domain.name, name), 1)[0]) for name in rows}
+    drawn = sorted(rows, key=lambda name: (rank[name], name))
+    skip = domain.shorter == "skip"
+    taken: dict[str, Document] = {}
+    short: dict[str, int] = {}
+    for name in drawn if skip else drawn[:wanted]:
+        if len(taken) == wanted:
+            break
+        document = Document(name, rows[name][0].where, tuple(encoder.part(record) for record in rows[name]))
+        lacking = [part for part in document.parts if not _holds(part, domain, config, encoder)]
+        if lacking:
+            short[name] = len(lacking[0].tokens)
+        if not (lacking and skip):
+            taken[name] = document
+    if short and not skip:
+        _refuse_short(domain, {name: short[name] for name in rows if name in short}, len(taken), config)
+    if skip:
+        left = f" that are not shorter than {_need(config)} tokens"
+        _require(domain, max(1, wanted if domain.documents else 1), len(taken), left)
+    documents = tuple(taken[name] for name in rows if name in taken)
+    return Chosen(documents, len(short) if skip else None, _rendered(documents))
+
+
+def _require(domain: Domain, wanted: int, found: int, which: str = "") -> None:
+    if found < wanted:
+        holds = f"{shown(domain.source)} holds {found}{which}"
+        problem = f"domain {shown(domain.name)} asks for {wanted} documents, {holds}"
+        raise InputRefused("E_PROBE_COUNT", domain.where, problem, "add documents, or ask for fewer")
+
+
+def _refuse_short(domain: Domain, short: dict[str, int], count: int, config: ProbeConfig) -> None:
+    lengths = [f"{shown(name)} ({length})" for name, length in short.items()]
+    named = ", ".join(lengths[:3]) + (" …" if len(short) > 3 else "")
+    lacking = f"shorter than {_need(config)} tokens, or have nothing that is scored"
+    problem = f"domain {shown(domain.name)}: {len(short)} of {count} documents are {lacking}: {named}"
+    hint = "remove them, register shorter windows, or write shorter: skip into the domain to leave them out on record"
+    raise InputRefused("E_PROBE_SHORT", domain.where, problem, hint)
+
+
+def _rendered(documents: tuple[Document, ...]) -> str | None:
+    lines = [
+        f"{document.document_id}\t{part.rendered_sha256}\n"
+        for document in documents
+        for part in document.parts
+        if part.rendered_sha256
+    ]
+    return sha256_hex("".join(lines).encode("utf-8")) if lines else None
+
+
+def stream(seed: int, purpose: str, *names: str) -> int:
+    """The key of a stream of draws that belongs to these names alone."""
+    digest = hashlib.sha256("\0".join((purpose, *names)).encode("utf-8")).digest()
+    return stream_key(seed, int.from_bytes(digest[:8], "little"))
+
+
+def _need(config: ProbeConfig) -> int:
+    return config.windows.tokens * config.windows.per_document
+
+
+def _is_whole(part: Part, domain: Domain) -> bool:
+    """Whether a row is one window at its own length: a task's answer is not cut."""
+    return part.counted is not None and domain.role == "task"
+
+
+def _holds(part: Part, domain: Domain, config: ProbeConfig, encoder: Encoder) -> bool:
+    """Whether a row holds its windows; a shorter one is never a smaller or padded window."""
+    front = 0 if encoder.bos is None else 1
+    if _is_whole(part, domain):
+        return bool(_whole(part, encoder.bos)[1].any())
+    size, count = config.windows.tokens - front, config.windows.per_document
+    if len(part.tokens) < size * count:
+        return False
+    return (
+        part.counted is None or _latest(_scoring_starts(part.counted, size, front), size, count) is not None
+    )
+
+
+def cut(
+    document: Document, domain: Domain, config: ProbeConfig, encoder: Encoder
+) -> Iterator[tuple[Tokens, Marks]]:
+    """Tokens and scored positions of each window of a document: int64 [S], bool [S-1]."""
+    front = 0 if encoder.bos is None else 1
+    size, count = config.windows.tokens - front, config.windows.per_document
+    for number, part in enumerate(document.parts):
+        if _is_whole(part, domain):
+            yield _whole(part, encoder.bos)
+            continue
+        key = stream(config.windows.seed, "start", domain.name, document.document_id, str(number))
+        if part.counted is None:
+            starts = _starts(key, len(part.tokens), size, count)
+        else:
+            starts = _scoring(key, _scoring_starts(part.counted, size, front), size, count)
+        for start in starts.tolist():
+            counted = None if part.counted is None else part.counted[start : start + size]
+            yield _whole(Part(part.tokens[start : start + size], counted), encoder.bos)
+
+
+def _whole(part: Part, bos: int | None) -> tuple[Tokens, Marks]:
+    """A row as one window, its special token in front."""
+    counted = np.ones(len(part.tokens), dtype=np.bool_) if part.counted is None else part.counted
+    if bos is None:
+        return part.tokens.copy(), counted[1:].copy()
+    return np.concatenate([[bos], part.tokens]).astype(np.int64), counted.copy()
+
+
+def _starts(key: int, length: int, size: int, count: int) -> NDArray[np.int64]:
+    """Starts of disjoint windows, int64 [count]: sorted draws over what is left when the windows are taken out."""
+    return np.sort(integers(key, length - size * count + 1, count)) + size * np.arange(count)
+
+
+def _scoring_starts(counted: Marks, size: int, front: int) -> NDArray[np.int64]:
+    """Every start whose window of `size` tokens predicts a counted one, ascending, int64."""
+    before = np.concatenate([[0], np.cumsum(counted)])
+    starts = np.arange(len(counted) - size + 1)
+    return starts[before[starts + size] > before[starts + 1 - front]]
+
+
+def _latest(starts: NDArray[np.int64], size: int, count: int) -> list[int] | None:
+    """The latest starts that `count` disjoint windows can have, ascending; None where so many do not fit."""
+    found: list[int] = []
+    end = int(starts[-1]) if len(starts) else -1
+    for _ in range(count):
+        place = int(np.searchsorted(starts, end, side="right"))
+        if not place:
+            return None
+        found.append(int(starts[place - 1]))
+        end = found[-1] - size
+    return found[::-1]
+
+
+def _scoring(key: int, starts: NDArray[np.int64], size: int, count: int) -> NDArray[np.int64]:
+    """Starts of disjoint windows among `starts`, int64 [count], each drawn from those that leave room for the rest."""
+    latest = _latest(starts, size, count) or []
+    chosen: list[int] = []
+    for number, last in enumerate(latest):
+        low = int(np.searchsorted(starts, chosen[-1] + size)) if chosen else 0
+        high = int(np.searchsorted(starts, last, side="right"))
+        chosen.append(int(starts[low + int(integers(key, high - low, 1, number)[0])]))
+    return np.array(chosen, dtype=np.int64)

@@ -1,0 +1,145 @@
+"""Where documents come from: a file, a folder, a pattern of files, or a folder that `datasets` saved."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePath
+
+from moe_atlas.checkpoint.headers.strict_json import parse_json_object
+from moe_atlas.probes.documents import formats
+from moe_atlas.probes.documents.formats import ROW_FILES, is_row_file, records, token_table, utf8
+from moe_atlas.probes.documents.rows import Record, refuse
+from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex, shown
+
+MAX_FILES = 100_000
+_MAX_STATE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source read in full.
+
+    Attributes:
+        records: in the order of the file; files of a folder by name.
+        sha256: digest of the bytes read; of the sorted lines ``name TAB sha256`` for several files.
+    """
+
+    records: tuple[Record, ...]
+    sha256: str
+
+
+def open_source(folder: Path, source: str, rows: str | None = None) -> Source:
+    """Read a source as a domain names it: a path relative to `folder`, or a pattern of paths within it.
+
+    Raises:
+        InputRefused: E_PROBE_SOURCE, as `read_source`; a pattern that leaves the folder or matches nothing.
+    """
+    if glob.has_magic(source) and not (folder / source).exists():
+        return _read_files(folder, _matches(folder, source), rows)
+    return read_source(folder / source, rows)
+
+
+def read_source(path: Path, rows: str | None = None) -> Source:
+    """Read a source whole.
+
+    Args:
+        path: a file, a folder of files, or a folder that `datasets` saved.
+        rows: which form of row is read, of `rows.FORMS`; None where a row holds one.
+
+    Raises:
+        InputRefused: E_PROBE_SOURCE; missing, of an unknown format, not a regular file, too long, or a row
+            that is malformed, with its line.
+    """
+    if not path.is_dir():
+        raw = read_bounded(path, formats.MAX_SOURCE_BYTES, "E_PROBE_SOURCE")
+        return Source(tuple(_records(raw, path.name, "", rows)), sha256_hex(raw))
+    if (path / "dataset_dict.json").exists():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        problem = f"is a datasets folder of several splits: {', '.join(map(shown, splits))}"
+        refuse(str(path), problem, f"name one of them, such as {path.name}/{next(iter(splits), 'train')}")
+    if (path / "state.json").exists() and (path / "dataset_info.json").exists():
+        return _read_files(path, _saved(path), rows)
+    return _read_files(path, _folder(path), rows)
+
+
+def _read_files(folder: Path, names: Iterable[str], rows: str | None) -> Source:
+    """The rows of several files, at most `MAX_SOURCE_BYTES` together."""
+    found: list[Record] = []
+    lines: list[str] = []
+    left = formats.MAX_SOURCE_BYTES
+    for name in names:
+        raw = read_bounded(folder / name, left, "E_PROBE_SOURCE")
+        left -= len(raw)
+        lines.append(f"{name}\t{sha256_hex(raw)}\n")
+        found.extend(_records(raw, name, f"{name}:", rows, text=True))
+    return Source(tuple(found), sha256_hex("".join(lines).encode("utf-8", "surrogateescape")))
+
+
+def _folder(path: Path) -> Iterator[str]:
+    for file in sorted(path.iterdir(), key=lambda entry: entry.name):
+        if file.name.startswith("."):
+            continue
+        if not (is_row_file(file.name) or file.suffix == ".txt"):
+            problem = f"a folder of documents holds {', '.join(ROW_FILES)} and .txt files only"
+            refuse(str(file), problem, f'move it elsewhere, or name the files: source: "{path.name}/*.txt"')
+        yield file.name
+
+
+def _saved(path: Path) -> list[str]:
+    """The files of a dataset that ``save_to_disk`` of the datasets library wrote, in its order."""
+    state = parse_json_object(
+        read_bounded(path / "state.json", _MAX_STATE_BYTES, "E_PROBE_SOURCE"), "state.json"
+    )
+    listed = state.get("_data_files")
+    names = (
+        [entry.get("filename") for entry in listed if isinstance(entry, dict)]
+        if isinstance(listed, list)
+        else []
+    )
+    plain = [name for name in names if isinstance(name, str) and PurePath(name).name == name]
+    if not plain or len(plain) < len(names) or not all(name.endswith(".arrow") for name in plain):
+        refuse(
+            str(path / "state.json"), "names no Arrow files of its folder", "save it again with save_to_disk"
+        )
+    return plain
+
+
+def _matches(folder: Path, pattern: str) -> list[str]:
+    """The files that a pattern matches, by name; hidden ones only where the pattern says so.
+
+    Raises:
+        InputRefused: E_PROBE_SOURCE where any lies outside `folder`, or there is none.
+    """
+    parts = PurePath(pattern).parts
+    if PurePath(pattern).is_absolute() or ".." in parts:
+        refuse(
+            shown(pattern), "leaves the probe file's folder", "name files beside the probe file or below it"
+        )
+    # A link to a folder above could be followed in circles, so the number is bounded before anything is sorted.
+    every = list(islice(glob.iglob(pattern, root_dir=folder, recursive=True), MAX_FILES + 1))
+    if len(every) > MAX_FILES:
+        refuse(shown(pattern), f"matches more than {MAX_FILES} files", "name fewer")
+    names = sorted(name for name in every if (folder / name).is_file())
+    home = folder.resolve()
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(home):
+            refuse(str(folder / name), "is a link that leaves the probe file's folder", "copy the file there")
+    if not names:
+        refuse(shown(pattern), f"matches no file in {shown(str(folder))}", "check the pattern")
+    return names
+
+
+def _records(raw: bytes, name: str, prefix: str, rows: str | None, text: bool = False) -> Iterator[Record]:
+    """The rows of one file; one that no ending tells is a text where `text` says that its owner named it."""
+    if is_row_file(name):
+        return records(raw, name, prefix, rows)
+    if name.endswith(".safetensors"):
+        return token_table(raw, name)
+    if text or name.endswith(".txt"):
+        return iter([Record(name, name, utf8(raw, name))])
+    known = ", ".join((*ROW_FILES, ".txt", ".safetensors"))
+    step = f'a text of another ending is named by a pattern: source: "*{Path(name).suffix}"'
+    refuse(name, "has no format known by its ending", f"known are {known} and a folder; {step}")

@@ -1,0 +1,175 @@
+"""From text to token ids: a ``tokenizer.json``, or UTF-8 bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_atlas.errors import InputRefused
+from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex
+
+Tokens = NDArray[np.int64]
+Marks = NDArray[np.bool_]
+
+MAX_TOKENIZER_BYTES = 256 << 20
+
+
+class Tokenizer(Protocol):
+    """What the windows need of a tokenizer."""
+
+    @property
+    def kind(self) -> str:
+        """``file``, ``bytes`` or ``ids`` (no tokenizer: every source holds token ids)."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Digest of the tokenizer file, None when there is none."""
+
+    def encode(self, text: str, where: str) -> Tokens:
+        """Token ids of `text`, int64 [any length], without special tokens around it."""
+
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
+        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T]."""
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its own name, None where it has none of that name."""
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8 bytes, ids 0 to 255."""
+
+    kind: str = "bytes"
+    sha256: str | None = None
+
+    def encode(self, text: str, where: str) -> Tokens:
+        """Token ids of `text`, int64."""
+        del where
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
+
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
+        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T]."""
+        tokens = self.encode(text, where)
+        marked = np.zeros(len(tokens), dtype=np.bool_)
+        for start, end in spans:
+            first = len(text[:start].encode("utf-8"))
+            marked[first : first + len(text[start:end].encode("utf-8"))] = True
+        return tokens, marked
+
+    def token_id(self, token: str) -> None:
+        """None: bytes have no names."""
+
+
+@dataclass(frozen=True)
+class NoTokenizer:
+    """The probe file names no tokenizer: text is refused."""
+
+    kind: str = "ids"
+    sha256: str | None = None
+
+    def encode(self, text: str, where: str) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            InputRefused: E_PROBE_TOKENIZER.
+        """
+        del text
+        hint = "name a tokenizer.json or bytes under tokenizer"
+        raise InputRefused("E_PROBE_TOKENIZER", where, "is text, but the probe file names no tokenizer", hint)
+
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            InputRefused: E_PROBE_TOKENIZER.
+        """
+        del spans
+        self.encode(text, where)
+
+    def token_id(self, token: str) -> None:
+        """None: there are no tokens."""
+
+
+@dataclass(frozen=True)
+class FileTokenizer:
+    """A ``tokenizer.json`` of the tokenizers library.
+
+    Truncation and padding that such a file may carry from its training are switched off, and no special token
+    is put around a text: a window is cut from the middle of a document, where none would stand.
+    """
+
+    inner: Any
+    sha256: str | None
+    kind: str = "file"
+
+    def encode(self, text: str, where: str) -> Tokens:
+        """Token ids of `text`, int64.
+
+        Raises:
+            InputRefused: E_PROBE_TOKENIZER when the library cannot encode the text.
+        """
+        return np.asarray(self._encoding(text, where).ids, dtype=np.int64)
+
+    def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
+        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T].
+
+        A token that holds characters on both sides of an edge is marked.
+
+        Raises:
+            InputRefused: E_PROBE_TOKENIZER when the library cannot encode the text.
+        """
+        encoding = self._encoding(text, where)
+        starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        marked = np.zeros(len(starts), dtype=np.bool_)
+        for start, end in spans:
+            marked |= (starts < end) & (ends > start)
+        return np.asarray(encoding.ids, dtype=np.int64), marked
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its own name, None where it has none of that name."""
+        found: int | None = self.inner.token_to_id(token)
+        return found
+
+    def _encoding(self, text: str, where: str) -> Any:
+        try:
+            return self.inner.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises plain Exception
+            raise InputRefused("E_PROBE_TOKENIZER", where, f"cannot be encoded ({error})") from error
+
+
+def open_tokenizer(name: str | None, folder: Path) -> Tokenizer:
+    """The tokenizer a probe file names, relative to its folder.
+
+    Raises:
+        InputRefused: E_PROBE_TOKENIZER when the file is missing or is no tokenizer.
+    """
+    if name is None:
+        return NoTokenizer()
+    if name == "bytes":
+        return ByteTokenizer()
+    path = folder / name
+    return parse_tokenizer(read_bounded(path, MAX_TOKENIZER_BYTES, "E_PROBE_TOKENIZER"), str(path))
+
+
+def parse_tokenizer(raw: bytes, where: str) -> FileTokenizer:
+    """The tokenizer that the bytes of a ``tokenizer.json`` describe.
+
+    Raises:
+        InputRefused: E_PROBE_TOKENIZER when they describe none.
+    """
+    import tokenizers  # noqa: PLC0415  only text sources need it
+
+    try:
+        inner = tokenizers.Tokenizer.from_buffer(raw)
+    except Exception as error:  # the library raises plain Exception
+        raise InputRefused("E_PROBE_TOKENIZER", where, "is not a tokenizer.json") from error
+    inner.no_truncation()
+    inner.no_padding()
+    # Without special tokens a post-processor only moves the offsets of tokens off their white space.
+    inner.post_processor = None
+    return FileTokenizer(inner, sha256_hex(raw))

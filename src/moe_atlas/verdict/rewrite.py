@@ -1,0 +1,168 @@
+"""Predicate 1: was the protected atlas rewritten?
+
+Over the protected layers: the four drift channels, the fall of overlap and the three occupancy differences below
+budget, the refinement margin above 0, weights ledger and expert identity not breached, no non-finite weight in
+the tuned checkpoint. A rising set margin (State1) is no evidence here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_atlas.probes.settings.policy import GUARDS
+from moe_atlas.verdict.gates.gate import (
+    FAIL,
+    NOT_APPLICABLE,
+    NOT_GATED,
+    PASS,
+    UNDETERMINED,
+    Gate,
+    below_budget,
+    is_number,
+    too_few,
+)
+from moe_atlas.verdict.gates.unreached_weights import unseen_gates
+from moe_atlas.verdict.gates.unreplayed_parts import unreplayed_gates
+from moe_atlas.verdict.gates.weight_rules import weight_gates
+
+Receipt = Mapping[str, Any]
+
+PRESERVED = "preserved"
+REWRITTEN = "rewritten"
+
+# registered budget -> the key of `pair` it gates; coordinate drift is gated on z, invariant to a compensated gain
+CHANNELS = {
+    "coordinate": "coordinate_drift_z",
+    "boundary": "boundary_drift",
+    "transition": "transition_drift",
+    "content": "content_drift",
+    "expert_content": "expert_content",
+    "overlap_drop": "overlap_drop",
+    "dead_share_rise": "dead_share_rise",
+    "entropy_drop": "entropy_drop",
+    "load_cv_rise": "load_cv_rise",
+}
+# No declared stage excuses a breach of these, or leaves them open.
+HARD = ("weights", "identity", "non_finite_weights", "unreplayed", "unmeasured_experts", "vocabulary_rows")
+
+
+def atlas_gates(receipt: Receipt) -> list[Gate]:
+    """Return every gate of the predicate."""
+    floor = base_floor(receipt)
+    return [
+        *_layer_gates(receipt, floor),
+        _refinement_gate(receipt, floor),
+        *weight_gates(receipt),
+        *_non_finite_gates(receipt),
+        *unreplayed_gates(receipt),
+        *_identity_gates(receipt),
+        *unseen_gates(receipt),
+    ]
+
+
+def atlas_outcome(gates: list[Gate]) -> str:
+    """Return ``preserved``, ``rewritten`` or ``undetermined``.
+
+    Preserved needs at least one channel that was measured and held: nothing audited is never a pass.
+    """
+    if any(gate.result == FAIL for gate in gates):
+        return REWRITTEN
+    held = any(gate.result == PASS and gate.gate in CHANNELS and gate.gate not in GUARDS for gate in gates)
+    settled = all(gate.result in (PASS, NOT_APPLICABLE, NOT_GATED) for gate in gates)
+    return PRESERVED if held and settled else UNDETERMINED
+
+
+def base_floor(receipt: Receipt) -> str | None:
+    """Return why the base-role sample is too small, None when every base domain has enough documents."""
+    rows = [row for row in receipt["domains"] if row["role"] == "base"]
+    if not rows:
+        return "no base-role domain"
+    for row in rows:
+        reason = too_few(row["documents"])
+        if reason is not None:
+            return f"domain {row['name']}: {reason}"
+    return None
+
+
+def _layer_gates(receipt: Receipt, floor: str | None) -> list[Gate]:
+    measured = {layer["layer"]: layer for layer in receipt["layers"]}
+    protected = receipt["probe"]["protected_layers"]
+    if not protected:
+        return [Gate("protected_layers", UNDETERMINED, {}, {}, None, "no layer is protected")]
+    budgets = receipt["probe"]["policy"]["rewrite"]
+    gates = []
+    for number in protected:
+        where = {"layer": number}
+        if number not in measured:
+            gates.append(
+                Gate("protected_layers", UNDETERMINED, where, {}, None, "not a measured routed layer")
+            )
+            continue
+        pair = measured[number].get("pair") or {}
+        for name, key in CHANNELS.items():
+            found = pair.get(key) or {"reason": "missing"}
+            place = where | ({"expert": found["expert"]} if "expert" in found else {})
+            gates.append(below_budget(name, place, found, budgets.get(name), floor, "simultaneous_low"))
+    return gates
+
+
+def _refinement_gate(receipt: Receipt, floor: str | None) -> Gate:
+    """The margin must lie above 0; below 0 for certain is a rewrite."""
+    margin = (receipt.get("margins") or {}).get("refinement_margin") or {"reason": "missing"}
+    where = {"layer": margin["layer"]} if "layer" in margin else {}
+
+    def verdict(result: str, reason: str | None = None) -> Gate:
+        return Gate("refinement_margin", result, where, margin, 0.0, reason)
+
+    if receipt["probe"]["policy"]["rewrite"].get("refinement") is None:
+        return verdict(NOT_GATED, "no weights registered")
+    if margin.get("not_applicable") is True:
+        return verdict(NOT_APPLICABLE, margin.get("reason"))
+    if not is_number(margin.get("estimate")):
+        return verdict(UNDETERMINED, margin.get("reason"))
+    if margin.get("exact") is True and margin["estimate"] > 0.0:
+        return verdict(PASS, "inputs of equal values")
+    floor = floor or too_few(margin.get("documents"))
+    if floor is not None:
+        return verdict(UNDETERMINED, floor)
+    if is_number(margin.get("high")) and margin["high"] < 0.0:
+        return verdict(FAIL)
+    if is_number(margin.get("low")) and margin["low"] > 0.0:
+        return verdict(PASS)
+    return verdict(UNDETERMINED, margin.get("reason") or "the interval does not clear 0")
+
+
+def _non_finite_gates(receipt: Receipt) -> list[Gate]:
+    classes = (receipt.get("weights") or {}).get("classes")
+    if not isinstance(classes, Mapping) or not classes:
+        return [Gate("non_finite_weights", UNDETERMINED, {}, {}, None, "no weights ledger")]
+    gates = []
+    for name, entry in classes.items():
+        if not entry.get("tensors"):
+            continue
+        count = (entry.get("nonfinite") or {}).get("tuned")
+        if not is_number(count):
+            gates.append(Gate("non_finite_weights", UNDETERMINED, {"class": name}, {}, None, "not counted"))
+        elif int(count or 0) > 0:
+            reason = f"{count} non-finite values in the tuned checkpoint"
+            gates.append(Gate("non_finite_weights", FAIL, {"class": name}, {}, None, reason))
+    return gates or [Gate("non_finite_weights", PASS, {}, {})]
+
+
+def _identity_gates(receipt: Receipt) -> list[Gate]:
+    identity = receipt.get("identity")
+    if not isinstance(identity, Mapping) or not isinstance(identity.get("breaches"), list):
+        return [Gate("identity", UNDETERMINED, {}, {}, None, "expert identity was not examined")]
+    gates = [
+        Gate(
+            "identity",
+            FAIL,
+            {"layer": breach.get("layer")},
+            {},
+            None,
+            f"{breach['kind']}: {breach['detail']}",
+        )
+        for breach in identity["breaches"]
+    ]
+    return gates or [Gate("identity", PASS, {}, {})]
