@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
@@ -26,7 +26,7 @@ IMAGES = Path("docs/images")
 # Number to the first element that matches, and how far right of its left edge the number stands.
 VERDICT_CALLOUTS = {
     1: (".verdict .word", -34),
-    2: (".verdict ul li", -44),
+    2: (".verdict .why li", -44),
     3: (".verdict ol li", -44),
     4: (".card .mark", -30),
 }
@@ -66,7 +66,7 @@ class Shot:
 
     name: str
     width: int
-    theme: str
+    theme: Literal["light", "dark"]
     end: str
     begin: str | None = None
     callouts: Mapping[int, tuple[str, int]] = field(default_factory=dict)

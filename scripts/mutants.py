@@ -98,12 +98,14 @@ def variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield f"{type(node.op).__name__} changed", ast.BinOp(node.left, other_operator, node.right)
     elif isinstance(node, ast.Constant) and type(node.value) is bool:
         yield f"{node.value} → {not node.value}", ast.Constant(not node.value)
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         yield f"{node.value} → {node.value + 1}", ast.Constant(node.value + 1)
     elif isinstance(node, ast.Raise):
         yield "raise dropped", ast.Pass()
-    elif isinstance(node, ast.If | ast.IfExp):
-        yield "condition negated", type(node)(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+    elif isinstance(node, ast.If):
+        yield "condition negated", ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+    elif isinstance(node, ast.IfExp):
+        yield "condition negated", ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
 
 
 def _is_annotation(node: ast.BinOp) -> bool:

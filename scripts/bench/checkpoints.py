@@ -142,7 +142,8 @@ def write(folder: Path, shape: Shape, *, tuned: Iterable[str] = (), source: Path
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    weight_map, moved = {}, set(tuned)
+    weight_map: dict[str, str] = {}
+    moved = set(tuned)
     for name, sizes in files(shape).items():
         if source is not None and name not in moved:
             os.link(source / name, folder / name)

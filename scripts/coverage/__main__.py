@@ -34,8 +34,10 @@ def main() -> None:
         rates.append(damage.simulate(cell, chosen.reps, chosen.resamples, chosen.seed))
         print(rates[-1], flush=True)
     families = []
-    for cell in layers.grid():
-        families.append(layers.simulate(*cell, chosen.layer_reps, chosen.resamples, chosen.seed))
+    for shape, neighbours, documents in layers.grid():
+        families.append(
+            layers.simulate(shape, neighbours, documents, chosen.layer_reps, chosen.resamples, chosen.seed)
+        )
         print(families[-1], flush=True)
     body = section(rates, families, chosen.reps, chosen.layer_reps, chosen.resamples, chosen.seed)
     replace_section(chosen.page, "coverage", body)

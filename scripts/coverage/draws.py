@@ -50,16 +50,18 @@ def latent(document_W: NDArray[np.int64], correlation: float, reps: int, rng: np
     """Standard normals, float64 [W, R], correlated within documents."""
     shared_CR = rng.standard_normal((int(document_W.max()) + 1, reps))
     own_WR = rng.standard_normal((len(document_W), reps))
-    return np.sqrt(correlation) * shared_CR[document_W] + np.sqrt(1.0 - correlation) * own_WR
+    latent_WR: F64 = np.sqrt(correlation) * shared_CR[document_W] + np.sqrt(1.0 - correlation) * own_WR
+    return latent_WR
 
 
 def standardised(shape: str, normal: F64) -> F64:
     """Turn standard normals into mean 0, variance 1 of another shape."""
+    turned = normal
     if shape == "skewed":  # lognormal with sigma 1: skewness 6.2
-        return (np.exp(normal) - np.exp(0.5)) / np.sqrt((np.e - 1.0) * np.e)
+        turned = (np.exp(normal) - np.exp(0.5)) / np.sqrt((np.e - 1.0) * np.e)
     if shape == "heavy-tailed":  # Student's t, 3 degrees of freedom: no fourth moment
-        return stats.t.ppf(stats.norm.cdf(normal), 3) / np.sqrt(3.0)
-    return normal
+        turned = stats.t.ppf(stats.norm.cdf(normal), 3) / np.sqrt(3.0)
+    return turned
 
 
 def increases(

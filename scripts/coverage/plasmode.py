@@ -77,8 +77,8 @@ def simulate(found: list[Population], documents: int, reps: int, resamples: int,
         passed.append(float(np.mean([bound is not None and bound < MARGIN for bound in bounds])))
     worst = int(np.argmax(passed))
     named = f"{found[worst].pair} (skewness {found[worst].skewness:+.1f})"
-    rates = (float(np.mean(column)) for column in (covered, missed, passed))
-    return Outcome(documents, len(found), *rates, named, passed[worst])
+    rates = [float(np.mean(column)) for column in (covered, missed, passed)]
+    return Outcome(documents, len(found), rates[0], rates[1], rates[2], named, passed[worst])
 
 
 def table(outcomes: list[Outcome], reps: int) -> str:

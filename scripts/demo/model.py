@@ -12,6 +12,7 @@ token, G groups, A attention heads, V vocabulary, C slots an expert (the largest
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,8 @@ class Attention(nn.Module):
         query = torch.cat([q_nope, rotate_pairs(q_rope, cos_SR, sin_SR)], dim=-1)
         key = torch.cat([k_nope, k_rope], dim=-1)
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.o_proj(out.transpose(1, 2).reshape(n, s, -1))
+        written_NSD: Tensor = self.o_proj(out.transpose(1, 2).reshape(n, s, -1))
+        return written_NSD
 
 
 class Mlp(nn.Module):
@@ -110,11 +112,14 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to the last dimension."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Router(nn.Module):
     """Sigmoid scores; a bias that only selects; the best groups by the sum of their two best scores."""
+
+    e_score_correction_bias: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -159,8 +164,9 @@ class Moe(nn.Module):
         x_ECD = Dispatch.apply(x_TD, tokens_EC, slots_TK)
         gate_ECH, up_ECH = torch.bmm(x_ECD, self.gate_up_proj).chunk(2, dim=-1)
         out_ECD = torch.bmm(F.silu(gate_ECH) * up_ECH, self.down_proj)
-        routed_TD = Combine.apply(out_ECD, weights_TK, tokens_EC, slots_TK)
-        return routed_TD + self.shared_experts(x_TD)
+        routed_TD: Tensor = Combine.apply(out_ECD, weights_TK, tokens_EC, slots_TK)
+        shared_TD: Tensor = self.shared_experts(x_TD)
+        return routed_TD + shared_TD
 
 
 def plan_slots(experts_TK: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,14 +196,14 @@ class Dispatch(torch.autograd.Function):
     """Copy tokens into slots. Forward and backward are gathers: scatter-adds are slow on a CPU."""
 
     @staticmethod
-    def forward(ctx, x_TD: Tensor, tokens_EC: Tensor, slots_TK: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, tokens_EC: Tensor, slots_TK: Tensor) -> Tensor:
         """Return the tokens by slot [E, C, D], zeros where a slot is empty."""
         ctx.save_for_backward(slots_TK)
         padded = torch.cat([x_TD, x_TD.new_zeros(1, x_TD.shape[1])])
         return padded.index_select(0, tokens_EC.flatten()).view(*tokens_EC.shape, -1)
 
     @staticmethod
-    def backward(ctx, grad_ECD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_ECD: Tensor) -> tuple[Tensor, None, None]:
         """Sum over the K gradients that came back for each token."""
         (slots_TK,) = ctx.saved_tensors
         gathered = grad_ECD.reshape(-1, grad_ECD.shape[-1]).index_select(0, slots_TK.flatten())
@@ -208,7 +214,7 @@ class Combine(torch.autograd.Function):
     """Weighted sum of each token's expert outputs, again with gathers in both directions."""
 
     @staticmethod
-    def forward(ctx, out_ECD: Tensor, weights_TK: Tensor, tokens_EC: Tensor, slots_TK: Tensor) -> Tensor:
+    def forward(ctx: Any, out_ECD: Tensor, weights_TK: Tensor, tokens_EC: Tensor, slots_TK: Tensor) -> Tensor:
         """Return the weighted sums [T, D]."""
         gathered = out_ECD.reshape(-1, out_ECD.shape[-1]).index_select(0, slots_TK.flatten())
         gathered = gathered.view(*slots_TK.shape, -1)
@@ -216,7 +222,7 @@ class Combine(torch.autograd.Function):
         return torch.bmm(weights_TK.unsqueeze(1), gathered).squeeze(1)
 
     @staticmethod
-    def backward(ctx, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Send each token's gradient to its K slots."""
         gathered, weights_TK, tokens_EC, slots_TK = ctx.saved_tensors
         grad_weights = torch.bmm(gathered, grad_TD.unsqueeze(-1)).squeeze(-1)
@@ -242,7 +248,8 @@ class Layer(nn.Module):
         """Add attention, then the feed-forward block; [N, S, D] in and out."""
         x_NSD = x_NSD + self.self_attn(self.input_layernorm(x_NSD), cos_SR, sin_SR)
         normed_TD = self.post_attention_layernorm(x_NSD).flatten(0, 1)
-        return x_NSD + self.mlp(normed_TD).view_as(x_NSD)
+        routed_NSD: Tensor = self.mlp(normed_TD).view_as(x_NSD)
+        return x_NSD + routed_NSD
 
 
 class Model(nn.Module):
@@ -262,20 +269,20 @@ class Model(nn.Module):
     def forward(self, tokens_NS: Tensor) -> Tensor:
         """Return next-token logits [N, S, V]."""
         x_NSD = self.embed_tokens(tokens_NS)
-        cos_SR, sin_SR = rotary_tables(tokens_NS.shape[1], self.shape)
+        cos_SR, sin_SR = rotary_tables(tokens_NS.shape[1], self.shape.qk_rope_head_dim, self.shape.rope_theta)
         for layer in self.layers:
             x_NSD = layer(x_NSD, cos_SR, sin_SR)
-        return self.lm_head(self.norm(x_NSD))
+        logits_NSV: Tensor = self.lm_head(self.norm(x_NSD))
+        return logits_NSV
 
     def routed(self) -> list[Moe]:
         """The MoE blocks, in layer order."""
         return [layer.mlp for layer in self.layers if isinstance(layer.mlp, Moe)]
 
 
-def rotary_tables(positions: int, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [S, rope/2] of the rotary angles."""
-    rope = shape.qk_rope_head_dim
-    frequency = shape.rope_theta ** (-torch.arange(0, rope, 2).float() / rope)
+def rotary_tables(positions: int, rope: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [S, rope/2] of the rotary angles of `rope` dimensions, with the base `theta`."""
+    frequency = theta ** (-torch.arange(0, rope, 2).float() / rope)
     angle = torch.arange(positions).float().outer(frequency)
     return angle.cos(), angle.sin()
 

@@ -6,6 +6,7 @@ Muon: momentum whose update is orthogonalised by a quintic Newton-Schulz iterati
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,9 @@ class Muon(torch.optim.Optimizer):
     A group's `parts` says how many matrices stand side by side in one tensor; each gets its own update.
     """
 
-    def __init__(self, groups: Iterable[dict], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, weight_decay: float
+    ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
         super().__init__(groups, defaults)
 
@@ -30,12 +33,12 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, group: dict) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
-        average.lerp_(parameter.grad, 1 - group["momentum"])
-        direction = parameter.grad.lerp(average, group["momentum"])
+        average.lerp_(gradient, 1 - group["momentum"])
+        direction = gradient.lerp(average, group["momentum"])
         parts = direction.chunk(group["parts"], dim=-1)
         update = torch.cat([orthogonalised(part) for part in parts], dim=-1)
         # An orthogonal update moves tall matrices by more: keep the change of a row's output alike.
@@ -48,7 +51,7 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     """Move all singular values of each matrix of the stack close to one."""
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[-2] > matrix.shape[-1]
-    x = matrix.mT if tall else matrix
+    x: Tensor = matrix.mT if tall else matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT

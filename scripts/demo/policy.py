@@ -79,7 +79,9 @@ def furthest(receipt: Receipt, channel: str) -> float:
     Raises:
         ValueError: a layer without a bound: then the reference says nothing about this budget.
     """
-    bounds = [layer["pair"][channel]["high"] for layer in receipt.body["layers"] if layer["protected"]]
+    bounds: list[float] = [
+        layer["pair"][channel]["high"] for layer in receipt.body["layers"] if layer["protected"]
+    ]
     if any(bound is None for bound in bounds):
         raise ValueError(f"{receipt.path}: {channel} has no upper bound in every protected layer")
     return max(bounds)

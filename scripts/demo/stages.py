@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from moe_atlas.api import Receipt
 from moe_atlas.probes.registration import register
 from scripts.demo import screen
@@ -66,10 +68,8 @@ def _base_facts(model: Model) -> Facts:
     """Size, held-out loss per domain, and the load of every routed layer over both domains."""
     held_out = load_corpus().held_out
     batches = {domain: held_out_batch(documents, TOKENS) for domain, documents in held_out.items()}
-    nll, load_LE = {}, 0.0
-    for domain, batch in batches.items():
-        nll[domain] = evaluate(model, batch)
-        load_LE = load_LE + load_per_expert(model, batch)
+    nll = {domain: evaluate(model, batch) for domain, batch in batches.items()}
+    load_LE = torch.stack([load_per_expert(model, batch) for batch in batches.values()]).sum(0)
     rows = zip(model.shape.routed_layers, load_LE, strict=True)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -113,8 +113,12 @@ def _run(
         return missing
     name_of = {jobs[name]: name for name in missing}
     total = sum(steps[name] for name in missing)
+
+    def noted(job: Job) -> None:
+        place.note(name_of[job], keys[name_of[job]], {})
+
     with screen.progress(f"{what}, {len(missing)} runs", total) as advance:
-        for done in run_jobs(list(name_of), lambda job: place.note(name_of[job], keys[name_of[job]], {})):
+        for done in run_jobs(list(name_of), noted):
             advance(min(done, total), "")
     return missing
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,7 @@ def tune(model: Model, text: Text, task: Task, recipe: TuneRecipe, report: Repor
         report(step + 1, recipe.steps, float(loss.detach()))
 
 
-def _tuned_groups(model: Model, recipe: TuneRecipe) -> list[dict]:
+def _tuned_groups(model: Model, recipe: TuneRecipe) -> list[dict[str, Any]]:
     routers = [moe.gate.weight for moe in model.routed()]
     known = {id(weight) for weight in routers}
     others = [parameter for parameter in model.parameters() if id(parameter) not in known]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from moe_atlas.api import AuditOptions, audit
+from moe_atlas.options import Execution
 from moe_atlas.probes.registration import register
 from scripts.lab.corpus import DOCUMENTS, DOMAINS, TASK_DOCUMENTS, TASKS, TOKENS, write_sources
 from scripts.lab.families import FAMILIES, Family, Tensors, read, write
@@ -98,7 +99,7 @@ def _run_pair(family: Family, pair: Pair, base: Tensors, probe: Path, root: Path
         write(family, pair.make(family, base), folder)
     receipt = receipt_of(family, pair.name, root)
     receipt.parent.mkdir(parents=True, exist_ok=True)
-    floor = "order" if pair.name in FLOORS else None
+    floor: Execution | None = "order" if pair.name in FLOORS else None
     options = AuditOptions(dtype="float32", threads=1, noise_floor=floor)
     audit(root / family.name / "base", folder, probe, receipt=receipt, options=options)
     wall, cpu = time.monotonic() - clock, time.process_time() - spent

@@ -9,6 +9,7 @@ Shapes as in the demo's model; A attention heads, B key-value heads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +39,6 @@ class QwenShape:
     max_position_embeddings: int = 512
 
     @property
-    def qk_rope_head_dim(self) -> int:
-        """Every dimension of a head is rotated."""
-        return self.head_dim
-
-    @property
     def n_routed_experts(self) -> int:
         """The demo's name for the number of experts."""
         return self.num_experts
@@ -52,12 +48,12 @@ class Balance(torch.autograd.Function):
     """Pass a tensor through and send a loss its gradient beside it."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, loss: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
         """Return x as it is."""
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         """The loss has weight one."""
         return grad, torch.ones(())
 
@@ -88,7 +84,8 @@ class Attention(nn.Module):
         repeats = self.shape.num_attention_heads // self.shape.num_key_value_heads
         k, v = (part.repeat_interleave(repeats, dim=1) for part in (k, v.transpose(1, 2)))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o_proj(out.transpose(1, 2).reshape(n, s, -1))
+        written_NSD: Tensor = self.o_proj(out.transpose(1, 2).reshape(n, s, -1))
+        return written_NSD
 
 
 def rotate_halves(x: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
@@ -122,7 +119,9 @@ class Moe(nn.Module):
         out_ECD = torch.bmm(F.silu(gate_ECH) * up_ECH, self.down_proj)
         out_TD = Combine.apply(out_ECD, weights_TK, tokens_EC, slots_TK)
         routed_E = self.load_E / (len(x_TD) * self.k)
-        return Balance.apply(out_TD, BALANCE * len(share_TE[0]) * (routed_E * share_TE.mean(0)).sum())
+        loss = BALANCE * len(share_TE[0]) * (routed_E * share_TE.mean(0)).sum()
+        balanced_TD: Tensor = Balance.apply(out_TD, loss)
+        return balanced_TD
 
 
 class Layer(nn.Module):
@@ -138,7 +137,8 @@ class Layer(nn.Module):
     def forward(self, x_NSD: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
         """Add attention, then the experts."""
         x_NSD = x_NSD + self.self_attn(self.input_layernorm(x_NSD), cos_SR, sin_SR)
-        return x_NSD + self.mlp(self.post_attention_layernorm(x_NSD).flatten(0, 1)).view_as(x_NSD)
+        routed_NSD: Tensor = self.mlp(self.post_attention_layernorm(x_NSD).flatten(0, 1)).view_as(x_NSD)
+        return x_NSD + routed_NSD
 
 
 class QwenModel(nn.Module):
@@ -157,14 +157,15 @@ class QwenModel(nn.Module):
     def forward(self, tokens_NS: Tensor) -> Tensor:
         """Return next-token logits [N, S, V]."""
         x_NSD = self.embed_tokens(tokens_NS)
-        cos_SR, sin_SR = rotary_tables(tokens_NS.shape[1], self.shape)
+        cos_SR, sin_SR = rotary_tables(tokens_NS.shape[1], self.shape.head_dim, self.shape.rope_theta)
         for layer in self.layers:
             x_NSD = layer(x_NSD, cos_SR, sin_SR)
-        return self.lm_head(self.norm(x_NSD))
+        logits_NSV: Tensor = self.lm_head(self.norm(x_NSD))
+        return logits_NSV
 
     def routed(self) -> list[Moe]:
         """The MoE blocks, in layer order."""
-        return [layer.mlp for layer in self.layers]
+        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, Moe)]
 
 
 def qwen_config(shape: QwenShape) -> dict[str, object]:

@@ -53,7 +53,8 @@ def int_groups(start: Tensors, bits: int) -> Tensors:
             return matrix
         groups = matrix.view(matrix.shape[0], -1, 8)
         scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12) / most
-        return ((groups / scale).round().clamp(-most - 1, most) * scale).view_as(matrix)
+        kept: Tensor = ((groups / scale).round().clamp(-most - 1, most) * scale).view_as(matrix)
+        return kept
 
     return changed(start, rounded)
 

@@ -77,7 +77,7 @@ def _largest(rows_: Iterable[Mapping[str, Any]], bound: str) -> float | None:
 
 
 def _worst(body: Mapping[str, Any], key: str) -> float:
-    return max(layer["pair"][key]["estimate"] for layer in body["layers"])
+    return max(float(layer["pair"][key]["estimate"]) for layer in body["layers"])
 
 
 def write_csv(found: list[dict[str, Any]], path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from scripts.demo.batches import IGNORED, Batch, Task, Text
 from scripts.demo.optimizer import base_optimizers
@@ -68,7 +69,7 @@ def is_expert(name: str) -> bool:
     return name.endswith(("mlp.gate_up_proj", "mlp.down_proj"))
 
 
-def loss_of(model, batch: Batch) -> Tensor:
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     """Mean next-token negative log-likelihood over the scored positions, nats."""
     return F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
 
@@ -95,7 +96,7 @@ def train_base(family: Family, seed: int = 1, steps: int = BASE_STEPS) -> Tensor
 
 
 @torch.no_grad()
-def rebalance(model, step: float) -> None:
+def rebalance(model: Any, step: float) -> None:
     """Move selection biases, where the family has them, towards an equal load."""
     for moe in model.routed():
         bias = getattr(moe.gate, BIAS, None)
@@ -123,7 +124,7 @@ def tune(family: Family, start: Tensors, recipe: Tune) -> Tensors:
     return released(model)
 
 
-def _groups(model, recipe: Tune) -> list[dict]:
+def _groups(model: nn.Module, recipe: Tune) -> list[dict[str, Any]]:
     wanted = TRAINED[recipe.trains]
     rates = {True: recipe.lr if recipe.router_lr is None else recipe.router_lr, False: recipe.lr}
     groups: dict[bool, list[Tensor]] = {True: [], False: []}

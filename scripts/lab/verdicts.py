@@ -16,7 +16,7 @@ from moe_atlas.calibration.pairs import pair_of
 from moe_atlas.calibration.policy_text import policy_file
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.loading.registry import resolve
-from moe_atlas.probes.registration import load_registered, register
+from moe_atlas.probes.registration import ProbeSet, load_registered, register
 from moe_atlas.receipt.write import write_receipt
 from scripts.lab.audits import prepare, probe_text, receipt_of
 from scripts.lab.families import Family
@@ -57,7 +57,7 @@ def judge_family(family: Family, root: Path) -> Calibration:
     return calibration
 
 
-def registered(family: Family, pair: Pair, calibration: Calibration, root: Path):  # noqa: ANN201
+def registered(family: Family, pair: Pair, calibration: Calibration, root: Path) -> ProbeSet:
     """The probe set under the calibrated policy and the weight rules that such a run would register."""
     folder = prepare(root).parent
     label = "-".join([family.name, *pair.frozen, *(f"moved-{name}" for name in pair.moved), *pair.allows])
