@@ -21,9 +21,9 @@ from moe_atlas.errors import UsageError
 from moe_atlas.ledger.recording import Recording
 from moe_atlas.options import AuditOptions
 from moe_atlas.probes.lock import lock_path
-from moe_atlas.receipt.files import require_apart
+from moe_atlas.receipt.files import require_apart, window_path
 from moe_atlas.receipt.lineage import against_previous, previous_facts
-from moe_atlas.receipt.write import as_arrays, check_writable, window_path, write_receipt
+from moe_atlas.receipt.write import as_arrays, check_writable, write_receipt
 from moe_atlas.results import Receipt
 
 if TYPE_CHECKING:

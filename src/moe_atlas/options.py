@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+Router = Literal["float32", "native"]
+Device = Literal["cpu", "cuda"]
 Execution = Literal["order", "float32", "bfloat16"]
 
 
@@ -71,8 +74,8 @@ class AuditOptions:
             reads them; the receipt records those that do. A central policy must allow it.
     """
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    router: Literal["float32", "native"] = "float32"
+    dtype: Dtype = "auto"
+    router: Router = "float32"
     device: str = "cpu"
     threads: int | None = None
     memory: int | None = None

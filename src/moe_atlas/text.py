@@ -103,5 +103,6 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     if match is None or match[2] not in _UNITS:
-        raise UsageError("E_SIZE", shown(text), "is not a size", "write it like 1500M or 2GiB")
+        step = "write it like --memory 2GiB or --memory 1500M"
+        raise UsageError("E_SIZE", f"--memory {shown(text)}", "is not a size", step)
     return int(float(match[1]) * _UNITS[match[2]])

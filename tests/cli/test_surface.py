@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 import moe_atlas
+from moe_atlas.calibration.healthy import ACCEPTABLE
 from moe_atlas.cli import COMMANDS, app, run
-from moe_atlas.errors import NEXT_STEPS
+from moe_atlas.cli.probes.calibrate import Acceptable
+from moe_atlas.derivation.derive import DERIVATION
+from moe_atlas.errors import NEXT_STEPS, Exit
 from tests.support import golden
 
 SCREEN = (80, 45)
 ERRORS = {"InputRefused", "UsageError", "IntegrityError", "ResourceExhausted"}
+
+
+def choices(command: Any, parameter: Any) -> str:
+    """What an option may say, where that is a fixed list."""
+    found = re.search(r"[\w-]+(\|[\w-]+)+", (parameter.get_help_record(typer.Context(command)) or ("",))[0])
+    return "" if found is None else found[0]
 
 
 def surface() -> str:
@@ -26,7 +37,7 @@ def surface() -> str:
         command = group.commands[name]
         lines.append(f"atlas {name}")
         for parameter in command.params:
-            placeholder = parameter.metavar or ""
+            placeholder = parameter.metavar or choices(command, parameter)
             dashed = parameter.opts[0].startswith("-")
             spelled = f"{' '.join(sorted(parameter.opts))} {placeholder}".rstrip() if dashed else placeholder
             marks = [
@@ -63,11 +74,66 @@ def test_every_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypa
     assert not [line for line in lines[1:] if "..." in line]
 
 
-def test_no_command_imports_torch_or_matplotlib_to_be_listed():
-    heavy = "{'torch', 'matplotlib'}"
-    code = f"import sys; from moe_atlas.cli import run; run(['--help']); print({heavy} & set(sys.modules))"
+@pytest.mark.parametrize("arguments", [["--help"], [], *([command, "--help"] for command in COMMANDS)])
+def test_no_help_imports_anything_heavy(arguments):
+    """A fresh interpreter, so that no other test has imported it already."""
+    heavy = "{'torch', 'matplotlib', 'numpy', 'transformers', 'rich', 'jinja2', 'yaml'}"
+    code = f"import sys; from moe_atlas.cli import run; run({arguments}); print({heavy} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("set()\n")
+
+
+def test_without_a_command_atlas_shows_its_help_and_ends_in_the_usage_code(capsys):
+    assert run(["--help"]) == 0
+    wanted = capsys.readouterr().out
+    assert run([]) == Exit.USAGE
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", wanted)
+    assert "\\n" not in said.err
+
+
+def test_the_version_names_the_rules_too(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"atlas {moe_atlas.__version__} (derivation {DERIVATION})\n"
+
+
+CHOICES = [
+    ("--dtype", ["auto", "float32", "bfloat16"]),
+    ("--router", ["float32", "native"]),
+    ("--device", ["cpu", "cuda"]),
+    ("--noise-floor", ["order", "float32", "bfloat16"]),
+]
+
+
+@pytest.mark.parametrize(("option", "allowed"), CHOICES)
+def test_help_and_error_list_what_an_option_may_say(option, allowed, capsys):
+    assert run(["audit", "--help"]) == 0
+    assert re.search(rf"  {option} +{', '.join(allowed)}: ", capsys.readouterr().out)
+    assert run(["audit", "a", "b", "--probe", "c", option, "odd"]) == Exit.USAGE
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"atlas: E_USAGE Invalid value for .*'odd' is not one of .*\n", said)
+    assert all(f"'{choice}'" in said for choice in allowed)
+
+
+def test_what_calibrate_accepts_is_what_the_rule_knows(capsys):
+    assert [name.value for name in Acceptable] == list(ACCEPTABLE)
+    assert run(["calibrate", "--healthy", "a", "--out", "b", "--accept", "odd"]) == Exit.USAGE
+    assert "'failed', 'one-run'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["foo", "", "-1GiB", "2 GB more", "1e9"])
+def test_a_wrong_size_is_answered_with_an_example(size, capsys):
+    assert run(["plan", "a", "b", "--probe", "c", f"--memory={size}"]) == Exit.USAGE
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"atlas: E_SIZE --memory {size}: is not a size; write it like --memory 2GiB or --memory 1500M\n"
+    )
+
+
+def test_a_mistyped_option_is_answered_with_the_right_one(capsys):
+    assert run(["audit", "a", "b", "--prob", "c"]) == Exit.USAGE
+    assert "--probe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

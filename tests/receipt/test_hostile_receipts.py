@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from moe_atlas.errors import AtlasError
 from moe_atlas.receipt.canonical import encode_receipt, receipt_digest
+from moe_atlas.receipt.files import window_path
 from moe_atlas.receipt.verify import verify
-from moe_atlas.receipt.write import window_path, write_receipt
+from moe_atlas.receipt.write import write_receipt
 from tests.receipt import synthetic
 
 # Facts that nothing is derived from: the receipt's own digest guards them, and a signature where there is one.

@@ -21,10 +21,11 @@ from moe_atlas.errors import AtlasError, Exit, InputRefused, IntegrityError, Res
 from moe_atlas.receipt import verify as verifying
 from moe_atlas.receipt import write as writing
 from moe_atlas.receipt.canonical import encode_receipt, receipt_digest, sealed
+from moe_atlas.receipt.files import window_path
 from moe_atlas.receipt.reference import attempt_facts, reference_facts
 from moe_atlas.receipt.verify import VerifyReport, intact_receipt, verify
 from moe_atlas.receipt.window_file import decode_windows, encode_windows
-from moe_atlas.receipt.write import window_path, write_receipt
+from moe_atlas.receipt.write import write_receipt
 from moe_atlas.results import Receipt
 from tests.receipt import synthetic
 

@@ -9,7 +9,7 @@ import signal
 import sys
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -20,6 +20,7 @@ from moe_atlas.system import interruption
 from moe_atlas.system.interruption import Stopped
 from moe_atlas.system.parent_process import end_with_parent
 from moe_atlas.text import shown
+from moe_atlas.version import __version__
 
 # Two caches keep matrix products prepared, one for each count of rows, up to two megabytes each: oneDNN's and that of
 # torch's layer above it, 1024 each unless told. A layer has its own counts, so both would grow with depth.
@@ -54,11 +55,36 @@ app = typer.Typer(
     name="atlas",
     help="Audit a pair of Mixture-of-Experts checkpoints: is the tuned one still the same routed object?",
     epilog="Example: atlas audit base.ckpt tuned.ckpt --probe probes.yaml",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    """The version of the program, and of the rules by which it derives a receipt."""
+    if wanted:
+        from moe_atlas.derivation.derive import DERIVATION
+
+        typer.echo(f"atlas {__version__} (derivation {DERIVATION})")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _atlas(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> int | None:
+    """Without a command, show what there is; like any incomplete command line, that ends in the usage code."""
+    if context.invoked_subcommand is not None:
+        return None
+    typer.echo(context.get_help(), err=True)
+    return int(Exit.USAGE)
+
+
 for _name, _line in COMMANDS.items():
     _command = getattr(import_module(f"moe_atlas.cli.{_name}"), _name)
     app.command(_name, cls=Command, short_help=_line)(_command)
@@ -121,7 +147,8 @@ def run(arguments: list[str]) -> int:
     except CommandLineError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "atlas"
-        complain(f"E_USAGE {error.format_message().rstrip('.')}; {command} --help shows what there is")
+        problem = error.format_message().replace("Value error, ", "").rstrip(".")
+        complain(f"E_USAGE {problem}; {command} --help shows what there is")
         return int(Exit.USAGE)
     except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
         complain(interruption.LINE)

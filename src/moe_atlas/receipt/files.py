@@ -12,7 +12,13 @@ from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
 from moe_atlas.system.bounded_read import Unreadable, read_regular
 from moe_atlas.text import shown
 
+SUFFIX = ".windows.safetensors"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def window_path(receipt: Path) -> Path:
+    """Return where the window data of a receipt stand: ``receipt.json`` -> ``receipt.windows.safetensors``."""
+    return receipt.parent / (receipt.stem + SUFFIX)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

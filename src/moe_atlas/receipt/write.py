@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from moe_atlas.derivation.derive import derive
 from moe_atlas.errors import InputRefused, IntegrityError, ResourceExhausted, UsageError, out_of_memory
 from moe_atlas.receipt.canonical import encode_receipt, sealed
-from moe_atlas.receipt.files import fsync_folder, remove, require_free, write_errors, write_temporary
+from moe_atlas.receipt.files import (
+    fsync_folder,
+    remove,
+    require_free,
+    window_path,
+    write_errors,
+    write_temporary,
+)
 from moe_atlas.receipt.verify import verify
 from moe_atlas.receipt.window_file import encode_windows
 from moe_atlas.system.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.text import shown
-
-SUFFIX = ".windows.safetensors"
-
-
-def window_path(receipt: Path) -> Path:
-    """Return where the window data of a receipt stand: ``receipt.json`` -> ``receipt.windows.safetensors``."""
-    return receipt.parent / (receipt.stem + SUFFIX)
 
 
 def check_writable(path: Path, force: bool = False) -> None:

@@ -127,7 +127,7 @@ def held_tokens(limit: int | None, room: Needs) -> int:
             "E_MEMORY",
             f"--memory {_mib(limit)}",
             f"this audit needs at least {_mib(room.minimum)}",
-            "raise the limit, or register fewer or shorter windows",
+            f"give --memory {_mib(room.minimum)} or more, or register fewer or shorter windows",
         )
     bound = _bound(limit, room)
     return max(room.batch, (bound - room.layer(read_ahead(limit, room))) // room.token)

@@ -34,7 +34,7 @@ def plan(
     from moe_atlas.text import parse_size
 
     options = AuditOptions(
-        dtype=o.one_of("--dtype", dtype, ("auto", "float32", "bfloat16")),
+        dtype=dtype,
         memory=None if memory is None else parse_size(memory),
         accepted=parse_accepted(accept or ()),
         policy_from=policy_from,

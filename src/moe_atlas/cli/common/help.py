@@ -8,6 +8,14 @@ from typing import Any
 from typer.core import TyperCommand
 
 
+def _row(name: str, text: str) -> tuple[str, str]:
+    """An option and its sentence, which what it may say stands in front of; a Python type is left out."""
+    found = re.search(r" [<\[](?:list\[)?([^<>\[\]]*\|[^<>\[\]]*)[\]>]+$", name)
+    if found is not None:
+        return name[: found.start()], f"{', '.join(found[1].split('|'))}: {text}"
+    return re.sub(r" <.*>$", "", name), text
+
+
 class Command(TyperCommand):
     """A command whose arguments read `BASE`, not `{BASE}` and `BASE <path>`: a Python type helps nobody who types."""
 
@@ -19,7 +27,7 @@ class Command(TyperCommand):
         """Arguments, then options, each a name and a sentence."""
         for title, kind in (("Arguments", "argument"), ("Options", "option")):
             records = [p.get_help_record(ctx) for p in self.get_params(ctx) if p.param_type_name == kind]
-            rows = [(re.sub(r" <.*>$", "", name), text) for name, text in filter(None, records)]
+            rows = [_row(name, text) for name, text in filter(None, records)]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_atlas import options as how
 from moe_atlas.cli.common.place import leads
 from moe_atlas.errors import AtlasError
-from moe_atlas.receipt.write import window_path
-from moe_atlas.report.formats.outputs import Outputs, outputs, readable
+from moe_atlas.receipt.files import window_path
 from moe_atlas.text import shown
+
+if TYPE_CHECKING:
+    from moe_atlas.report.formats.outputs import Outputs
 
 _CHECKPOINT = "folder, HF snapshot or .safetensors file"
 Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=f"The checkpoint: {_CHECKPOINT}.")]
@@ -35,14 +38,9 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Keep state beside the receipt; go on from what an interrupted run left."),
 ]
-Dtype = Annotated[
-    str, typer.Option(metavar="DTYPE", help="Matrix products in: auto (the checkpoint's), float32, bfloat16.")
-]
-Router = Annotated[
-    str,
-    typer.Option(metavar="DTYPE", help="Routing in: float32 (exact), native (as a serving stack rounds)."),
-]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu or cuda.")]
+Dtype = Annotated[how.Dtype, typer.Option(help="matrix products in; auto is the checkpoint's own.")]
+Router = Annotated[how.Router, typer.Option(help="routing in; native rounds as a server does.")]
+Device = Annotated[how.Device, typer.Option(help="where to compute.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="INTEGER", help="CPU threads; recorded, bits depend on it.")
 ]
@@ -78,27 +76,10 @@ Accept = Annotated[
     ),
 ]
 
-EXECUTIONS = ("order", "float32", "bfloat16")
 NoiseFloor = Annotated[
-    str | None,
-    typer.Option(metavar="HOW", help="Also audit the base against itself: order, float32 or bfloat16."),
+    how.Execution | None,
+    typer.Option(help="audit the base against itself, too."),
 ]
-
-
-def execution(noise_floor: str | None) -> Any:
-    """What --noise-floor asks for, if it is allowed."""
-    return None if noise_floor is None else one_of("--noise-floor", noise_floor, EXECUTIONS)
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> Any:
-    """The value, if it is allowed.
-
-    Raises:
-        typer.BadParameter: naming what is allowed.
-    """
-    if value not in allowed:
-        raise typer.BadParameter(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
-    return value
 
 
 def reports(
@@ -115,6 +96,8 @@ def reports(
     Raises:
         UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER, E_OVER_INPUT or E_GITHUB.
     """
+    from moe_atlas.report.formats.outputs import outputs
+
     if not leads():
         return outputs(())
     names = [*(formats or ()), *(["json"] if as_json else [])]
@@ -143,6 +126,7 @@ def emit(receipt: dict[str, Any], path: Path, wanted: Outputs, *, quiet: bool) -
 
 def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
     """The terminal report, and what was written where."""
+    from moe_atlas.report.formats.outputs import readable
     from moe_atlas.report.screen import screen
     from moe_atlas.report.terminal import render
 

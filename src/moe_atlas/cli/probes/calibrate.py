@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from moe_atlas.calibration.bounds import FEWEST
-from moe_atlas.cli.common import options as o
 from moe_atlas.errors import ResourceExhausted
-from moe_atlas.receipt.files import require_apart, require_free
-from moe_atlas.receipt.write import window_path
+from moe_atlas.receipt.files import require_apart, require_free, window_path
 from moe_atlas.system.atomic_write import write_atomic
 from moe_atlas.text import shown
 
 LEVEL, FACTOR = 0.99, 2.0
+
+
+class Acceptable(StrEnum):
+    """What `--accept` may name: the keys of `moe_atlas.calibration.healthy.ACCEPTABLE`, which says what they mean."""
+
+    FAILED = "failed"
+    ONE_RUN = "one-run"
 
 
 def calibrate(
@@ -42,12 +48,8 @@ def calibrate(
         float, typer.Option(min=1.0, metavar="NUMBER", help="What the bound is multiplied by.")
     ] = FACTOR,
     accept: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--accept",
-            metavar="NAME",
-            help="Count as healthy what is refused otherwise, on record: failed, one-run; repeatable.",
-        ),
+        list[Acceptable] | None,
+        typer.Option("--accept", help="count as healthy what is refused otherwise, on record; repeatable."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
@@ -58,16 +60,14 @@ def calibrate(
     Example: atlas calibrate --healthy receipts/good --damaged receipts/bad --out policy.yaml
     """
     from moe_atlas.calibration.budgets import calibrate as set_budgets
-    from moe_atlas.calibration.healthy import ACCEPTABLE
     from moe_atlas.calibration.pairs import read_pair, receipt_paths, require_one_fate, require_one_setting
     from moe_atlas.calibration.policy_text import policy_file, table
 
     require_free(out, force)
     paths = receipt_paths(healthy), receipt_paths(damaged or ())
     require_apart([out], [beside for path in (*paths[0], *paths[1]) for beside in (path, window_path(path))])
-    accepted = [o.one_of("--accept", name, tuple(ACCEPTABLE)) for name in accept or ()]
     good, bad = ([read_pair(path) for path in some] for some in paths)
-    calibration = set_budgets(good, level, factor, accepted)
+    calibration = set_budgets(good, level, factor, [name.value for name in accept or ()])
     require_one_setting([*good, *bad])
     require_one_fate(good, bad)
     try:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from moe_atlas.errors import ResourceExhausted
-from moe_atlas.probes.template import TEMPLATE
 from moe_atlas.receipt.files import require_free
 from moe_atlas.system.atomic_write import write_atomic
 from moe_atlas.text import shown
@@ -24,6 +23,8 @@ def init(
 
     Example: atlas init
     """
+    from moe_atlas.probes.template import TEMPLATE
+
     require_free(path, force)
     try:
         write_atomic(path, TEMPLATE.encode("utf-8"))

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from moe_atlas.errors import VERDICT_EXIT, ResourceExhausted, UsageError
-from moe_atlas.receipt.files import require_apart, require_free
-from moe_atlas.receipt.write import window_path
+from moe_atlas.receipt.files import require_apart, require_free, window_path
 from moe_atlas.system.atomic_write import write_atomic
 from moe_atlas.text import shown
 

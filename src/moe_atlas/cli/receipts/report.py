@@ -30,8 +30,8 @@ def report(
 
     Example: atlas report receipt.json -o report.html
     """
+    from moe_atlas.receipt.files import window_path
     from moe_atlas.receipt.verify import intact_receipt
-    from moe_atlas.receipt.write import window_path
     from moe_atlas.report.formats.outputs import outputs
     from moe_atlas.text import shown
 
