@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from moe_atlas.lifecycle.episodes import GateRecord
+from moe_atlas.lifecycle.escalation import escalate
 from moe_atlas.verdict.claims import derive_claims, status_of
 from moe_atlas.verdict.next_steps import derive_next_steps
 from moe_atlas.verdict.predicates import derive_predicates
@@ -234,3 +236,68 @@ def test_nothing_tuned_licenses_no_matched_success(allow: list[str]) -> None:
     made["identity"]["identical_checkpoints"] = True
     made["probe"]["policy"]["allow"] = allow
     assert statuses(made)[MATCHED] == "unlicensed"
+
+
+STAGES = ("chart-preserving", "knowledge-expansive")
+
+
+def within(made: dict[str, Any]) -> dict[str, Any]:
+    """Overlap worse and usage narrower for certain, by less than a budget allows: claims, and no failed gate."""
+    set_path(made, "layers.1.pair.overlap_drop", gated(0.03, 0.05))
+    return set_path(made, "layers.1.pair.entropy_drop", gated(0.03, 0.05))
+
+
+def test_a_pass_ends_in_no_advice_whatever_its_claims_say() -> None:
+    made = within(receipt())
+    made["probe"]["policy"]["rewrite"]["entropy_drop"] = None
+    made = finished(made)
+    assert made["verdict"] == "pass"
+    assert status_of(made["claims"], "overlaps_less_compatible") == "licensed"
+    assert status_of(made["claims"], "usage_narrowing") == "licensed"
+    assert made["next_steps"] == []
+
+
+def test_damage_alone_carries_no_advice_about_overlap_and_occupancy() -> None:
+    for made in (within(receipt()), compatible(receipt())):
+        made = finished(set_path(made, "domains.0.nll_increase", interval(0.4, 0.5)))
+        assert made["verdict"] == "fail"
+        assert [step["pattern"] for step in made["next_steps"]] == ["a base domain is damaged"]
+
+
+def test_a_declared_rewrite_is_no_failure_and_gets_no_advice() -> None:
+    """What the stage lets move is no reason; the task that was missed is."""
+    made = rewritten(narrowed(incompatible(receipt("knowledge-expansive"))))
+    made = finished(set_path(made, "domains.3.success.value", interval(2.4, 2.5)))
+    assert made["verdict"] == "fail"
+    assert [step["pattern"] for step in made["next_steps"]] == ["the task target was missed"]
+
+
+def test_attempts_are_asked_for_where_they_can_change_the_verdict() -> None:
+    asked = {stage: finished(rewritten(receipt(stage)))["next_steps"] for stage in STAGES}
+    patterns = {stage: [step["pattern"] for step in steps] for stage, steps in asked.items()}
+    assert patterns["knowledge-expansive"] == ["the task was reached by rewriting"]
+    assert patterns["chart-preserving"] == ["protected layers moved beyond budget"]
+
+
+def test_an_atlas_that_nothing_was_held_against_says_so() -> None:
+    made = receipt()
+    made["probe"]["policy"]["rewrite"] = dict.fromkeys(made["probe"]["policy"]["rewrite"])
+    found = finished(made)["predicates"]["protected_atlas_rewrite"]
+    assert (found["outcome"], found["passed"]) == ("undetermined", None)
+    assert found["reason"].endswith("nothing was judged")
+    assert "reason" not in finished(receipt())["predicates"]["protected_atlas_rewrite"]
+
+
+def test_history_and_receipt_give_one_advice() -> None:
+    """Table 14 once: the same object and the same first move, whoever asks."""
+    steps = finished(narrowed(incompatible(receipt())))["next_steps"][0]
+    gate = GateRecord(
+        "audit", verdict="fail", overlap_worse=True, pathology=("entropy",), failed=("overlap_drop",)
+    )
+    (reading,) = escalate([gate])
+    assert (reading.pattern, reading.intervention) == (steps["object"], steps["first"])
+
+
+def test_worse_overlap_says_it_for_the_drift_beside_it() -> None:
+    steps = finished(rewritten(incompatible(receipt())))["next_steps"]
+    assert [step["pattern"] for step in steps] == ["overlap worsens with healthy occupancy"]

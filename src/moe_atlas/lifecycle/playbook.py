@@ -1,14 +1,17 @@
-"""Words for the escalation rule: what to do at each state, what a gate means, what to try first."""
+"""Words for the escalation rule: what to do at each state, what a gate means, which advice comes first."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moe_atlas.verdict import advice
+from moe_atlas.verdict.advice import Advice
+
 if TYPE_CHECKING:
     from moe_atlas.lifecycle.episodes import GateRecord
 
 ACTIONS = {
-    "waiting": "do nothing but collect the first comparison: a baseline licenses no claim of preservation",
+    "waiting": "wait for the first comparison: a baseline licenses no claim of preservation",
     "clear": "continue; preservation is licensed up to this gate",
     "task-open": "continue; atlas and base domains hold, the task is not reached: claim no success at it yet",
     "undetermined": "claim nothing; widen the sample or collect the next gate",
@@ -47,7 +50,6 @@ NOT_COUNTED = {
     ),
 }
 
-_REPAIR = "continue, and require repeated gates before declaring recovery"
 _UNREAD = "overlap, occupancy and loss are not all determined: no joint reading"
 
 
@@ -83,12 +85,9 @@ def _structural(improving: bool | None) -> str:
 def first_move(gate: GateRecord, state: str, repairing: bool, not_counted: str | None) -> tuple[str, str]:
     """The likely failure object and the first intervention to try (Table 14), broken files first."""
     if state == "waiting":
-        return "a missing receipt, not a model failure", "collect the first comparison after this baseline"
-    if {"non_finite_weights", "non_finite_output", "identity", "weights"} & set(gate.failed):
-        move = (
-            "check save, merge and load path of the tensors named in the receipt before any training change"
-        )
-        return "the saved weights", move
+        return _said(advice.BASELINE)
+    if found := advice.broken(set(gate.failed)):
+        return _said(found[0])
     if not_counted:
         return NOT_COUNTED[not_counted]
     if state == "task-open":
@@ -97,33 +96,19 @@ def first_move(gate: GateRecord, state: str, repairing: bool, not_counted: str |
             "train on; the receipt says how far the task domains are from their target",
         )
     if gate.standing == "pass":
-        return ("a genuine repair is plausible", _REPAIR) if state != "clear" else ("none", "none")
+        return _said(advice.REPAIR) if state != "clear" else ("none", "none")
     if repairing:
-        return "a genuine repair is plausible", _REPAIR
-    if geometric := _geometric(gate):
-        return geometric
+        return _said(advice.REPAIR)
+    geometric = advice.geometric(
+        overlap=bool(gate.overlap_worse), occupancy=bool(gate.pathology), margins=bool(gate.margin_worse)
+    )
+    if geometric is not None:
+        return _said(geometric)
     if gate.standing == "inconclusive":
-        return "the evidence, not yet the model", "read the reasons in the receipt; register more documents"
+        return _said(advice.EVIDENCE)
     named = ", ".join(gate.failed) or "the predicates"
     return f"gates {named}", "read their evidence in the receipt, worst protected layer or domain first"
 
 
-def _geometric(gate: GateRecord) -> tuple[str, str] | None:
-    if gate.overlap_worse and gate.pathology:
-        return (
-            "co-active overlap failure plus a narrowed visited region",
-            "regularise endpoints or adapters, or control the router prior, at matched scalar success",
-        )
-    if gate.overlap_worse:
-        return (
-            "atlas drift without occupancy collapse",
-            "inspect the protected layers first; tighten chart-preserving controls before changing experts",
-        )
-    if gate.pathology:
-        return "a narrowed visited region", "check load balancing and the data mix; hand-off stays unlicensed"
-    if gate.margin_worse:
-        return (
-            "boundary-local routing",
-            "check gain drift, thresholding and boundary-local router behaviour before a broad intervention",
-        )
-    return None
+def _said(found: Advice) -> tuple[str, str]:
+    return found.failed, found.first

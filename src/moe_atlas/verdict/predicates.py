@@ -36,6 +36,8 @@ _CLASSIFICATION: dict[str, dict[str, bool | None]] = {
         tasks.MISCLASSIFIED: False,
     },
 }
+_NOTHING_JUDGED = "no drift channel has both a registered budget and a measurement: nothing was judged"
+_ATLAS_OPEN = "the task was reached, and whether the atlas was preserved is not known"
 _OPEN_REASONS = {
     tasks.CHART_PRESERVING: "the stage declares a rewrite, but the atlas was preserved: declare chart-preserving",
     tasks.CHART_REDEFINING: "no attempt that tried, kept the atlas and missed the task was given (--attempt)",
@@ -59,7 +61,7 @@ def derive_predicates(receipt: Receipt) -> dict[str, Any]:
     success = task_gates(receipt)
     classification, attempts = tasks.task_outcome(receipt, success, outcome)
     predicates = {
-        "protected_atlas_rewrite": _object(outcome, _atlas_passed(stage, outcome, atlas), atlas),
+        "protected_atlas_rewrite": _atlas(stage, outcome, atlas),
         "base_domain_damage": _object(
             damage_outcome(damage), {UNDAMAGED: True, DAMAGED: False}.get(damage_outcome(damage)), damage
         ),
@@ -89,6 +91,14 @@ def _object(outcome: str, passed: bool | None, gates: list[Gate]) -> dict[str, A
     return {"outcome": outcome, "passed": passed, "evidence": worst_first(gates)}
 
 
+def _atlas(stage: str, outcome: str, gates: list[Gate]) -> dict[str, Any]:
+    """The first predicate; where no gate is open and none failed, the reason says why it is undetermined."""
+    out = _object(outcome, _atlas_passed(stage, outcome, gates), gates)
+    if outcome not in (PRESERVED, REWRITTEN) and all(gate.result != UNDETERMINED for gate in gates):
+        out["reason"] = _NOTHING_JUDGED
+    return out
+
+
 def _atlas_passed(stage: str, outcome: str, gates: list[Gate]) -> bool | None:
     """A knowledge-expansive stage lets the atlas be rewritten, but excuses no breach of weights or identity."""
     if any(gate.result == FAIL and gate.gate in HARD for gate in gates):
@@ -106,6 +116,9 @@ def _classified(stage: str, outcome: str, gates: list[Gate]) -> dict[str, Any]:
     if passed and any(gate.result == UNDETERMINED for gate in gates):
         passed = None
     out = _object(outcome, passed, gates)
+    settled = all(gate.result != UNDETERMINED for gate in gates)
     if passed is None and outcome in _OPEN_REASONS:
         out["reason"] = _OPEN_REASONS[outcome]
+    elif outcome == UNDETERMINED and settled:
+        out["reason"] = _ATLAS_OPEN
     return out

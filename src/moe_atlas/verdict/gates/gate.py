@@ -23,7 +23,21 @@ UNDETERMINED = "undetermined"
 NOT_APPLICABLE = "not-applicable"
 NOT_GATED = "not-gated"
 
+# What the number is called that a gate holds an estimate against; a budget where nothing else is said.
+LIMITS = {
+    "nll_increase": "margin",
+    "kl": "limit",
+    "tail_guard": "limit",
+    "canary": "limit",
+    "task_success": "target",
+    "refinement_margin": "floor",
+}
 _RANK = {FAIL: 0, UNDETERMINED: 1, PASS: 2, NOT_APPLICABLE: 3, NOT_GATED: 4}
+
+
+def limit_name(gate: str) -> str:
+    """Return what people call the number that a gate holds an estimate against."""
+    return LIMITS.get(gate, "budget")
 
 
 @dataclass(frozen=True)
@@ -84,9 +98,9 @@ def below_budget(
         return Gate(gate, result, where, interval, budget if is_number(budget) else None, reason)
 
     if budget is None:
-        return verdict(NOT_GATED, "no budget registered")
+        return verdict(NOT_GATED, f"no {limit_name(gate)} registered")
     if not is_number(budget):
-        return verdict(UNDETERMINED, "the budget is not a number")
+        return verdict(UNDETERMINED, f"the {limit_name(gate)} is not a number")
     if interval.get("not_applicable") is True:
         return verdict(NOT_APPLICABLE, interval.get("reason"))
     if not is_number(interval.get("estimate")):
@@ -100,13 +114,21 @@ def below_budget(
     if is_number(interval.get(fail_on)) and interval[fail_on] > budget:
         return verdict(FAIL)
     if not (is_number(interval.get("high")) and interval["high"] < budget):
-        return verdict(UNDETERMINED, interval.get("reason") or "the interval does not clear the budget")
-    reason = why_no_pass(interval, budget)
+        return verdict(
+            UNDETERMINED, interval.get("reason") or f"the interval does not clear the {limit_name(gate)}"
+        )
+    reason = why_no_pass(interval, budget, limit_name(gate))
     return verdict(PASS if reason is None else UNDETERMINED, reason)
 
 
-def why_no_pass(interval: Mapping[str, Any], budget: float) -> str | None:
-    """Return why a mean whose interval clears the budget does not pass all the same, None when it does."""
+def why_no_pass(interval: Mapping[str, Any], budget: float, name: str) -> str | None:
+    """Return why a mean whose interval clears the budget does not pass all the same, None when it does.
+
+    Args:
+        interval: the receipt's interval of the mean.
+        budget: what it is held against.
+        name: what people call that.
+    """
     if "pass_high" not in interval:
         return None
     bound = interval["pass_high"]
@@ -116,7 +138,7 @@ def why_no_pass(interval: Mapping[str, Any], budget: float) -> str | None:
     if is_number(bound) and bound < budget:
         return None
     shown = f"{bound:.4g}" if is_number(bound) else "unbounded"
-    return f"the bound that a pass rests on, {shown}, does not clear the budget"
+    return f"the bound that a pass rests on, {shown}, does not clear the {name}"
 
 
 def too_few(documents: Any) -> str | None:
