@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from moe_atlas.auditing.layer.batches import BATCH_TOKENS
+from moe_atlas.auditing.layer.requantise import narrower_classes
 from moe_atlas.auditing.layer.side import Side
 from moe_atlas.auditing.opening.folder import Folder
 from moe_atlas.auditing.opening.pairing import other_differences
@@ -125,7 +126,9 @@ def method_facts(walk: Walk, specs: list[ModelSpec], options: AuditOptions) -> d
     side = walk.sides[0]
     return {
         "model": specs[0].describe(),
-        "differences": other_differences(specs[0], specs[1]) if len(specs) == 2 else [],
+        "differences": (
+            [*other_differences(*specs), *narrower_classes(walk.sides)] if len(specs) == 2 else []
+        ),
         "compute_dtype": str(side.replay.dtype).removeprefix("torch."),
         "router_arithmetic": options.router,
         "device": side.replay.device.type,

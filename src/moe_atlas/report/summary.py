@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.errors import VERDICT_EXIT, AtlasError
+from moe_atlas.report.head import head
+from moe_atlas.report.words import all_evidence, understood
 
 
 def exit_code(receipt: Mapping[str, Any]) -> int:
@@ -15,7 +17,7 @@ def exit_code(receipt: Mapping[str, Any]) -> int:
 
 
 def summary(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Verdict, outcomes, what failed, what to know and what to do; the same keys for every receipt."""
+    """Verdict, outcomes, head, what failed, what to know and what to do; the same keys for every receipt."""
     return {
         "verdict": receipt["verdict"],
         "kind": receipt["kind"],
@@ -26,12 +28,11 @@ def summary(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
             name: {"outcome": predicate["outcome"], "passed": predicate["passed"]}
             for name, predicate in receipt["predicates"].items()
         },
-        "failed": [
-            line
-            for predicate in receipt["predicates"].values()
-            for line in predicate["evidence"]
-            if line["result"] in ("fail", "undetermined")
-        ],
+        "head": [said.line for said in head(receipt)],
+        "failed": sorted(
+            (line for line in all_evidence(receipt) if line["result"] in ("fail", "undetermined")),
+            key=lambda line: (line["result"], understood(line["gate"])),
+        ),
         "warnings": receipt["warnings"],
         "next_steps": receipt["next_steps"],
     }

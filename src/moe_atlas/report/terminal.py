@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_atlas.report import words
+from moe_atlas.report.head import head
 from moe_atlas.report.screen import Fitted
 from moe_atlas.text import interval, number, shown
 
 STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", None: "bold cyan"}
-RESULTS = {"pass": "green", "fail": "red", "undetermined": "yellow"}
+RESULTS = {"pass": "green", "fail": "red", "undetermined": "yellow", "likely cause": "bold"}
 CHANNELS = {
     "coordinate_drift_z": "coord. z",
     "boundary_drift": "boundary",
@@ -46,8 +47,7 @@ def render(receipt: dict[str, Any], console: Console) -> None:
 def sections(receipt: dict[str, Any]) -> Iterator[RenderableType]:
     """The parts of the terminal report, in reading order."""
     yield headline(receipt)
-    if receipt["kind"] == "audit":
-        yield from reasons(receipt)
+    yield from opening(receipt)
     for warning in receipt.get("warnings", []):
         yield Text(f"warning: {shown(warning['message'], 300)}", style="yellow")
     if receipt["kind"] == "baseline":
@@ -77,36 +77,31 @@ def lineage(receipt: dict[str, Any]) -> Iterator[Text]:
         yield Text("resumed: every tensor holds the values of the earlier receipt's", style="green")
 
 
-def reasons(receipt: dict[str, Any]) -> Iterator[RenderableType]:
-    """The gates that decided, worst first, one line for all places of a gate."""
-    groups = words.deciding(receipt)
-    for group in groups[:REASONS_SHOWN]:
-        text = Text(f"{group.result}: {group.sentence}", style=RESULTS.get(group.result, ""))
-        yield Padding.indent(text, 2)
-    if len(groups) > REASONS_SHOWN:
-        yield Text(f"  … and {len(groups) - REASONS_SHOWN} more gates")
-    for name, reason in words.open_reasons(receipt):
-        yield Padding.indent(Text(f"{name}: {reason}"), 2)
+def opening(receipt: dict[str, Any]) -> Iterator[RenderableType]:
+    """The likely cause, the change of loss, the gates that decided, and what the verdict does not speak of."""
+    for said in head(receipt, REASONS_SHOWN):
+        yield Padding.indent(Text(said.line, style=RESULTS.get(said.title, "")), 2)
 
 
 def predicate_table(receipt: dict[str, Any]) -> Table:
     """The three predicates with the line of evidence that matters most."""
     table = Table(title="Predicates", title_justify="left", expand=False)
-    for column in ("predicate", "outcome", "worst evidence"):
+    for column in ("predicate", "outcome", "what decided"):
         table.add_column(column, overflow="fold")
     for name, predicate in receipt["predicates"].items():
         passed = {True: "green", False: "red", None: "yellow"}[predicate["passed"]]
-        worst = _telling(predicate)
-        sentence = words.gate_sentence(worst) if worst else "–"
+        sentence = _telling(predicate)
         table.add_row(words.PREDICATES[name], Text(predicate["outcome"], style=passed), Text(sentence))
     return table
 
 
-def _telling(predicate: dict[str, Any]) -> dict[str, Any] | None:
-    """The line nearest to its budget, or furthest past it; of a pass, the nearest that has an interval to show."""
-    gated = [line for line in predicate["evidence"] if line["result"] != "not-gated"]
-    measured = [line for line in gated if line["low"] is not None and line["high"] is not None]
-    return next(iter(measured if predicate["passed"] and measured else gated), None)
+def _telling(predicate: dict[str, Any]) -> str:
+    """Of a pass the line nearest to its budget that has an interval to show; else the worst that is no pass."""
+    wanted = ("pass",) if predicate["passed"] else ("fail", "undetermined")
+    lines = [line for line in predicate["evidence"] if line["result"] in wanted]
+    measured = [line for line in lines if line["low"] is not None and line["high"] is not None]
+    worst = next(iter(measured if predicate["passed"] and measured else lines), None)
+    return words.gate_sentence(worst) if worst else shown(str(predicate.get("reason") or "–"), 300)
 
 
 def layer_table(receipt: dict[str, Any]) -> Fitted:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_atlas.text import interval, number, shown
+from moe_atlas.verdict.gates.gate import limit_name
 
 Line = Mapping[str, Any]
 Receipt = Mapping[str, Any]
@@ -54,6 +55,11 @@ GATES = {
     "nothing_tuned": "nothing was tuned",
     "base_success": "task success of the base",
 }
+BROKEN = ("nothing_tuned", "non_finite_output", "non_finite_weights")
+KNOWN = ("nll_increase", "tail_guard", "canary", "task_success", "base_success", "attempt", "kl")
+STORED = ("identity", "weights", "vocabulary_rows", "unreplayed", "unmeasured_experts", "protected_layers")
+ORDER = {gate: rank for rank, gates in enumerate((BROKEN, KNOWN, STORED)) for gate in gates}
+"""Gates by what a colleague needs to know to understand them, drift and occupancy last."""
 SYMBOLS = {"pass": "✓", "fail": "✗", "undetermined": "?", "not-applicable": "–", "not-gated": "·"}
 PASSED = {True: "pass", False: "fail", None: "undetermined"}
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", None: "BASELINE"}
@@ -67,22 +73,31 @@ class GateGroup:
     Attributes:
         gate: the gate's key.
         result: what they all came to.
-        worst: the line that reaches furthest past its budget.
-        count: how many lines.
+        lines: the evidence, the line that reaches furthest past its budget first.
     """
 
     gate: str
     result: str
-    worst: Line
-    count: int
+    lines: tuple[Line, ...]
 
     @property
     def sentence(self) -> str:
-        """The worst line, and how many more there are."""
-        more = self.count - 1
-        place = next((key for key in PLACES if self.worst.get(key) is not None), "line")
-        words = {"class": "classes"}.get(place, f"{place}s") if more > 1 else place
-        return gate_sentence(self.worst) + (f"; and {more} more {words}" if more else "")
+        """The worst line, and how many more there are, in how many other places."""
+        worst, *rest = self.lines
+        key = next((key for key in PLACES if worst.get(key) is not None), None)
+        said = gate_sentence(worst)
+        if not rest:
+            return said
+        others = {line.get(key) for line in rest} - {worst.get(key)} if key else set()
+        if len(others) == len(rest):
+            return f"{said}; and {_counted(len(rest), str(key))}"
+        where = f", in {_counted(len(others), str(key))}" if others else ""
+        return f"{said}; and {_counted(len(rest), 'finding')}{where}"
+
+
+def _counted(count: int, noun: str) -> str:
+    plural = {"class": "classes"}.get(noun, f"{noun}s")
+    return f"{count} more {plural if count > 1 else noun}"
 
 
 def grouped(lines: Iterable[Line]) -> list[GateGroup]:
@@ -90,7 +105,7 @@ def grouped(lines: Iterable[Line]) -> list[GateGroup]:
     found: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         found.setdefault((str(line["result"]), str(line["gate"])), []).append(line)
-    return [GateGroup(gate, result, group[0], len(group)) for (result, gate), group in found.items()]
+    return [GateGroup(gate, result, tuple(group)) for (result, gate), group in found.items()]
 
 
 def all_evidence(receipt: Receipt) -> list[Line]:
@@ -99,9 +114,18 @@ def all_evidence(receipt: Receipt) -> list[Line]:
 
 
 def deciding(receipt: Receipt) -> list[GateGroup]:
-    """The gates that decided against a pass: the failed ones of a FAIL, the open ones of an INCONCLUSIVE."""
+    """The gates that decided against a pass: the failed ones of a FAIL, the open ones of an INCONCLUSIVE.
+
+    What a colleague understands comes first; among gates of one kind the worst.
+    """
     wanted = {"fail": "fail", "inconclusive": "undetermined"}.get(str(receipt["verdict"]))
-    return [group for group in grouped(all_evidence(receipt)) if group.result == wanted]
+    found = [group for group in grouped(all_evidence(receipt)) if group.result == wanted]
+    return sorted(found, key=lambda group: understood(group.gate))
+
+
+def understood(gate: str) -> int:
+    """A gate's rank among reasons: what a colleague understands at once comes first."""
+    return ORDER.get(gate, len(ORDER))
 
 
 def open_reasons(receipt: Receipt) -> list[tuple[str, str]]:
@@ -125,13 +149,13 @@ def place(line: Line) -> str:
 
 
 def gate_sentence(line: Line) -> str:
-    """One gate in words: where, what, the interval, the budget."""
+    """One gate in words: where, what, the interval, the budget, margin or target."""
     parts = [part for part in (place(line), gate_name(str(line["gate"]))) if part]
     if line["estimate"] is not None:
         parts.append(interval(line))
     sentence = " ".join(parts)
     if line["budget"] is not None:
-        sentence += f", budget {number(line['budget'])}"
+        sentence += f", {limit_name(str(line['gate']))} {number(line['budget'])}"
     if line.get("reason"):
         sentence += f" ({shown(str(line['reason']), 160)})"
     return sentence

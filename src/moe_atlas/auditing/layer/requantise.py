@@ -10,6 +10,7 @@ or worse, and the two parts do not add up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.quantised.decode import round_trip
 from moe_atlas.checkpoint.quantised.encoding import Encoded, Encoding
 from moe_atlas.models.spec import TensorRef
+from moe_atlas.weights.class_digests import replayed
 from moe_atlas.weights.comparison import Comparison, Narrowing
 
 Form = Encoding | str
@@ -56,6 +58,41 @@ def narrowing(sides: Sequence[Side], names: Sequence[str]) -> Narrowing | None:
 
 def _rounds(form: Form) -> bool:
     return isinstance(form, Encoding) or form in PLAIN
+
+
+def narrower_classes(sides: Sequence[Side]) -> list[dict[str, Any]]:
+    """The classes of tensors that the tuned checkpoint stores in a format that cannot hold all the base's values.
+
+    Returns:
+        One row for each class: ``key`` (``stored.router``), the formats of ``base`` and ``tuned``, and ``layers``.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    base, tuned = ({ref.name: (ref, layer) for ref, layer in replayed(side.spec)} for side in sides)
+    for name in base.keys() & tuned.keys():
+        (ref, layer), (twin, _) = base[name], tuned[name]
+        forms = form(sides[0].checkpoint, ref.stored), form(sides[1].checkpoint, twin.stored)
+        if holds(forms[1], forms[0]):
+            continue
+        row = rows.setdefault(ref.kind, {"base": set(), "tuned": set(), "layers": set()})
+        for key, found in (("base", said(forms[0])), ("tuned", said(forms[1])), ("layers", layer)):
+            row[key].add(found)
+    return [
+        {
+            "key": f"stored.{kind}",
+            **{side: ", ".join(sorted(row[side])) for side in ("base", "tuned")},
+            "layers": sorted(layer for layer in row["layers"] if layer is not None),
+        }
+        for kind, row in sorted(rows.items())
+    ]
+
+
+def said(form: Form) -> str:
+    """A format in words: its dtype, or its kind and what shares a scale."""
+    if isinstance(form, str):
+        return form
+    rows, columns = form.block or (0, 0)
+    kind = f"{form.bits}-bit integers" if form.kind == "packed_integer" else form.kind
+    return f"{kind}, scales of {rows or 'all'}×{columns or 'all'}" if form.block else kind
 
 
 def stored_whole(sides: Sequence[Side], refs: Sequence[TensorRef]) -> tuple[bool, bool]:

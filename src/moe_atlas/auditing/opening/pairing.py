@@ -7,6 +7,8 @@ from typing import Any
 from moe_atlas.errors import InputRefused
 from moe_atlas.models.spec import ModelSpec
 
+Row = dict[str, Any]
+
 
 def require_comparable(base: ModelSpec, tuned: ModelSpec, base_label: str, tuned_label: str) -> None:
     """Refuse a pair whose routed objects have different shapes, naming every difference.
@@ -53,12 +55,22 @@ def structural_differences(base: ModelSpec, tuned: ModelSpec) -> list[tuple[str,
     return [row for row in rows if row[1] != row[2]]
 
 
-def other_differences(base: ModelSpec, tuned: ModelSpec) -> list[dict[str, Any]]:
-    """Configuration that differs without making the pair incomparable (a rope scaling, an ε): for the receipt."""
-    return _compare("", base.describe(), tuned.describe())
+def other_differences(base: ModelSpec, tuned: ModelSpec) -> list[Row]:
+    """Configuration that differs without making the pair incomparable (a rope scaling, an ε): for the receipt.
+
+    Returns:
+        One row for each key and pair of values: ``key``, ``base``, ``tuned`` and, within the layers, ``layers``, which
+        ones it concerns.
+    """
+    whole = [{k: v for k, v in spec.describe().items() if k != "layers"} for spec in (base, tuned)]
+    found: dict[str, Row] = {}
+    for a, b in zip(base.layers, tuned.layers, strict=True):
+        for row in _compare("", a.describe(), b.describe()):
+            found.setdefault(repr(row), row | {"layers": []})["layers"].append(a.index)
+    return [*_compare("", *whole), *found.values()]
 
 
-def _compare(path: str, a: Any, b: Any) -> list[dict[str, Any]]:
+def _compare(path: str, a: Any, b: Any) -> list[Row]:
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted(a.keys() | b.keys())
         return [row for key in keys for row in _compare(f"{path}.{key}".lstrip("."), a.get(key), b.get(key))]

@@ -11,6 +11,7 @@ from typing import Any
 from moe_atlas.errors import AtlasError, ResourceExhausted, UsageError
 from moe_atlas.report import words
 from moe_atlas.report.formats import markdown
+from moe_atlas.report.head import LOSS, head
 from moe_atlas.report.summary import exit_code
 from moe_atlas.text import shown, workflow
 
@@ -70,9 +71,8 @@ def _annotation(receipt: Mapping[str, Any]) -> str:
     level = {"fail": "error", "inconclusive": "warning"}.get(str(receipt["verdict"]))
     if level is None:
         return ""
-    reasons = [group.sentence for group in words.deciding(receipt)]
-    reasons += [f"{name}: {reason}" for name, reason in words.open_reasons(receipt)]
-    message = reasons[0] if reasons else "see the step summary"
+    found = next((said for said in head(receipt) if said.title != LOSS), None)
+    message = found.text if found else "see the step summary"
     return f"::{level} title=atlas {words.VERDICTS[receipt['verdict']]}::{workflow(message)}\n"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from moe_atlas.errors import AtlasError
 from moe_atlas.report import words
+from moe_atlas.report.head import because, conditions, losses
 from moe_atlas.text import shown
 
 ALLOWED = "allowed by the declared stage"
@@ -20,13 +21,14 @@ ALLOWED = "allowed by the declared stage"
 def render(receipt: Mapping[str, Any]) -> str:
     """The receipt as JUnit XML."""
     root = ET.Element("testsuites", name="atlas")
+    _noted(root, "head", [*because(receipt), *losses(receipt), *conditions(receipt)])
     if receipt["kind"] == "baseline":
         suite = ET.SubElement(root, "testsuite", name="baseline")
         _case(suite, "baseline", "recorded")
     for name, predicate in receipt["predicates"].items():
         if receipt["kind"] == "audit":
             _suite(root, name, predicate)
-    _warnings(root, receipt["warnings"])
+    _noted(root, "warnings", [(warning["code"], warning["message"]) for warning in receipt["warnings"]])
     return _finished(root)
 
 
@@ -50,14 +52,13 @@ def _suite(root: ET.Element, name: str, predicate: Mapping[str, Any]) -> None:
     _judge(outcome, words.PASSED[passed], f"{predicate['outcome']}{reason}", passed)
 
 
-def _warnings(root: ET.Element, warnings: Sequence[Mapping[str, Any]]) -> None:
-    """One skipped case a warning: a viewer shows its message, and the job's result stays the verdict's."""
-    if not warnings:
+def _noted(root: ET.Element, name: str, lines: Sequence[tuple[str, str]]) -> None:
+    """One skipped case a line: a viewer shows its message, and the job's result stays the verdict's."""
+    if not lines:
         return
-    suite = ET.SubElement(root, "testsuite", name="warnings")
-    for warning in warnings:
-        case = _case(suite, "warnings", warning["code"])
-        ET.SubElement(case, "skipped", message=shown(warning["message"], 400))
+    suite = ET.SubElement(root, "testsuite", name=name)
+    for title, text in lines:
+        ET.SubElement(_case(suite, name, title), "skipped", message=shown(text, 400))
 
 
 def _case(suite: ET.Element, predicate: str, title: str) -> ET.Element:

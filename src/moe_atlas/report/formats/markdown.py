@@ -1,4 +1,4 @@
-"""A step summary in Markdown: under 40 lines whatever the receipt holds, and nothing in it can be live."""
+"""A step summary in Markdown: under 50 lines whatever the receipt holds, and nothing in it can be live."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from moe_atlas.errors import AtlasError
 from moe_atlas.report import words
+from moe_atlas.report.head import head
 from moe_atlas.text import interval, markdown, number
 
-REASONS, DOMAINS, STEPS, WARNINGS = 7, 6, 3, 4
+REASONS, DOMAINS, STEPS, WARNINGS = 6, 6, 3, 4
 BADGES = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", None: "📌"}
 
 
@@ -22,8 +23,7 @@ def render(receipt: Mapping[str, Any], path: Path) -> str:
         "",
         f"{_safe(words.names(receipt), 400)}, probe {_safe(receipt['probe']['name'])}: {words.sample(receipt)}",
         "",
-        *_cut([f"- {_safe(group.sentence, 400)}" for group in words.deciding(receipt)], REASONS, "gates"),
-        *(f"- {name}: {_safe(reason, 400)}" for name, reason in words.open_reasons(receipt)),
+        *(f"- {_safe(said.line, 400)}" for said in head(receipt, REASONS)),
         *_warnings(receipt["warnings"]),
         *(["", *_predicates(receipt)] if receipt["kind"] == "audit" else []),
         "",

@@ -12,12 +12,14 @@ from jinja2.utils import missing
 from markupsafe import Markup
 
 from moe_atlas.report import words
+from moe_atlas.report.head import because, conditions, head, losses, reasons
 from moe_atlas.report.html import charts, heat, tables
 from moe_atlas.report.html.errata import ERRATA
 from moe_atlas.text import number, shown
 from moe_atlas.version import __version__
 
 SYMBOLS = {"pass": "✓", "fail": "✗", "inconclusive": "?", None: "●"}
+NAMED = 6  # gates that a notebook names
 CLASSES = {"pass": "pass", "fail": "fail", "inconclusive": "undetermined", None: "neutral"}
 
 
@@ -70,8 +72,9 @@ def audit_page(receipt: Mapping[str, Any], path: Path) -> str:
         "tone": CLASSES[receipt["verdict"]],
         "names": words.names(receipt),
         "sample": words.sample(receipt),
-        "reasons": [group.sentence for group in words.deciding(receipt)],
-        "open_reasons": words.open_reasons(receipt),
+        "head": [said.line for said in (*because(receipt), *losses(receipt))],
+        "reasons": [said.line for said in reasons(receipt)],
+        "conditions": [said.line for said in conditions(receipt)],
         "steps": [words.next_step(step) for step in receipt["next_steps"]],
         "predicates": tables.predicates(receipt) if audit else [],
         "heat": heat.heat_map(receipt) if audit else None,
@@ -106,7 +109,7 @@ def notebook(receipt: Mapping[str, Any], path: Path) -> str:
         "symbol": SYMBOLS[receipt["verdict"]],
         "names": words.names(receipt),
         "sample": words.sample(receipt),
-        "reasons": [group.sentence for group in words.deciding(receipt)],
+        "reasons": [said.line for said in head(receipt, NAMED)],
         "predicates": tables.predicates(receipt) if receipt["kind"] == "audit" else [],
     }
     return environment().get_template("notebook.html.j2").render(context)

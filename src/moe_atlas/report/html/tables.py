@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from moe_atlas.report.head import unjudged
 from moe_atlas.report.words import (
     OUTCOMES,
     PASSED,
@@ -48,6 +49,7 @@ def predicates(receipt: Receipt) -> list[dict[str, Any]]:
             "passing": sorted(
                 {gate_name(str(g.gate)) for g in grouped(predicate["evidence"]) if g.result == "pass"}
             ),
+            "unjudged": unjudged(receipt) if name == "protected_atlas_rewrite" else "",
             "lines": [_line(line) for line in predicate["evidence"]],
         }
         for name, predicate in receipt["predicates"].items()
