@@ -85,7 +85,7 @@ def test_an_attempt_at_nothing_is_refused_before_the_work(audit, place, tmp_path
     pairs.probe(place / "same", documents=12, policy=pairs.SAME)
     attempt = str(tmp_path / "attempt.json")
     assert audit("base", "base", "--receipt", attempt, probe="same/probes.yaml")[0] == 0
-    monkeypatch.setattr(measuring, "walk", lambda *_: pytest.fail("the audit was done all the same"))
+    monkeypatch.setattr(measuring, "replay_layers", lambda *_: pytest.fail("the audit was done all the same"))
     code, _, err = audit("base", "hard", "--attempt", attempt)
     assert code == 2
     assert err.startswith("atlas: E_ATTEMPT")
