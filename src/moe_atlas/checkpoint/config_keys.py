@@ -23,7 +23,7 @@ _SERVED = {
     *("max_position_embeddings", "model_max_length", "original_max_position_embeddings"),
     *("max_sequence_length", "max_seq_len", "seq_length", "rope_parameters", "rope_theta", "rope_scaling"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "attention_chunk_size"),
-    *("tie_word_embeddings", "quantization_config", "compression_config"),
+    *("tie_word_embeddings", "quantization_config", "compression_config", "quantization"),
     *("num_nextn_predict_layers", "num_mtp_layers"),
 }
 _COSMETIC = {

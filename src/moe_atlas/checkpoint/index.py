@@ -20,6 +20,8 @@ from moe_atlas.checkpoint.quantised.encoding import Encoded
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+QUANTISATION = "hf_quant_config.json"
+"""Where ModelOpt keeps the settings that others write into config.json."""
 MODEL = "model.safetensors"
 _SUFFIX = ".safetensors"
 _ADAPTER = "adapter_model.safetensors"
@@ -36,7 +38,8 @@ class Checkpoint:
         label: the path as it was given, for messages.
         config: the content of ``config.json``.
         tensors: every stored tensor by name, in name order.
-        files: what identified each file that was read (shards, ``config.json``, the index), by plain name.
+        files: what identified each file that was read (shards, ``config.json``, ``hf_quant_config.json``, the index),
+            by plain name.
         encoded: every quantised tensor by the name it stands for; its parts are among `tensors`.
     """
 
@@ -93,7 +96,9 @@ def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> 
         _compare(weight_map, tensors, str(root / INDEX))
     config = _read_json(root, CONFIG, _MAX_CONFIG_BYTES, found)
     ordered = {name: tensors[name] for name in sorted(tensors)}
-    encoded = detect(config, ordered, str(path))
+    apart = files.exists(root / QUANTISATION)
+    beside = _read_json(root, QUANTISATION, _MAX_CONFIG_BYTES, found) if apart else None
+    encoded = detect(config, ordered, str(path), beside)
     return Checkpoint(root, str(path), config, MappingProxyType(ordered), MappingProxyType(found), encoded)
 
 

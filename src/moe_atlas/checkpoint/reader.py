@@ -104,16 +104,19 @@ class Reader:
         for role, name in entry.parts.items():
             count = together[role]
             part = range(begin // count, -(-end // count)) if count else None
-            parts[role] = self._read_stored(name, None, part)
-        return decode(entry, parts)[rows.start - begin : rows.stop - begin]
+            if part is not None and entry.encoding.turned:
+                parts[role] = self._read_stored(name, None)[:, part.start : part.stop]
+            else:
+                parts[role] = self._read_stored(name, None, part)
+        return decode(entry, parts, self.checkpoint.label)[rows.start - begin : rows.stop - begin]
 
     def _read_encoded(self, entry: Encoded, index: int | None) -> torch.Tensor:
         """Decode a quantised tensor; of one with a matrix for each expert, only the parts of entry `index`."""
         parts = {role: self._read_stored(*part) for role, part in self._parts(entry, index).items()}
         if index is None or len(entry.shape) < 3:
-            whole = decode(entry, parts)
+            whole = decode(entry, parts, self.checkpoint.label)
             return whole if index is None else whole[index].clone()
-        return decode(replace(entry, shape=entry.shape[1:]), parts)
+        return decode(replace(entry, shape=entry.shape[1:]), parts, self.checkpoint.label)
 
     def _parts(self, entry: Encoded, index: int | None) -> dict[str, tuple[str, int | None]]:
         """What is read of a quantised tensor, or of its entry `index`, by role."""

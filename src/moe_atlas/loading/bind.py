@@ -30,9 +30,12 @@ PREFIXES = (
     "",
 )
 """Where a text model may sit inside a checkpoint, in the place of the canonical `model.`."""
+ALL_EXPERTS = "switch_mlp"
+"""What MLX calls the module of all routed experts."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 ACTIVATION_SCALES = (
     ".input_scale",
+    "_proj_input_scale",
     ".k_scale",
     ".v_scale",
     ".q_scale",
@@ -67,6 +70,7 @@ class _Binder:
 
     def model(self) -> ModelSpec:
         spec = self.blueprint.model
+        self._refuse_added_one(spec)
         layers = tuple(self.layer(layer) for layer in spec.layers)
         embed = (self._embedding(spec),)
         final = [
@@ -82,6 +86,14 @@ class _Binder:
         bound = replace(spec, family=self.family, layers=layers, tied=tied)
         bound = replace(bound, embed_refs=embed, final_refs=tuple(final))
         return replace(bound, skipped=tuple(self._skipped(bound)))
+
+    def _refuse_added_one(self, spec: ModelSpec) -> None:
+        """MLX adds the one to the weights of norms that others add when they compute; nothing stored tells of it."""
+        if spec.final_norm.kind == "rms1p" and any(
+            isinstance(found, Encoded) and found.encoding.kind == "affine" for found in self.stored.values()
+        ):
+            problem = f"MLX's copies of {self.family} hold other norm weights, which are not decoded"
+            raise InputRefused("E_QUANT", f"{self.label}: norms", problem)
 
     def layer(self, layer: LayerSpec) -> LayerSpec:
         prefix = self.blueprint.layer_prefix.format(i=layer.index)
@@ -178,7 +190,7 @@ class _Binder:
         fused = {m: self._stored_name(prefix + name) for m, name in names.items() if name is not None}
         found = {m: name if name in self.stored else f"{name}.weight" for m, name in fused.items()}
         if len(found) < 2 or not any(name in self.stored for name in found.values()):
-            return ExpertLayout("split", canonical, {m: self._stored_name(n) for m, n in canonical.items()})
+            return self._apart(canonical)
         if self.blueprint.fused == "stacked":
             return ExpertLayout("stacked", canonical, {m: found[m] for m in canonical})
         stored = {"down_proj": found["down_proj"], "down_proj.bias": f"{fused['down_proj']}_bias"}
@@ -187,6 +199,14 @@ class _Binder:
                 stored |= {matrix: found[first], f"{matrix}.bias": f"{fused[first]}_bias"}
         kind = self._orientation(moe, found[first])
         return ExpertLayout(kind, canonical, stored, self.blueprint.interleaved_rows)
+
+    def _apart(self, canonical: Mapping[str, str]) -> ExpertLayout:
+        """Experts whose matrices are stored apart: each for itself, or those of all experts in one, as MLX does."""
+        around = {m: self._stored_name(n).partition("experts.{e}.") for m, n in canonical.items()}
+        together = {m: f"{before}{ALL_EXPERTS}.{m}" for m, (before, inside, _) in around.items() if inside}
+        if together and all(f"{name}.weight" in self.stored for name in together.values()):
+            return ExpertLayout("by_matrix", canonical, together)
+        return ExpertLayout("split", canonical, {m: self._stored_name(n) for m, n in canonical.items()})
 
     def _orientation(self, moe: MoESpec, first: str) -> Literal["fused", "fused_transposed"]:
         shape = tuple(self.stored[first].shape) if first in self.stored else ()
@@ -203,6 +223,8 @@ class _Binder:
         assert layout is not None, "the layout was just chosen"
         if layout.kind == "split":
             return {}
+        if layout.kind == "by_matrix":
+            return self._whole_shapes(moe)
         count, rows, width, height = (
             moe.router.experts - moe.identity_experts,
             moe.w1_rows,
@@ -221,6 +243,12 @@ class _Binder:
             else:
                 shapes[name] = (count, width, rows) if turned else (count, rows, width)
         return shapes
+
+    @staticmethod
+    def _whole_shapes(moe: MoESpec) -> dict[str, tuple[int, ...]]:
+        """The shapes of tensors that hold a matrix (or a bias) for each expert, by stored name."""
+        count = moe.router.experts - moe.identity_experts
+        return {ref.stored: (count, *ref.shape) for ref in expert_refs(moe, 0)}
 
     def _find_prefix(self) -> str:
         embedding, norm = (self.blueprint.names[role] for role in ("embedding", "final_norm"))

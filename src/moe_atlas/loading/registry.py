@@ -105,7 +105,7 @@ DTYPE = ("dtype", "torch_dtype")
 OWN = ("model_type", TIED, *DTYPE)
 """What each level of a configuration says of itself."""
 LISTED = 30  # tensors of a layer that a message names
-QUANTISATION = ("quantization_config", "compression_config")
+QUANTISATION = ("quantization_config", "compression_config", "quantization")
 """Read where the checkpoint is opened: families know nothing of how a tensor is stored."""
 
 

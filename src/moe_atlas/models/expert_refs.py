@@ -24,6 +24,9 @@ def _ref(moe: MoESpec, expert: int, need: Need) -> TensorRef:
     if layout.kind == "split":
         stored = layout.stored[matrix].format(e=expert) + stored_suffix(role)
         return TensorRef(name, "routed_expert", shape, role, stored)
+    if layout.kind == "by_matrix":
+        stored = layout.stored[matrix] + stored_suffix(role)
+        return TensorRef(name, "routed_expert", shape, role, stored, index=expert)
     if layout.kind == "stacked":
         span = (expert * moe.experts.width, (expert + 1) * moe.experts.width)
         turned = matrix == "down_proj"

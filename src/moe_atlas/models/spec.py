@@ -115,9 +115,9 @@ class FeedForward:
 class ExpertLayout:
     """Where the routed experts of one layer are stored; filled in by `moe_atlas.loading.bind`."""
 
-    kind: Literal["split", "fused", "fused_transposed", "stacked"]
-    """`split`: one tensor per expert and matrix; `fused`: [E, 2H, D] and [E, D, H]; `fused_transposed`: [E,
-    D, 2H] and [E, H, D]; `stacked`: [E·H, D] for each matrix."""
+    kind: Literal["split", "by_matrix", "fused", "fused_transposed", "stacked"]
+    """`split`: one tensor per expert and matrix; `by_matrix`: [E, H, D], [E, H, D] and [E, D, H]; `fused`: [E, 2H, D]
+    and [E, D, H]; `fused_transposed`: [E, D, 2H] and [E, H, D]; `stacked`: [E·H, D] for each matrix."""
     canonical: Mapping[str, str]
     """Role to canonical name with `{e}`."""
     stored: Mapping[str, str]

@@ -1,8 +1,8 @@
 """4-bit floats (E2M1), two to a byte with the low nibble first: MXFP4 and NVFP4.
 
 MXFP4 (OCP Microscaling 1.0; gpt-oss, compressed-tensors): a power of two for 32 columns, W = value · 2^(s − 127),
-exact in bfloat16. NVFP4 (compressed-tensors): a float8 scale for 16 columns under one scale of the whole tensor
-that divides, W = value · (scale / global scale).
+exact in bfloat16. NVFP4: a float8 scale for 16 columns under one scale of the whole tensor, which compressed-tensors
+divides by, W = value · (scale / global scale), and ModelOpt multiplies with, W = value · (scale · second scale).
 """
 
 from __future__ import annotations
@@ -37,10 +37,17 @@ def decode_mx(packed: Tensor, scale: Tensor) -> Tensor:
     return (values * spread(scale, (1, MX_COLUMNS), *values.shape[-2:])).to(torch.bfloat16)
 
 
-def decode_nv(packed: Tensor, scale: Tensor, global_scale: Tensor) -> Tensor:
-    """The weight, float32 [R, C], from bytes [R, C/2], float8 scales [R, G] and one float32 for all."""
-    values = unpack(packed)
-    overall = as_float(scale) / global_scale.float().reshape(1, 1)
+def decode_nv(packed: Tensor, scale: Tensor, whole: Tensor, *, divides: bool) -> Tensor:
+    """The weight, float32 [..., R, C].
+
+    Args:
+        packed: bytes [..., R, C/2].
+        scale: float8 [..., R, G].
+        whole: the scale of the whole tensor, one float32.
+        divides: whether the scales of the groups are divided by it; else they are multiplied.
+    """
+    values, factor = unpack(packed), whole.float().reshape(1, 1)
+    overall = as_float(scale) / factor if divides else as_float(scale) * factor
     return values * spread(overall, (1, NV_COLUMNS), *values.shape[-2:])
 
 

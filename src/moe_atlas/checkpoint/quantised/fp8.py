@@ -20,13 +20,15 @@ def decode(values: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
 
     Args:
         values: float8 (or int8) [..., R, C].
-        scale: one per block [..., G, G], or per tensor with no such dimensions.
+        scale: one per block [..., G, G], with or without dimensions of 1, or per tensor with no such dimensions.
         block: rows and columns of a block, 0 for all there are.
     """
     rows, columns = values.shape[-2:]
     if block == (0, 0):
-        return values.float() * as_float(scale).reshape(*values.shape[:-2], 1, 1)
-    return values.float() * spread(scale, block, rows, columns)
+        factor = as_float(scale)
+        return values.float() * factor.reshape(() if factor.numel() == 1 else (*values.shape[:-2], 1, 1))
+    blocks = (-(-rows // (block[0] or rows)), -(-columns // (block[1] or columns)))
+    return values.float() * spread(scale.reshape(*values.shape[:-2], *blocks), block, rows, columns)
 
 
 def round_trip(weight: Tensor, block: tuple[int, int], *, exponents: bool) -> Tensor:
