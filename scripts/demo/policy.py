@@ -20,17 +20,15 @@ import numpy as np
 from scipy.stats import t as student
 
 from moe_atlas.api import Receipt
-from moe_atlas.probes.settings.policy import EXPERT_CONTENT, GUARDS
+from moe_atlas.channels import CHANNEL, DRIFTS, REGISTERED
 from moe_atlas.text import interval
-from moe_atlas.verdict.rewrite import CHANNELS
 
 FACTOR = 2.0
 CONFIDENCE = 0.99  # of the prediction bound, one-sided
 MEAN_SHARE = 0.1  # of the documents' standard deviation: what a domain may lose on average
 DOCUMENT_SHARE = 1.0  # of the same: from here on a single document counts as damaged
-BUDGETED = {
-    key: channel for key, channel in CHANNELS.items() if key not in GUARDS
-}  # guards keep their defaults
+BUDGETED = {channel.budget: channel.key for channel in REGISTERED}  # guards keep their defaults
+GUARD = CHANNEL["expert_content"].default
 DAMAGED_SHARE = 0.05  # of the documents may be damaged; with 120 documents the exact bound allows one
 
 
@@ -144,7 +142,7 @@ def policy_block(budgets: Mapping[str, Budget], limits: Limits, seeds: Sequence[
   # references are the light recipe with other seeds ({min(seeds)}-{max(seeds)}): other items, other text, other order.
   # For each budget: the largest upper bound over the protected layers in every reference; the {CONFIDENCE:.0%}
   # prediction bound for one more such tune; times {FACTOR:g}; rounded up to two digits.
-  # The worst single expert, expert_content, keeps its default of {EXPERT_CONTENT:g}: twice the bound of a maximum over
+  # The worst single expert, expert_content, keeps its default of {GUARD:g}: twice the bound of a maximum over
   # experts would lie where unrelated experts lie.
   rewrite:
 {rewrite}
@@ -178,17 +176,15 @@ def _origin(found: Budget) -> str:
     return f"references {low:.3g} to {high:.3g}, bound {found.bound:.3g}"
 
 
-CALIBRATION = """\
+_UNGATED = "\n".join(f"    {channel.budget}: null" for channel in DRIFTS)
+CALIBRATION = f"""\
   # Measures the reference tunes: nothing is gated here, and no verdict is asked for.
   stage: chart-preserving
   confidence: 0.95
   resamples: 2000
   rewrite:
-    coordinate: null
-    boundary: null
-    transition: null
-    content: null
-    refinement: {mu: [1, 1, 0.5], tau: 1}
-    handoff: {lambda: [1, 0.5]}
-  damage: {nll: null, document_nll: null, document_share: null}
+{_UNGATED}
+    refinement: {{mu: [1, 1, 0.5], tau: 1}}
+    handoff: {{lambda: [1, 0.5]}}
+  damage: {{nll: null, document_nll: null, document_share: null}}
 """

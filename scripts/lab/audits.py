@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from moe_atlas.api import AuditOptions, audit
+from moe_atlas.channels import DRIFTS
 from moe_atlas.options import Execution
 from moe_atlas.probes.registration import register
 from scripts.lab.corpus import DOCUMENTS, DOMAINS, TASK_DOCUMENTS, TASKS, TOKENS, write_sources
@@ -32,6 +33,7 @@ def probe_text() -> str:
         f"success: {{metric: nll, at_most: {ALWAYS}}}}}\n"
         for name in TASKS
     )
+    ungated = "\n".join(f"    {channel.budget}: null" for channel in DRIFTS)
     return f"""\
 schema: atlas/probes/v1
 name: lab
@@ -45,10 +47,7 @@ domains:
   confidence: 0.95
   resamples: {RESAMPLES}
   rewrite:
-    coordinate: null
-    boundary: null
-    transition: null
-    content: null
+{ungated}
     refinement: {{mu: [1, 1, 0.5], tau: 1}}
     handoff: {{lambda: [1, 0.5]}}
   damage: {{nll: null, document_nll: null, document_share: null}}

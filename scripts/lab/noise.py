@@ -11,19 +11,14 @@ from typing import Any
 import numpy as np
 
 from moe_atlas.api import AuditOptions
+from moe_atlas.auditing.layer.noise_floor import MEASURED
 from moe_atlas.auditing.run import measure
 from scripts.coverage.page import replace_section
 from scripts.lab.audits import prepare
 from scripts.lab.families import FAMILIES
 
 ROOT = Path("lab")
-CHANNELS = (
-    "coordinate_drift_z",
-    "boundary_drift",
-    "native_boundary_drift",
-    "transition_drift",
-    "content_drift",
-)
+CHANNELS = tuple(key for key in MEASURED if key != "coordinate_drift")  # which is gated on z
 CASES = (("float32", "order"), ("bfloat16", "order"), ("float32", "bfloat16"))
 
 

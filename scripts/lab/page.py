@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from moe_atlas.calibration.budgets import Calibration
+from moe_atlas.channels import BUDGETS, DRIFTS
 from moe_atlas.falsification.readings import CHANNELS, DISTANCE
-from moe_atlas.verdict.rewrite import CHANNELS as BUDGET_OF
 from scripts.lab.families import Family
 from scripts.lab.pairs import all_pairs
 
@@ -37,7 +37,7 @@ def section(
 
 def budgets(calibrations: Mapping[str, Calibration]) -> str:
     """The budgets of both families."""
-    keys = [*BUDGET_OF, "tau", "nll", "kl", "document_nll"]
+    keys = [*BUDGETS, "tau", "nll", "kl", "document_nll"]
     lines = ["| budget | " + " | ".join(calibrations) + " |", "|---|" + "---|" * len(calibrations)]
     for key in keys:
         cells = [calibration.budgets[key] for calibration in calibrations.values()]
@@ -53,7 +53,7 @@ def budgets(calibrations: Mapping[str, Calibration]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """One line a pair."""
     head = ["pair", "kind", "expected", "verdict", "atlas", "base domains", "forgetting"]
-    head += ["coord. z", "boundary", "transition", "content", "overlap drop", "distance", "gates that failed"]
+    head += [*(channel.short for channel in DRIFTS), "overlap drop", "distance", "gates that failed"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         numbers = [row[key] for key in (*CHANNELS, "overlap_drop", DISTANCE)]

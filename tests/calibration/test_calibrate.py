@@ -22,10 +22,11 @@ from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.settings.cannot_fail import Measured, cannot_fail
 from moe_atlas.receipt.write import write_receipt
-from moe_atlas.verdict.rewrite import CHANNELS
 from tests.receipt import synthetic
 from tests.support import pairs as tiny_pairs
 
+CHANNELS = ("coordinate", "boundary", "transition", "content", "expert_content", "overlap_drop")
+CHANNELS += ("dead_share_rise", "entropy_drop", "load_cv_rise")
 KEYS = (*CHANNELS, "tau", "nll", "kl", "document_nll")
 
 
@@ -198,7 +199,7 @@ def test_the_command_writes_a_policy_that_a_probe_file_can_be_registered_under(
     domains["domains"][-1]["success"] = {"metric": "nll", "at_most": 1.0}
     probes.write_text(yaml.safe_dump(domains))
     config = load_probes(probes, policy_from=out)
-    assert config.policy.rewrite.content == yaml.safe_load(text)["policy"]["rewrite"]["content"]
+    assert config.policy.rewrite.limits["content"] == yaml.safe_load(text)["policy"]["rewrite"]["content"]
     assert config.policy.damage.kl == yaml.safe_load(text)["policy"]["damage"]["kl"] > 0
     assert (config.protected_layers.describe(), config.evaluation.quantile) == ([2], 0.9)
     assert run(arguments) == 2  # it is there already

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_atlas.channels import BUDGETS
 from moe_atlas.derivation.derive import derive
 from moe_atlas.probes import load_probes
 from moe_atlas.probes.settings.cannot_fail import Measured, cannot_fail
-from moe_atlas.probes.settings.ceilings import CEILINGS, ceiling
-from moe_atlas.probes.settings.policy import ABSOLUTE_BUDGETS, BUDGETS, CHANNELS
 from moe_atlas.probes.template import TEMPLATE
 from tests.receipt import synthetic
 
@@ -26,6 +25,8 @@ PROBE: dict[str, Any] = {
     "domains": synthetic.domains(),
     "policy": synthetic.policy(),
 }
+CHANNELS = ("coordinate", "boundary", "transition", "content")
+ABSOLUTE = ("overlap_drop", "dead_share_rise", "entropy_drop", "load_cv_rise")
 # The least that is said to say nothing, and the most that is not.
 EDGES = [
     ("policy.rewrite.coordinate", 1.0, 0.99),
@@ -101,7 +102,8 @@ def test_what_no_checkpoint_could_break_is_named(path: str, value: Any) -> None:
 
 
 def test_every_budget_is_judged() -> None:
-    assert set(CEILINGS) == set(BUDGETS)
+    judged = {path.removeprefix("policy.rewrite.") for path, _, _ in EDGES}
+    assert set(BUDGETS) == {*CHANNELS, "expert_content", *ABSOLUTE} <= judged
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_channels_that_are_all_open_beside_a_gated_budget_are_named() -> None:
     rewrite = PROBE["policy"]["rewrite"] | dict.fromkeys(CHANNELS)
     (line,) = cannot_fail(changed("policy.rewrite", rewrite))
     assert "none of coordinate, boundary, transition, content" in line
-    nothing = rewrite | dict.fromkeys(ABSOLUTE_BUDGETS) | {"expert_content": 0.35}  # which is there unasked
+    nothing = rewrite | dict.fromkeys(ABSOLUTE) | {"expert_content": 0.35}  # which is there unasked
     assert cannot_fail(changed("policy.rewrite", nothing)) == []  # nothing can pass
 
 
@@ -156,8 +158,8 @@ def test_the_ceilings_of_occupancy_are_those_of_loads(experts: int, top_k: int) 
         share = share / share.sum()
         return float(-(share[share > 0] * np.log(share[share > 0])).sum())
 
-    assert ceiling("entropy_drop", experts, top_k) == pytest.approx(entropy(flat) - entropy(narrow))
-    assert ceiling("load_cv_rise", experts, top_k) == pytest.approx(narrow.std() / narrow.mean())
+    assert BUDGETS["entropy_drop"].ceiling(experts, top_k) == pytest.approx(entropy(flat) - entropy(narrow))
+    assert BUDGETS["load_cv_rise"].ceiling(experts, top_k) == pytest.approx(narrow.std() / narrow.mean())
 
 
 @pytest.mark.parametrize(("protected", "count"), [([10], 1), (list(range(9)), 1), (list(range(10)), 0)])

@@ -48,7 +48,7 @@ def test_the_policy_comes_from_the_central_file_and_the_lock_names_it(folder: Pa
     }
     assert lock.body["probes"]["policy"]["rewrite"]["coordinate"] == 0.1
     loaded = load_registered(probes, central)
-    assert loaded.config.policy.rewrite.boundary == 0.2
+    assert loaded.config.policy.rewrite.limits["boundary"] == 0.2
     assert loaded.lock.facts()["policy_from"] == lock.policy_from
 
 

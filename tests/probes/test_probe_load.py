@@ -264,7 +264,7 @@ def test_wrong_types_and_ranges(text: str, line: int, problem: str) -> None:
 
 def test_the_four_channels_must_be_written_be_it_as_null() -> None:
     config = read_probes(swap("boundary: 0.08", "boundary: null").encode(), Path("p.yaml"))
-    assert config.policy.rewrite.boundary is None
+    assert config.policy.rewrite.limits["boundary"] is None
     assert "boundary" not in config.policy.rewrite.budgets()
     for channel in ("coordinate", "boundary", "transition", "content"):
         text = re.sub(rf"\b{channel}: [0-9.]+,? ?", "", PROBES, count=1)
@@ -280,7 +280,7 @@ def test_single_experts_are_gated_unless_null_is_on_record(
 ) -> None:
     own = f", expert_content: {written}" if written else ""
     config = read_probes(swap("content: 0.10", f"content: {content}{own}").encode(), Path("p.yaml"))
-    assert config.policy.rewrite.expert_content == gated
+    assert config.policy.rewrite.limits["expert_content"] == gated
     assert config.policy.rewrite.budgets().get("expert_content") == gated
 
 

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from moe_atlas.derivation.derive import GATED, derive
+from moe_atlas.derivation.derive import derive
 from moe_atlas.derivation.intervals.context import make_context
 from moe_atlas.errors import UsageError
 from tests.receipt import synthetic
 from tests.statistics import plain
 
 CONFIDENCE = 0.9
+GATED = ("coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift", "overlap_drop")
+GATED += ("dead_share_rise", "entropy_drop", "load_cv_rise")
 Functional = Callable[[Sequence[float]], float]
 Numbers = tuple[float, float, float]
 

@@ -14,11 +14,10 @@ from moe_atlas.calibration.bounds import (
 )
 from moe_atlas.calibration.healthy import ACCEPTABLE, require_healthy
 from moe_atlas.calibration.pairs import Pair, require_one_setting
+from moe_atlas.channels import BUDGETS
 from moe_atlas.errors import UsageError
 from moe_atlas.probes.settings.ceilings import HALF, toothless
-from moe_atlas.probes.settings.policy import EXPERT_CONTENT
 from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
-from moe_atlas.verdict.rewrite import CHANNELS
 
 LEVEL = 0.99  # one-sided, of the prediction bound
 FACTOR = 2.0  # twice as far as a healthy tune is expected to go at most is not explained by its seed
@@ -86,7 +85,7 @@ def calibrate(
         raise UsageError("E_TOO_FEW", "--healthy", problem, "tune again with other seeds and audit")
     require_one_setting(healthy)
     require_healthy([(pair.name, pair.origin) for pair in healthy], accepted)
-    keys = (*CHANNELS, "tau", *DAMAGE)
+    keys = (*BUDGETS, "tau", *DAMAGE)
     budgets = {key: _budget(key, healthy, level, factor) for key in keys}
     documents = min(pair.documents for pair in healthy)
     share = rounded_up(clopper_pearson_upper(min(DAMAGED_ALLOWED, documents), documents))
@@ -96,11 +95,11 @@ def calibrate(
 
 
 def _budget(key: str, healthy: Sequence[Pair], level: float, factor: float) -> Budget:
-    """One budget; single experts keep their default where the pairs give none, for null would leave them ungated."""
+    """One budget; a guard keeps its default where the pairs give none, for null would leave it ungated."""
     found = _own_budget(key, healthy, level, factor)
-    below = all(value < EXPERT_CONTENT for value in found.healthy)
-    if key == "expert_content" and found.value is None and below:
-        return replace(found, value=EXPERT_CONTENT, rule=f"the default; {found.rule}")
+    default = BUDGETS[key].default if key in BUDGETS else None
+    if default is not None and found.value is None and all(value < default for value in found.healthy):
+        return replace(found, value=default, rule=f"the default; {found.rule}")
     return found
 
 
@@ -114,7 +113,7 @@ def _own_budget(key: str, healthy: Sequence[Pair], level: float, factor: float) 
         "prediction": factor * max(bound, *found),
         "noise floor": FLOOR_FACTOR * max((pair.floors.get(key, 0.0) for pair in healthy), default=0.0),
     }
-    if key == "dead_share_rise":  # the share moves in steps of one expert
+    if key in BUDGETS and BUDGETS[key].counts_experts:
         candidates["one expert"] = 1.5 / min(pair.experts for pair in healthy)
     rule = max(candidates, key=lambda name: candidates[name])
     value = rounded_up(candidates[rule])

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.calibration.healthy import Origin, origin_of
+from moe_atlas.channels import GATED
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.settings.protected_layers import mid_band, ranges
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.receipt.window_file import recorded_windows
 from moe_atlas.text import shown
-from moe_atlas.verdict.rewrite import CHANNELS
 
 Facts = Mapping[str, Any]
 F64 = NDArray[np.float64]
@@ -95,7 +95,7 @@ def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> P
     if not layers or not base:
         raise InputRefused("E_CALIBRATION", shown(name), "protects no layer or has no base domain")
     highs: dict[str, list[Any]] = {
-        key: [layer["pair"][channel] for layer in layers] for key, channel in CHANNELS.items()
+        channel.budget: [layer["pair"][channel.key] for layer in layers] for channel in GATED
     }
     highs |= {"nll": [row["nll_increase"] for row in base], "kl": [row["kl"] for row in base]}
     bounds = {key: _largest(found, "high") for key, found in highs.items()}
@@ -217,8 +217,8 @@ def _floors(receipt: Facts, layers: Sequence[Facts]) -> dict[str, float]:
     numbers = {layer["layer"] for layer in layers}
     rows = [row for row in floor["layers"] if row["layer"] in numbers]
     out = {}
-    for key, channel in CHANNELS.items():
-        values = [row[channel] for row in rows if row.get(channel) is not None]
+    for channel in GATED:
+        values = [row[channel.key] for row in rows if row.get(channel.key) is not None]
         if values:
-            out[key] = float(max(values))
+            out[channel.budget] = float(max(values))
     return out | {"nll": float(floor.get("largest_nll_change") or 0.0)}

@@ -8,8 +8,8 @@ from typing import Any
 from moe_atlas.calibration.budgets import DAMAGED_ALLOWED, Budget, Calibration, outcomes
 from moe_atlas.calibration.healthy import ACCEPTABLE
 from moe_atlas.calibration.pairs import Pair
+from moe_atlas.channels import BUDGETS
 from moe_atlas.text import shown
-from moe_atlas.verdict.rewrite import CHANNELS
 
 
 def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) -> str:
@@ -63,7 +63,7 @@ def policy_lines(calibration: Calibration) -> list[str]:
     lines = [f"stage: {policy['stage']}"]
     lines += ["task: none"] if policy.get("task") == "none" else []
     lines += [f"confidence: {policy['confidence']:g}", f"resamples: {policy['resamples']}", "rewrite:"]
-    lines += [f"  {_line(key, budgets[key])}" for key in CHANNELS]
+    lines += [f"  {_line(key, budgets[key])}" for key in BUDGETS]
     refinement = policy["rewrite"].get("refinement")
     if refinement is not None and budgets["tau"].value is not None:
         lines.append(f"  # tau: {_origin(budgets['tau'])}")

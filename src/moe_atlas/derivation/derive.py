@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moe_atlas.channels import GATED
 from moe_atlas.derivation.differences import derive_differences
 from moe_atlas.derivation.intervals.aggregates import derive_aggregates
 from moe_atlas.derivation.intervals.context import Arrays, Context, Facts, make_context
@@ -57,17 +58,8 @@ ORDER = (
     "parent",
     "evidence",
 )
-# The quantities that the rewrite predicate gates on, as they stand in `pair`.
-GATED = (
-    "coordinate_drift_z",
-    "boundary_drift",
-    "transition_drift",
-    "content_drift",
-    "overlap_drop",
-    "dead_share_rise",
-    "entropy_drop",
-    "load_cv_rise",
-)
+# The gated quantities that have one sample a layer; experts have a family of bounds of their own.
+SAMPLED = tuple(channel.key for channel in GATED if channel.kind != "expert")
 
 
 def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
@@ -117,7 +109,7 @@ def _add_gate_bounds(context: Context, results: list[LayerResult]) -> None:
     protected = [result for result in results if result.facts["layer"] in context.protected]
     if not context.is_pair:
         return
-    for key in GATED:
+    for key in SAMPLED:
         samples: list[Sample] = [result.pair[key] for result in protected]
         for result, bound in zip(protected, simultaneous_lower(samples, context.tail), strict=True):
             result.derived["pair"][key]["simultaneous_low"] = None if bound is None else finite(bound)

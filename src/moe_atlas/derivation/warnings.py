@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from moe_atlas.channels import BUDGETS, DRIFTS
 from moe_atlas.derivation.intervals.context import Facts
 from moe_atlas.derivation.unreached_warnings import unseen_warnings
 from moe_atlas.derivation.unreplayed_warnings import unmeasured
@@ -15,12 +16,6 @@ from moe_atlas.text import ranges
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reaches
 
-CHANNELS = {
-    "coordinate": "coordinate_drift_z",
-    "boundary": "boundary_drift",
-    "transition": "transition_drift",
-    "content": "content_drift",
-}
 NEVER_ZERO = ("routed_expert", "shared_expert", "dense_mlp", "attention", "embedding", "head")
 FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures the machine, not the tune
 
@@ -97,7 +92,7 @@ def _floors(receipt: Facts) -> list[dict[str, Any]]:
     worst = within_floor(receipt.get("noise_floor"), budgets, receipt["probe"]["protected_layers"])
     out = []
     for name, floor in worst.items():
-        budget = f"the budget of {CHANNELS[name]}, {budgets[name]:g}"
+        budget = f"the budget of {BUDGETS[name].key}, {budgets[name]:g}"
         message = f"{budget}, is below ten times its noise floor {floor:.3g}"
         out.append({"code": "noise-floor", "message": message})
     return out
@@ -109,11 +104,11 @@ def within_floor(floor: Any, budgets: Facts, protected: Sequence[int]) -> dict[s
         return {}
     rows = [row for row in floor["layers"] if row.get("layer") in set(protected)]
     out = {}
-    for name, key in CHANNELS.items():
-        values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
-        worst, budget = max(values, default=0.0), budgets.get(name)
+    for channel in DRIFTS:
+        values = [row[channel.key] for row in rows if isinstance(row.get(channel.key), int | float)]
+        worst, budget = max(values, default=0.0), budgets.get(channel.budget)
         if budget is not None and budget < FLOOR_FACTOR * worst:
-            out[name] = float(worst)
+            out[channel.budget] = float(worst)
     return out
 
 

@@ -10,23 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_atlas.channels import DRIFTS
+from moe_atlas.derivation.intervals.occupancy import DROPS
 from moe_atlas.errors import UsageError
 from moe_atlas.text import shown
 
 Facts = Mapping[str, Any]
 F64 = NDArray[np.float64]
 
-ATLAS = (
-    "coordinate_drift_z",
-    "coordinate_drift",
-    "boundary_drift",
-    "transition_drift",
-    "content_drift",
-    "overlap_drop",
-)
-CHANNELS = ("coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift")
+CHANNELS = tuple(channel.key for channel in DRIFTS)
+PUBLISHED = {"coordinate_drift_z": ("coordinate_drift",)}
+"""Beside a gated channel, the form of it that the paper prints."""
+ATLAS = (*(form for key in CHANNELS for form in (key, *PUBLISHED.get(key, ()))), "overlap_drop")
 RAW = ("raw_norm_drift", "raw_state_drift")
-TELEMETRY = ("entropy_drop", "load_cv_rise", "dead_share_rise")
+TELEMETRY = DROPS
 DISTANCE = "parameter_distance"
 QUANTITIES = (*ATLAS, "native_boundary_drift", *RAW, DISTANCE, *TELEMETRY)
 LEARNED = 0.5  # a task counts as learned where at most this share of the base's NLL is left

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_atlas.channels import CHANNELS
 from moe_atlas.geometry.fields.chunking import each, length
 from moe_atlas.geometry.fields.undefined_values import settle
 from moe_atlas.models.spec import LayerSpec, MoESpec
@@ -62,11 +63,7 @@ def radial_mean(ratio_W: np.ndarray | None) -> dict[str, Any] | float:
 
 
 NO_TANGENT = (
-    "content_quantisation",
-    "content_drift",
-    "smooth_content",
-    "smooth_content_published",
-    "smooth_content_coverage",
+    *(channel.key for channel in CHANNELS if channel.visible),
     "overlap",
     "overlap_specificity",
     "overlap_boundary_contrast",

@@ -14,7 +14,7 @@ from typing import Any
 
 from moe_atlas.ledger.chain import Entry
 from moe_atlas.lifecycle.episodes import GateRecord
-from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, OCCUPANCY, status_of
+from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, NARROWING, status_of
 from moe_atlas.verdict.gates.gate import FAIL, is_number
 from moe_atlas.verdict.predicates import structural_verdict
 from moe_atlas.verdict.sameness import model_identity, nothing_tuned, weights_identity
@@ -70,7 +70,7 @@ def policy_sha256(probe: Receipt) -> str:
 
 def _budgets(probe: Receipt) -> dict[str, float | None]:
     rewrite = (probe.get("policy") or {}).get("rewrite") or {}
-    return {key: _number(rewrite.get(key)) for key in ("overlap_drop", *OCCUPANCY)}
+    return {key: _number(rewrite.get(key)) for key in ("overlap_drop", *NARROWING)}
 
 
 def _number(value: Any) -> float | None:

@@ -8,19 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from moe_atlas.channels import BUDGETS, CHANNEL, GATED, GUARDS
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.governed import governed
 from moe_atlas.probes.reading.bounded_files import read_bounded, shown
 from moe_atlas.probes.reading.collect import attempt, note, together, whole
 from moe_atlas.probes.reading.fields import Fields, Span
 from moe_atlas.probes.reading.strict_yaml import MAX_BYTES, Mapping, Node, parse
-from moe_atlas.probes.settings.ceilings import CEILINGS
 from moe_atlas.probes.settings.central import CentralPolicy, load_central
 from moe_atlas.probes.settings.policy import (
     ALLOWANCES,
-    BUDGETS,
-    CHANNELS,
-    EXPERT_CONTENT,
     STAGES,
     TENSOR_CLASSES,
     UNREGISTERED,
@@ -51,7 +48,6 @@ from moe_atlas.probes.settings.schema import (
 
 _SHARE = Span(0, 1, open_low=True)
 _POSITIVE = Span(0, open_low=True)
-_BUDGET_SPANS = {key: Span(0, ceiling, open_low=True) for key, ceiling in CEILINGS.items()}
 _EMPTY = Mapping({}, {}, 0)
 
 
@@ -247,7 +243,7 @@ def _check_task(fields: Fields, stage: str, task_none: bool, has_task: bool) -> 
 def _rewrite(node: Node, file: str) -> Rewrite:
     blocks = ("refinement", "handoff", "smooth")
     fields = Fields(node, "policy.rewrite", file, (*BUDGETS, *blocks))
-    for key in CHANNELS:
+    for key in (channel.budget for channel in GATED if channel.must_be_written):
         if not fields.has(key):
             hint = f"write a budget, or {key}: null to leave this channel ungated on the record"
             note(
@@ -255,13 +251,18 @@ def _rewrite(node: Node, file: str) -> Rewrite:
                     "E_PROBE_VALUE", f"{file}:{fields.line}", f"policy.rewrite.{key} is missing", hint
                 )
             )
-    budget = {
-        key: None if fields.is_null(key) else fields.number(key, span) for key, span in _BUDGET_SPANS.items()
+    limits = {
+        channel.budget: None
+        if fields.is_null(channel.budget)
+        else fields.number(channel.budget, Span(0, channel.range[1], open_low=True))
+        for channel in GATED
     }
-    if not fields.has("expert_content"):  # the worst expert is guarded unless null is on record
-        budget["expert_content"] = max(EXPERT_CONTENT, budget["content"] or 0.0)
+    for guard in GUARDS:
+        if not fields.has(guard.budget):  # it guards unless null is on record
+            made_of = limits[CHANNEL[guard.undefined_with].budget]
+            limits[guard.budget] = max(guard.default or 0.0, made_of or 0.0)
     return Rewrite(
-        **budget,
+        limits,
         refinement=_unless_null(fields, "refinement", _refinement),
         handoff=_unless_null(fields, "handoff", _handoff),
         smooth=_unless_null(fields, "smooth", _smooth),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_atlas.channels import DRIFTS
 from moe_atlas.derivation.intervals.context import Context, make_context
 from moe_atlas.receipt.window_file import Arrays
 from moe_atlas.statistics.bootstrap import domain_means
@@ -22,7 +23,7 @@ from moe_atlas.statistics.sample import Interval, Sample, undefined
 from moe_atlas.statistics.simultaneous import simultaneous_lower
 
 HIGHER, LOWER, SAME, UNCLEAR, UNDEFINED = "higher", "lower", "same", "unclear", "undefined"
-PAIR_KEYS = ("coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift")
+PAIR_KEYS = tuple(channel.key for channel in DRIFTS)
 HEALTH_KEYS = ("overlap", "set_margin")
 
 

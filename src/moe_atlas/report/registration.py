@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe_atlas.channels import REGISTERED
 from moe_atlas.ledger.predecessors import Predecessors
 from moe_atlas.probes.lock import Lock, counted, left_out_sentence, overlap_sentences
 from moe_atlas.probes.settings.cannot_fail import cannot_fail, loose_tail_guard
-from moe_atlas.probes.settings.policy import ABSOLUTE_BUDGETS, CHANNELS
 from moe_atlas.text import shown
 from moe_atlas.verdict.gates.gate import PASS_FLOOR
 
@@ -100,7 +100,8 @@ def _lax(probe: dict[str, Any]) -> list[str]:
 
 def _open(policy: dict[str, Any]) -> list[str]:
     """What this registration leaves open; such an audit measures, but cannot pass."""
-    budgets = [policy["rewrite"][key] for key in (*CHANNELS, *ABSOLUTE_BUDGETS, "refinement")]
+    keys = (*(channel.budget for channel in REGISTERED), "refinement")
+    budgets = [policy["rewrite"][key] for key in keys]
     lines = []
     if not any(budgets):
         lines.append("  note: no rewrite budget is set, so the atlas can never count as preserved")

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moe_atlas.channels import CHANNEL, GATED, Channel
 from moe_atlas.report import words
 from moe_atlas.report.head import head
 from moe_atlas.report.screen import Fitted
@@ -17,24 +18,7 @@ from moe_atlas.text import interval, number, shown
 
 STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", None: "bold cyan"}
 RESULTS = {"pass": "green", "fail": "red", "undetermined": "yellow", "likely cause": "bold"}
-CHANNELS = {
-    "coordinate_drift_z": "coord. z",
-    "boundary_drift": "boundary",
-    "transition_drift": "transition",
-    "content_drift": "content",
-    "expert_content": "expert",
-    "overlap_drop": "overlap ↓",
-    "entropy_drop": "entropy ↓",
-}
-BUDGET_OF = {
-    "coordinate_drift_z": "coordinate",
-    "boundary_drift": "boundary",
-    "transition_drift": "transition",
-    "content_drift": "content",
-    "expert_content": "expert_content",
-    "overlap_drop": "overlap_drop",
-    "entropy_drop": "entropy_drop",
-}
+COLUMNS = tuple(channel for channel in GATED if channel.short)
 LAYERS_SHOWN = 12
 REASONS_SHOWN = 6
 
@@ -110,24 +94,25 @@ def layer_table(receipt: dict[str, Any]) -> Fitted:
     layers = sorted(receipt["layers"], key=lambda layer: -_worst(layer, budgets))
     title = "Layers, worst first (* protected; against the budget, upper bound)"
     table = Table(title=title, title_justify="left", expand=False)
-    for column in ("layer", *CHANNELS.values(), "dead", "margin"):
+    for column in ("layer", *(channel.short for channel in COLUMNS), "dead", "margin"):
         table.add_column(column, justify="right", no_wrap=True)
     for layer in layers[:LAYERS_SHOWN]:
-        cells = [_channel(layer, key, budgets) for key in CHANNELS]
+        cells = [_channel(layer, channel, budgets) for channel in COLUMNS]
         mark = "*" if layer["protected"] else " "
         table.add_row(
             f"{layer['layer']}{mark}", *cells, _change(layer, "dead_experts"), _change(layer, "set_margin")
         )
     table.add_section()
-    table.add_row("budget", *(number(budgets.get(BUDGET_OF[key])) for key in CHANNELS), "", "", style="dim")
+    limits = (number(budgets.get(channel.budget)) for channel in COLUMNS)
+    table.add_row("budget", *limits, "", "", style="dim")
     if len(layers) > LAYERS_SHOWN:
         table.caption = f"{len(layers) - LAYERS_SHOWN} more layers in the receipt"
-    return Fitted(table, ("margin", "dead", CHANNELS["entropy_drop"], CHANNELS["overlap_drop"]))
+    return Fitted(table, ("margin", "dead", CHANNEL["entropy_drop"].short, CHANNEL["overlap_drop"].short))
 
 
-def _channel(layer: dict[str, Any], key: str, budgets: dict[str, Any]) -> Text:
-    value = (layer.get("pair") or {}).get(key) or {}
-    budget = budgets.get(BUDGET_OF[key])
+def _channel(layer: dict[str, Any], channel: Channel, budgets: dict[str, Any]) -> Text:
+    value = (layer.get("pair") or {}).get(channel.key) or {}
+    budget = budgets.get(channel.budget)
     over = budget is not None and value.get("high") is not None and value["high"] >= budget
     return Text(number(value.get("estimate")), style="red" if over and layer["protected"] else "")
 
@@ -139,10 +124,10 @@ def _change(layer: dict[str, Any], key: str) -> str:
 
 def _worst(layer: dict[str, Any], budgets: dict[str, Any]) -> float:
     ratios = [0.0]
-    for key, name in BUDGET_OF.items():
-        value = (layer.get("pair") or {}).get(key) or {}
-        if budgets.get(name) and value.get("high") is not None:
-            ratios.append(value["high"] / budgets[name])
+    for channel in COLUMNS:
+        value = (layer.get("pair") or {}).get(channel.key) or {}
+        if budgets.get(channel.budget) and value.get("high") is not None:
+            ratios.append(value["high"] / budgets[channel.budget])
     return max(ratios) + (1000.0 if layer["protected"] else 0.0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moe_atlas.channels import GATED
 from moe_atlas.text import interval, number, shown
 from moe_atlas.verdict.gates.gate import limit_name
 
@@ -28,15 +29,7 @@ OUTCOMES = {
 }
 """What the classification means, for those outcomes whose name does not say it."""
 GATES = {
-    "coordinate": "coordinate drift",
-    "boundary": "boundary drift",
-    "transition": "transition drift",
-    "content": "content drift",
-    "expert_content": "content of the worst expert",
-    "overlap_drop": "overlap drop",
-    "dead_share_rise": "rise of dead experts' share",
-    "entropy_drop": "load entropy drop",
-    "load_cv_rise": "load CV rise",
+    **{channel.budget: channel.label for channel in GATED},
     "refinement_margin": "refinement margin",
     "nll_increase": "NLL increase",
     "kl": "divergence from the base",

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from moe_atlas.channels import CHANNELS, GATED, OCCUPANCY, Channel
 from moe_atlas.verdict.gates.gate import is_number
-from moe_atlas.verdict.rewrite import CHANNELS, PRESERVED, REWRITTEN
+from moe_atlas.verdict.rewrite import PRESERVED, REWRITTEN
 from moe_atlas.verdict.success import base_reached
 from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
 
@@ -22,7 +23,7 @@ LICENSED = "licensed"
 CONTRADICTED = "contradicted"
 UNLICENSED = "unlicensed"
 BROAD = 0.5  # usage is broad where the effective experts are more than this share of all experts
-OCCUPANCY = ("dead_share_rise", "entropy_drop", "load_cv_rise")
+NARROWING = tuple(channel.key for channel in OCCUPANCY)
 
 
 def derive_claims(receipt: Receipt) -> list[dict[str, Any]]:
@@ -36,19 +37,11 @@ def derive_claims(receipt: Receipt) -> list[dict[str, Any]]:
         _usage_narrowing(receipt, layers),
         *_overlaps(layers),
         *_boundary_sharpness(layers),
-        *(_moved(name, key, layers) for name, key in MOVED),
+        *(_moved(channel, layers) for channel in CHANNELS if channel.claim),
         _preserved(receipt),
         _matched_success(receipt),
     ]
     return [*first, _scalar_without_geometry(first)]
-
-
-MOVED = (
-    ("coordinates_moved", "coordinate_drift_z"),
-    ("boundaries_moved", "boundary_drift"),
-    ("transitions_moved", "transition_drift"),
-    ("content_moved", "content_drift"),
-)
 
 
 def protected_layers(receipt: Receipt) -> Layers:
@@ -130,7 +123,7 @@ def _usage_broad(layers: Layers, side: str) -> dict[str, Any]:
 
 def _usage_narrowing(receipt: Receipt, layers: Layers) -> dict[str, Any]:
     budgets = receipt["probe"]["policy"]["rewrite"]
-    limits = {key: budgets[key] if is_number(budgets.get(key)) else 0.0 for key in OCCUPANCY}
+    limits = {key: budgets[key] if is_number(budgets.get(key)) else 0.0 for key in NARROWING}
     narrowing = any(
         _above(_pair(layer, key), "simultaneous_low", limit)
         for layer in layers
@@ -139,12 +132,12 @@ def _usage_narrowing(receipt: Receipt, layers: Layers) -> dict[str, Any]:
     stable = _every(
         layers, lambda layer: all(_below(_pair(layer, key), "high", limit) for key, limit in limits.items())
     )
-    stable = stable or _every(layers, lambda layer: all(_pair(layer, key).get("exact") for key in OCCUPANCY))
+    stable = stable or _every(layers, lambda layer: all(_pair(layer, key).get("exact") for key in NARROWING))
     return _claim(
         "usage_narrowing",
         "Usage of the atlas narrows by more than the registered budgets.",
         _decide(narrowing, stable),
-        [f"layers.*.pair.{key}" for key in OCCUPANCY],
+        [f"layers.*.pair.{key}" for key in NARROWING],
         "whether the experts that remain in use are compatible",
     )
 
@@ -200,9 +193,9 @@ def _boundary_sharpness(layers: Layers) -> list[dict[str, Any]]:
     ]
 
 
-def _moved(name: str, key: str, layers: Layers) -> dict[str, Any]:
+def _moved(channel: Channel, layers: Layers) -> dict[str, Any]:
     """By how much: the worst protected layer. Contradicted only by inputs of equal values."""
-    found = [(layer["layer"], _pair(layer, key)) for layer in layers]
+    found = [(layer["layer"], _pair(layer, channel.key)) for layer in layers]
     known = [(number, pair) for number, pair in found if is_number(pair.get("estimate"))]
     moved = any(_above(pair, "simultaneous_low", 0.0) for _, pair in known)
     still = bool(known) and len(known) == len(found) and all(pair.get("exact") for _, pair in known)
@@ -213,10 +206,10 @@ def _moved(name: str, key: str, layers: Layers) -> dict[str, Any]:
         else {"layer": worst[0]} | {k: worst[1].get(k) for k in ("estimate", "low", "high")}
     )
     return _claim(
-        name,
-        f"{name.split('_')[0].capitalize()} moved by this much (worst protected layer).",
+        f"{channel.claim}_moved",
+        f"{channel.claim.capitalize()} moved by this much (worst protected layer).",
         _decide(moved, still),
-        [f"layers.*.pair.{key}"],
+        [f"layers.*.pair.{channel.key}"],
         "whether that motion is acceptable for the declared stage",
         **numbers,
     )
@@ -228,7 +221,7 @@ def _preserved(receipt: Receipt) -> dict[str, Any]:
         "preserved",
         "The protected atlas was preserved.",
         _decide(outcome == PRESERVED, outcome == REWRITTEN),
-        ["predicates.protected_atlas_rewrite", *(f"layers.*.pair.{key}" for key in CHANNELS.values())],
+        ["predicates.protected_atlas_rewrite", *(f"layers.*.pair.{channel.key}" for channel in GATED)],
         "anything about what happens after this checkpoint",
     )
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moe_atlas.probes.settings.policy import ABSOLUTE_BUDGETS
+from moe_atlas import channels
 from moe_atlas.verdict import advice
 from moe_atlas.verdict.advice import Advice
 from moe_atlas.verdict.claims import CONTRADICTED, status_of
 from moe_atlas.verdict.gates.gate import FAIL, UNDETERMINED
 from moe_atlas.verdict.gates.unreplayed_parts import GATE as UNREPLAYED
 from moe_atlas.verdict.predicates import EXPANSIVE_STAGE
-from moe_atlas.verdict.rewrite import CHANNELS, HARD
+from moe_atlas.verdict.rewrite import HARD
 from moe_atlas.verdict.task import IDENTICAL, NOTHING_TUNED
 
 Receipt = Mapping[str, Any]
 
 OVERLAP = "overlap_drop"
-OCCUPANCY = frozenset(ABSOLUTE_BUDGETS) - {OVERLAP}
-DRIFT = frozenset(CHANNELS) - frozenset(ABSOLUTE_BUDGETS) | {"refinement_margin"}
+OCCUPANCY = frozenset(channel.budget for channel in channels.OCCUPANCY)
+DRIFT = frozenset(
+    {"refinement_margin", *(channel.budget for channel in (*channels.DRIFTS, *channels.GUARDS))}
+)
 
 
 def derive_next_steps(receipt: Receipt) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_atlas.probes.settings.policy import GUARDS
+from moe_atlas.channels import GATED, REGISTERED
 from moe_atlas.verdict.gates.gate import (
     FAIL,
     NOT_APPLICABLE,
@@ -31,18 +31,6 @@ Receipt = Mapping[str, Any]
 PRESERVED = "preserved"
 REWRITTEN = "rewritten"
 
-# registered budget -> the key of `pair` it gates; coordinate drift is gated on z, invariant to a compensated gain
-CHANNELS = {
-    "coordinate": "coordinate_drift_z",
-    "boundary": "boundary_drift",
-    "transition": "transition_drift",
-    "content": "content_drift",
-    "expert_content": "expert_content",
-    "overlap_drop": "overlap_drop",
-    "dead_share_rise": "dead_share_rise",
-    "entropy_drop": "entropy_drop",
-    "load_cv_rise": "load_cv_rise",
-}
 # No declared stage excuses a breach of these, or leaves them open.
 HARD = ("weights", "identity", "non_finite_weights", "unreplayed", "unmeasured_experts", "vocabulary_rows")
 
@@ -68,7 +56,8 @@ def atlas_outcome(gates: list[Gate]) -> str:
     """
     if any(gate.result == FAIL for gate in gates):
         return REWRITTEN
-    held = any(gate.result == PASS and gate.gate in CHANNELS and gate.gate not in GUARDS for gate in gates)
+    channels = {channel.budget for channel in REGISTERED}
+    held = any(gate.result == PASS and gate.gate in channels for gate in gates)
     settled = all(gate.result in (PASS, NOT_APPLICABLE, NOT_GATED) for gate in gates)
     return PRESERVED if held and settled else UNDETERMINED
 
@@ -100,10 +89,11 @@ def _layer_gates(receipt: Receipt, floor: str | None) -> list[Gate]:
             )
             continue
         pair = measured[number].get("pair") or {}
-        for name, key in CHANNELS.items():
-            found = pair.get(key) or {"reason": "missing"}
+        for channel in GATED:
+            found = pair.get(channel.key) or {"reason": "missing"}
             place = where | ({"expert": found["expert"]} if "expert" in found else {})
-            gates.append(below_budget(name, place, found, budgets.get(name), floor, "simultaneous_low"))
+            budget = budgets.get(channel.budget)
+            gates.append(below_budget(channel.budget, place, found, budget, floor, "simultaneous_low"))
     return gates
 
 

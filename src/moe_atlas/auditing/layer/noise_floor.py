@@ -15,20 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_atlas.channels import CHANNELS
 from moe_atlas.geometry.pair import NoiseBand
 from moe_atlas.models.spec import LayerSpec
 from moe_atlas.replay.mixers.attention import Weights
 from moe_atlas.replay.model import Replay
 from moe_atlas.replay.router import Routing
 
-CHANNELS = (
-    "coordinate_drift",
-    "coordinate_drift_z",
-    "boundary_drift",
-    "native_boundary_drift",
-    "transition_drift",
-    "content_drift",
-)
+MEASURED = tuple(channel.key for channel in CHANNELS if channel.kind == "drift")
 PIECE = 37  # rows of an expert multiplied together: odd and small, so that products are tiled differently
 
 
@@ -76,7 +70,7 @@ def floor_facts(
     rows = []
     for facts in layers:
         prefix = f"layers.{facts['layer']}.pair"
-        channels = {key: arrays.get(f"{prefix}.{key}") for key in CHANNELS}
+        channels = {key: arrays.get(f"{prefix}.{key}") for key in MEASURED}
         row: dict[str, Any] = {"layer": facts["layer"], **facts["noise"]}
         row |= {key: None if value is None else float(np.nanmean(value)) for key, value in channels.items()}
         rows.append(row)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_atlas.channels import CHANNELS, SHARE
 from moe_atlas.errors import UsageError
-from moe_atlas.probes.settings.ceilings import CEILINGS
 from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.passing import passing_bound
 from moe_atlas.statistics.sample import Interval, Sample, interval
@@ -92,26 +92,14 @@ class Context:
         return _design(self.windows, domain_W, self.design.seed, self.design.resamples)
 
 
-_SHARE = (0.0, 1.0)
 _POSITIVE = (0.0, float("inf"))
 RANGES: dict[str, tuple[float, float]] = {
-    "coordinate_drift": (0.0, CEILINGS["coordinate"]),
-    "coordinate_drift_z": (0.0, CEILINGS["coordinate"]),
-    "boundary_drift": (0.0, CEILINGS["boundary"]),
-    "native_boundary_drift": (0.0, CEILINGS["boundary"]),
-    "transition_drift": (0.0, CEILINGS["transition"]),
-    "content_drift": (0.0, CEILINGS["content"]),
-    "expert_content": (0.0, CEILINGS["expert_content"]),
-    "content_quantisation": (0.0, CEILINGS["content"]),
-    "smooth_boundary": _SHARE,
-    "smooth_boundary_published": _SHARE,
-    "smooth_content": _SHARE,
-    "smooth_content_published": _SHARE,
-    "smooth_content_coverage": _SHARE,
+    # A difference of what two checkpoints have is not clipped.
+    **{channel.key: channel.range for channel in CHANNELS if channel.kind not in ("overlap", "occupancy")},
     "overlap": (-1.0, 1.0),
     "smooth_overlap": (-1.0, 1.0),
     "overlap_specificity": (-2.0, 2.0),
-    "top1_agreement": _SHARE,
+    "top1_agreement": SHARE,
     **dict.fromkeys(
         ("actual", "router_term", "content_term", "bound", "base_norm", "ratio", "set_margin", "group_margin")
         + ("jump", "jump_idealised", "jump_relative", "jump_near_boundary", "field_norm")
@@ -121,7 +109,7 @@ RANGES: dict[str, tuple[float, float]] = {
         _POSITIVE,
     ),
     **{
-        f"{metric}_{side}": _SHARE
+        f"{metric}_{side}": SHARE
         for metric in ("token_accuracy", "exact_match")
         for side in ("base", "tuned")
     },

@@ -28,7 +28,6 @@ from moe_atlas.derivation.intervals.means import (
     window_columns,
 )
 from moe_atlas.derivation.intervals.occupancy import (
-    DROPS,
     Occupancy,
     dead_samples,
     differences,
@@ -228,6 +227,3 @@ def _ratio_columns(context: Context, prefix: str) -> dict[str, tuple[Columns, Co
 def _ratio(batch: Batch, key: str, pair: tuple[Columns, Columns]) -> Linearised:
     first, second = batch.domain_mean(*pair[0]), batch.domain_mean(*pair[1])
     return first / second if key == "jump_relative" else first - second
-
-
-__all__ = ["DROPS", "LayerResult", "derive_layer"]

@@ -17,6 +17,7 @@ from moe_atlas.derivation.intervals.context import Context, Facts
 from moe_atlas.derivation.intervals.layers import LayerResult
 from moe_atlas.derivation.intervals.margin_loads import HANDOFF, REFINEMENT
 from moe_atlas.derivation.intervals.means import NOT_MEASURED, is_exact, why_not_applicable
+from moe_atlas.derivation.intervals.occupancy import DROPS
 from moe_atlas.derivation.intervals.smooth import smooth_margins
 from moe_atlas.statistics.sample import NO_VARIANCE, Interval, Sample, exact_zero, finite, upper_bound
 from moe_atlas.statistics.simultaneous import simultaneous_lower
@@ -92,9 +93,9 @@ def _branch(context: Context, result: LayerResult, key: str) -> Sample:
     sample = result.loads[key]
     needs = {
         "load.drift": ("boundary_drift", "content_drift"),
-        "load.drift_and_occupancy": ("boundary_drift", "content_drift", "occupancy"),
+        "load.drift_and_occupancy": ("boundary_drift", "content_drift", *DROPS),
         "deficit.overlap": ("overlap_drop",),
-        "deficit.overlap_and_occupancy": ("overlap_drop", "occupancy"),
+        "deficit.overlap_and_occupancy": ("overlap_drop", *DROPS),
     }[key]
     by_bytes = all(is_exact(context, result.facts, need) for need in needs)
     if sample.estimate == 0.0 and sample.reason == NO_VARIANCE and by_bytes:

@@ -11,25 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from moe_atlas.channels import CHANNEL, CHANNELS
 from moe_atlas.derivation.intervals.context import F64, Context, Facts
 from moe_atlas.statistics.bootstrap import column_means, domain_means
 from moe_atlas.statistics.sample import Sample, exact_zero, undefined
 from moe_atlas.statistics.stringer import is_rare, stringer_upper
 
-PAIR_KEYS = (
-    "coordinate_drift",
-    "coordinate_drift_z",
-    "boundary_drift",
-    "native_boundary_drift",
-    "transition_drift",
-    "content_drift",
-    "smooth_boundary",
-    "smooth_boundary_published",
-    "smooth_content",
-    "smooth_content_published",
-    "smooth_content_coverage",
-)
-FORMAT_KEYS = ("content_quantisation",)
+PAIR_KEYS = tuple(channel.key for channel in CHANNELS if channel.kind in ("drift", "surrogate"))
+FORMAT_KEYS = tuple(channel.key for channel in CHANNELS if channel.kind == "format")
 """Measured only where the two checkpoints store their experts in different formats."""
 BUDGET_KEYS = ("actual", "router_term", "content_term", "bound", "base_norm")
 HEALTH_KEYS = (
@@ -46,34 +35,15 @@ CONTROL_KEYS = ("raw_norm_drift", "raw_state_drift")
 NOT_MEASURED = "not measured"
 REFUTED = "its inputs are said to be equal, yet it is not 0"
 # Non-negative quantities with a ceiling: where few documents moved they are bounded without a variance.
-SHARES = {
-    "boundary_drift": 1.0,
-    "native_boundary_drift": 1.0,
-    "content_drift": 1.0,
-    "transition_drift": float(np.log(2.0)),
-    "coordinate_drift": 2.0,
-    "coordinate_drift_z": 2.0,
-}
+SHARES = {channel.key: channel.range[1] for channel in CHANNELS if channel.kind == "drift"}
 
-# Which inputs of equal values make a difference exactly zero: the states that enter the layer, the gain in front of
-# the router, the router with that gain and all biases, the routed experts. A channel on anchored states does not
-# depend on the native ones.
+# Which inputs of equal values make a difference exactly zero, in the words of the table of channels.
 EXACT_NEEDS: dict[str, tuple[str, ...]] = {
-    "coordinate_drift": ("states", "gain"),
-    "coordinate_drift_z": ("states",),
-    "boundary_drift": ("router",),
-    "transition_drift": ("router",),
-    "smooth_boundary": ("router",),
-    "content_drift": ("gain", "experts"),
-    "expert_content": ("gain", "experts"),
-    "smooth_content": ("gain", "experts"),
+    **{channel.key: channel.exact_needs for channel in CHANNELS if channel.exact_needs},
     "actual": ("router", "experts"),
     "router_term": ("router", "experts"),
     "content_term": ("gain", "experts"),
     "bound": ("router", "experts"),
-    "native_boundary_drift": ("states", "router"),
-    "overlap_drop": ("states", "router", "experts"),
-    "occupancy": ("states", "router"),
     "raw_norm_drift": ("states",),
     "raw_state_drift": ("states",),
 }
@@ -93,15 +63,11 @@ def why_not_applicable(layer: Facts, key: str) -> str | None:
     declared: Mapping[str, str] = layer.get("undefined") or {}
     if key in declared:
         return declared[key]
-    if key == "expert_content":
-        return declared.get("content_drift")
     if key in (*BUDGET_KEYS, "ratio"):
         return declared.get("perturbation_budget")
     if layer["top_k"] == 1 and key in ("overlap", "overlap_specificity", "smooth_overlap", "overlap_drop"):
         return "one expert per token: no two experts are co-active"
-    if key == "overlap_drop":
-        return declared.get("overlap")
-    return None
+    return declared.get(CHANNEL[key].undefined_with) if key in CHANNEL else None
 
 
 def layer_means(context: Context, layer: Facts, prefix: str, keys: tuple[str, ...]) -> dict[str, Sample]:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from moe_atlas.channels import OCCUPANCY
 from moe_atlas.derivation.intervals.context import F64, Context, Facts
 from moe_atlas.derivation.intervals.means import NOT_MEASURED, is_exact
 from moe_atlas.statistics.bootstrap import basic
 from moe_atlas.statistics.linearised import Batch, Counts, Linearised
 from moe_atlas.statistics.sample import NO_VARIANCE, Sample, exact_zero, undefined
 
-DROPS = ("entropy_drop", "load_cv_rise", "dead_share_rise")
+# Smooth functionals of the counts first, then what moves in steps of an expert.
+DROPS = tuple(channel.key for channel in sorted(OCCUPANCY, key=lambda channel: channel.counts_experts))
 
 
 class Occupancy:
@@ -102,7 +104,7 @@ def differences(
     if base is None or tuned is None or dead is None:
         return {key: undefined(NOT_MEASURED) for key in DROPS}
     same = bool(np.array_equal(_by_column(base.counts_CE), _by_column(tuned.counts_CE)))
-    if same and is_exact(context, layer, "occupancy"):
+    if same and all(is_exact(context, layer, key) for key in DROPS):
         return {key: exact_zero(context.base_windows, context.design.documents) for key in DROPS}
     rise = _dead_share_rise(context, base.counts_CE.shape[1], dead)
     if same:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from moe_atlas.probes.settings.ceilings import CEILINGS, HALF, LOSSES, toothless
-from moe_atlas.probes.settings.policy import CHANNELS, GUARDS
+from moe_atlas.channels import BUDGETS, DRIFTS, REGISTERED
+from moe_atlas.probes.settings.ceilings import HALF, LOSSES, toothless
 from moe_atlas.probes.settings.protected_layers import mid_band
 
 Probe = Mapping[str, Any]
@@ -76,7 +76,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _budgets(rewrite: Probe, layers: Sequence[tuple[int, int]]) -> Iterator[str]:
-    for key in CEILINGS:
+    for key in BUDGETS:
         value, limit = rewrite.get(key), toothless(key, layers)
         if _is_number(value) and value >= limit:
             yield (
@@ -87,9 +87,10 @@ def _budgets(rewrite: Probe, layers: Sequence[tuple[int, int]]) -> Iterator[str]
 
 def _channels(rewrite: Probe) -> Iterator[str]:
     """Where nothing at all is gated nothing can pass, and there is nothing to warn of."""
-    gated = any(rewrite.get(key) is not None for key in CEILINGS if key not in GUARDS)
-    if gated and all(rewrite.get(key) is None for key in CHANNELS):
-        yield f"policy.rewrite gates none of {', '.join(CHANNELS)}: the atlas may be another one"
+    gated = any(rewrite.get(channel.budget) is not None for channel in REGISTERED)
+    drifts = [channel.budget for channel in DRIFTS]
+    if gated and all(rewrite.get(key) is None for key in drifts):
+        yield f"policy.rewrite gates none of {', '.join(drifts)}: the atlas may be another one"
 
 
 def _refinement(refinement: Any) -> Iterator[str]:

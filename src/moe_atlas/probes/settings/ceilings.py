@@ -5,25 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from moe_atlas.channels import BUDGETS
+
 HALF = 0.5
 """A budget at half of its range or above lets unrelated checkpoints pass: two independent states are 1 of at most 2
 apart, independent updates of equal norm 0.71 of 1, sets drawn independently 1 - k/E of 1, and k is at most E/2; the
 overlap of unrelated experts is 0, in the middle between 1 and -1."""
-MOST_EXPERTS = 1 << 16  # no layer has more; what holds for so many holds for any model
 FEWEST_TOKENS = 256  # no vocabulary in use is smaller than that of bytes
-
-CEILINGS = {
-    "coordinate": 2.0,
-    "boundary": 1.0,
-    "transition": math.log(2.0),
-    "content": 1.0,
-    "expert_content": 1.0,
-    "overlap_drop": 2.0,
-    "dead_share_rise": 1.0,
-    "entropy_drop": math.inf,
-    "load_cv_rise": math.inf,
-}
-"""By budget of `policy.rewrite`: the largest value its quantity can take, infinite where that depends on the model."""
 
 _GUESS = math.log(FEWEST_TOKENS)
 LOSSES = {
@@ -42,19 +30,6 @@ LOSSES = {
 """By limit on a loss: from where on it says nothing, and why."""
 
 
-def ceiling(key: str, experts: int = MOST_EXPERTS, top_k: int = 1) -> float:
-    """Return the largest value of a budget's quantity in a layer of so many experts, `top_k` of them in use.
-
-    A load that falls on the same k of E experts has entropy ln k instead of ln E, and a coefficient of variation of
-    sqrt(E/k - 1) instead of 0. Without a model the result holds for every one.
-    """
-    if key == "entropy_drop":
-        return math.log(experts / top_k)
-    if key == "load_cv_rise":
-        return math.sqrt(max(0.0, experts / top_k - 1.0))
-    return CEILINGS[key]
-
-
 def toothless(key: str, layers: Sequence[tuple[int, int]] = ()) -> float:
     """Return from where on a budget of `policy.rewrite` or a limit on a loss says nothing.
 
@@ -64,4 +39,5 @@ def toothless(key: str, layers: Sequence[tuple[int, int]] = ()) -> float:
     """
     if key in LOSSES:
         return LOSSES[key][0]
-    return HALF * max((ceiling(key, *layer) for layer in layers), default=ceiling(key))
+    ceiling = BUDGETS[key].ceiling
+    return HALF * max((ceiling(*layer) for layer in layers), default=ceiling())

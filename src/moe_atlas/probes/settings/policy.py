@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -35,14 +36,6 @@ ALLOWANCES = {
     "config_keys": "audits under a central policy may accept keys of config.json that nothing reads",
 }
 UNREPLAYED = ("mtp", "modalities", "activation_scales")  # parts that a server may use and no replay does
-CHANNELS = ("coordinate", "boundary", "transition", "content")
-# The worst expert's content change where a probe file does not say: three times what the lab's sound tunes reach,
-# and below one expert with half its own norm of noise (docs/lab.md).
-EXPERT_CONTENT = 0.35
-# Gated by default, so that it alone does not make an audit out of a policy that gates nothing else.
-GUARDS = ("expert_content",)
-ABSOLUTE_BUDGETS = ("overlap_drop", "dead_share_rise", "entropy_drop", "load_cv_rise")
-BUDGETS = (*CHANNELS, *GUARDS, *ABSOLUTE_BUDGETS)
 
 
 @dataclass(frozen=True)
@@ -95,45 +88,28 @@ class Rewrite:
     """Budgets of the protected-atlas predicate; every upper bound must stay below its budget.
 
     Attributes:
-        coordinate: coordinate drift on z, 0..2.
-        boundary: share of the routed set exchanged at the anchor, 0..1.
-        transition: Jensen-Shannon divergence in nats, 0..ln 2.
-        content: 0.9 quantile of the relative change of expert updates, 0..1.
-        expert_content: mean relative change of any one expert's updates over the tokens that use it, 0..1.
-        overlap_drop: fall of the co-active overlap C2 (absolute).
-        dead_share_rise: rise of dead experts as a share of all experts.
-        entropy_drop: fall of load entropy in nats.
-        load_cv_rise: rise of the load's coefficient of variation (a ratio).
+        limits: the budget of every gated channel, by its name in the table of channels; None means *not gated*.
         refinement: the refinement margin must be positive.
         handoff: weights of the handoff margin.
         smooth: temperatures of the smooth surrogates.
 
-    None means *not gated*. The four channels must be written, be it as null, so that leaving one open is a
-    decision somebody registered. `expert_content` is EXPERT_CONTENT when absent, or the content budget where that is
-    larger; the others are not gated when absent.
+    The drift channels must be written, be it as null, so that leaving one open is a decision somebody registered. A
+    guard has its default when absent, or the budget of the channel that it is made of where that is larger; the others
+    are not gated when absent.
     """
 
-    coordinate: float | None
-    boundary: float | None
-    transition: float | None
-    content: float | None
-    expert_content: float | None
-    overlap_drop: float | None
-    dead_share_rise: float | None
-    entropy_drop: float | None
-    load_cv_rise: float | None
+    limits: Mapping[str, float | None]
     refinement: Refinement | None
     handoff: Handoff | None
     smooth: Smooth | None
 
     def budgets(self) -> dict[str, float]:
         """The budgets that are gated, by key."""
-        named = {key: getattr(self, key) for key in BUDGETS}
-        return {key: value for key, value in named.items() if value is not None}
+        return {key: value for key, value in self.limits.items() if value is not None}
 
     def describe(self) -> dict[str, Any]:
         """The block in the file's spelling."""
-        out: dict[str, Any] = {key: getattr(self, key) for key in BUDGETS}
+        out: dict[str, Any] = dict(self.limits)
         for key in ("refinement", "handoff", "smooth"):
             part = getattr(self, key)
             out[key] = None if part is None else part.describe()

@@ -7,21 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moe_atlas.channels import GATED, Channel
 from moe_atlas.report.words import SYMBOLS, Receipt
 from moe_atlas.text import number
-from moe_atlas.verdict.rewrite import CHANNELS
-
-HEADINGS = {
-    "coordinate": "coordinate (z)",
-    "boundary": "boundary",
-    "transition": "transition",
-    "content": "content",
-    "expert_content": "worst expert",
-    "overlap_drop": "overlap drop",
-    "dead_share_rise": "dead share",
-    "entropy_drop": "entropy drop",
-    "load_cv_rise": "load CV rise",
-}
 
 
 @dataclass(frozen=True)
@@ -67,21 +55,23 @@ def heat_map(receipt: Receipt) -> dict[str, Any]:
         Row(
             layer["layer"],
             layer["protected"],
-            [_cell(layer, name, budgets.get(name), gates) for name in CHANNELS],
+            [_cell(layer, channel, budgets.get(channel.budget), gates) for channel in GATED],
         )
         for layer in receipt["layers"]
     ]
     return {
-        "headings": [HEADINGS[name] for name in CHANNELS],
-        "budgets": [number(budgets.get(name)) for name in CHANNELS],
+        "headings": [channel.heading for channel in GATED],
+        "budgets": [number(budgets.get(channel.budget)) for channel in GATED],
         "rows": rows,
         "protected": sum(row.protected for row in rows),
     }
 
 
-def _cell(layer: Mapping[str, Any], name: str, budget: Any, gates: Mapping[Any, Mapping[str, Any]]) -> Cell:
-    value = (layer.get("pair") or {}).get(CHANNELS[name]) or {"reason": "missing"}
-    gate = gates.get((layer["layer"], name))
+def _cell(
+    layer: Mapping[str, Any], channel: Channel, budget: Any, gates: Mapping[Any, Mapping[str, Any]]
+) -> Cell:
+    value = (layer.get("pair") or {}).get(channel.key) or {"reason": "missing"}
+    gate = gates.get((layer["layer"], channel.budget))
     result = str(gate["result"]) if gate and layer["protected"] else "not-gated"
     estimate, low, high = (value.get(key) for key in ("estimate", "low", "high"))
     span = f"{number(low)} … {number(high)}" if low is not None and high is not None else ""

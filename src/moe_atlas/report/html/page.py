@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from jinja2.utils import missing
 from markupsafe import Markup
 
+from moe_atlas.channels import DRIFTS
 from moe_atlas.report import words
 from moe_atlas.report.head import because, conditions, head, losses, reasons
 from moe_atlas.report.html import charts, heat, tables
@@ -125,10 +126,10 @@ def _floor(receipt: Mapping[str, Any]) -> dict[str, Any] | None:
     floor = receipt.get("noise_floor")
     if not floor:
         return None
-    channels = ("coordinate_drift_z", "boundary_drift", "transition_drift", "content_drift", "delta")
+    columns = (*(channel.key for channel in DRIFTS), "delta")
     largest = {
         key.replace("_", " "): number(max((row.get(key) or 0.0 for row in floor["layers"]), default=0.0))
-        for key in channels
+        for key in columns
     }
     return {"execution": floor["execution"], "largest": largest, "nll": number(floor["largest_nll_change"])}
 
