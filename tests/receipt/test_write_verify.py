@@ -302,6 +302,10 @@ def test_window_data_that_do_not_fit_are_named(small: Case, tmp_path: Path) -> N
     cases: dict[str, dict[str, np.ndarray]] = {
         "layers.9.pair.content_drift": {"layers.9.pair.content_drift": np.zeros(6)},
         "layers.2.pair.content_drift": {"layers.2.pair.content_drift": np.zeros(7)},
+        "layers.2.pair.content": {"layers.2.pair.content": np.zeros(6)},
+        "layers.2.pair.flips.inside": {"layers.2.pair.flips.inside": np.zeros(6)},
+        "layers.2.base.jump_low.count": {"layers.2.base.jump_low.count": np.full(6, -1, dtype=np.int32)},
+        "output.loss": {"output.loss": np.zeros(9)},
         "layers.2.base.counts": {"layers.2.base.counts": np.zeros((6, 5), dtype=np.int32)},
         "layers.1.base.counts": {"layers.1.base.counts": np.full((6, 4), -1, dtype=np.int32)},
         "layers.2.tuned.non_finite": {"layers.2.tuned.non_finite": np.zeros(6, dtype=np.int32)},

@@ -29,6 +29,7 @@ from moe_atlas.replay.loss import Scored, window_outputs
 from moe_atlas.weights.comparison import Comparison, TensorChange
 from moe_atlas.weights.rows import Rows, seen_ids
 from moe_atlas.weights.values import same_bytes, same_values
+from moe_atlas.window_arrays import OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -233,4 +234,4 @@ def enter_outputs(walk: Walk, pieces: Sequence[Piece], broken: dict[int, dict[st
     everyone = {window: values for part in walk.group.bring(found) for window, values in part.items()}
     for key in everyone.get(0, {}):
         column = [everyone[window][key] for window in range(len(everyone))]
-        walk.evidence.arrays[f"output.{key}"] = np.array(column, dtype=np.float64)
+        walk.evidence.arrays[OUTPUTS[key].name] = np.array(column, dtype=OUTPUTS[key].dtype)

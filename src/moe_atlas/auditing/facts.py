@@ -23,6 +23,7 @@ from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions
 from moe_atlas.probes.registration import ProbeSet
 from moe_atlas.weights.class_digests import resolved, value_digests
+from moe_atlas.window_arrays import WINDOWS
 
 Arrays = dict[str, np.ndarray]
 
@@ -154,4 +155,4 @@ def window_arrays(probes: ProbeSet) -> Arrays:
         "tokens": [len(window.tokens) for window in windows],
         "scored": [int(window.scored.sum()) for window in windows],
     }
-    return {f"windows.{key}": np.array(column, dtype=np.int32) for key, column in columns.items()}
+    return {array.name: np.array(columns[array.key], dtype=array.dtype) for array in WINDOWS}

@@ -14,14 +14,15 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe_atlas.receipt.window_file import Arrays
 from moe_atlas.system.limits import MAX_CELLS
 from moe_atlas.text import shown
+from moe_atlas.window_arrays import LAYER_ARRAYS, OUTPUTS, WINDOWS, WindowArray
 
 Problem = tuple[str, str]
 MAX_PROBLEMS = 1000
-_WINDOW_COLUMNS = ("domain", "document", "tokens", "scored")
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda v: isinstance(v, dict),
     "array": lambda v: isinstance(v, list),
@@ -178,12 +179,12 @@ def _join(path: str, key: str) -> str:
 
 def window_problems(receipt: Mapping[str, Any], windows: Arrays) -> list[Problem]:
     """Return where the window arrays do not fit the receipt: names, lengths, dtypes and ranges."""
-    columns = [windows.get(f"windows.{name}") for name in _WINDOW_COLUMNS]
-    if any(column is None or column.dtype != np.int32 or column.ndim != 1 for column in columns):
-        return [("windows", f"expected int32 vectors {', '.join(_WINDOW_COLUMNS)}")]
+    columns = {array.name: windows.get(array.name) for array in WINDOWS}
+    if any(column is None or column.dtype != np.int32 or column.ndim != 1 for column in columns.values()):
+        return [("windows", f"expected int32 vectors {', '.join(array.key for array in WINDOWS)}")]
     domain_W = windows["windows.domain"]
     domains = receipt["probe"]["domains"]
-    if any(column is not None and len(column) != len(domain_W) for column in columns):
+    if any(column is not None and len(column) != len(domain_W) for column in columns.values()):
         return [("windows", "the window columns differ in length")]
     if not len(domain_W) or domain_W.min() < 0 or domain_W.max() >= len(domains):
         return [("windows.domain", f"expected numbers of the {len(domains)} domains")]
@@ -193,31 +194,38 @@ def window_problems(receipt: Mapping[str, Any], windows: Arrays) -> list[Problem
     if documents * receipt["probe"]["policy"]["resamples"] > MAX_CELLS:
         return [("probe.policy.resamples", "more resamples of documents than a verifier holds")]
     base = sum(domains[number]["role"] == "base" for number in domain_W.tolist())
-    experts = {f"{layer['layer']}": layer["experts"] for layer in receipt["layers"]}
+    known = _known_arrays(receipt)
     return [
         (name, problem)
-        for name, array in windows.items()
-        if not name.startswith("windows.")
-        for problem in _array_problems(name, array, len(domain_W), base, experts)
+        for name, values in windows.items()
+        if name not in columns
+        for problem in _array_problems(known.get(name), values, len(domain_W), base)
     ]
 
 
+def _known_arrays(receipt: Mapping[str, Any]) -> dict[str, tuple[WindowArray, int]]:
+    """The arrays that the window data of this receipt may hold, by name, with the experts of their layer."""
+    found = {array.name: (array, 0) for array in OUTPUTS.values()}
+    for layer in receipt["layers"]:
+        arrays = (array for array in LAYER_ARRAYS.values() if array.stored)
+        found |= {array.at(layer["layer"]): (array, layer["experts"]) for array in arrays}
+    return found
+
+
 def _array_problems(
-    name: str, array: Any, windows: int, base: int, experts: Mapping[str, int]
+    known: tuple[WindowArray, int] | None, values: NDArray[Any], windows: int, base: int
 ) -> Iterator[str]:
-    parts = name.split(".")
-    if parts[0] == "output":
-        if array.shape != (windows,) or array.dtype != np.float64:
-            yield f"expected float64 [{windows}], found {array.dtype} {list(array.shape)}"
-        return
-    if parts[0] != "layers" or len(parts) < 3 or parts[1] not in experts:
+    if known is None:
         yield "belongs to no layer of the receipt"
         return
-    by_expert = parts[-1] in ("counts", "rho") or parts[-2] == "expert_content"
-    rows = windows if parts[-1] == "non_finite" else base
-    wanted = (rows, experts[parts[1]]) if by_expert else (rows,)
-    if array.shape != wanted:
-        yield f"expected shape {list(wanted)}, found {list(array.shape)}"
-    counted = parts[-1] in ("counts", "non_finite") or parts[-2:] == ["expert_content", "count"]
-    if counted and (array.dtype != np.int32 or (array.size and array.min() < 0)):
+    array, experts = known
+    if array.place == "output":
+        if values.shape != (windows,) or values.dtype != array.dtype:
+            yield f"expected {array.dtype} [{windows}], found {values.dtype} {list(values.shape)}"
+        return
+    rows = windows if array.every_window else base
+    wanted = (rows, experts) if array.by_expert else (rows,)
+    if values.shape != wanted:
+        yield f"expected shape {list(wanted)}, found {list(values.shape)}"
+    if array.dtype == "int32" and (values.dtype != np.int32 or (values.size and values.min() < 0)):
         yield "expected int32 counts from 0"

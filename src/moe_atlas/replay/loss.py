@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from moe_atlas.window_arrays import SIDES
+
 PART = 4096  # rows of embedding and head in memory at a time
 POSITIONS = 512  # positions a part is multiplied with at a time
 LOWEST = torch.finfo(torch.float32).min
@@ -121,8 +123,9 @@ def window_outputs(parts: Sequence[Scored]) -> dict[str, float]:
             sums[key] = sums.get(key, 0.0) + value
     count = sums.pop("positions")
     means = {key: value / max(count, 1.0) for key, value in sums.items()}
-    for key in [key for key in sums if key.startswith("token_accuracy")]:
-        means[key.replace("token_accuracy", "exact_match")] = float(sums[key] == count)
+    for side in SIDES:
+        if f"token_accuracy_{side}" in sums:
+            means[f"exact_match_{side}"] = float(sums[f"token_accuracy_{side}"] == count)
     return {
         key: value if torch.isfinite(torch.tensor(value)) else float("inf") for key, value in means.items()
     }

@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_atlas.geometry.fields.undefined_values import window_means
+from moe_atlas.geometry.fields.undefined_values import window_means, window_sums
 from moe_atlas.geometry.occupancy import cells, window_counts, window_mean_probs
 from moe_atlas.replay.router import Routing
+from moe_atlas.window_arrays import LAYER_ARRAYS, WindowArray
 
 Arrays = dict[str, np.ndarray]
+_DTYPES = {"float64": torch.float64, "int32": torch.int32}
 PERCENTILES = {"p01": 0.01, "p10": 0.10, "p50": 0.50}
 
 
@@ -41,10 +43,10 @@ class LayerReading:
         """Record values per token, float64 [W·S], of consecutive windows; what is undefined here is dropped."""
         undefined = self.facts.get("undefined", ())
         for key, value_T in values.items():
-            if key.split(".")[0] in undefined:
-                continue
-            value_WS = value_T.reshape(len(windows), -1).cpu()
-            self._tokens.setdefault(f"{prefix}.{key}", {})[windows.start] = value_WS
+            array = LAYER_ARRAYS[f"{prefix}.{key}"]
+            if array.quantity not in undefined:
+                value_WS = value_T.reshape(len(windows), -1).cpu()
+                self._tokens.setdefault(array.name, {})[windows.start] = value_WS
 
     def routing(self, side: str, routing: Routing, windows: range) -> None:
         """Record occupancy of one checkpoint: counts, mean ρ, top-k sets, ties and undefined margins."""
@@ -64,11 +66,12 @@ class LayerReading:
 
     def experts(self, sums_WE: NDArray[np.float64], counts_WE: NDArray[np.int32], windows: range) -> None:
         """Record how each expert changed on the tokens that use it; nothing where content drift is undefined."""
-        if "content_drift" in self.facts.get("undefined", ()):
-            return
+        undefined = self.facts.get("undefined", ())
         for key, values_WE in (("sum", sums_WE), ("count", counts_WE)):
-            parts = self._windows.setdefault(f"pair.expert_content.{key}", {})
-            parts[windows.start] = torch.from_numpy(values_WE)
+            array = LAYER_ARRAYS[f"pair.expert_content.{key}"]
+            if array.quantity not in undefined:
+                parts = self._windows.setdefault(array.name, {})
+                parts[windows.start] = torch.from_numpy(values_WE)
 
     def noise(self, changes: Mapping[str, float]) -> None:
         """Keep the largest change of a dispatch score and of a group score between two executions."""
@@ -95,22 +98,15 @@ class LayerReading:
 
     def arrays(self) -> Arrays:
         """Window arrays by name; also completes the point facts (quantiles, cells)."""
-        values_WS = {key: _joined(parts) for key, parts in self._tokens.items()}
-        out: Arrays = {}
-        for key, value_WS in values_WS.items():
-            if ".flips." in key:
-                out[key] = value_WS.sum(1).to(torch.int32).numpy()
-            else:
-                out[key] = window_means(value_WS).numpy()
-        for key, parts in self._windows.items():
-            kind = torch.int32 if key.endswith((".counts", ".count", ".non_finite")) else torch.float64
-            out[key] = _joined(parts).to(kind).numpy()
+        values_WS = {name: _joined(parts) for name, parts in self._tokens.items()}
+        out = values_WS | {name: _joined(parts) for name, parts in self._windows.items()}
         for side in self._topk:
             out |= self._tails(side, values_WS)
             self._points(side, values_WS)
-        return {f"layers.{self.layer}.{key}": np.ascontiguousarray(value) for key, value in out.items()}
+        arrays = ((LAYER_ARRAYS[name], values) for name, values in out.items())
+        return {array.at(self.layer): _by_window(array, values) for array, values in arrays}
 
-    def _tails(self, side: str, values_WS: dict[str, Tensor]) -> Arrays:
+    def _tails(self, side: str, values_WS: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the tokens in the pooled lowest and highest margin quartile and in the lowest decile."""
         margin_WM = values_WS[f"{side}.set_margin"][:, :: self.stride]
         defined_WM = torch.isfinite(margin_WM)
@@ -122,14 +118,14 @@ class LayerReading:
             "overlap_high": ("overlap", defined_WM & (margin_WM >= cut[0.75])),
             "jump_low": ("jump", defined_WM & (margin_WM <= cut[0.10])),
         }
-        out: Arrays = {}
+        out: dict[str, Tensor] = {}
         for key, (quantity, chosen_WM) in tails.items():
             if f"{side}.{quantity}" not in values_WS:
                 continue
             value_WM = values_WS[f"{side}.{quantity}"]
             chosen_WM = chosen_WM & ~torch.isnan(value_WM)
-            out[f"{side}.{key}.sum"] = torch.where(chosen_WM, value_WM, 0.0).sum(1).numpy()
-            out[f"{side}.{key}.count"] = chosen_WM.sum(1).to(torch.int32).numpy()
+            out[f"{side}.{key}.sum"] = torch.where(chosen_WM, value_WM, 0.0).sum(1)
+            out[f"{side}.{key}.count"] = chosen_WM.sum(1)
         return out
 
     def _points(self, side: str, values_WS: dict[str, Tensor]) -> None:
@@ -140,6 +136,13 @@ class LayerReading:
                 facts[f"{key}_{name}"] = _quantile_fact(margin_WS, q, key)
         topk_TK = _joined(self._topk[side]).numpy()
         facts["cells"], facts["cell_entropy"] = cells(topk_TK)
+
+
+def _by_window(array: WindowArray, values: Tensor) -> np.ndarray:
+    """One row a window, from values per token [W, S] or what was measured by window, in the dtype of the table."""
+    if array.tokens is not None:
+        values = {"mean": window_means, "sum": window_sums}[array.tokens](values)
+    return np.ascontiguousarray(values.to(_DTYPES[array.dtype]).numpy())
 
 
 def _joined(parts: Mapping[int, Tensor]) -> Tensor:

@@ -36,8 +36,8 @@ def derive_aggregates(context: Context, results: Sequence[LayerResult]) -> dict[
     protected = [result for result in results if result.facts["layer"] in context.protected]
     return {
         scope: {
-            "base": _side(context, [layer.base for layer in layers]),
-            "tuned": _side(context, [layer.tuned for layer in layers]) if context.is_pair else None,
+            "base": _side(context, [layer.health["base"] for layer in layers]),
+            "tuned": _side(context, [layer.health["tuned"] for layer in layers]) if context.is_pair else None,
         }
         for scope, layers in (("protected", protected), ("routed", list(results)))
     }

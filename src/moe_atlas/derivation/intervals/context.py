@@ -18,6 +18,7 @@ from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.passing import passing_bound
 from moe_atlas.statistics.sample import Interval, Sample, interval
 from moe_atlas.verdict.sameness import replayed_alike
+from moe_atlas.window_arrays import BUDGET, CONTROLS
 
 F64 = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
@@ -101,11 +102,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "overlap_specificity": (-2.0, 2.0),
     "top1_agreement": SHARE,
     **dict.fromkeys(
-        ("actual", "router_term", "content_term", "bound", "base_norm", "ratio", "set_margin", "group_margin")
+        (*BUDGET, *CONTROLS, "ratio", "set_margin", "group_margin")
         + ("jump", "jump_idealised", "jump_relative", "jump_near_boundary", "field_norm")
         + ("load_cv", "load_entropy", "effective_experts", "max_violation", "min_share", "dead_experts")
-        + ("active_experts", "min_entropy", "mean_load_cv", "experts_active_mean", "raw_norm_drift")
-        + ("raw_state_drift", "nll_base", "nll_tuned", "kl", "smooth_tail"),
+        + ("active_experts", "min_entropy", "mean_load_cv", "experts_active_mean")
+        + ("nll_base", "nll_tuned", "kl", "smooth_tail"),
         _POSITIVE,
     ),
     **{

@@ -17,8 +17,8 @@ from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.clopper_pearson import clopper_pearson_lower, clopper_pearson_upper
 from moe_atlas.statistics.design import Design
 from moe_atlas.statistics.sample import Interval, Sample, exact_zero, undefined
+from moe_atlas.window_arrays import METRICS
 
-METRICS = ("nll", "token_accuracy", "exact_match")
 DIFFERENCES = {
     "nll": "nll_increase",
     "token_accuracy": "token_accuracy_gain",

@@ -12,12 +12,9 @@ import numpy as np
 
 from moe_atlas.derivation.intervals.context import F64, Context, Facts
 from moe_atlas.derivation.intervals.expert_content import Experts, derive_experts
-from moe_atlas.derivation.intervals.margin_loads import LOADS, load_functionals
+from moe_atlas.derivation.intervals.margin_loads import HANDOFF, LOADS, REFINEMENT, load_functionals
 from moe_atlas.derivation.intervals.means import (
-    BUDGET_KEYS,
-    CONTROL_KEYS,
     FORMAT_KEYS,
-    HEALTH_KEYS,
     NOT_MEASURED,
     PAIR_KEYS,
     as_intervals,
@@ -38,9 +35,14 @@ from moe_atlas.derivation.intervals.smooth import smooth_facts
 from moe_atlas.statistics.bootstrap import studentised, switching
 from moe_atlas.statistics.linearised import Batch, Linearised
 from moe_atlas.statistics.sample import Sample, undefined
+from moe_atlas.window_arrays import BUDGET, CONTROLS, FLIPS, HEALTH, LAYER_ARRAYS, SIDES
 
 OCCUPANCY_KEYS = ("load_entropy", "effective_experts", "load_cv", "max_violation", "min_share")
-EXTREMA = ("min_share", "max_violation", "drift_and_occupancy", "overlap_and_occupancy")
+# What sits on an extremum over experts that may switch from resample to resample.
+EXTREMA = (
+    *(f"{side}.{key}" for side in SIDES for key in ("min_share", "max_violation")),
+    *(REFINEMENT[-1], HANDOFF[-1]),
+)
 RATIO_KEYS = ("jump_relative", "overlap_boundary_contrast")
 NEGLIGIBLE = 1e-6  # mean actual change below this multiple of mean |V0|: the budget's ratio says nothing
 
@@ -53,8 +55,7 @@ class LayerResult:
         facts: the layer's facts.
         derived: the layer's complete object.
         pair: samples of the pair's gated differences.
-        base: samples of the base's health.
-        tuned: samples of the tuned checkpoint's health.
+        health: samples of each checkpoint's health.
         loads: samples of the margins' layer loads.
         experts: the pair's experts one by one.
     """
@@ -62,8 +63,7 @@ class LayerResult:
     facts: Facts
     derived: dict[str, Any]
     pair: dict[str, Sample] = field(default_factory=dict)
-    base: dict[str, Sample] = field(default_factory=dict)
-    tuned: dict[str, Sample] = field(default_factory=dict)
+    health: dict[str, dict[str, Sample]] = field(default_factory=dict)
     loads: dict[str, Sample] = field(default_factory=dict)
     experts: Experts | None = None
 
@@ -71,13 +71,13 @@ class LayerResult:
 def derive_layer(context: Context, layer: Facts, reference: Facts | None) -> LayerResult:
     """Derive everything of one routed layer from its facts and window arrays."""
     prefix = f"layers.{layer['layer']}"
-    sides = ("base", "tuned") if context.is_pair else ("base",)
+    sides = SIDES if context.is_pair else SIDES[:1]
     occupancy = {side: read_occupancy(context, f"{prefix}.{side}", layer["top_k"]) for side in sides}
     curved = _functionals(context, layer, occupancy, reference)
     result = LayerResult(layer, dict(layer))
     for side in sides:
         samples = _health(context, layer, side, occupancy[side], curved)
-        setattr(result, side, samples)
+        result.health[side] = samples
         result.derived[side] = dict(layer[side]) | as_intervals(context, layer, samples)
         result.derived[side] |= _points(context, layer, side, occupancy[side])
     result.loads = {key: curved.get(key, undefined(NOT_MEASURED)) for key in LOADS}
@@ -99,7 +99,7 @@ def derive_layer(context: Context, layer: Facts, reference: Facts | None) -> Lay
     same_index = _same_index(context, layer, prefix)
     if same_index:
         result.derived["same_index"] = same_index
-    controls = layer_means(context, layer, f"{prefix}.control", CONTROL_KEYS)
+    controls = layer_means(context, layer, f"{prefix}.control", CONTROLS)
     result.derived["control"] = as_intervals(context, layer, controls)
     return result
 
@@ -110,7 +110,7 @@ def _without_pair(result: LayerResult) -> LayerResult:
 
 
 def _dead_pair(result: LayerResult) -> tuple[Sample, Sample] | None:
-    base, tuned = result.base["dead_experts"], result.tuned["dead_experts"]
+    base, tuned = (result.health[side]["dead_experts"] for side in SIDES)
     return None if base.values_B is None or tuned.values_B is None else (base, tuned)
 
 
@@ -125,7 +125,7 @@ def _pair_means(context: Context, layer: Facts, prefix: str) -> dict[str, Sample
 
 def _budget(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
     """The perturbation budget (Eq. 15): its terms, and bound / actual where the change is not negligible."""
-    samples = layer_means(context, layer, f"{prefix}.perturbation_budget", BUDGET_KEYS)
+    samples = layer_means(context, layer, f"{prefix}.perturbation_budget", BUDGET)
     actual, norm = samples["actual"].estimate, samples["base_norm"].estimate
     out = as_intervals(context, layer, samples)
     columns = [window_columns(context, f"{prefix}.perturbation_budget.{key}") for key in ("bound", "actual")]
@@ -145,7 +145,7 @@ def _budget(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
 
 def _flips(context: Context, prefix: str) -> dict[str, int | None]:
     """Counts of anchored set changes, and how many of them lie inside and outside the noise band."""
-    arrays = {key: context.array(f"{prefix}.flips.{key}") for key in ("changed", "inside", "outside")}
+    arrays = {key: context.array(f"{prefix}.flips.{key}") for key in FLIPS}
     return {key: None if values is None else int(values.sum()) for key, values in arrays.items()}
 
 
@@ -155,7 +155,8 @@ def _same_index(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
     Equal values make the channels that compare experts exactly 0 after the relabelling only.
     """
     own = f"{prefix}.same_index"
-    if not any(name.startswith(f"{own}.") for name in context.windows):
+    arrays = (array for array in LAYER_ARRAYS.values() if array.place == "same_index")
+    if not any(array.at(layer["layer"]) in context.windows for array in arrays):
         return {}
     exact = {key: layer.get("exact", {}).get(key, False) for key in ("states", "gain")}
     context, layer = replace(context, identical=False), dict(layer) | {"exact": exact}
@@ -167,7 +168,7 @@ def _health(
     context: Context, layer: Facts, side: str, occupancy: Occupancy | None, curved: dict[str, Sample]
 ) -> dict[str, Sample]:
     prefix = f"layers.{layer['layer']}.{side}"
-    samples = layer_means(context, layer, prefix, HEALTH_KEYS)
+    samples = layer_means(context, layer, prefix, HEALTH)
     samples["jump_near_boundary"] = tail_mean(context, f"{prefix}.jump_low")
     missing = undefined(NOT_MEASURED)
     for key in (*OCCUPANCY_KEYS, *RATIO_KEYS):
@@ -204,7 +205,7 @@ def _functionals(
         return out | loads(batch, health)
 
     samples = studentised(functional, context.design, context.base_windows)
-    return {key: switching(s) if key.endswith(EXTREMA) else s for key, s in samples.items()}
+    return {key: switching(s) if key in EXTREMA else s for key, s in samples.items()}
 
 
 Columns = tuple[F64, F64]

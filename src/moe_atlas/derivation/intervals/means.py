@@ -16,22 +16,11 @@ from moe_atlas.derivation.intervals.context import F64, Context, Facts
 from moe_atlas.statistics.bootstrap import column_means, domain_means
 from moe_atlas.statistics.sample import Sample, exact_zero, undefined
 from moe_atlas.statistics.stringer import is_rare, stringer_upper
+from moe_atlas.window_arrays import BUDGET
 
 PAIR_KEYS = tuple(channel.key for channel in CHANNELS if channel.kind in ("drift", "surrogate"))
 FORMAT_KEYS = tuple(channel.key for channel in CHANNELS if channel.kind == "format")
 """Measured only where the two checkpoints store their experts in different formats."""
-BUDGET_KEYS = ("actual", "router_term", "content_term", "bound", "base_norm")
-HEALTH_KEYS = (
-    "set_margin",
-    "group_margin",
-    "overlap",
-    "overlap_specificity",
-    "jump",
-    "jump_idealised",
-    "field_norm",
-    "smooth_overlap",
-)
-CONTROL_KEYS = ("raw_norm_drift", "raw_state_drift")
 NOT_MEASURED = "not measured"
 REFUTED = "its inputs are said to be equal, yet it is not 0"
 # Non-negative quantities with a ceiling: where few documents moved they are bounded without a variance.
@@ -63,7 +52,7 @@ def why_not_applicable(layer: Facts, key: str) -> str | None:
     declared: Mapping[str, str] = layer.get("undefined") or {}
     if key in declared:
         return declared[key]
-    if key in (*BUDGET_KEYS, "ratio"):
+    if key in (*BUDGET, "ratio"):
         return declared.get("perturbation_budget")
     if layer["top_k"] == 1 and key in ("overlap", "overlap_specificity", "smooth_overlap", "overlap_drop"):
         return "one expert per token: no two experts are co-active"

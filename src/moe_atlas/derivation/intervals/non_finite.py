@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.derivation.intervals.context import Context
+from moe_atlas.window_arrays import LAYER_ARRAYS, NON_FINITE
 
 Bools = NDArray[np.bool_]
 OUTPUT = -1
@@ -77,11 +78,11 @@ def _counted(context: Context, layers: list[int]) -> bool:
 def _layer(context: Context, layer: int, side: str) -> Bools:
     """Windows with a counted token or an infinite value of one checkpoint at one layer."""
     found_W = np.zeros(len(context.base_W), dtype=bool)
-    prefixes = tuple(f"layers.{layer}.{part}." for part in _OF[side])
-    for name, values in context.windows.items():
-        if not name.startswith(prefixes):
+    for array in LAYER_ARRAYS.values():
+        values = context.windows.get(array.at(layer)) if array.place in _OF[side] else None
+        if values is None:
             continue
-        if name.endswith(".non_finite"):
+        if array.key == NON_FINITE:
             found_W |= np.asarray(values) > 0
         else:
             found_W[context.base_W] |= _infinite(values)

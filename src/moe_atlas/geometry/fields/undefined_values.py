@@ -28,3 +28,8 @@ def settle(values_T: Tensor, defined_T: Tensor | None = None) -> Tensor:
 def window_means(values_WS: Tensor) -> Tensor:
     """Mean over the defined tokens of each window, float64 [W]; NaN for a window without any."""
     return values_WS.nanmean(dim=1)
+
+
+def window_sums(values_WS: Tensor) -> Tensor:
+    """Sum over the tokens of each window, float64 [W]."""
+    return values_WS.sum(dim=1)
