@@ -13,6 +13,7 @@ from moe_atlas.auditing.layer.noise_floor import MEASURED
 from moe_atlas.calibration.pairs import pair_of
 from moe_atlas.channels import BUDGETS, CHANNELS
 from moe_atlas.derivation.derive import derive
+from moe_atlas.derivation.intervals.context import make_context
 from moe_atlas.falsification.readings import QUANTITIES
 from moe_atlas.ledger.records import PATHOLOGY
 from moe_atlas.probes.load import read_probes
@@ -23,6 +24,7 @@ from moe_atlas.receipt.window_file import decode_windows
 from moe_atlas.report import terminal
 from moe_atlas.report.html.heat import heat_map
 from moe_atlas.report.words import GATES
+from moe_atlas.statistics.sample import Sample
 from moe_atlas.window_arrays import LAYER_ARRAYS, OUTPUTS, WINDOWS, WindowArray
 from tests.receipt import synthetic
 
@@ -119,6 +121,16 @@ def test_every_gate_has_words_in_every_report(budget: str, receipt: dict[str, An
     assert BUDGETS[budget].heading in found["headings"]
     if budget in DRIFTS:
         assert budget in [channel.budget for channel in terminal.COLUMNS]
+
+
+@pytest.mark.parametrize(
+    ("key", "ceiling"), [("overlap_drop", 2.0), ("dead_share_rise", 1.0), ("content_drift", 1.0)]
+)
+def test_an_interval_ends_where_its_quantity_does(key: str, ceiling: float) -> None:
+    context = make_context(*synthetic.audit())
+    wide = Sample(0.9 * ceiling, 1.0, np.linspace(-3.0, 3.0, 400), 76, 76, effective=76.0)
+    assert context.interval(wide, key)["high"] == context.passing(wide, key)["pass_high"] == ceiling
+    assert context.interval(wide)["high"] > ceiling
 
 
 def test_the_ledger_knows_every_change_of_occupancy() -> None:

@@ -95,8 +95,7 @@ class Context:
 
 _POSITIVE = (0.0, float("inf"))
 RANGES: dict[str, tuple[float, float]] = {
-    # A difference of what two checkpoints have is not clipped.
-    **{channel.key: channel.range for channel in CHANNELS if channel.kind not in ("overlap", "occupancy")},
+    **{channel.key: channel.range for channel in CHANNELS},
     "overlap": (-1.0, 1.0),
     "smooth_overlap": (-1.0, 1.0),
     "overlap_specificity": (-2.0, 2.0),
