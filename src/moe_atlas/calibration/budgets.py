@@ -16,12 +16,11 @@ from moe_atlas.calibration.healthy import ACCEPTABLE, require_healthy
 from moe_atlas.calibration.pairs import Pair, require_one_setting
 from moe_atlas.channels import BUDGETS
 from moe_atlas.errors import UsageError
-from moe_atlas.probes.settings.ceilings import HALF, toothless
+from moe_atlas.probes.settings.ceilings import FLOOR_FACTOR, HALF, toothless
 from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
 
 LEVEL = 0.99  # one-sided, of the prediction bound
 FACTOR = 2.0  # twice as far as a healthy tune is expected to go at most is not explained by its seed
-FLOOR_FACTOR = 10.0  # below ten times the noise floor a budget measures the machine
 DAMAGED_ALLOWED = 1  # document that may lie above the per-document limit in the smallest base domain
 DAMAGE = ("nll", "kl", "document_nll")
 

@@ -12,12 +12,12 @@ from moe_atlas.derivation.unreached_warnings import unseen_warnings
 from moe_atlas.derivation.unreplayed_warnings import unmeasured
 from moe_atlas.probes.lock import left_out_sentence, overlap_sentences
 from moe_atlas.probes.settings.cannot_fail import Measured, cannot_fail, loose_tail_guard
+from moe_atlas.probes.settings.ceilings import FLOOR_FACTOR
 from moe_atlas.text import ranges
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reaches
 
 NEVER_ZERO = ("routed_expert", "shared_expert", "dense_mlp", "attention", "embedding", "head")
-FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures the machine, not the tune
 
 
 def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:

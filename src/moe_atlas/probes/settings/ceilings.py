@@ -1,4 +1,4 @@
-"""How far the quantity of each budget can go, and what a budget must stay below to say anything."""
+"""What a budget must stay below, and above, to say anything."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ HALF = 0.5
 """A budget at half of its range or above lets unrelated checkpoints pass: two independent states are 1 of at most 2
 apart, independent updates of equal norm 0.71 of 1, sets drawn independently 1 - k/E of 1, and k is at most E/2; the
 overlap of unrelated experts is 0, in the middle between 1 and -1."""
+FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures the machine, not the tune
 FEWEST_TOKENS = 256  # no vocabulary in use is smaller than that of bytes
 
 _GUESS = math.log(FEWEST_TOKENS)
