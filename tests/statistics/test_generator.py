@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moe_atlas.statistics.generator import draw, integers, mix, stream_key, uniforms
+from moe_atlas.statistics.generator import draw, integers, mix, stream_key
 
 MASK = (1 << 64) - 1
 
@@ -66,7 +66,3 @@ def test_integers_are_even() -> None:
 def test_bounds_out_of_range_are_refused(bound: int) -> None:
     with pytest.raises(ValueError, match="bound"):
         integers(0, bound, 1)
-
-
-def test_uniforms_are_the_high_53_bits() -> None:
-    assert uniforms(5, 4).tolist() == [(value >> 11) / 2**53 for value in draw(5, 4).tolist()]

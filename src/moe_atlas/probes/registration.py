@@ -48,10 +48,6 @@ class ProbeSet:
         """The domain a window belongs to."""
         return self.config.domains[window.domain]
 
-    def max_token(self) -> int:
-        """The largest token id; it must be below the vocabulary size of both checkpoints."""
-        return max(int(window.tokens.max()) for window in self.windows)
-
 
 def register(
     path: Path,

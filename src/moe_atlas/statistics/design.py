@@ -46,12 +46,6 @@ class Design:
         return tuple(s.stop - s.start for s in self.slices)
 
     @cached_property
-    def inflation_C(self) -> F64:
-        """n/(n-1) of each document's stratum, the unbiased variance factor; inf where n = 1. float64 [C]."""
-        factors = [n / (n - 1) if n > 1 else np.inf for n in self.sizes]
-        return np.repeat(np.array(factors, dtype=np.float64), self.sizes)
-
-    @cached_property
     def weights_BC(self) -> F64:
         """How often each document is drawn in each resample, float64 [B, C] of small integers.
 

@@ -51,8 +51,3 @@ def integers(key: int, bound: int, count: int, start: int = 0) -> NDArray[np.int
         raise ValueError(f"bound must be in 1..2**31, found {bound}")
     high = draw(key, count, start) >> np.uint64(32)
     return ((high * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
-
-
-def uniforms(key: int, count: int, start: int = 0) -> NDArray[np.float64]:
-    """Return ``count`` doubles in [0, 1), each a multiple of 2**-53, float64 [count]."""
-    return (draw(key, count, start) >> np.uint64(11)).astype(np.float64) * 2.0**-53
