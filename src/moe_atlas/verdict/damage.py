@@ -64,19 +64,16 @@ def _non_finite_gate(row: Mapping[str, Any]) -> Gate:
     """NaN or infinity where the base has none; where the base has some, nothing is said of the tuned checkpoint."""
     count, base = row.get("non_finite_windows"), row.get("non_finite_base")
     of = f"of {row['windows']} windows"
-
-    def verdict(result: str, reason: str | None = None) -> Gate:
-        return Gate("non_finite_output", result, {"domain": row["name"]}, {}, None, reason)
-
+    line = Gate("non_finite_output", UNDETERMINED, {"domain": row["name"]}, {})
     if is_number(count) and count:
         layer = row.get("non_finite_layer")
         begins = "in the output alone" if layer is None else f"from layer {layer} on"
-        return verdict(FAIL, f"NaN or infinity in {count} {of}, {begins}, where the base has none")
+        return line.came_to(FAIL, f"NaN or infinity in {count} {of}, {begins}, where the base has none")
     if not is_number(count) or not is_number(base):
-        return verdict(UNDETERMINED, "not counted")
+        return line.came_to(UNDETERMINED, "not counted")
     if base:
-        return verdict(UNDETERMINED, f"the base itself holds NaN or infinity in {base} {of}")
-    return verdict(PASS)
+        return line.came_to(UNDETERMINED, f"the base itself holds NaN or infinity in {base} {of}")
+    return line.came_to(PASS)
 
 
 def _mean_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:
@@ -96,16 +93,15 @@ def _divergence_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:
 
 def _stand_in(where: Mapping[str, Any], interval: Mapping[str, Any], margin: Any) -> Gate:
     """A limit that nobody registered: it gates nothing, and withholds a pass where what was found lies above it."""
-
-    def verdict(result: str, reason: str) -> Gate:
-        return Gate("kl", result, where, interval, None, reason)
-
+    line = Gate("kl", UNDETERMINED, where, interval)
     if not is_number(margin) or not is_number(interval.get("estimate")):
-        return verdict(UNDETERMINED, interval.get("reason") or "neither damage.kl nor damage.nll is a limit")
+        return line.came_to(
+            UNDETERMINED, interval.get("reason") or "neither damage.kl nor damage.nll is a limit"
+        )
     limit = KL_OF_NLL * margin
     if interval["estimate"] > limit:
-        return verdict(UNDETERMINED, f"above {limit:g}, twice damage.nll: register damage.kl to decide")
-    return verdict(NOT_GATED, f"within {limit:g}, twice damage.nll; no damage.kl is registered")
+        return line.came_to(UNDETERMINED, f"above {limit:g}, twice damage.nll: register damage.kl to decide")
+    return line.came_to(NOT_GATED, f"within {limit:g}, twice damage.nll; no damage.kl is registered")
 
 
 def _tail_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:
@@ -115,19 +111,16 @@ def _tail_gate(row: Mapping[str, Any], limits: Mapping[str, Any]) -> Gate:
     if limit is None or not is_number(limit) or not is_number(limits.get("document_nll")):
         return _open("tail_guard", row)
     interval = {"estimate": found.get("share"), "high": found.get("share_high")}
-
-    def verdict(result: str, reason: str | None = None) -> Gate:
-        return Gate("tail_guard", result, where, interval, limit, reason)
-
+    line = Gate("tail_guard", UNDETERMINED, where, interval, limit)
     if (row.get("nll_increase") or {}).get("exact") is True:
-        return verdict(PASS, "inputs of equal values")
+        return line.came_to(PASS, "inputs of equal values")
     floor = too_few(found.get("documents"))
     if floor is not None:
-        return verdict(UNDETERMINED, floor)
+        return line.came_to(UNDETERMINED, floor)
     if is_number(found.get("share_high")) and found["share_high"] < limit:
-        return verdict(PASS)
+        return line.came_to(PASS)
     documents = f"{found.get('count')} of {found.get('documents')} documents"
-    return verdict(
+    return line.came_to(
         UNDETERMINED, f"{documents} above the per-document limit: the share is not bounded tightly"
     )
 

@@ -102,25 +102,23 @@ def _refinement_gate(receipt: Receipt, floor: str | None) -> Gate:
     margin = (receipt.get("margins") or {}).get("refinement_margin") or {"reason": "missing"}
     where = {"layer": margin["layer"]} if "layer" in margin else {}
 
-    def verdict(result: str, reason: str | None = None) -> Gate:
-        return Gate("refinement_margin", result, where, margin, 0.0, reason)
-
+    line = Gate("refinement_margin", UNDETERMINED, where, margin, 0.0)
     if receipt["probe"]["policy"]["rewrite"].get("refinement") is None:
-        return verdict(NOT_GATED, "no weights registered")
+        return line.came_to(NOT_GATED, "no weights registered")
     if margin.get("not_applicable") is True:
-        return verdict(NOT_APPLICABLE, margin.get("reason"))
+        return line.came_to(NOT_APPLICABLE, margin.get("reason"))
     if not is_number(margin.get("estimate")):
-        return verdict(UNDETERMINED, margin.get("reason"))
+        return line.came_to(UNDETERMINED, margin.get("reason"))
     if margin.get("exact") is True and margin["estimate"] > 0.0:
-        return verdict(PASS, "inputs of equal values")
+        return line.came_to(PASS, "inputs of equal values")
     floor = floor or too_few(margin.get("documents"))
     if floor is not None:
-        return verdict(UNDETERMINED, floor)
+        return line.came_to(UNDETERMINED, floor)
     if is_number(margin.get("high")) and margin["high"] < 0.0:
-        return verdict(FAIL)
+        return line.came_to(FAIL)
     if is_number(margin.get("low")) and margin["low"] > 0.0:
-        return verdict(PASS)
-    return verdict(UNDETERMINED, margin.get("reason") or "the interval does not clear 0")
+        return line.came_to(PASS)
+    return line.came_to(UNDETERMINED, margin.get("reason") or "the interval does not clear 0")
 
 
 def _non_finite_gates(receipt: Receipt) -> list[Gate]:

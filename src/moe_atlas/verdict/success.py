@@ -65,22 +65,20 @@ def _success_gate(row: Mapping[str, Any], side: str) -> Gate:
     limit = found.get("at_most") if upper else found.get("at_least")
     name = f"{found.get('metric')}{'_gain' if found.get('relative_to_base') else ''}"
 
-    def verdict(result: str, reason: str | None = None) -> Gate:
-        return Gate("task_success", result, {"domain": row["name"]}, value, limit, reason or name)
-
+    line = Gate("task_success", UNDETERMINED, {"domain": row["name"]}, value, limit)
     if limit is None or not is_number(limit) or not is_number(value.get("estimate")):
-        return verdict(UNDETERMINED, value.get("reason") or "missing")
+        return line.came_to(UNDETERMINED, value.get("reason") or "missing")
     if value.get("exact") is True:
         met = value["estimate"] <= limit if upper else value["estimate"] >= limit
-        return verdict(PASS if met else FAIL)
+        return line.came_to(PASS if met else FAIL, name)
     floor = too_few(row["documents"]) or too_few(value.get("documents"))
     if floor is not None:
-        return verdict(UNDETERMINED, floor)
+        return line.came_to(UNDETERMINED, floor)
     low, high = value.get("low"), value.get("high")
     good, bad = (high, low) if upper else (low, high)
     sign = 1.0 if upper else -1.0
     if is_number(good) and good is not None and sign * good < sign * limit:
-        return verdict(PASS)
+        return line.came_to(PASS, name)
     if is_number(bad) and bad is not None and sign * bad > sign * limit:
-        return verdict(FAIL)
-    return verdict(UNDETERMINED, value.get("reason") or "the interval does not clear the target")
+        return line.came_to(FAIL, name)
+    return line.came_to(UNDETERMINED, value.get("reason") or "the interval does not clear the target")

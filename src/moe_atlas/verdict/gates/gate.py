@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 DOCUMENT_FLOOR = 30  # below this many documents no interval of ours keeps its coverage on skewed damage
@@ -60,6 +60,10 @@ class Gate:
     budget: float | None = None
     reason: str | None = None
 
+    def came_to(self, result: str, reason: str | None = None) -> Gate:
+        """Return the line with another result, and why."""
+        return replace(self, result=result, reason=reason)
+
     def evidence(self) -> dict[str, Any]:
         """Return the line as it stands in the receipt."""
         keys = ("estimate", "low", "high", "simultaneous_low")
@@ -93,32 +97,29 @@ def below_budget(
         fail_on: the bound that must exceed the budget to fail: ``simultaneous_low`` across layers, ``low`` in
             a domain.
     """
-
-    def verdict(result: str, reason: str | None = None) -> Gate:
-        return Gate(gate, result, where, interval, budget if is_number(budget) else None, reason)
-
+    line = Gate(gate, UNDETERMINED, where, interval, budget if is_number(budget) else None)
     if budget is None:
-        return verdict(NOT_GATED, f"no {limit_name(gate)} registered")
+        return line.came_to(NOT_GATED, f"no {limit_name(gate)} registered")
     if not is_number(budget):
-        return verdict(UNDETERMINED, f"the {limit_name(gate)} is not a number")
+        return line.came_to(UNDETERMINED, f"the {limit_name(gate)} is not a number")
     if interval.get("not_applicable") is True:
-        return verdict(NOT_APPLICABLE, interval.get("reason"))
+        return line.came_to(NOT_APPLICABLE, interval.get("reason"))
     if not is_number(interval.get("estimate")):
-        return verdict(UNDETERMINED, interval.get("reason") or "missing")
+        return line.came_to(UNDETERMINED, interval.get("reason") or "missing")
     if interval.get("exact") is True and interval["estimate"] == 0.0 and budget >= 0:
-        return verdict(PASS, "inputs of equal values")
+        return line.came_to(PASS, "inputs of equal values")
     if floor is None:
         floor = too_few(interval.get("documents"))
     if floor is not None:
-        return verdict(UNDETERMINED, floor)
+        return line.came_to(UNDETERMINED, floor)
     if is_number(interval.get(fail_on)) and interval[fail_on] > budget:
-        return verdict(FAIL)
+        return line.came_to(FAIL)
     if not (is_number(interval.get("high")) and interval["high"] < budget):
-        return verdict(
+        return line.came_to(
             UNDETERMINED, interval.get("reason") or f"the interval does not clear the {limit_name(gate)}"
         )
     reason = why_no_pass(interval, budget, limit_name(gate))
-    return verdict(PASS if reason is None else UNDETERMINED, reason)
+    return line.came_to(PASS if reason is None else UNDETERMINED, reason)
 
 
 def why_no_pass(interval: Mapping[str, Any], budget: float, name: str) -> str | None:
