@@ -21,7 +21,7 @@ from torch import Tensor
 
 from moe_atlas.errors import IntegrityError, out_of_memory
 from moe_atlas.receipt.files import write_errors
-from moe_atlas.system.atomic_write import sync_folder
+from moe_atlas.system.atomic_write import on_disk, take_place
 from moe_atlas.text import shown
 
 MAGIC = b"atlas/resume/v2\n"
@@ -41,17 +41,9 @@ def write_state(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tens
     # One fixed name: what a killed audit leaves half-written, the next one overwrites.
     temporary = path.with_name(path.name + ".tmp")
     with write_errors(path):
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            with os.fdopen(os.open(temporary, flags, 0o644), "wb") as file:
-                _write(file, facts, tensors)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with on_disk(temporary) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+            _write(file, facts, tensors)
+        take_place(temporary, path)
 
 
 def _write(file: BinaryIO, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -84,32 +84,6 @@ def write_errors(path: Path) -> Iterator[None]:
         raise UsageError("E_WRITE", label, f"cannot be written ({_why(error)})") from None
 
 
-def write_temporary(path: Path, data: bytes) -> Path:
-    """Write and fsync a temporary file beside ``path``; the caller renames or removes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        remove(temporary)
-        raise
-    return temporary
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove(*paths: Path) -> None:
     """Remove files that may be there."""
     for path in paths:

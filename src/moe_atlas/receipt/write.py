@@ -14,16 +14,10 @@ from numpy.typing import NDArray
 from moe_atlas.derivation.derive import derive
 from moe_atlas.errors import InputRefused, IntegrityError, ResourceExhausted, UsageError, out_of_memory
 from moe_atlas.receipt.canonical import encode_receipt, sealed
-from moe_atlas.receipt.files import (
-    fsync_folder,
-    remove,
-    require_free,
-    window_path,
-    write_errors,
-    write_temporary,
-)
+from moe_atlas.receipt.files import remove, require_free, window_path, write_errors
 from moe_atlas.receipt.verify import verify
 from moe_atlas.receipt.window_file import encode_windows
+from moe_atlas.system.atomic_write import sync_folder, write_temporary
 from moe_atlas.system.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.text import shown
 
@@ -123,7 +117,7 @@ def _install(path: Path, receipt: bytes, data: bytes) -> None:
             temporaries.append(write_temporary(path, receipt))
             os.replace(temporaries[0], beside)
             os.replace(temporaries[1], path)
-            fsync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             remove(*temporaries)
             if len(temporaries) == 2 and not temporaries[0].exists():

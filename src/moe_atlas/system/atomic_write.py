@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,16 +17,37 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         OSError: the folder is not writable or the disk is full; the temporary file is then removed.
     """
+    take_place(write_temporary(path, data), path)
+
+
+def write_temporary(path: Path, data: bytes) -> Path:
+    """Write `data` to the disk beside `path` and return the file; the caller renames or removes it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with on_disk(temporary) as descriptor:
+        write_all(descriptor, data)
+    return temporary
+
+
+@contextlib.contextmanager
+def on_disk(temporary: Path) -> Iterator[int]:
+    """Open a file for the block to write to: it reaches the disk at the end of the block, or goes where that fails."""
     descriptor = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
     )
     try:
         try:
-            write_all(descriptor, data)
+            yield descriptor
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def take_place(temporary: Path, path: Path) -> None:
+    """Give a file that is on the disk its name, and bring that to the disk; the file goes where that fails."""
+    try:
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
