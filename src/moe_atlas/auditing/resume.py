@@ -8,8 +8,6 @@ again. There is no handler to rely on: killed at any moment, the audit leaves th
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import secrets
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 
 from moe_atlas.auditing.layer.side import Side
+from moe_atlas.auditing.processes.digests import digest_of
 from moe_atlas.auditing.state_file import read_state, state_facts, write_state
 from moe_atlas.auditing.walk import Walk
 from moe_atlas.errors import AtlasError, UsageError
@@ -50,7 +49,7 @@ class StateFile:
     def __init__(self, path: Path, parts: Mapping[str, Any]) -> None:
         self.path = path
         self.token = secrets.token_hex(16)
-        self._parts = {name: _digest(value) for name, value in parts.items()}
+        self._parts = {name: digest_of(value) for name, value in parts.items()}
 
     def restore(self, walk: Walk) -> int:
         """Bring back the latest state.
@@ -173,7 +172,3 @@ def _row(values: list[Any]) -> TensorChange:
     """A ledger row; JSON made lists of its pairs."""
     fields: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
     return TensorChange(*fields)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,8 +1,16 @@
-"""The digest of a checkpoint whose bytes several processes read: each hashed what it read, and finishes its part."""
+"""Digests that processes agree on: of a checkpoint whose bytes several of them read, and of any value.
+
+Each process hashed the bytes it read, and finishes its part of a checkpoint.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from moe_atlas.auditing.processes.group import Group
 from moe_atlas.checkpoint.digest import CheckpointDigest, combine
@@ -40,3 +48,10 @@ def finishers(tensors: Mapping[str, StoredTensor], positions: Sequence[Mapping[s
         owners[name] = min(range(len(left)), key=lambda rank: (left[rank] > 0, loads[rank] + left[rank]))
         loads[owners[name]] += left[owners[name]]
     return owners
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a tensor's bytes, or of a value as JSON, by which two processes or two runs compare it."""
+    if isinstance(value, Tensor):
+        return hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

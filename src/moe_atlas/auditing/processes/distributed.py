@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from moe_atlas.auditing.processes.digests import digest_of
 from moe_atlas.auditing.processes.group import Group, rows_ahead
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
@@ -97,7 +97,7 @@ class Ranks(Group):
         Raises:
             UsageError: ``E_RANK``.
         """
-        found = self.gather({name: _digest(value) for name, value in parts.items()})
+        found = self.gather({name: digest_of(value) for name, value in parts.items()})
         differing = [
             f"{name} (process {rank})"
             for rank, other in enumerate(found)
@@ -245,15 +245,6 @@ class Delivered:
     def read(self, name: str, index: int | None = None) -> Tensor:
         """A stored tensor, or entry `index` of its leading dimension."""
         return self._tensors[name, index]
-
-
-def _digest(value: Any) -> str:
-    raw = (
-        value.cpu().numpy().tobytes()
-        if isinstance(value, Tensor)
-        else json.dumps(value, sort_keys=True, default=str)
-    )
-    return hashlib.sha256(raw if isinstance(raw, bytes) else raw.encode()).hexdigest()
 
 
 def _size(checkpoint: Checkpoint, name: str, index: int | None) -> int:
