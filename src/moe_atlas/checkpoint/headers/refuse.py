@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from moe_atlas.errors import InputRefused
+from moe_atlas.text import shown
+
+__all__ = ["RE_DOWNLOAD", "place", "refusal", "shown"]
 
 RE_DOWNLOAD = "download or copy this file again"
 
-_NAME_CHARACTERS = 96
 _PATH_CHARACTERS = 512
-
-
-def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:
-    """Return text from a file or a path so that it can neither break the line nor steer a terminal.
-
-    Characters that do not print (controls, bidi and other format characters, lone surrogates) become
-    backslash escapes; anything longer than the limit is cut in the middle.
-    """
-    if len(text) > limit:
-        half = limit // 2
-        text = f"{text[:half]}...{text[-half:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def refusal(
