@@ -25,6 +25,7 @@ from moe_atlas.receipt.schema import schema, schema_problems
 from moe_atlas.text import shown
 from scripts.oracle import tiny
 from tests.auditing.ranks_worker import keep, measured
+from tests.auditing.test_grown_vocabularies import grow
 from tests.auditing.test_properties import permute
 from tests.auditing.test_verdicts import fuse
 from tests.checkpoint.test_quantised import fp8_model
@@ -111,6 +112,8 @@ def cases(root, split, stacked, probes, everyone):
         "against itself": (stacked, stacked, probes, exact),
         "frozen": (split, frozen, probes, exact),
         "one expert moved": (split, half, probes, exact),
+        "grown": (split, grow(split, "grown"), probes, exact),
+        "shrunk": (grow(split, "grown"), split, probes, exact),
         "relabelled": (split, swapped, everyone, exact),
         "weighted on the input": (weighted, tune(weighted, "tuned"), everyone, exact),
         "another dtype and layout": (narrow, wide, everyone, {"threads": 1}),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moe_atlas.auditing.layer.batches import rounds
 from moe_atlas.auditing.resume import dependencies
 from moe_atlas.auditing.walk import Walk
+from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.configuration.accepting import OPTION
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions
 from moe_atlas.probes.registration import ProbeSet
+from moe_atlas.text import shown
 
 
 def require_alike(walk: Walk, probes: ProbeSet, options: AuditOptions) -> None:
@@ -42,12 +46,20 @@ def require_allowed(probes: ProbeSet, spec: ModelSpec, label: str) -> None:
         )
 
 
-def require_measurable(probes: ProbeSet, spec: ModelSpec) -> None:
-    """Refuse a model without routed layers, and token ids it has no embedding for."""
+def require_measurable(
+    probes: ProbeSet, checkpoints: Sequence[Checkpoint], specs: Sequence[ModelSpec]
+) -> None:
+    """Refuse a model without routed layers, and token ids that a checkpoint has no embedding for."""
+    spec = specs[0]
     if not spec.routed_layers:
         raise InputRefused(
-            "E_FAMILY", spec.family, "no layer of this model routes: there is nothing to audit"
+            "E_FAMILY",
+            f"{checkpoints[0].label}: {spec.family}",
+            "no layer of this model routes: there is nothing to audit",
+            "audit a checkpoint with routed experts",
         )
+    for checkpoint, of in zip(checkpoints, specs, strict=True):
+        _require_ids(probes, checkpoint.label, of.vocab)
     length = max(len(window.tokens) for window in probes.windows)
     for layer in spec.layers:
         limit = getattr(layer.mixer, "longest", None)
@@ -59,11 +71,18 @@ def require_measurable(probes: ProbeSet, spec: ModelSpec) -> None:
                 f"at most {limit}: beyond, it sees the keys that an earlier layer's indexer chose",
                 "register shorter windows",
             )
-    highest = max(int(window.tokens.max()) for window in probes.windows)
-    if highest >= spec.vocab:
+
+
+def _require_ids(probes: ProbeSet, label: str, vocab: int) -> None:
+    """Refuse token ids that a checkpoint with so many has no embedding for."""
+    beyond = [window for window in probes.windows if int(window.tokens.max()) >= vocab]
+    if beyond:
+        first = beyond[0]
         raise InputRefused(
             "E_PROBE_TOKENS",
             str(probes.config.path),
-            f"token id {highest} is beyond the model's vocabulary of {spec.vocab}",
-            "register the probe with the tokenizer of this model",
+            f"domain {shown(probes.domain(first).name)}, document {shown(first.document_id)} holds token id "
+            f"{int(first.tokens.max())}, and {shown(label)} has ids 0 to {vocab - 1} only; so do {len(beyond)} of "
+            f"{len(probes.windows)} windows",
+            "register the probe with a tokenizer whose ids both checkpoints have",
         )

@@ -1,7 +1,8 @@
 """The two ends of a model: embedding and head, a part of the vocabulary at a time, neither of them ever held whole.
 
 Of each part the rows of every checkpoint are read once, the next ones meanwhile, and serve all of this process's
-windows and the weights ledger.
+windows and the weights ledger. Ids that both checkpoints have come first. Those that one of them alone has come last:
+no window holds them, and they take part in that checkpoint's softmax.
 
 Legend: W windows, S tokens per window, P scored positions, V vocabulary, C its part at hand, D model width.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.layer.requantise import narrowing
-from moe_atlas.auditing.layer.side import Side
+from moe_atlas.auditing.layer.side import Side, Weights
 from moe_atlas.auditing.recording import record_weights
 from moe_atlas.auditing.walk import Walk
 from moe_atlas.checkpoint.special_tokens import special_ids
@@ -30,6 +31,21 @@ from moe_atlas.weights.comparison import Comparison, TensorChange
 from moe_atlas.weights.rows import Rows, seen_ids
 from moe_atlas.weights.values import same_bytes, same_values
 from moe_atlas.window_arrays import OUTPUTS
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of the embedding or of the head.
+
+    Attributes:
+        rows: their ids.
+        tensors: the rows as stored, [C, D], of every checkpoint; of one alone where only that one has these ids.
+        lone: the number of that checkpoint, or None.
+    """
+
+    rows: range
+    tensors: Sequence[Tensor]
+    lone: int | None
 
 
 @dataclass(frozen=True)
@@ -53,16 +69,18 @@ def embed(walk: Walk) -> None:
     refs = [side.spec.embed_refs[0] for side in sides]
     comparison, changes = compared_rows(walk, refs)
     starts = [{number: empty(side, walk.batches[number].tokens_WS) for number in walk.own} for side in sides]
-    for rows, tensors in parts_of(walk, refs):
+    for part in parts_of(walk, refs):
         if walk.group.owns(0):
-            take_in(comparison, changes, rows, tensors)
-        parts = settled(tensors)
+            take_in(comparison, changes, part)
+        if part.lone is not None:
+            continue
+        settled_parts = settled(part.tensors)
         for number in walk.own:
-            for start, part_CD in zip(starts, parts, strict=True):
-                scatter(part_CD, rows, walk.batches[number].tokens_WS, start[number])
+            for start, part_CD in zip(starts, settled_parts, strict=True):
+                scatter(part_CD, part.rows, walk.batches[number].tokens_WS, start[number])
 
     def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
-        return comparison.change(ref.name, ref.kind, None), changes.facts(special(sides[0]))
+        return comparison.change(ref.name, ref.kind, None), changes.facts(*map(special, sides))
 
     for change, facts in walk.group.spread(found, refs[:1]):
         walk.evidence.ledger.enter(change)
@@ -104,18 +122,22 @@ def outputs(walk: Walk, windows: Sequence[Window]) -> None:
     recorded = [ref for ref in refs if ref.kind != "embedding"][:1]
     comparison, changes = compared_rows(walk, refs)
     compares = bool(recorded) and walk.group.owns(0)
-    walk.progress.phase("reading the output", len(loss.vocabulary(sides[0].spec.vocab)))
-    for rows, tensors in walk.clock.waiting("reading the rest", parts_of(walk, refs)):
+    walk.progress.phase("reading the output", len(vocabulary_parts(sides)))
+    for part in walk.clock.waiting("reading the rest", parts_of(walk, refs)):
         with walk.clock.phase("output"):
-            comparing = walk.pool.submit(take_in, comparison, changes, rows, tensors) if compares else None
-            heads = settled(tensors)
-            multiply(sides, rows, heads, pieces, same=alike and heads[0] is heads[-1])
+            comparing = walk.pool.submit(take_in, comparison, changes, part) if compares else None
+            if part.lone is None:
+                heads = settled(part.tensors)
+                multiply(sides, part.rows, heads, pieces, same=alike and heads[0] is heads[-1])
+            else:
+                multiply_lone(sides[part.lone], part, pieces)
             if comparing is not None:
                 comparing.result()
-        walk.progress.step(f"vocabulary to {rows.stop}", sum(side.reader.bytes_read for side in sides))
+        read = sum(side.reader.bytes_read for side in sides)
+        walk.progress.step(f"vocabulary to {part.rows.stop}", read)
 
     def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
-        return comparison.change(ref.name, ref.kind, None), changes.facts(special(sides[0]))
+        return comparison.change(ref.name, ref.kind, None), changes.facts(*map(special, sides))
 
     for change, facts in walk.group.spread(found, recorded):
         walk.evidence.ledger.enter(change)
@@ -125,16 +147,38 @@ def outputs(walk: Walk, windows: Sequence[Window]) -> None:
 
 def compared_rows(walk: Walk, refs: Sequence[TensorRef]) -> tuple[Comparison, Rows]:
     """What takes in embedding or head for the weights ledger, and row by row; `refs` has that of each checkpoint."""
-    shape = refs[0].shape
-    comparison = Comparison(shape, narrowing(walk.sides, [ref.stored for ref in refs]))
-    seen_V = seen_ids([batch.tokens_WS for batch in walk.batches], shape[0])
-    return comparison, Rows(comparison, seen_V)
+    shared = shared_ids(walk.sides)
+    comparison = Comparison(
+        (shared, refs[0].shape[1]),
+        narrowing(walk.sides, [ref.stored for ref in refs]),
+        lone_rows=any(side.spec.vocab > shared for side in walk.sides),
+    )
+    return comparison, Rows(comparison, seen_ids([batch.tokens_WS for batch in walk.batches], shared))
 
 
-def take_in(comparison: Comparison, changes: Rows, rows: range, tensors: Sequence[Tensor]) -> None:
-    """Compare some rows of each checkpoint."""
-    comparison.add(*pair_of(tensors))
-    changes.add(rows, *pair_of(tensors))
+def take_in(comparison: Comparison, changes: Rows, part: Part) -> None:
+    """Compare some rows of each checkpoint, or look at those that one of them alone has."""
+    if part.lone is None:
+        comparison.add(*pair_of(part.tensors))
+        changes.add(part.rows, *pair_of(part.tensors))
+    else:
+        comparison.add_lone(part.lone, part.tensors[0])
+        changes.add_lone(part.lone, part.rows, part.tensors[0])
+
+
+def shared_ids(sides: Sequence[Side]) -> int:
+    """How many ids every checkpoint has: 0 up to this number."""
+    return min(side.spec.vocab for side in sides)
+
+
+def vocabulary_parts(sides: Sequence[Side]) -> list[list[range | None]]:
+    """The parts in which the vocabulary passes, a range for each checkpoint: the shared ids, then the others."""
+    shared = shared_ids(sides)
+    parts: list[list[range | None]] = [[rows] * len(sides) for rows in loss.vocabulary(shared)]
+    for side in sides:
+        others = loss.vocabulary(side.spec.vocab, shared)
+        parts += [[rows if other is side else None for other in sides] for rows in others]
+    return parts
 
 
 def special(side: Side) -> dict[int, str]:
@@ -142,13 +186,15 @@ def special(side: Side) -> dict[int, str]:
     return special_ids(side.checkpoint.root, side.checkpoint.config)
 
 
-def parts_of(walk: Walk, refs: Sequence[TensorRef]) -> Iterator[tuple[range, list[Tensor]]]:
-    """Parts of the vocabulary, and their rows of one tensor of each checkpoint, good until the next is asked for."""
-    parts, readers = loss.vocabulary(walk.sides[0].spec.vocab), [side.reader for side in walk.sides]
+def parts_of(walk: Walk, refs: Sequence[TensorRef]) -> Iterator[Part]:
+    """Parts of the vocabulary, with their rows of one tensor of each checkpoint, good until the next is asked for."""
+    parts, readers = vocabulary_parts(walk.sides), [side.reader for side in walk.sides]
     for rows, tensors in zip(parts, walk.group.rows(readers, refs, parts, walk.pool), strict=True):
-        yield rows, tensors
-        for reader, tensor in zip(readers, tensors, strict=True):
-            reader.recycle([tensor])
+        found = {number: tensor for number, tensor in enumerate(tensors) if tensor is not None}
+        alone = next(iter(found)) if len(found) < len(readers) else None
+        yield Part(next(filter(None, rows)), list(found.values()), alone)
+        for number, tensor in found.items():
+            readers[number].recycle([tensor])
     for reader in readers:
         reader.forget()
 
@@ -213,16 +259,28 @@ def multiply(
     sides: Sequence[Side], rows: range, tensors: Sequence[Tensor], pieces: Sequence[Piece], *, same: bool
 ) -> None:
     """Multiply a part of each head with all pieces; where everything is the same, once for both checkpoints."""
-    heads = []
-    for side, tensor in zip(sides[:1] if same else sides, tensors, strict=False):
-        bias = {role: b[rows.start : rows.stop] for role, b in side.weights.items() if role == "head.bias"}
-        heads.append((side, side.multiplied({"head": tensor}) | bias))
+    multiplied = zip(sides[:1] if same else sides, tensors, strict=False)
+    heads = [(side, head_of(side, rows, tensor)) for side, tensor in multiplied]
     for piece in pieces:
         logits = {
             side.name: side.replay.logits(head, hidden_PD)
             for (side, head), hidden_PD in zip(heads, piece.hidden, strict=False)
         }
         piece.scored.see({side.name: logits.get(side.name, logits["base"]) for side in sides}, rows.start)
+
+
+def multiply_lone(side: Side, part: Part, pieces: Sequence[Piece]) -> None:
+    """Multiply the rows that one checkpoint's head alone has with all pieces."""
+    assert part.lone is not None
+    head = head_of(side, part.rows, part.tensors[0])
+    for piece in pieces:
+        piece.scored.see({side.name: side.replay.logits(head, piece.hidden[part.lone])}, part.rows.start)
+
+
+def head_of(side: Side, rows: range, tensor: Tensor) -> Weights:
+    """Some rows of a head, and of its bias where it has one, as they are multiplied."""
+    bias = {role: b[rows.start : rows.stop] for role, b in side.weights.items() if role == "head.bias"}
+    return side.multiplied({"head": tensor}) | bias
 
 
 def enter_outputs(walk: Walk, pieces: Sequence[Piece], broken: dict[int, dict[str, float]]) -> None:

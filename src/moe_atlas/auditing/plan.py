@@ -57,7 +57,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
         "seconds": estimate(
             flops,
             tokens.measured * len(specs[0].routed_layers),
-            len(specs) * tokens.scored * specs[0].vocab,
+            tokens.scored * sum(spec.vocab for spec in specs),
             sum(read),
             experts if spare_processors() else 0,
             speed,

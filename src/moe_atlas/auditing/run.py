@@ -167,7 +167,7 @@ def opened(
         require_allowed(probes, spec, checkpoint.label)
     if len(specs) == 2:
         require_comparable(specs[0], specs[1], checkpoints[0].label, checkpoints[1].label)
-    require_measurable(probes, specs[0])
+    require_measurable(probes, checkpoints, specs)
     require_room(
         [layer.moe.router.experts for layer in specs[0].layers if layer.moe],
         (measured_windows(probes), len(probes.windows)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from moe_atlas.checkpoint.config_keys import SECTIONS
 from moe_atlas.verdict.gates.unreached_weights import limit_of, moved, outlying_experts
 
 Facts = Mapping[str, Any]
@@ -12,13 +13,15 @@ Warnings = list[dict[str, Any]]
 
 SHOWN = 4
 PEERS = 4  # layers that have a tensor, below which "unlike the others" says nothing
+ODD = {"zero": "zero", "nonfinite": "not finite", "far_longer": "over ten times as long as any of the base"}
 KINDS = {"experts": "expert", "router_rows": "router row"}
 
 
 def unseen_warnings(receipt: Facts) -> Warnings:
     """Return what the weights ledger and the occupancy say of places that the probe does not look at."""
     layers = [layer for layer in receipt["layers"] if layer.get("pair") and layer.get("changes")]
-    return [*_unreached(layers), *_outliers(receipt, layers), *_rows(receipt)]
+    rows = [*_rows(receipt), *_lone_rows(receipt), *_stored_rows(receipt)]
+    return [*_unreached(layers), *_outliers(receipt, layers), *rows]
 
 
 def _unreached(layers: Sequence[Facts]) -> Warnings:
@@ -94,6 +97,50 @@ def _rows(receipt: Facts) -> Warnings:
         )
         out.append({"code": "vocabulary-rows", "message": message})
     return out
+
+
+def _lone_rows(receipt: Facts) -> Warnings:
+    """Rows of embedding and head that one checkpoint alone has."""
+    ends = receipt.get("vocabulary") or {}
+    found = {end: facts["extra"] for end, facts in ends.items() if facts and facts.get("extra")}
+    if not found:
+        return []
+    extra = next(iter(found.values()))
+    first, last = extra["first"], extra["first"] + extra["rows"] - 1
+    ids = [f"{row['id']} ({row['name']})" for row in extra["named"] if row["name"]]
+    odd = [
+        f"; {one[key]} of the {end} are {said}"
+        for key, said in ODD.items()
+        for end, one in found.items()
+        if one[key]
+    ]
+    named = f", named {_some(ids)}" if ids else ""
+    message = (
+        f"the {extra['side']} checkpoint alone has {extra['rows']} rows of {' and '.join(found)}, ids {first} to {last}"
+        f"{named}: only ids below {first} are compared{''.join(odd)}"
+    )
+    return [{"code": "rows-of-one-side", "message": message}]
+
+
+def _stored_rows(receipt: Facts) -> Warnings:
+    """Tables with more rows than the configuration says: a server may cut them, or put all into its softmax."""
+    out = []
+    for side, facts in (receipt.get("checkpoints") or {}).items():
+        said = _vocab_size(facts.get("config") or {})
+        if said is not None and said < facts["vocabulary"]:
+            message = (
+                f"config.json of the {side} checkpoint says vocab_size {said}, its embedding stores "
+                f"{facts['vocabulary']} rows: all of them count in its softmax here, a loader may refuse or cut them"
+            )
+            out.append({"code": "rows-beyond-config", "message": message})
+    return out
+
+
+def _vocab_size(config: Mapping[str, str]) -> int | None:
+    """`vocab_size` as the language model's own section says it, else the top level."""
+    keys = [f"{section}vocab_size" for section in (*SECTIONS, "")]
+    found = [config[key] for key in keys if key in config]
+    return int(found[0]) if found and found[0].isdecimal() else None
 
 
 def _some(entries: Sequence[Any], between: str = ", ") -> str:

@@ -69,7 +69,7 @@ class _Binder:
         self.prefix = self._find_prefix()
 
     def model(self) -> ModelSpec:
-        spec = self.blueprint.model
+        spec = self._with_stored_rows(self.blueprint.model)
         self._refuse_added_one(spec)
         layers = tuple(self.layer(layer) for layer in spec.layers)
         embed = (self._embedding(spec),)
@@ -139,6 +139,18 @@ class _Binder:
             return replace(ref, index=0)
         self._check(ref, shape)
         return ref
+
+    def _with_stored_rows(self, spec: ModelSpec) -> ModelSpec:
+        """The model with as many ids as its embedding has rows, where these are more than `vocab_size`.
+
+        Exports pad tables, and a tokenizer that grows may leave the configuration behind. A server that takes the
+        table as it is puts every row into its softmax; fewer rows than `vocab_size` are no whole model.
+        """
+        own, head = self._ends()
+        stored = self.stored.get(own) or (self.stored.get(head) if spec.tied else None)
+        if stored is None or tuple(stored.shape[1:]) != (spec.width,):
+            return spec
+        return replace(spec, vocab=max(spec.vocab, stored.shape[0]))
 
     def _embedding(self, spec: ModelSpec) -> TensorRef:
         """The embedding; of a tied pair the head alone may be stored, and is both."""

@@ -227,6 +227,7 @@ class ModelSpec:
     family: str
     width: int
     vocab: int
+    """Ids that embedding and head have a row for: `vocab_size`, or more where more rows are stored."""
     layers: tuple[LayerSpec, ...]
     final_norm: Norm
     tied: bool

@@ -20,9 +20,9 @@ POSITIONS = 512  # positions a part is multiplied with at a time
 LOWEST = torch.finfo(torch.float32).min
 
 
-def vocabulary(entries: int) -> list[range]:
-    """The parts in which a vocabulary passes, in order."""
-    return [range(first, min(first + PART, entries)) for first in range(0, entries, PART)]
+def vocabulary(entries: int, begin: int = 0) -> list[range]:
+    """The parts in which a vocabulary passes from id `begin` on, in order."""
+    return [range(first, min(first + PART, entries)) for first in range(begin, entries, PART)]
 
 
 class OnlineSoftmax:
@@ -74,6 +74,9 @@ class OnlineSoftmax:
 class Scored:
     """What some scored positions of a window have said while the vocabulary passes.
 
+    Of a pair the ids that both checkpoints have pass first, both checkpoints together; then those of the one that has
+    more, alone.
+
     Args:
         targets_P: the token that follows each position, int64, where the logits will be.
         names: the checkpoints, `base` and in a pair `tuned`.
@@ -83,9 +86,12 @@ class Scored:
         self._targets_P = targets_P
         self._seen = {name: OnlineSoftmax(targets_P) for name in names}
         self._shift_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
+        self._shared_passed = False
 
     def see(self, logits: Mapping[str, Tensor], first: int) -> None:
-        """Take in each checkpoint's logits, float32 [P, C], of vocabulary entries from `first` on."""
+        """Take in logits, float32 [P, C], of vocabulary entries from `first` on, of each checkpoint that has them."""
+        if len(logits) < len(self._seen):
+            self._close_shared()
         terms = {name: self._seen[name].see(logits_PC, first) for name, logits_PC in logits.items()}
         if len(logits) == 2:
             base_PC, shrink_P = terms["base"]
@@ -100,11 +106,17 @@ class Scored:
             sums[f"token_accuracy_{name}"] = float((one.best_P == self._targets_P).sum())
         if len(self._seen) == 2:
             base, tuned = self._seen["base"], self._seen["tuned"]
-            sums["kl"] = float(
-                (self._shift_P / base.normaliser_P - base.log_normaliser_P + tuned.log_normaliser_P).sum()
-            )
+            self._close_shared()
+            sums["kl"] = float((self._shift_P + tuned.log_normaliser_P).sum())
             sums["top1_agreement"] = float((base.best_P == tuned.best_P).sum())
         return sums
+
+    def _close_shared(self) -> None:
+        """Σ p·(logit⁰ − logit¹) − ln Σ exp(logit⁰) over the shared ids, before the base's sum takes in others."""
+        if not self._shared_passed:
+            base = self._seen["base"]
+            self._shift_P.div_(base.normaliser_P).sub_(base.log_normaliser_P)
+            self._shared_passed = True
 
 
 def window_outputs(parts: Sequence[Scored]) -> dict[str, float]:
@@ -114,8 +126,8 @@ def window_outputs(parts: Sequence[Scored]) -> dict[str, float]:
         parts: all of its scored positions, the whole vocabulary having passed.
 
     Returns:
-        `nll_base`, `token_accuracy_base`, `exact_match_base`, with a pair also `…_tuned`, `kl` (θ0‖θ1) and
-        `top1_agreement`.
+        `nll_base`, `token_accuracy_base`, `exact_match_base`, with a pair also `…_tuned`, `kl` (θ0‖θ1, the base
+        renormalised to the shared ids, the tuned checkpoint over all of its own) and `top1_agreement`.
     """
     sums: dict[str, float] = {}
     for part in parts:

@@ -104,10 +104,14 @@ class Comparison:
     Args:
         shape: of the whole tensor.
         narrowing: where the tuned checkpoint's format may lose some of the base's values.
+        lone_rows: whether one checkpoint has more rows, which `add_lone` takes in behind the others.
     """
 
-    def __init__(self, shape: Sequence[int], narrowing: Narrowing | None = None) -> None:
+    def __init__(
+        self, shape: Sequence[int], narrowing: Narrowing | None = None, *, lone_rows: bool = False
+    ) -> None:
         self._narrowing = narrowing
+        self._lone_rows = lone_rows
         self._rounded = narrowing is not None
         self._length = max(1, shape[-1]) if shape else 1
         self._width = _divisor(self._length, PIECE)
@@ -154,9 +158,23 @@ class Comparison:
                 said = 0 if same else side  # equal values have one digest
                 self._digest(side, parts[said], stored=stored[side], clean=not nonfinite and not minus[said])
 
+    def add_lone(self, side: int, part: Tensor) -> None:
+        """Take in rows that one checkpoint alone has, once all others were taken in.
+
+        They are in the digest of its values and among what is not finite. What compares leaves them out.
+
+        Args:
+            side: 0 for the base, 1 for the tuned checkpoint.
+            part: the rows.
+        """
+        if len(self._values) == 1:  # up to here both hold the same values
+            self._values.append(self._values[0].copy())
+        self._values[side].add(part)
+        self._nonfinite[side] += int((~torch.isfinite(part)).sum())
+
     def _digest(self, side: int, part_RC: Tensor, *, stored: bool, clean: bool) -> None:
         """Take in some rows for the digest of the values; `clean`: there is neither a −0 nor a NaN among them."""
-        whole = len(part_RC) == self._squares_NR.shape[1]
+        whole = len(part_RC) == self._squares_NR.shape[1] and not self._lone_rows
         self._as_stored[side] = stored and clean and whole and is_canonical(part_RC)
         if not self._as_stored[side]:
             self._values[side].add(part_RC, whole=whole, clean=clean)

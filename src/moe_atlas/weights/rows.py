@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_atlas.weights.comparison import Comparison
+from moe_atlas.weights.lone_rows import FAR_LONGER, NAMED, LoneRows
 
 Norms = NDArray[np.float64]
 
@@ -25,10 +26,8 @@ Norms = NDArray[np.float64]
 # reads may go that far; one that it does not may go a third as far, or three times as far as the others usually do.
 LIMIT = 1 / 3
 UNSEEN_LIMIT, FACTOR = 0.1, 3.0
-FAR_LONGER = 10.0  # times the longest row of the base
 SAMPLED, KEPT = 64, 8192
 ALIKE = 0.9  # cosine from which on a row is another row of the base
-NAMED = 16
 
 
 class Rows:
@@ -41,6 +40,7 @@ class Rows:
 
     def __init__(self, comparison: Comparison, seen_V: NDArray[np.bool_]) -> None:
         self._comparison, self._seen_V = comparison, seen_V
+        self._lone: LoneRows | None = None
         self._ids: list[int] = []
         self._samples: list[Tensor] = []
 
@@ -54,14 +54,20 @@ class Rows:
             self._ids += (moved + rows.start).tolist()
             self._samples.append(torch.stack([sampled(base_CD[part]), sampled(tuned_CD[part])], dim=1))
 
-    def facts(self, special: Mapping[int, str]) -> dict[str, Any] | None:
+    def add_lone(self, side: int, rows: range, part_CD: Tensor) -> None:
+        """Take in rows that one checkpoint alone has: 0 the base, 1 the tuned one."""
+        self._lone = self._lone or LoneRows(side, rows.start)
+        self._lone.add(part_CD)
+
+    def facts(self, *specials: Mapping[int, str]) -> dict[str, Any] | None:
         """What the receipt says of the rows; None for a lone checkpoint.
 
         Args:
-            special: names of ids that have a meaning of their own, by id.
+            *specials: of each checkpoint, names of ids that have a meaning of their own, by id.
         """
         if self._comparison.lone:
             return None
+        special = specials[0]
         base_V, tuned_V, changes_V = (np.sqrt(self._comparison.squares_of_rows(side)) for side in range(3))
         moved_V, seen_V = relative_moves(base_V, tuned_V, changes_V), self._seen_V
         limit_V = np.where(seen_V, LIMIT, unseen_limit(moved_V[seen_V]))
@@ -91,6 +97,7 @@ class Rows:
                 }
                 for i in dict.fromkeys(wanted)
             ],
+            **({"extra": self._lone.facts(specials, base_V.max())} if self._lone else {}),
         }
 
     def _moved(self, rows: range) -> Norms:

@@ -96,7 +96,7 @@ def flops(specs: Sequence[ModelSpec], tokens: Tokens, *, everyone: bool, requant
         if layer.moe:
             for key, count in expert_flops(layer.moe, tokens, sides, everyone, requantised).items():
                 done[key] += count
-    done["head"] = sides * 2 * tokens.scored * matrix_elements(specs[0].final_refs)
+    done["head"] = 2 * tokens.scored * sum(matrix_elements(spec.final_refs) for spec in specs)
     return done
 
 

@@ -91,7 +91,8 @@ def needs(
     # One batch in front of its router: canonical state and router input in float32; scores and probabilities.
     work = sides * batch * width * 8 + PROBABILITIES * 16 + PIECE * 32
     # The part of the vocabulary at hand and the next one; what stands beside the head.
-    end = 2 * min(PART, specs[0].vocab) * width
+    vocab = max(spec.vocab for spec in specs)
+    end = 2 * min(PART, vocab) * width
     end += _elements([ref for ref in specs[0].final_refs if ref.role != "head"])
     # One checkpoint: streams, residual, gate coordinate, expert outputs; routing tables and places.
     one = width * (streams + 2 + slots) * itemsize + experts * 20 + slots * 24
@@ -104,7 +105,7 @@ def needs(
         ends=states
         + sides * (element * end + tokens * POSITION)
         + PART * POSITIONS * 4 * (2 * sides + 3)
-        + 3 * specs[0].vocab * 8,  # squares of every row
+        + 3 * vocab * 8,  # squares of every row
         batch=batch,
     )
 

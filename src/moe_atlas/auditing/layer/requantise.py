@@ -105,9 +105,24 @@ def stored_whole(sides: Sequence[Side], refs: Sequence[TensorRef]) -> tuple[bool
 
 def compared(sides: Sequence[Side], refs: Sequence[TensorRef], tensors: Sequence[Tensor]) -> Comparison:
     """One look at a tensor of the base and at its counterpart, where there is one."""
+    if tensors[0].shape != tensors[-1].shape:
+        return _compared_as_far_as_shared(sides, refs, tensors)
     comparison = Comparison(tensors[0].shape, narrowing(sides, [ref.stored for ref in refs]))
     tuned = tensors[1] if len(tensors) == 2 else None
     comparison.add(tensors[0], tuned, stored=stored_whole(sides, refs))
+    return comparison
+
+
+def _compared_as_far_as_shared(
+    sides: Sequence[Side], refs: Sequence[TensorRef], tensors: Sequence[Tensor]
+) -> Comparison:
+    """One look at two biases of a head, [V] each, of which one has entries for more ids."""
+    shared = min(len(tensor) for tensor in tensors)
+    comparison = Comparison((shared,), narrowing(sides, [ref.stored for ref in refs]), lone_rows=True)
+    comparison.add(tensors[0][:shared], tensors[1][:shared])
+    for side, tensor in enumerate(tensors):
+        if len(tensor) > shared:
+            comparison.add_lone(side, tensor[shared:])
     return comparison
 
 

@@ -32,7 +32,6 @@ def structural_differences(base: ModelSpec, tuned: ModelSpec) -> list[tuple[str,
     """(what, base, tuned) for everything that makes the routed objects incomparable."""
     rows: list[tuple[str, Any, Any]] = [
         ("width", base.width, tuned.width),
-        ("vocabulary", base.vocab, tuned.vocab),
         ("layers", len(base.layers), len(tuned.layers)),
         ("routed layers", base.routed_layers, tuned.routed_layers),
     ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from moe_atlas.auditing.processes.digests import digest_of
-from moe_atlas.auditing.processes.group import Group, rows_ahead
+from moe_atlas.auditing.processes.group import Group, Part, rows_ahead
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError, ResourceExhausted, UsageError
@@ -128,15 +128,19 @@ class Ranks(Group):
         return [Delivered(tensors) for tensors in delivered]
 
     def rows(
-        self, readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[range], pool: Executor
-    ) -> Iterator[list[Tensor]]:
+        self, readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[Part], pool: Executor
+    ) -> Iterator[list[Tensor | None]]:
         """See `Group.rows`."""
         owners = [self._reads(reader, (r.stored, r.index)) for reader, r in zip(readers, refs, strict=True)]
         mine = [side for side, owner in enumerate(owners) if owner == self.rank]
         own = [readers[side] for side in mine], [refs[side] for side in mine]
-        for tensors in rows_ahead(*own, parts, pool):
+        own_parts = [[part[side] for side in mine] for part in parts]
+        for part, tensors in zip(parts, rows_ahead(*own, own_parts, pool), strict=True):
             read = dict(zip(mine, tensors, strict=True))
-            yield [self.broadcast(read.get(side), owner) for side, owner in enumerate(owners)]
+            yield [
+                None if rows is None else self.broadcast(read.get(side), owner)
+                for side, (rows, owner) in enumerate(zip(part, owners, strict=True))
+            ]
 
     def broadcast(self, tensor: Tensor | None, owner: int) -> Tensor:
         """See `Group.broadcast`."""

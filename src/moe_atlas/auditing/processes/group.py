@@ -21,6 +21,8 @@ from moe_atlas.models.spec import TensorRef
 
 T = TypeVar("T")
 R = TypeVar("R")
+Part = Sequence[range | None]
+"""Rows of one tensor of each checkpoint; None where a checkpoint has no such rows."""
 
 
 class Group:
@@ -79,8 +81,8 @@ class Group:
         return readers
 
     def rows(
-        self, readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[range], pool: Executor
-    ) -> Iterator[list[Tensor]]:
+        self, readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[Part], pool: Executor
+    ) -> Iterator[list[Tensor | None]]:
         """Parts of one tensor of each checkpoint, in order, the next ones read in the background.
 
         Each tensor is read by one process: a running hash takes bytes in order only.
@@ -109,15 +111,18 @@ class Group:
 
 
 def rows_ahead(
-    readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[range], pool: Executor
-) -> Iterator[list[Tensor]]:
+    readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[Part], pool: Executor
+) -> Iterator[list[Tensor | None]]:
     """See `Group.rows`; of a tensor one part is at hand and one being read."""
 
-    def begin(part: range) -> list[Future[Tensor]]:
-        return [pool.submit(load_rows, *own, part) for own in zip(readers, refs, strict=True)]
+    def begin(part: Part) -> list[Future[Tensor] | None]:
+        return [
+            None if rows is None else pool.submit(load_rows, reader, ref, rows)
+            for reader, ref, rows in zip(readers, refs, part, strict=True)
+        ]
 
     coming = begin(parts[0])
     for following in (*parts[1:], None):
-        here = [future.result() for future in coming]
+        here = [None if future is None else future.result() for future in coming]
         coming = [] if following is None else begin(following)
         yield here

@@ -196,8 +196,10 @@ def weights(receipt: Receipt) -> list[dict[str, Any]]:
 
 
 def vocabulary(receipt: Receipt) -> list[dict[str, Any]]:
-    """Embedding and head row by row: ids that the probe reads beside those that it does not."""
-    return [
+    """Embedding and head row by row: ids that the probe reads beside those that it does not, and those of one side."""
+    ends = {end: found for end, found in (receipt.get("vocabulary") or {}).items() if found}
+    lone = [_lone_rows(end, found["extra"]) for end, found in ends.items() if found.get("extra")]
+    return lone + [
         {
             "end": end,
             "ids": str(found["seen"] if side == "seen" else found["rows"] - found["seen"]),
@@ -207,10 +209,15 @@ def vocabulary(receipt: Receipt) -> list[dict[str, Any]]:
             "largest": number(found["largest_change"][side]),
             "outlying": str(found["outlying"][side]),
         }
-        for end, found in (receipt.get("vocabulary") or {}).items()
-        if found
+        for end, found in ends.items()
         for side in ("seen", "unseen")
     ]
+
+
+def _lone_rows(end: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    where = f"in the {extra['side']} checkpoint alone, from id {extra['first']} on"
+    row = {"end": end, "ids": str(extra["rows"]), "where": where}
+    return row | dict.fromkeys(("changed", "median", "largest", "outlying"), "–")
 
 
 def _side(entry: Mapping[str, Any], key: str, side: str) -> str:

@@ -109,6 +109,13 @@ def _end_gates(name: str, found: Mapping[str, Any]) -> Iterator[Gate]:
             f"{found['far_longer']} rows are over ten times as long as the longest of the base{_ids(found)}"
         )
         yield Gate(ROWS, FAIL, where, {}, None, reason)
+    extra = found.get("extra")
+    if extra and extra["side"] == "tuned" and extra["far_longer"]:
+        reason = (
+            f"{extra['far_longer']} of the {extra['rows']} rows that the tuned checkpoint alone has, from id "
+            f"{extra['first']} on, are over ten times as long as the longest of the base"
+        )
+        yield Gate(ROWS, FAIL, where, {}, None, reason)
     if outlying > max(FEW_ROWS, found["rows"] // FEW_SHARE):
         unseen = found["outlying"]["unseen"]
         reason = f"{outlying} rows were replaced or nearly, {unseen} of them of ids in no probe window{_ids(found)}"

@@ -49,6 +49,8 @@ def _outcome(receipt: Mapping[str, Any], name: str, rule: str, allowed: Sequence
         return NOT_APPLICABLE, "the checkpoints have no such tensors"
     if any(row.get("identical") is None for row in found):
         return UNDETERMINED, "the ledger does not say how many changed"
+    if rule == "must_not_change" and (lone := _lone_rows(receipt, said)) is not None:
+        return FAIL, lone
     if rule == "must_not_change":
         return _must_not_change(found, said)
     return _must_change(found, said, frozen_layers="frozen_layers" in allowed)
@@ -58,6 +60,12 @@ def _alone(receipt: Mapping[str, Any]) -> int:
     """How many tensors that no token passes and a server may use have no counterpart of their shape."""
     rows = [row for row in receipt["weights"].get("unreplayed") or () if row["part"] in UNREPLAYED]
     return sum(row[finding] for row in rows for finding in ("missing", "added", "reshaped"))
+
+
+def _lone_rows(receipt: Mapping[str, Any], name: str) -> str | None:
+    """That one checkpoint has rows of embedding or head that the other has not; None where both have the same ids."""
+    extra = ((receipt.get("vocabulary") or {}).get(name) or {}).get("extra")
+    return None if extra is None else f"{extra['rows']} rows of the {name} are in the {extra['side']} alone"
 
 
 def _must_not_change(rows: Sequence[Row], name: str) -> Outcome:
