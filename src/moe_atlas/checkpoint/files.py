@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from moe_atlas.checkpoint.folders import ONLY, step_for
 from moe_atlas.checkpoint.headers.header import pread_all
 from moe_atlas.checkpoint.headers.refuse import place, refusal, shown
 from moe_atlas.errors import InputRefused, IntegrityError
@@ -39,6 +40,9 @@ FOREIGN_SUFFIXES = {
     ".onnx": "an ONNX model",
     ".zip": "a zip archive",
     ".tar": "a tar archive",
+    ".tgz": "a tar archive",
+    ".nemo": "a NeMo archive",
+    ".distcp": "a shard of torch.distributed.checkpoint (DCP)",
 }
 """What a file of another format is called, by suffix. None of them is ever loaded, by design."""
 
@@ -204,8 +208,7 @@ def foreign(label: str, kind: str) -> InputRefused:
         return refusal("E_FORMAT", label, "is a Git LFS pointer, not the weights", "run `git lfs pull`")
     if kind == "a web page":
         return refusal("E_FORMAT", label, "is a web page, not the weights", "download the file again")
-    step = "save the model as safetensors, for example with save_pretrained(safe_serialization=True)"
-    return refusal("E_FORMAT", label, f"is {kind}; only safetensors is read, by design", step)
+    return refusal("E_FORMAT", label, f"is {kind}{ONLY}", step_for(label))
 
 
 def require_same(first: FileStat, now: FileStat, label: str) -> None:

@@ -10,21 +10,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moe_atlas.checkpoint import files
+from moe_atlas.checkpoint import files, folders
 from moe_atlas.checkpoint.files import FileStat
+from moe_atlas.checkpoint.folders import INDEX, MODEL, SUFFIX
 from moe_atlas.checkpoint.headers.header import MAX_HEADER_BYTES, StoredTensor, read_header
-from moe_atlas.checkpoint.headers.refuse import RE_DOWNLOAD, refusal, shown
+from moe_atlas.checkpoint.headers.refuse import RE_DOWNLOAD, place, refusal, shown
 from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 from moe_atlas.checkpoint.quantised.detect import detect
 from moe_atlas.checkpoint.quantised.encoding import Encoded
+from moe_atlas.errors import InputRefused
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 QUANTISATION = "hf_quant_config.json"
 """Where ModelOpt keeps the settings that others write into config.json."""
-MODEL = "model.safetensors"
-_SUFFIX = ".safetensors"
-_ADAPTER = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 4 << 20
 _MAX_INDEX_BYTES = 128 << 20
 
@@ -104,7 +102,7 @@ def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> 
 
 def _locate(path: Path) -> tuple[Path, bool, tuple[str, ...]]:
     """Find the folder, whether it has an index, and without one the single file."""
-    if files.is_folder(path):
+    if _is_folder(path):
         if files.exists(path / INDEX):
             return path, True, ()
         return path, False, (_single_file(path),)
@@ -114,23 +112,30 @@ def _locate(path: Path) -> tuple[Path, bool, tuple[str, ...]]:
     return path.parent, False, (path.name,)
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return files.is_folder(path)
+    except InputRefused as error:
+        raise (folders.absent(path) if error.code == "E_NOT_FOUND" else error) from None
+
+
 def _single_file(folder: Path) -> str:
     """Return the one safetensors file of a folder without an index, or say why there is none to choose."""
     names = sorted(_names(folder))
-    weights = [name for name in names if name.endswith(_SUFFIX)]
+    weights = folders.own_weights(names)
     if len(weights) > 1:
-        problem = f"holds {len(weights)} {_SUFFIX} files and no {INDEX} to say which belong together"
-        step = "add the index, or give the path of one file"
+        problem = f"holds {len(weights)} {SUFFIX} files and no {INDEX} to say which belong together"
+        step = "download or save the index as well, or give the path of one file"
         raise refusal("E_INDEX_SET", str(folder), problem, step)
-    if weights == [_ADAPTER]:
-        problem = "is an adapter, not a checkpoint"
-        raise refusal("E_FORMAT", str(folder / _ADAPTER), problem, "merge it into its base model first")
     if weights:
         return weights[0]
+    found = folders.foreign_folder(folder, names)
+    if found is not None:
+        raise found
     for name in names:
         files.refuse_foreign_name(name, str(folder / name))
     step = "give the folder of a checkpoint, or a .safetensors file"
-    raise refusal("E_NOT_FOUND", str(folder), f"holds neither {INDEX} nor a {_SUFFIX} file", step)
+    raise refusal("E_NOT_FOUND", str(folder), f"holds neither {INDEX} nor a {SUFFIX} file", step)
 
 
 def _names(folder: Path) -> list[str]:
@@ -173,15 +178,20 @@ def _indexed_shards(root: Path, weight_map: dict[str, str]) -> tuple[str, ...]:
             problem = "the shard's name is not the plain name of a file in the checkpoint folder"
             raise refusal("E_INDEX_PATH", label, problem, name=shard)
         files.refuse_foreign_name(shard, str(root / shard))
-        if not shard.endswith(_SUFFIX):
-            raise refusal("E_FORMAT", label, f"the shard is not a {_SUFFIX} file", name=shard)
-    for shard in shards:
-        if not files.exists(root / shard):
-            problem = "the index names this file, and it does not exist"
-            raise refusal("E_INDEX_SET", label, problem, "download the missing file", name=shard)
+        if not shard.endswith(SUFFIX):
+            raise refusal("E_FORMAT", label, f"the shard is not a {SUFFIX} file", name=shard)
+    missing = [shard for shard in shards if not files.exists(root / shard)]
+    if missing:
+        problem = f"the index names this file, and it does not exist; missing: {len(missing)} of {len(shards)} files"
+        step = (
+            f"download what is missing, for example with hf download ORG/NAME --local-dir {shown(str(root))}"
+        )
+        raise refusal("E_INDEX_SET", label, problem, step, name=missing[0])
     if MODEL not in shards and files.exists(root / MODEL):
         problem = f"stands beside {MODEL}, which it does not name; loaders disagree about which one counts"
-        raise refusal("E_INDEX_SET", label, problem, "remove one of the two")
+        raise refusal(
+            "E_INDEX_SET", label, problem, f"give {MODEL} by its path, or export the checkpoint again"
+        )
     return shards
 
 
@@ -197,7 +207,11 @@ def _read_shard(
     with files.open_regular(root, shard) as (descriptor, stat):
         files.refuse_foreign_content(descriptor, label)
         found[shard] = stat
-        return read_header(descriptor, stat.size, shard, max_header_bytes)
+        try:
+            return read_header(descriptor, stat.size, shard, max_header_bytes)
+        except InputRefused as error:  # a header knows its file alone
+            where = f"{place(str(root))}/{error.where}"
+            raise InputRefused(error.code, where, error.problem, error.next_step) from None
 
 
 def _add(tensors: dict[str, StoredTensor], tensor: StoredTensor, root: Path) -> None:

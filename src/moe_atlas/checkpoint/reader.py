@@ -130,7 +130,7 @@ class Reader:
 
     def _read_stored(self, name: str, index: int | None, rows: range | None = None) -> torch.Tensor:
         tensor = self.checkpoint.tensors[name]
-        dtype = _torch_dtype(tensor)
+        dtype = _torch_dtype(tensor, self.checkpoint)
         shape, start, stop = _extent(tensor, index, rows)
         data = self._memory(stop - start)
         self._read_into(data.numpy().data, tensor, start)
@@ -272,11 +272,12 @@ class Reader:
             self._hasher = None
 
 
-def _torch_dtype(tensor: StoredTensor) -> torch.dtype:
+def _torch_dtype(tensor: StoredTensor, checkpoint: Checkpoint) -> torch.dtype:
     dtype = getattr(torch, _TORCH_NAMES.get(tensor.dtype, ""), None)
     if not isinstance(dtype, torch.dtype):
         problem = f"stored as {tensor.dtype}, which torch {torch.__version__} cannot hold"
-        raise refusal("E_DTYPE", tensor.file, problem, "use a newer torch", name=tensor.name)
+        where = str(checkpoint.root / tensor.file)
+        raise refusal("E_DTYPE", where, problem, "use a newer torch", name=tensor.name)
     return dtype
 
 

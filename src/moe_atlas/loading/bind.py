@@ -7,7 +7,7 @@ skipped for a reason that can be stated; anything else is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -15,6 +15,7 @@ from moe_atlas.checkpoint.headers.header import StoredTensor
 from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.configuration.parts import Blueprint
 from moe_atlas.errors import InputRefused
+from moe_atlas.loading.wrapper_names import account
 from moe_atlas.models import tensors
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.names import BARE, MLP, kind_of, stored_suffix
@@ -56,7 +57,8 @@ def bind(blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label:
     """Attach the stored tensors to a blueprint.
 
     Raises:
-        InputRefused: `E_FAMILY` for a missing tensor, a wrong shape, or a tensor that nothing reads.
+        InputRefused: `E_FAMILY` for a missing tensor, a wrong shape, or a tensor that nothing reads; of missing and
+            unread ones it says how many there are, and what gave them their names where that shows.
     """
     return _Binder(blueprint, family, stored, label).model()
 
@@ -65,6 +67,7 @@ class _Binder:
     def __init__(self, blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> None:
         self.blueprint, self.family, self.stored, self.label = blueprint, family, stored, label
         self.used: set[str] = set()
+        self.missing: dict[str, tuple[int, ...]] = {}
         self.quantised = any(isinstance(found, Encoded) for found in stored.values())
         self.prefix = self._find_prefix()
 
@@ -85,7 +88,10 @@ class _Binder:
         final += [replace(embed[0], role="head")] if tied else list(self._head(spec))
         bound = replace(spec, family=self.family, layers=layers, tied=tied)
         bound = replace(bound, embed_refs=embed, final_refs=tuple(final))
-        return replace(bound, skipped=tuple(self._skipped(bound)))
+        skipped, unread = self._unused(bound)
+        if self.missing or unread:
+            raise self._unaccounted(unread)
+        return replace(bound, skipped=tuple(skipped))
 
     def _refuse_added_one(self, spec: ModelSpec) -> None:
         """MLX adds the one to the weights of norms that others add when they compute; nothing stored tells of it."""
@@ -174,9 +180,8 @@ class _Binder:
     def _check(self, ref: TensorRef, expected: tuple[int, ...]) -> None:
         found = self.stored.get(ref.stored)
         if found is None:
-            raise self._refuse(
-                ref.stored, f"missing tensor ({self.family} needs it with shape {list(expected)})"
-            )
+            self.missing.setdefault(ref.stored, expected)
+            return
         if tuple(found.shape) != expected:
             raise self._refuse(ref.stored, f"expected shape {list(expected)}, found {list(found.shape)}")
         if isinstance(found, StoredTensor) and found.dtype not in FLOATS:
@@ -264,11 +269,11 @@ class _Binder:
 
     def _find_prefix(self) -> str:
         embedding, norm = (self.blueprint.names[role] for role in ("embedding", "final_norm"))
-        for name in (embedding, norm) if self.blueprint.model.tied else (embedding,):
+        for name in (embedding, norm):
             for prefix in PREFIXES:
                 if f"{_under(prefix, name)}.weight" in self.stored:
                     return prefix
-        raise self._refuse(f"{embedding}.weight", f"missing tensor ({self.family} needs its token embedding)")
+        return PREFIXES[0]
 
     def _stored_name(self, canonical: str) -> str:
         name = _under(self.prefix, canonical)
@@ -277,20 +282,32 @@ class _Binder:
         nested = f"language_model.{canonical}"
         return nested if nested in self.stored else canonical
 
-    def _skipped(self, spec: ModelSpec) -> Iterator[Skipped]:
+    def _unused(self, spec: ModelSpec) -> tuple[list[Skipped], list[str]]:
+        """The stored tensors that are not replayed for a reason, and those for which there is none."""
         idle = set(self._idle(spec))
+        skipped: list[Skipped] = []
+        unread: list[str] = []
         for name in sorted(set(self.stored) - self.used):
             why = ("idle", "an identity expert returns its input") if name in idle else self._why(name, spec)
             if why is None:
-                raise self._refuse(
-                    name,
-                    f"nothing in the {self.family} spec reads this tensor of shape "
-                    f"{list(self.stored[name].shape)}, so a replay without it could be wrong",
-                    "remove it if it is not part of the model, or teach the family's file in "
-                    "moe_atlas/families to use it",
-                )
-            part, reason = why
-            yield Skipped(name, reason, part)
+                unread.append(name)
+            else:
+                skipped.append(Skipped(name, reason=why[1], part=why[0]))
+        return skipped, unread
+
+    def _unaccounted(self, unread: Sequence[str]) -> InputRefused:
+        """The refusal of a checkpoint that lacks tensors, or has some that nothing reads."""
+        name = next(iter(self.missing), None)
+        if name is None:
+            name = unread[0]
+            said = (
+                f"nothing in the {self.family} spec reads this tensor of shape {list(self.stored[name].shape)}, so a "
+                "replay without it could be wrong"
+            )
+        else:
+            said = f"missing tensor ({self.family} needs it with shape {list(self.missing[name])})"
+        counted, step = account(name, self.missing, unread, len(self.used))
+        return self._refuse(name, said + counted, step)
 
     def _idle(self, spec: ModelSpec) -> Iterator[str]:
         """Names under which a writer stores first matrices of experts that have none (never a down projection)."""

@@ -224,6 +224,13 @@ def _read(
 
 def unknown(checkpoint: CheckpointLike, family: Any) -> InputRefused:
     """The refusal of an architecture, with what its reader would need to write the missing family."""
+    if not routes(checkpoint.config):
+        return InputRefused(
+            "E_FAMILY",
+            f"{checkpoint.label}: model_type = {family!r}",
+            "its configuration names no experts: a dense model has no routed object",
+            "audit a checkpoint with routed experts",
+        )
     problem = "unknown architecture"
     if family in UNSUPPORTED:
         problem = f"this architecture is not replayed; missing: {UNSUPPORTED[family]}"
@@ -234,6 +241,12 @@ def unknown(checkpoint: CheckpointLike, family: Any) -> InputRefused:
         "a new family is one file in moe_atlas/families that turns config.json into a Blueprint (CONTRIBUTING.md shows "
         f"how); {largest_layer(checkpoint.logical)}",
     )
+
+
+def routes(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration, or a section of it, has a key that speaks of experts."""
+    inner = (value for value in config.values() if isinstance(value, Mapping))
+    return any(re.search("expert|moe", str(key)) for key in config) or any(map(routes, inner))
 
 
 def largest_layer(tensors: Mapping[str, Stored]) -> str:

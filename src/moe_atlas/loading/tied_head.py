@@ -38,7 +38,7 @@ def require_equal(checkpoint: Checkpoint, spec: ModelSpec) -> None:
                 f"{checkpoint.label}: {head.stored}",
                 f"config.json says that it is {embedding.stored} (tie_word_embeddings), and they differ from row {row} "
                 "on: some loaders use the one for the output, some the other",
-                "set tie_word_embeddings to false if the stored head is meant, or remove the head if it is not",
+                "save the model again, untied if the stored head is meant, tied if it is not",
             )
 
 

@@ -1,0 +1,215 @@
+"""What a path is that cannot be opened as a checkpoint, and what turns it into one. Nothing is read but names.
+
+A training run leaves many folders that are no checkpoint: shards of its own format, adapters, the folder around the
+checkpoints. Each has names that give it away; `FOREIGN` lists them, and the first row that fits speaks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from moe_atlas.checkpoint.headers.refuse import refusal, shown
+from moe_atlas.errors import InputRefused
+
+INDEX = "model.safetensors.index.json"
+MODEL = "model.safetensors"
+SUFFIX = ".safetensors"
+ONLY = "; only safetensors is read, by design"
+
+
+class Foreign(NamedTuple):
+    """Something that is no checkpoint of transformers.
+
+    Attributes:
+        marks: patterns of names, folders with a final ``/``; one that fits is enough.
+        what: what such a folder is.
+        step: what makes a checkpoint of it.
+    """
+
+    marks: tuple[str, ...]
+    what: str
+    step: str
+
+
+_MEGATRON = (
+    "export it with Megatron-Bridge: AutoBridge.from_hf_pretrained(…).export_ckpt(…), and give what it writes"
+)
+_NEMO = (
+    "export it to Hugging Face's format with NeMo's export_ckpt(target='hf'), and give the folder it writes"
+)
+_DCP = (
+    "save it with torch.distributed.checkpoint.HuggingFaceStorageWriter(path, save_distributed=True, "
+    "enable_consolidation=True), and give that path"
+)
+_DEEPSPEED = (
+    "run its zero_to_fp32.py (python zero_to_fp32.py FOLDER OUT --safe_serialization), copy config.json into OUT, and "
+    "give OUT"
+)
+_SAVE = (
+    "save it as safetensors: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT), and give OUT"
+)
+_MERGE = (
+    "merge it into its base: PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(OUT), and give "
+    "OUT"
+)
+_VERL = (
+    "merge it: python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT, and give OUT "
+    "(FOLDER is the one that holds the model_world_size files; for Megatron's shards --backend megatron)"
+)
+
+FOREIGN = (
+    Foreign(
+        ("shard-?????-model-?????-of-?????.safetensors",),
+        "a shard that HuggingFaceStorageWriter wrote and did not consolidate",
+        _DCP,
+    ),
+    Foreign(("adapter_config.json", "adapter_model.*"), "an adapter, not a checkpoint", _MERGE),
+    Foreign(("model_world_size_*_rank_*.pt", "global_step_*/"), "a checkpoint of verl", _VERL),
+    Foreign(
+        ("latest_checkpointed_iteration.txt", "iter_???????/", "mp_rank_*/"),
+        "a checkpoint of Megatron",
+        _MEGATRON,
+    ),
+    Foreign(
+        ("zero_to_fp32.py", "global_step*/", "*_optim_states.pt", "mp_rank_*_model_states.pt"),
+        "a checkpoint of DeepSpeed",
+        _DEEPSPEED,
+    ),
+    Foreign(
+        ("pytorch_model_fsdp_*/",),
+        "a sharded checkpoint of Accelerate's FSDP",
+        "merge it: accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUT, copy config.json into OUT, and give OUT",
+    ),
+    Foreign((".metadata", "*.distcp"), "a checkpoint of torch.distributed.checkpoint (DCP)", _DCP),
+    Foreign(
+        ("orbax.checkpoint", "_CHECKPOINT_METADATA", "manifest.ocdbt", "ocdbt.process_*/"),
+        "a checkpoint of Orbax (JAX)",
+        "export it to Hugging Face's format with its trainer's converter (MaxText has "
+        "checkpoint_conversion/to_huggingface.py), and give the folder it writes",
+    ),
+    Foreign(("*.nemo",), "an archive of NeMo" + ONLY, _NEMO),
+    Foreign(("model_weights/", "model_weights.ckpt"), "an unpacked archive of NeMo", _NEMO),
+    Foreign(
+        ("*.gguf", "*.GGUF"),
+        "a GGUF file" + ONLY,
+        "audit the checkpoint that it was converted from, or that was trained",
+    ),
+    Foreign(("pytorch_model*.bin", "pytorch_model*.bin.index.json"), "a PyTorch pickle" + ONLY, _SAVE),
+    Foreign(
+        ("consolidated*.safetensors", "params.json"),
+        "weights in Mistral's own format",
+        "give the checkpoint in transformers' format, which the model's page on the hub offers beside it",
+    ),
+    Foreign(("*.zip", "*.tar", "*.tar.*", "*.tgz"), "an archive", "unpack it, and give the folder inside"),
+)
+
+_BESIDE = re.compile(
+    r"(consolidated.*|adapter_model|.*optimi[sz]er.*|.*optim_states.*|scheduler)\.safetensors"
+)
+_STEP = re.compile(r"(?:checkpoint|step|global_step)[-_]?(\d+)")
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # a path has lost the second slash
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def own_weights(names: Iterable[str]) -> list[str]:
+    """Which safetensors files of a folder without an index may be its model, by their names alone.
+
+    ``model.safetensors`` is what loaders take; copies in other formats, adapters and states of optimisers beside it
+    are none of the model.
+    """
+    found = sorted(name for name in names if name.endswith(SUFFIX))
+    if MODEL in found and all(name == MODEL or _BESIDE.fullmatch(name) for name in found):
+        return [MODEL]
+    return [
+        name for name in found if not _BESIDE.fullmatch(name) and not fnmatchcase(name, FOREIGN[0].marks[0])
+    ]
+
+
+def foreign_folder(folder: Path, names: Iterable[str]) -> InputRefused | None:
+    """The refusal of a folder without weights of its own that is recognised; None where it is not.
+
+    A whole checkpoint that it holds one level below comes first, for that is nearest.
+    """
+    marked = {f"{name}/" if os.path.isdir(folder / name) else name for name in names}  # noqa: PTH112
+    inside = _checkpoint_inside(folder, marked)
+    if inside is not None:
+        problem = f"holds no model of its own, but a checkpoint in {shown(inside.name)}/"
+        return refusal("E_NOT_FOUND", str(folder), problem, f"give {shown(str(inside), 256)}")
+    for kind in FOREIGN:
+        named = sorted(name for name in marked if any(fnmatchcase(name, mark) for mark in kind.marks))
+        if named:
+            return refusal("E_FORMAT", str(folder), f"holds {shown(named[0])}: {kind.what}", kind.step)
+    return None
+
+
+def step_for(file: str) -> str:
+    """What makes a checkpoint of a file of another format, by its name."""
+    name = os.path.basename(file)
+    steps = (kind.step for kind in FOREIGN if any(fnmatchcase(name, mark) for mark in kind.marks))
+    return next(steps, _SAVE)
+
+
+def absent(path: Path) -> InputRefused:
+    """The refusal of a path that does not exist: an address, a name on the hub, or a slip."""
+    given = str(path)
+    address = _ADDRESS.fullmatch(given)
+    if address is not None:
+        return _address(address[1], address[2])
+    problem = (
+        "does not exist"
+        if path.is_absolute()
+        else f"does not exist; looked for {shown(os.path.abspath(path))}"
+    )
+    step = "check the path"
+    if _HUB_ID.fullmatch(given) and not path.parent.exists():
+        step += f"; if it names a model on the Hugging Face Hub, fetch it: {_download(given)}, and give {path.name}"
+    return refusal("E_NOT_FOUND", given, problem, step)
+
+
+def _address(scheme: str, rest: str) -> InputRefused:
+    hub = "/".join(rest.removeprefix("huggingface.co/").split("/")[:2])
+    if scheme == "hf" or rest.startswith("huggingface.co/"):
+        fetch = _download(hub)
+    else:
+        fetch = {
+            "s3": f"aws s3 cp --recursive s3://{rest} FOLDER", "gs": f"gcloud storage cp -r gs://{rest} FOLDER",
+        }.get(scheme, "download it")  # fmt: skip
+    problem = "is an address, and a checkpoint is read from a folder of this machine"
+    return refusal("E_NOT_FOUND", f"{scheme}://{rest}", problem, f"fetch it first: {shown(fetch, 256)}")
+
+
+def _download(hub_id: str) -> str:
+    return f"hf download {shown(hub_id)} --local-dir {shown(hub_id.rpartition('/')[2])}"
+
+
+def _checkpoint_inside(folder: Path, marked: Iterable[str]) -> Path | None:
+    """The checkpoint that a folder holds one level below: the newest by its number, else the first by name."""
+    inner = [folder / name[:-1] for name in sorted(marked) if name.endswith("/")]
+    if "snapshots/" in marked:  # of one model in the cache of the hub
+        inner = [folder / "snapshots" / name for name in sorted(_names(folder / "snapshots"))]
+    whole = [path for path in inner if _is_checkpoint(path)]
+    numbered = [path for path in inner if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return max(whole or numbered, key=_number, default=None)
+
+
+def _number(folder: Path) -> int:
+    step = _STEP.fullmatch(folder.name)
+    return int(step[1]) if step else -1
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has a configuration and weights beside it."""
+    names = _names(folder)
+    return "config.json" in names and (INDEX in names or len(own_weights(names)) == 1)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
