@@ -104,6 +104,7 @@ def cases(root, split, stacked, probes, everyone):
     wide = pairs.variant(fused, root / "wide", lambda tensors: {n: t.float() for n, t in tensors.items()})
     frozen = tune(split, "frozen", chosen=lambda name: "layers.1" in name and "self_attn" in name)
     half = tune(split, "half", chosen=lambda name: "experts.6." in name or "lm_head" in name)
+    grown = grow(split, "grown")
     found = {
         "split": (split, tune(split, "tuned"), probes, exact),
         "stacked": (stacked, tune(stacked, "tuned"), probes, exact),
@@ -112,8 +113,8 @@ def cases(root, split, stacked, probes, everyone):
         "against itself": (stacked, stacked, probes, exact),
         "frozen": (split, frozen, probes, exact),
         "one expert moved": (split, half, probes, exact),
-        "grown": (split, grow(split, "grown"), probes, exact),
-        "shrunk": (grow(split, "grown"), split, probes, exact),
+        "grown": (split, grown, probes, exact),
+        "shrunk": (grown, split, probes, exact),
         "relabelled": (split, swapped, everyone, exact),
         "weighted on the input": (weighted, tune(weighted, "tuned"), everyone, exact),
         "another dtype and layout": (narrow, wide, everyone, {"threads": 1}),
@@ -134,6 +135,7 @@ FAST = (
     "split",
     "stacked, bfloat16",
     "one expert moved",
+    "grown",
     "relabelled",
     "in rounds",
     "another dtype and layout",

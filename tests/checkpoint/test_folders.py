@@ -241,7 +241,7 @@ def test_a_table_that_is_stored_as_the_head_alone_is_read(tmp_path):
         ("https://huggingface.co/Qwen/Qwen3-30B-A3B/tree/main", "https://huggingface.co/",
          ("hf download Qwen/Qwen3-30B-A3B --local-dir",)),
         ("hf://Qwen/Qwen3-30B-A3B", "hf://Qwen/Qwen3-30B-A3B: ", ("hf download Qwen/Qwen3-30B-A3B --local-dir",)),
-        ("https://example.org/x.safetensors", "https://example.org/x.safetensors: ", ("download it",)),
+        ("https://example.org/x", "https://example.org/x: ", ("download https://example.org/x into FOLDER",)),
     ],
 )  # fmt: skip
 def test_an_address_is_echoed_as_it_was_typed_and_says_how_to_fetch_it(refused, given, where, mentions):

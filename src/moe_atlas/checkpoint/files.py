@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moe_atlas.checkpoint.folders import ONLY, step_for
 from moe_atlas.checkpoint.headers.header import pread_all
-from moe_atlas.checkpoint.headers.refuse import place, refusal, shown
+from moe_atlas.checkpoint.headers.refuse import not_there, place, refusal, shown
 from moe_atlas.errors import InputRefused, IntegrityError
 
 _CACHE_LINK = re.compile(r"\.\./\.\./blobs/([^/]+)")
@@ -175,7 +175,7 @@ def _open(path: Path, label: str) -> int:
 
 def _cannot_open(error: OSError, label: str) -> InputRefused:
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return refusal("E_NOT_FOUND", label, "does not exist", "check the path")
+        return refusal("E_NOT_FOUND", label, not_there(label), "check the path")
     if error.errno == errno.ELOOP:
         return refusal("E_SYMLINK", label, "is a link", _COPY_IT)
     return refusal("E_ACCESS", label, f"cannot be opened: {error.strerror}", "check its permissions")

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from moe_atlas.checkpoint.headers.refuse import refusal, shown
+from moe_atlas.checkpoint.headers.refuse import not_there, refusal, shown
 from moe_atlas.errors import InputRefused
 
 INDEX = "model.safetensors.index.json"
@@ -160,27 +160,24 @@ def absent(path: Path) -> InputRefused:
     address = _ADDRESS.fullmatch(given)
     if address is not None:
         return _address(address[1], address[2])
-    problem = (
-        "does not exist"
-        if path.is_absolute()
-        else f"does not exist; looked for {shown(os.path.abspath(path))}"
-    )
     step = "check the path"
     if _HUB_ID.fullmatch(given) and not path.parent.exists():
         step += f"; if it names a model on the Hugging Face Hub, fetch it: {_download(given)}, and give {path.name}"
-    return refusal("E_NOT_FOUND", given, problem, step)
+    return refusal("E_NOT_FOUND", given, not_there(given), step)
 
 
 def _address(scheme: str, rest: str) -> InputRefused:
-    hub = "/".join(rest.removeprefix("huggingface.co/").split("/")[:2])
-    if scheme == "hf" or rest.startswith("huggingface.co/"):
-        fetch = _download(hub)
-    else:
-        fetch = {
-            "s3": f"aws s3 cp --recursive s3://{rest} FOLDER", "gs": f"gcloud storage cp -r gs://{rest} FOLDER",
-        }.get(scheme, "download it")  # fmt: skip
+    commands = {"s3": "aws s3 cp --recursive {} FOLDER", "gs": "gcloud storage cp -r {} FOLDER"}
+    address = f"{scheme}://{rest}"
+    on_hub = scheme == "hf" or rest.startswith("huggingface.co/")
+    hub_id = "/".join(rest.removeprefix("huggingface.co/").split("/")[:2])
+    fetch = (
+        _download(hub_id)
+        if on_hub
+        else commands.get(scheme, "download {} into FOLDER").format(shown(address, 256))
+    )
     problem = "is an address, and a checkpoint is read from a folder of this machine"
-    return refusal("E_NOT_FOUND", f"{scheme}://{rest}", problem, f"fetch it first: {shown(fetch, 256)}")
+    return refusal("E_NOT_FOUND", address, problem, f"fetch it first: {fetch}")
 
 
 def _download(hub_id: str) -> str:

@@ -14,7 +14,7 @@ from moe_atlas.checkpoint import files, folders
 from moe_atlas.checkpoint.files import FileStat
 from moe_atlas.checkpoint.folders import INDEX, MODEL, SUFFIX
 from moe_atlas.checkpoint.headers.header import MAX_HEADER_BYTES, StoredTensor, read_header
-from moe_atlas.checkpoint.headers.refuse import RE_DOWNLOAD, place, refusal, shown
+from moe_atlas.checkpoint.headers.refuse import RE_DOWNLOAD, not_there, place, refusal, shown
 from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 from moe_atlas.checkpoint.quantised.detect import detect
 from moe_atlas.checkpoint.quantised.encoding import Encoded
@@ -149,7 +149,7 @@ def _names(folder: Path) -> list[str]:
 def _read_json(root: Path, file: str, max_bytes: int, found: dict[str, FileStat]) -> dict[str, Any]:
     if not files.exists(root / file):
         step = "put it beside the weights; every Hugging Face checkpoint has one"
-        raise refusal("E_NOT_FOUND", str(root / file), "does not exist", step)
+        raise refusal("E_NOT_FOUND", str(root / file), not_there(str(root / file)), step)
     raw, found[file] = files.read_small(root, file, max_bytes)
     # Python writes a limit that is none as Infinity there; nothing else of a checkpoint may hold one.
     return parse_json_object(raw, str(root / file), infinite=file == CONFIG)
