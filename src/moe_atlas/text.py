@@ -7,6 +7,7 @@ steer GitHub Actions `workflow`; HTML and XML pass `shown` through an escaping w
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,11 @@ def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:
         text = f"{text[:half]}...{text[-half:]}"
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return text.replace("::", r":\x3a").replace("##[", r"#\x23[")
+
+
+def not_there(path: str | os.PathLike[str], said: str = "does not exist") -> str:
+    """That a path is not there, and, where it was given from the current folder, which place was looked at."""
+    return said if os.path.isabs(path) else f"{said}; looked for {shown(os.path.abspath(path), 512)}"
 
 
 def markdown(text: str, limit: int = _NAME_CHARACTERS) -> str:

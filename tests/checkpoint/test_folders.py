@@ -261,6 +261,24 @@ def test_a_name_on_the_hub_says_how_to_fetch_it(tmp_path, monkeypatch, refused):
     assert "Hub" not in refused("nowhere", "E_NOT_FOUND", shown(str(tmp_path / "nowhere")), "check the path")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["register", "nowhere.yaml"],
+        ["verify", "nowhere.json"],
+        ["inspect", "nowhere"],
+        ["plan", "base", "tuned", "--probe", "nowhere.yaml"],
+    ],
+)
+def test_a_relative_path_that_is_not_there_is_shown_as_the_place_that_was_looked_at(
+    tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) in (Exit.USAGE, Exit.REFUSED)
+    given = next(argument for argument in arguments if "nowhere" in argument)
+    assert f"; looked for {shown(str(tmp_path / given), 512)}" in capsys.readouterr().err
+
+
 def test_a_folder_whose_name_looks_like_an_address_is_opened(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model, tmp_path / "s3:" / "ckpt")

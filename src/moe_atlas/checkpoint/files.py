@@ -16,8 +16,9 @@ from pathlib import Path
 
 from moe_atlas.checkpoint.folders import ONLY, step_for
 from moe_atlas.checkpoint.headers.header import pread_all
-from moe_atlas.checkpoint.headers.refuse import not_there, place, refusal, shown
+from moe_atlas.checkpoint.headers.refuse import place, refusal, shown
 from moe_atlas.errors import InputRefused, IntegrityError
+from moe_atlas.text import not_there
 
 _CACHE_LINK = re.compile(r"\.\./\.\./blobs/([^/]+)")
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY

@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from moe_atlas.checkpoint.headers.refuse import not_there, refusal, shown
+from moe_atlas.checkpoint.headers.refuse import refusal, shown
 from moe_atlas.errors import InputRefused
+from moe_atlas.text import not_there
 
 INDEX = "model.safetensors.index.json"
 MODEL = "model.safetensors"

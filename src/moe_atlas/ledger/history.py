@@ -14,7 +14,7 @@ from moe_atlas.ledger.records import gate_records
 from moe_atlas.ledger.store import Ledger, Snapshot
 from moe_atlas.lifecycle.episodes import EMPTY
 from moe_atlas.lifecycle.escalation import Reading, escalate, exit_code
-from moe_atlas.text import shown
+from moe_atlas.text import not_there, shown
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ def _require_heard(receipts: Iterable[Path], witnesses: Iterable[Witness], run: 
     heard = {witness.path for witness in witnesses}
     for place in receipts:
         if not place.exists():
-            raise UsageError("E_NO_FILE", shown(str(place)), "there is no such file or folder")
+            raise UsageError(
+                "E_NO_FILE", shown(str(place)), not_there(place, "there is no such file or folder")
+            )
         if not place.is_dir() and place.resolve() not in heard:
             problem = f"is no receipt of run {shown(run)}"
             raise UsageError(

@@ -33,6 +33,10 @@ PREFIXES = (
 """Where a text model may sit inside a checkpoint, in the place of the canonical `model.`."""
 ALL_EXPERTS = "switch_mlp"
 """What MLX calls the module of all routed experts."""
+END = (
+    ": embedding and head have one row for each id, as many as the embedding stores, at least vocab_size",
+    "resize both together (resize_token_embeddings) and save the model again",
+)
 FLOATS = ("F64", "F32", "F16", "BF16")
 ACTIVATION_SCALES = (
     ".input_scale",
@@ -183,7 +187,9 @@ class _Binder:
             self.missing.setdefault(ref.stored, expected)
             return
         if tuple(found.shape) != expected:
-            raise self._refuse(ref.stored, f"expected shape {list(expected)}, found {list(found.shape)}")
+            said, step = END if ref.role in ("embedding", "head", "head.bias") else ("", "")
+            problem = f"expected shape {list(expected)}, found {list(found.shape)}{said}"
+            raise self._refuse(ref.stored, problem, step)
         if isinstance(found, StoredTensor) and found.dtype not in FLOATS:
             problem = f"stored as {found.dtype}, and no known format of quantisation accounts for it"
             raise InputRefused("E_QUANT", f"{self.label}: {ref.stored}", problem)

@@ -45,6 +45,7 @@ from moe_atlas.probes.settings.schema import (
     Success,
     WindowsConfig,
 )
+from moe_atlas.text import not_there
 
 _SHARE = Span(0, 1, open_low=True)
 _POSITIVE = Span(0, open_low=True)
@@ -69,7 +70,10 @@ def load_probes(path: Path, policy_from: Path | None = None) -> ProbeConfig:
     path = Path(path)
     if not path.exists():
         raise UsageError(
-            "E_PROBE_MISSING", str(path), "there is no such probe file", "write one with: atlas init"
+            "E_PROBE_MISSING",
+            str(path),
+            not_there(path, "there is no such probe file"),
+            "write one with: atlas init",
         )
     central = None if policy_from is None else load_central(Path(policy_from))
     return read_probes(read_bounded(path, MAX_BYTES, "E_PROBE_FILE"), path, central)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moe_atlas.errors import InputRefused, ResourceExhausted, UsageError
 from moe_atlas.system.bounded_read import Unreadable, read_regular
-from moe_atlas.text import shown
+from moe_atlas.text import not_there, shown
 
 SUFFIX = ".windows.safetensors"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,7 +35,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
     except Unreadable as error:
         match error.kind:
             case "missing":
-                raise UsageError("E_NO_FILE", label, "there is no such file") from None
+                raise UsageError("E_NO_FILE", label, not_there(path, "there is no such file")) from None
             case "irregular":
                 raise InputRefused("E_NOT_REGULAR", label, "expected a regular file") from None
             case "long":

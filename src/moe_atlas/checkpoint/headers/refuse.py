@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from moe_atlas.errors import InputRefused
 from moe_atlas.text import shown
 
@@ -19,16 +17,6 @@ def refusal(
 ) -> InputRefused:
     """Build the refusal of one file, or of one tensor or key of it (exit code 4)."""
     return InputRefused(code, place(file, name), problem, next_step)
-
-
-def not_there(path: str) -> str:
-    """That a path does not exist, and which it is where it was given from the current folder."""
-    said = "does not exist"
-    return (
-        said
-        if os.path.isabs(path)
-        else f"{said}; looked for {shown(os.path.abspath(path), _PATH_CHARACTERS)}"
-    )
 
 
 def place(file: str, name: str | None = None) -> str:

@@ -16,6 +16,7 @@ from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex
 from moe_atlas.probes.reading.collect import attempt, together
 from moe_atlas.probes.reading.fields import Fields
 from moe_atlas.probes.reading.strict_yaml import MAX_BYTES, Node, parse
+from moe_atlas.text import not_there
 
 SCHEMA = "atlas/policy/v1"
 GOVERNED = ("policy", "protected_layers", "evaluation")
@@ -53,7 +54,7 @@ def load_central(path: Path) -> CentralPolicy:
         InputRefused: E_PROBE_FILE (not a regular file, too long), E_PROBE_YAML, E_PROBE_KEY, E_PROBE_VALUE.
     """
     if not path.exists():
-        raise UsageError("E_POLICY_MISSING", str(path), "there is no such policy file")
+        raise UsageError("E_POLICY_MISSING", str(path), not_there(path, "there is no such policy file"))
     text = read_bounded(path, MAX_BYTES, "E_PROBE_FILE")
     root = parse(text, path.name)
     with together():
