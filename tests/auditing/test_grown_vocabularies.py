@@ -155,9 +155,10 @@ STORED = {
 
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("swapped", [False, True])
-def test_digests_of_values_are_those_that_each_checkpoint_has_alone(root, probes, olmoe, stored, swapped):
-    kept = STORED[stored]
-    base = pairs.variant(olmoe, root / f"cast-{stored[:8]}", lambda t: {n: kept(x) for n, x in t.items()})
+@pytest.mark.parametrize("case", ["olmoe", "phimoe"])
+def test_digests_of_values_are_those_that_each_checkpoint_has_alone(root, probes, case, stored, swapped):
+    kept, made = STORED[stored], tiny.save(case, root / f"digests-{case}", seed=3)
+    base = pairs.variant(made, root / f"cast-{case}", lambda t: {n: kept(x) for n, x in t.items()})
     pair = [base, grow(base, "digest", change=lambda tensors: None)]
     facts, _ = pairs.audited(*(pair[::-1] if swapped else pair), probes, dtype="float32")
     alone = [
@@ -314,6 +315,7 @@ def test_a_receipt_of_a_grown_pair_is_verified_and_attested(root, olmoe):
     result = audit(olmoe, grown, lax, receipt=root / "attested.json", options=AuditOptions(dtype="float32"))
     assert result.verdict == "pass"
     assert run(["verify", str(root / "attested.json"), "--checkpoint", str(grown)]) == 0
+    assert run(["plan", str(olmoe), str(grown), "--probe", str(lax)]) == 0
     assert attest(root / "attested.json", grown).statement
 
 
