@@ -110,7 +110,7 @@ FOREIGN = (
 )
 
 _BESIDE = re.compile(
-    r"(consolidated.*|adapter_model|.*optimi[sz]er.*|.*optim_states.*|scheduler)\.safetensors"
+    r"(consolidated.*|adapter_model|.*optimi[sz]er.*|.*optim_states.*|scheduler|shard-\d+-model-\d+-of-\d+)\.safetensors"
 )
 _STEP = re.compile(r"(?:checkpoint|step|global_step)[-_]?(\d+)")
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # a path has lost the second slash
@@ -120,15 +120,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def own_weights(names: Iterable[str]) -> list[str]:
     """Which safetensors files of a folder without an index may be its model, by their names alone.
 
-    ``model.safetensors`` is what loaders take; copies in other formats, adapters and states of optimisers beside it
-    are none of the model.
+    Copies in other formats, adapters, states of optimisers and unconsolidated shards are none of the model.
     """
-    found = sorted(name for name in names if name.endswith(SUFFIX))
-    if MODEL in found and all(name == MODEL or _BESIDE.fullmatch(name) for name in found):
-        return [MODEL]
-    return [
-        name for name in found if not _BESIDE.fullmatch(name) and not fnmatchcase(name, FOREIGN[0].marks[0])
-    ]
+    return sorted(name for name in names if name.endswith(SUFFIX) and not _BESIDE.fullmatch(name))
 
 
 def foreign_folder(folder: Path, names: Iterable[str]) -> InputRefused | None:
