@@ -345,6 +345,13 @@ def test_a_lost_tensor_alone_is_counted_alone(tmp_path, model, refused, lost):
     assert "closest" not in line
 
 
+def test_a_lost_embedding_of_a_model_inside_another_is_counted_alone(tmp_path, model, refused):
+    inside = {name.replace("model.", "model.language_model.", 1): x for name, x in pairs.read(model).items()}
+    del inside["model.language_model.embed_tokens.weight"]
+    given = pairs.write(tmp_path / "given", inside, model)
+    refused(given, "E_FAMILY", f"1 of {len(inside) + 1} needed tensors are missing;")
+
+
 def test_a_dense_model_alone_is_told_to_bring_experts(tmp_path, capsys):
     config = {"model_type": "llama", "hidden_size": 8, "vocab_size": 8, "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
