@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from moe_atlas.configuration.config import Config
 from moe_atlas.configuration.features import STATED
 from moe_atlas.configuration.unread import OFF, PATTERNS, REASONS
-from moe_atlas.loading.registry import FAMILIES, TEXT_SECTIONS, TIED
+from moe_atlas.loading.registry import FAMILIES, TIED
+from moe_atlas.loading.unsupported import TEXT_SECTIONS, section
 from scripts import released
 from scripts.oracle import tiny
 
@@ -64,9 +65,11 @@ def cell(code: str) -> str:
 def declarations() -> Iterator[tuple[str, str, str]]:
     """Family, key and reason of every key that a family itself declares inert, over all configurations at hand."""
     for config in (*map(tiny.config_of, tiny.CASES), *released.facts().values()):
-        sections = [config, *(config[name] for name in TEXT_SECTIONS if isinstance(config.get(name), dict))]
+        sections = [config, *(found for path in TEXT_SECTIONS if (found := section(config, path)))]
         for values in sections:
-            if values["model_type"] in FAMILIES:
-                c = Config(values | ({TIED: config[TIED]} if TIED in config else {}), values["model_type"])
+            if values.get("model_type") in FAMILIES:
+                c = Config(
+                    {**values, **({TIED: config[TIED]} if TIED in config else {})}, values["model_type"]
+                )
                 FAMILIES[values["model_type"]](c)
                 yield from ((values["model_type"], key, why) for key, why in c.declarations().items())

@@ -33,7 +33,7 @@ NEXT_STEPS = {
     "E_ATTEMPT": "give the receipt of another tune of this base, or leave --attempt out",
     "E_CALIBRATION": "calibrate on audits that protect layers and measure base domains",
     "E_CHANGED": "let whatever writes the checkpoint finish, then run it again",
-    "E_FAMILY": "atlas families lists what can be read",
+    "E_FAMILY": "leave the checkpoint as it is; compare its config.json and tensors with those of its release",
     "E_KEY": "give an unencrypted PEM private key that can be read",
     "E_KIND": "give the receipt of an audit",
     "E_LEDGER": "restore the ledger from a copy",

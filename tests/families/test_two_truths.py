@@ -10,7 +10,8 @@ import pytest
 from moe_atlas.checkpoint.quantised.detect import detect
 from moe_atlas.configuration import parts
 from moe_atlas.errors import InputRefused
-from moe_atlas.loading.registry import TEXT_SECTIONS, read_config
+from moe_atlas.loading.registry import read_config
+from moe_atlas.loading.unsupported import TEXT_SECTIONS
 from scripts.oracle import tiny
 from tests.families.test_defaults import LING, starting
 
@@ -211,13 +212,18 @@ def test_a_base_of_dbrx_that_its_class_has_forgotten_is_not_read():
     assert "rope_parameters.rope_theta = 10000.0, attn_config.rope_theta = 700.0" in refusal(again)
 
 
-@pytest.mark.parametrize("section", TEXT_SECTIONS)
-def test_two_language_models_in_one_configuration_are_one_or_refused(section):
-    start = starting()["qwen3_moe"]
-    assert read(start | {section: start}) == read(start)
+@pytest.mark.parametrize("path", TEXT_SECTIONS)
+def test_two_language_models_in_one_configuration_are_one_or_refused(path):
+    def inside(section):
+        for key in reversed(path):
+            section = {key: section}
+        return section
+
+    start, place = starting()["qwen3_moe"], ".".join(path)
+    assert read(start | inside(start)) == read(start)
     for change in ({"norm_topk_prob": False}, {"rms_norm_eps": 1e-5}, {"num_experts_per_tok": 2}):
-        assert f"{section}.{next(iter(change))} = " in refusal(start | {section: start | change})
-    assert section in refusal(start | {section: starting()["mixtral"]})
+        assert f"{place}.{next(iter(change))} = " in refusal(start | inside(start | change))
+    assert place in refusal(start | inside(starting()["mixtral"]))
 
 
 def test_two_sections_with_a_language_model_are_one_or_refused():

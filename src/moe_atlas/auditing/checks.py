@@ -55,8 +55,8 @@ def require_measurable(
         raise InputRefused(
             "E_FAMILY",
             f"{checkpoints[0].label}: {spec.family}",
-            "no layer of this model routes: there is nothing to audit",
-            "audit a checkpoint with routed experts",
+            "no routed experts: every layer of this model is dense, and atlas audits mixtures of experts alone",
+            "there is nothing to audit in it, and nothing in it to change",
         )
     for checkpoint, of in zip(checkpoints, specs, strict=True):
         _require_ids(probes, checkpoint.label, of.vocab)

@@ -90,8 +90,7 @@ class Config:
         value = self.optional(name)
         if value is not None and not any(same(value, item) for item in allowed):
             known = ", ".join(repr(item) for item in allowed)
-            step = f"leave the checkpoint as it is; {self.file} would have to compute the other"
-            raise self.refuse(f"{name} = {value!r}", f"this family is implemented for {known} only", step)
+            raise self.uncomputed(f"{name} = {value!r}", f"this family is implemented for {known} only")
 
     def implied(self, name: str, value: Any, by: str) -> None:
         """Refuse a key that says something else than another one which the family reads instead."""
@@ -164,6 +163,11 @@ class Config:
     def refuse(self, key: str, problem: str, next_step: str = "") -> InputRefused:
         """An `E_FAMILY` error about one key of this section."""
         return InputRefused("E_FAMILY", f"{self.where}: {key}", problem, next_step)
+
+    def uncomputed(self, key: str, problem: str) -> InputRefused:
+        """An `E_FAMILY` error about one key that asks for what the family does not compute."""
+        step = f"leave the checkpoint as it is; {self.file} would have to compute what the key asks for"
+        return self.refuse(key, problem, step)
 
     def typed(self, name: str, value: Any, kind: type) -> Any:
         """A value of the kind that it should be; a whole number serves as any number."""

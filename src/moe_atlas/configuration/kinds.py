@@ -16,7 +16,7 @@ def dense_first(c: Config) -> Callable[[int], bool]:
     first = c.integer("first_k_dense_replace")
     step = c.integer("moe_layer_freq", default=1)
     if step != 1:
-        raise c.refuse(
+        raise c.uncomputed(
             f"moe_layer_freq = {step}", "the reference implementation ignores this key unless it is 1"
         )
     return lambda index: index < first

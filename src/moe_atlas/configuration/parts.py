@@ -48,7 +48,7 @@ def activation(c: Config, key: str = "hidden_act", default: str = "silu") -> Any
     """The activation function named by the config."""
     name = c.text(key, default=default)
     if name not in ACTIVATIONS:
-        raise c.refuse(
+        raise c.uncomputed(
             f"{key} = {name!r}", f"activation not implemented; known: {', '.join(sorted(ACTIVATIONS))}"
         )
     return ACTIVATIONS[name]

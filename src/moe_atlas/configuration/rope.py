@@ -87,7 +87,7 @@ def settings(c: Config, layer_type: str | None = None) -> list[Config]:
     for section in found:
         nested = [name for name, value in section.values.items() if isinstance(value, dict)]
         if nested:
-            raise c.refuse(
+            raise c.uncomputed(
                 "rope_parameters", f"settings by type of layer ({', '.join(nested)}) are not read here"
             )
     return found

@@ -11,6 +11,7 @@ from moe_atlas.models.names import STANDARD
 
 def build(c: Config) -> Blueprint:
     """Read a `deepseek_v2` configuration."""
+    c.expect("use_mla", True)
     c.expect("scoring_func", "softmax")
     c.expect(
         "norm_topk_prob", False

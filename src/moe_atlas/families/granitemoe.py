@@ -74,7 +74,7 @@ def build_hybrid(c: Config) -> Blueprint:
     most: Any
     least, most = c.optional("time_step_limit") or (0.0, None)
     if type(most) in (int, float) and math.isfinite(most):
-        raise c.refuse(
+        raise c.uncomputed(
             f"time_step_limit = {[least, most]}", "an upper limit of the step size is not implemented"
         )
     mamba = Mamba2(

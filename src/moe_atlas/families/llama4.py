@@ -33,7 +33,7 @@ def build(c: Config) -> Blueprint:
     c.inert("router_jitter_noise", why="used in training alone")
     c.inert("for_llm_compressor", why="read by the class nowhere")
     if c.integer("num_experts_per_tok") != 1:
-        raise c.refuse(
+        raise c.uncomputed(
             "num_experts_per_tok", "weights on the expert input are implemented for top-1 routing only"
         )
     layers, step = c.integer("num_hidden_layers"), c.integer("interleave_moe_layer_step", default=1)

@@ -44,7 +44,7 @@ def build(c: Config) -> Blueprint:
         jitter=c.number("router_jitter_noise"),
     )
     if router.top_k != 2:
-        raise c.refuse(f"num_experts_per_tok = {router.top_k}", "sparsemixer is defined for two experts")
+        raise c.uncomputed(f"num_experts_per_tok = {router.top_k}", "sparsemixer is defined for two experts")
     routed = moe(c, router, gated_mlp(c, c.integer("intermediate_size")))
     model = decoder(
         c,

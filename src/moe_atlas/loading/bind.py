@@ -28,6 +28,7 @@ PREFIXES = (
     "language_model.model.",
     "language_model.",
     "model.text_model.",
+    "thinker.model.",
     "",
 )
 """Where a text model may sit inside a checkpoint, in the place of the canonical `model.`."""
@@ -37,6 +38,10 @@ END = (
     ": embedding and head have one row for each id, as many as the embedding stores, at least vocab_size",
     "resize both together (resize_token_embeddings) and save the model again",
 )
+AROUND = ("language_model.", "thinker.")
+"""What may stand in front of the head of such a text model."""
+OTHER_PARTS = r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+|talker|code2wav)\."
+"""Parts of a multimodal model around its text model."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 ACTIVATION_SCALES = (
     ".input_scale",
@@ -285,8 +290,8 @@ class _Binder:
         name = _under(self.prefix, canonical)
         if name in self.stored or canonical.startswith("model."):
             return name
-        nested = f"language_model.{canonical}"
-        return nested if nested in self.stored else canonical
+        nested = (f"{part}{canonical}" for part in AROUND)
+        return next((name for name in nested if name in self.stored), canonical)
 
     def _unused(self, spec: ModelSpec) -> tuple[list[Skipped], list[str]]:
         """The stored tensors that are not replayed for a reason, and those for which there is none."""
@@ -335,9 +340,7 @@ class _Binder:
             return "activation_scales", "scale of quantised activations; a replay quantises none"
         if name.endswith("rotary_emb.inv_freq"):
             return "derived", "derived from the configuration"
-        if not layer and re.search(
-            r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+)\.", name
-        ):
+        if not layer and re.search(OTHER_PARTS, name):
             return "modalities", "not part of the text model"
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -47,6 +46,7 @@ from moe_atlas.families import (
     qwen3_next,
 )
 from moe_atlas.loading.bind import Stored, bind
+from moe_atlas.loading.unsupported import TEXT_SECTIONS, refusal, section, unknown
 from moe_atlas.models.spec import ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
@@ -98,29 +98,12 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
 }
 """`model_type` to the function that reads its configuration."""
 
-TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
-"""Where a multimodal configuration keeps its language model."""
 TIED = "tie_word_embeddings"
 DTYPE = ("dtype", "torch_dtype")
 OWN = ("model_type", TIED, *DTYPE)
 """What each level of a configuration says of itself."""
-LISTED = 30  # tensors of a layer that a message names
 QUANTISATION = ("quantization_config", "compression_config", "quantization")
 """Read where the checkpoint is opened: families know nothing of how a tensor is stored."""
-
-
-UNSUPPORTED: Mapping[str, str] = {
-    "aria_text": "the names and the layout of its fused experts",
-    "bailing_hybrid": "its own form of Kimi delta attention and of latent attention",
-    "gemma4_text": "experts beside a perceptron, each behind norms of its own, and keys shared between layers",
-    "glm5_next": "its own form of Kimi delta attention, with a bounded gate",
-    "hy_v4": "hyper-connections",
-    "jamba": "Mamba-1",
-    "jetmoe": "a mixture of attention heads: a router in front of the attention",
-    "minimax": "lightning attention, and a residual taken behind the norm",
-    "minimax_m3_vl_text": "block-sparse attention with an indexer",
-}
-"""Architectures that are known and not replayed, with what is missing."""
 
 
 class CheckpointLike(Protocol):
@@ -171,9 +154,12 @@ def read_config(
         InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, and a configuration
             that describes the language model twice, each time otherwise.
     """
+    refused = refusal(checkpoint.config, checkpoint.logical, checkpoint.label)
+    if refused is not None:
+        raise refused
     read = [_read(checkpoint, accepted, *place) for place in _language_models(checkpoint.config)]
     if not read:
-        raise unknown(checkpoint, checkpoint.config.get("model_type"))
+        raise unknown(checkpoint.config, checkpoint.logical, checkpoint.label)
     (place, family, blueprint), *others = read
     for other, *found in others:
         if found != [family, blueprint]:
@@ -185,15 +171,18 @@ def read_config(
 def _language_models(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     """Every part of a configuration that describes a known language model: its place, its keys, those around it."""
     if _known(config) is not None:
-        others = [section for section in TEXT_SECTIONS if _known(config.get(section)) is not None]
+        others = [path[0] for path in TEXT_SECTIONS if _known(section(config, path)) is not None]
         yield "the top level", {key: value for key, value in config.items() if key not in others}, {}
-    for section in TEXT_SECTIONS:
-        inner = _known(config.get(section))
+    for path in TEXT_SECTIONS:
+        inner = _known(section(config, path))
         if inner is not None:
-            outer = {key: value for key, value in config.items() if key not in OWN}
+            around = {
+                key: value for end in range(len(path)) for key, value in section(config, path[:end]).items()
+            }
+            outer = {key: value for key, value in around.items() if key not in OWN}
             # Whether the head is tied is decided by the model around the section, which owns the head.
-            decided = {} if config.get(TIED) is None else {TIED: config[TIED]}
-            yield section, {**inner, **decided}, outer
+            decided = {} if around.get(TIED) is None else {TIED: around[TIED]}
+            yield ".".join(path), {**inner, **decided}, outer
 
 
 def _known(value: Any) -> Mapping[str, Any] | None:
@@ -220,49 +209,3 @@ def _read(
     blueprint = FAMILIES[family](config)
     used = config.refuse_unread(blueprint.model, accepted)
     return place, family, replace(blueprint, model=replace(blueprint.model, accepted=used))
-
-
-def unknown(checkpoint: CheckpointLike, family: Any) -> InputRefused:
-    """The refusal of an architecture, with what its reader would need to write the missing family."""
-    if not routes(checkpoint.config):
-        return InputRefused(
-            "E_FAMILY",
-            f"{checkpoint.label}: model_type = {family!r}",
-            "its configuration names no experts: a dense model has no routed object",
-            "audit a checkpoint with routed experts",
-        )
-    problem = "unknown architecture"
-    if family in UNSUPPORTED:
-        problem = f"this architecture is not replayed; missing: {UNSUPPORTED[family]}"
-    return InputRefused(
-        "E_FAMILY",
-        f"{checkpoint.label}: model_type = {family!r}",
-        f"{problem}; known: {', '.join(sorted(FAMILIES))}",
-        "a new family is one file in moe_atlas/families that turns config.json into a Blueprint (CONTRIBUTING.md shows "
-        f"how); {largest_layer(checkpoint.logical)}",
-    )
-
-
-def routes(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration, or a section of it, has a key that speaks of experts."""
-    inner = (value for value in config.values() if isinstance(value, Mapping))
-    return any(re.search("expert|moe", str(key)) for key in config) or any(map(routes, inner))
-
-
-def largest_layer(tensors: Mapping[str, Stored]) -> str:
-    """The tensors of the layer that has the most of them, experts counted and not listed."""
-    layers: dict[str, dict[str, list[Stored]]] = {}
-    for name, tensor in tensors.items():
-        found = re.match(r"(.*?\.\d+)\.(.*)", name)
-        if found:
-            inner = re.sub(r"\.\d+\.", ".{e}.", found[2])
-            layers.setdefault(found[1], {}).setdefault(inner, []).append(tensor)
-    if not layers:
-        return "it stores no numbered layers"
-    largest = max(layers, key=lambda layer: sum(len(found) for found in layers[layer].values()))
-    listed = [
-        f"{name} {list(found[0].shape)}" + (f" × {len(found)}" if len(found) > 1 else "")
-        for name, found in layers[largest].items()
-    ]
-    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-    return f"its {largest} stores {', '.join(listed[:LISTED])}{more}"
