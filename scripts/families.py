@@ -45,6 +45,10 @@ SAME_AS = {
     "bailing_moe_v2": ("glm4_moe", BY_READING),
     "glm4v_moe_text": ("glm4_moe", "reads as glm4_moe, biases by default, no q/k norms"),
     "kimi_k2": ("deepseek_v3", "reads as deepseek_v3"),
+    "qwen3_omni_moe_text": (
+        "qwen3_moe",
+        "reads as qwen3_moe; the thinker of a whole model, its talker compared unreplayed",
+    ),
     "qwen3_vl_moe_text": ("qwen3_moe", "reads as qwen3_moe, experts fused and transposed"),
 }
 """Names without a model of their own in the reference, and the family that stands for them."""

@@ -112,7 +112,7 @@ def build(config: dict[str, Any], root: Path) -> float:
     if as_trained(config) != config:
         reference(config, root).config.save_pretrained(again)
     with torch.no_grad():
-        return mean_nll(loaded(input_ids=windows()).logits)
+        return mean_nll(getattr(loaded, "thinker", loaded)(input_ids=windows()).logits)
 
 
 def as_trained(config: dict[str, Any]) -> dict[str, Any]:

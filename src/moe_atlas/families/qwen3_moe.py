@@ -16,7 +16,7 @@ from moe_atlas.configuration.parts import (
     rms,
     softmax_router,
 )
-from moe_atlas.configuration.rope import rope
+from moe_atlas.configuration.rope import rope, settings
 from moe_atlas.models.names import STANDARD
 
 
@@ -28,6 +28,18 @@ def build_vision(c: Config) -> Blueprint:
     c.expect("use_sliding_window", False)
     c.expect("sliding_window", None)
     return replace(compose(c, None, renormalise=True, theta=500000.0), fused="fused_transposed")
+
+
+def build_omni(c: Config) -> Blueprint:
+    """Read the thinker of a `qwen3_omni_moe` configuration: the language model beside which a talker speaks."""
+    c.expect("use_sliding_window", False)
+    c.expect("sliding_window", None)  # the class does not slide, whatever the key says
+    c.expect("shared_expert_intermediate_size", 0)  # of the talker alone
+    for section in settings(c):
+        section.inert(
+            "interleaved", why="how the position axes share the planes, and all three agree on text"
+        )
+    return compose(c, None, renormalise=c.flag("norm_topk_prob"), theta=1e6)
 
 
 def build(c: Config) -> Blueprint:

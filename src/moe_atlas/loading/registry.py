@@ -93,6 +93,7 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
     "qwen3_5_moe_text": qwen3_next.build_typed,
     "qwen3_moe": qwen3_moe.build,
     "qwen3_next": qwen3_next.build,
+    "qwen3_omni_moe_text": qwen3_moe.build_omni,
     "qwen3_vl_moe_text": qwen3_moe.build_vision,
     "solar_open": glm4_moe.build_solar,
 }
