@@ -28,6 +28,7 @@ from moe_atlas.models.mixers import (
 from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
 from scripts import inert_keys, released
 from scripts.oracle import tiny
+from tests.oracle import first_moe
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "src/moe_atlas/families/table.json"
@@ -39,10 +40,12 @@ MIXERS = {
     ShortConv: "short convolution",
     SharedKeyValue: "keys that are values, compressed, window",
 }
-BY_READING = "no oracle: read off remote code; equals glm4_moe on renamed tensors"
+BY_READING = "no class: read off remote code;"
+RENAMED, REWRITTEN = "equals glm4_moe on renamed tensors", "equals a float64 rewrite to 1e-5"
 SAME_AS = {
-    "bailing_moe": ("glm4_moe", f"version 2 only; {BY_READING}"),
-    "bailing_moe_v2": ("glm4_moe", BY_READING),
+    "bailing_moe": ("glm4_moe", f"{BY_READING} 2.0 {RENAMED}, 1.5 {REWRITTEN}"),
+    "bailing_moe_v2": ("glm4_moe", f"{BY_READING} {RENAMED}"),
+    "deepseek": ("deepseek", f"{BY_READING} {REWRITTEN}"),
     "glm4v_moe_text": ("glm4_moe", "reads as glm4_moe, biases by default, no q/k norms"),
     "kimi_k2": ("deepseek_v3", "reads as deepseek_v3"),
     "qwen3_omni_moe_text": (
@@ -79,17 +82,16 @@ def main(arguments: list[str]) -> int:
 def rows() -> list[dict[str, str]]:
     """One row for each model_type of the registry."""
     with tempfile.TemporaryDirectory() as folder:
-        specs = {case: spec(case, Path(folder)) for case in tiny.CASES}
+        saved = {case: tiny.save(case, Path(folder, case)) for case in tiny.CASES}
+        saved |= {kind: first_moe.save(kind, Path(folder, kind)) for kind in first_moe.CONFIGS}
+        specs = {case: resolve(open_checkpoint(path)) for case, path in saved.items()}
     return [row(name, specs) for name in sorted(FAMILIES)]
-
-
-def spec(case: str, root: Path) -> ModelSpec:
-    return resolve(open_checkpoint(tiny.save(case, root / case)))
 
 
 def row(name: str, specs: dict[str, ModelSpec]) -> dict[str, str]:
     stand_in, remark = SAME_AS.get(name, (name, ""))
-    own = {case: model for case, model in specs.items() if tiny.CASES[case][0] == stand_in}
+    kinds = {case: tiny.CASES[case][0] if case in tiny.CASES else case for case in specs}
+    own = {case: model for case, model in specs.items() if kinds[case] in (stand_in, name)}
     layers = [layer for model in own.values() for layer in model.layers]
     moe = [layer.moe for layer in layers if layer.moe]
     return {

@@ -32,7 +32,10 @@ STAND_IN = {"kimi_k2": "deepseek_v3"}
 """The class of an architecture without one of its own."""
 WRAPPED = {"kimi_k25": "language_model."}
 """Multimodal models without a class: their language model alone is built, and stored under this prefix."""
-REMOTE = {"bailing_moe": "remote code alone; the family equals glm4_moe on renamed tensors"}
+REMOTE = {
+    "bailing_moe": "remote code alone; held against glm4_moe (2.0) and a float64 rewrite (1.5)",
+    "deepseek": "remote code alone; held against a float64 rewrite",
+}
 """Models that no class of transformers reads."""
 RENAMED = {"ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM", "PhiMoEForCausalLM": "PhimoeForCausalLM"}
 TOLERANCE = 1e-4

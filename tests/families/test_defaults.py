@@ -20,7 +20,7 @@ from scripts.oracle import tiny
 
 STAND_IN = {"kimi_k2": "deepseek_v3"}
 """The class that reads an architecture without a class of its own."""
-WITHOUT_CLASS = {"bailing_moe", "bailing_moe_v2"}
+WITHOUT_CLASS = {"bailing_moe", "bailing_moe_v2", "deepseek"}
 ELSEWHERE = {
     ("dbrx", "rope_parameters"): "the class forgets attn_config.rope_theta, which every other loader reads",
     ("dbrx", "rope_parameters.rope_theta"): "as above",

@@ -87,7 +87,6 @@ DENSE = ("nvidia/Gemma-4-31B-IT-NVFP4",)
 """Releases that have no experts."""
 NOT_REPLAYED = {
     "MiniMaxAI/MiniMax-Text-01-hf": "minimax",
-    "deepseek-ai/deepseek-moe-16b": "deepseek",
     "IntervitensInc/pangu-pro-moe-model": "PanguProMoE",
     "OrionZheng/openmoe-8b": "OpenMoeForCausalLM",
     "PowerInfer/SmallThinker-21BA3B-Instruct": "smallthinker",

@@ -10,6 +10,7 @@ from moe_atlas.configuration.config import Config
 from moe_atlas.configuration.kinds import dense_first
 from moe_atlas.configuration.parts import Blueprint, decoder, gated_mlp, grouped_query, moe, sigmoid_router
 from moe_atlas.configuration.rope import rope
+from moe_atlas.families.deepseek import build_ling
 from moe_atlas.models.mixers import Norm
 from moe_atlas.models.names import STANDARD
 
@@ -22,7 +23,6 @@ NAMES = STANDARD | {
 }
 PRESENT = {
     "score_function": "sigmoid",
-    "moe_router_enable_expert_bias": True,
     "moe_router_topk_scaling_factor": None,
     "norm_topk_prob": True,
     "use_qk_norm": True,
@@ -35,12 +35,11 @@ UNUSED = "router_dtype sliding_window multi_gate norm_softmax moe_shared_expert_
 
 
 def build(c: Config) -> Blueprint:
-    """Read a `bailing_moe_v2` configuration; version 1 shares a name with it and has no selection bias."""
-    if c.optional("moe_router_enable_expert_bias") is not True or c.optional("score_function") != "sigmoid":
-        raise c.refuse(
-            "score_function, moe_router_enable_expert_bias",
-            "only version 2, sigmoid scores with a bias, is implemented",
-        )
+    """Read a `bailing_moe` configuration: version 2 has a selection bias, and version 1.5 shares its name with it."""
+    if not c.flag("moe_router_enable_expert_bias", default=False, null=False):
+        c.expect("score_function", "softmax")
+        return build_ling(c)
+    c.text("score_function")
     for key, value in PRESENT.items():
         c.expect(key, value)
     c.inert(*UNUSED.split(), why="read by the remote code in training alone, or not at all")

@@ -121,8 +121,9 @@ class _Binder:
         shapes = dict(needs)
         inside = {role: stack for stack, roles in self.blueprint.stacks.items() for role in roles}
         for role, shape in needs:
-            if role in inside:
-                yield self._stacked(role, inside[role], shapes, prefix)
+            base = role.removesuffix(".bias")
+            if base in inside:
+                yield self._stacked(role, inside[base], shapes, prefix)
             else:
                 yield self.ref(role, shape, prefix)
 
@@ -130,12 +131,14 @@ class _Binder:
         self, role: str, stack: str, shapes: Mapping[str, tuple[int, ...]], prefix: str
     ) -> TensorRef:
         """A tensor stored as some of the rows of a larger one."""
-        together = [(other, shapes[other]) for other in self.blueprint.stacks[stack]]
+        base = role.removesuffix(".bias")
+        part = role[len(base) :]
+        together = [(other + part, shapes[other + part]) for other in self.blueprint.stacks[stack]]
         start = sum(shape[0] for other, shape in together[: [r for r, _ in together].index(role)])
         total = sum(shape[0] for _, shape in together)
         shape = shapes[role]
         stored = self._stored_name(prefix + stack + stored_suffix(role))
-        name = prefix + self.blueprint.names[role] + stored_suffix(role)
+        name = prefix + self.blueprint.names[base] + stored_suffix(role)
         ref = TensorRef(name, kind_of(role), shape, role, stored, rows=(start, start + shape[0], 1))
         self._check(ref, (total, *shape[1:]))
         return ref
