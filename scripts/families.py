@@ -20,6 +20,7 @@ from moe_atlas.models.mixers import (
     GroupedQuery,
     KimiDelta,
     Latent,
+    Lightning,
     Mamba2,
     Mixer,
     SharedKeyValue,
@@ -35,6 +36,7 @@ TABLE = ROOT / "src/moe_atlas/families/table.json"
 PAGE = ROOT / "docs/families.md"
 MIXERS = {
     DeltaNet: "gated delta rule",
+    Lightning: "lightning attention",
     KimiDelta: "delta rule by channel",
     Mamba2: "Mamba-2",
     ShortConv: "short convolution",

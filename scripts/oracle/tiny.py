@@ -389,6 +389,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                                        "original_max_position_embeddings": 5, "beta_fast": 0.3125, "beta_slow": 0.1},
         },
     ),
+    "minimax": (
+        "minimax",
+        MIXTRAL | {
+            "num_hidden_layers": 3, "layer_types": LINEAR, "head_dim": 10, "block_size": 7, "sliding_window": 6,
+            "full_attn_alpha_factor": 1.3, "full_attn_beta_factor": 0.7, "linear_attn_alpha_factor": 0.8,
+            "linear_attn_beta_factor": 1.4, "mlp_alpha_factor": 1.2, "mlp_beta_factor": 0.6,
+        },
+    ),
     "nemotron_h": (
         "nemotron_h",
         {

@@ -99,3 +99,13 @@ def test_a_change_of_how_streams_mix_is_a_change_of_state(tmp_path, judge):
         assert layer["pair"]["coordinate_drift"]["estimate"] > 0.0
         assert layer["pair"]["boundary_drift"]["estimate"] == 0.0
         assert layer["pair"]["content_drift"]["estimate"] == 0.0
+
+
+def test_what_joins_the_normalised_state_has_no_visible_update(tmp_path, judge):
+    base = tiny.save("minimax", tmp_path / "base", seed=3)
+    tuned = pairs.variant(base, tmp_path / "tuned", pairs.jitter(0.2, lambda name: "experts" in name))
+    for layer in judge(base, tuned).body["layers"]:
+        found = layer["pair"]["content_drift"]
+        assert found["estimate"] is None
+        assert "joins the normalised state" in found["reason"]
+        assert layer["pair"]["coordinate_drift_z"]["estimate"] is not None

@@ -86,7 +86,6 @@ CLASSES = {"OrionZheng/openmoe-8b": "OpenMoeForCausalLM"}
 DENSE = ("nvidia/Gemma-4-31B-IT-NVFP4",)
 """Releases that have no experts."""
 NOT_REPLAYED = {
-    "MiniMaxAI/MiniMax-Text-01-hf": "minimax",
     "IntervitensInc/pangu-pro-moe-model": "PanguProMoE",
     "OrionZheng/openmoe-8b": "OpenMoeForCausalLM",
     "PowerInfer/SmallThinker-21BA3B-Instruct": "smallthinker",

@@ -17,7 +17,7 @@ from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused
 from moe_atlas.loading.bind import bind
 from moe_atlas.loading.registry import read_config
-from moe_atlas.models.mixers import GroupedQuery, KimiDelta, Latent, Mamba2, Norm
+from moe_atlas.models.mixers import GroupedQuery, KimiDelta, Latent, Lightning, Mamba2, Norm
 from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec, RouterSpec
 from scripts.oracle import tiny
 from scripts.oracle.parity import replayed, tie_free_tokens
@@ -30,6 +30,7 @@ ALWAYS = {
     ("MoESpec", "norm_kind"): COPY,
     ("MoESpec", "norm_eps"): COPY,
     ("MoESpec", "post_norm"): COPY,
+    ("MoESpec", "joins_norm"): COPY,
 }
 """Fields that no change of which the replay can notice."""
 
@@ -138,6 +139,16 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
         lambda o: isinstance(o, Norm) and o.kind == "rms32",
         ("kind=rms32_stored",),
         "the gains of these families are stored in the activation dtype already",
+    ),
+    (
+        lambda o: isinstance(o, LayerSpec) and o.normed is not None,
+        ("residual_scale",),
+        "where no residual passes beside the norms, both summands have factors of their own",
+    ),
+    (
+        lambda o: isinstance(o, Lightning),
+        ("slope",),
+        "the class stores what follows from it, and what is stored is used; test_recurrent derives it",
     ),
     (lambda o: isinstance(o, Latent), ("longest",), "refuses a probe, and computes nothing"),
     (

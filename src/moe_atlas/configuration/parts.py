@@ -251,6 +251,7 @@ def layer(
         "norm_kind": norm.kind,
         "norm_eps": norm.eps,
         "post_norm": bare.post_ffn_norm,
+        "joins_norm": bare.normed is not None,
     }
     return replace(bare, moe=replace(feed_forward, **around))
 

@@ -86,6 +86,9 @@ def undefined(moe: MoESpec) -> dict[str, str]:
         reasons |= dict.fromkeys(NO_TANGENT, "no canonical state z, so P_z u is undefined")
     elif moe.post_norm:
         reasons |= dict.fromkeys(NO_TANGENT, "a norm follows the experts: P_z u is not the visible update")
+    elif moe.joins_norm:
+        joined = "the experts' output joins the normalised state: P_z u is not the visible update"
+        reasons |= dict.fromkeys(NO_TANGENT, joined)
     if moe.router.top_k == 1:
         one = "one expert per token: no two experts are co-active"
         reasons |= dict.fromkeys(("overlap", "overlap_specificity", "overlap_boundary_contrast"), one)

@@ -18,7 +18,7 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.loading.wrapper_names import account
 from moe_atlas.models import tensors
 from moe_atlas.models.expert_refs import expert_refs
-from moe_atlas.models.names import BARE, MLP, kind_of, stored_suffix
+from moe_atlas.models.names import BARE, DECAYS, MLP, kind_of, stored_suffix
 from moe_atlas.models.spec import ExpertLayout, LayerSpec, ModelSpec, MoESpec, Skipped, TensorRef
 from moe_atlas.models.tensors import Need
 
@@ -121,6 +121,8 @@ class _Binder:
         shapes = dict(needs)
         inside = {role: stack for stack, roles in self.blueprint.stacks.items() for role in roles}
         for role, shape in needs:
+            if role in DECAYS and self._stored_name(prefix + self.blueprint.names[role]) not in self.stored:
+                continue
             base = role.removesuffix(".bias")
             if base in inside:
                 yield self._stacked(role, inside[base], shapes, prefix)

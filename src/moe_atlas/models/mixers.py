@@ -191,6 +191,22 @@ class Mamba2(Mixer):
 
 
 @dataclass(frozen=True)
+class Lightning(Mixer):
+    """Linear attention without softmax: a matrix per head decays at a fixed rate, takes in v at k, and is read at q."""
+
+    heads: int
+    head_dim: int
+    block: int
+    """Tokens that are computed together."""
+    slope: float
+    """Factor of the layer on the decay rates: head h of H, counted from 1, keeps exp(−slope · 2^(−8h/H)) a token."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu2"]
+    """Of q, k and v."""
+    norm: Norm
+    """Of the output of all heads together, before it meets its gate."""
+
+
+@dataclass(frozen=True)
 class ShortConv(Mixer):
     """Gated short convolution: out(C · conv(B · x)) with B, C and x projected from the input."""
 

@@ -49,7 +49,13 @@ MIXTRAL_EXPERTS: dict[str, str] = {
 STREAMS = tuple(f"{block}_streams" for block in ("mixer", "ffn", "head"))
 STREAM_TENSORS = frozenset(f"{block}.{part}" for block in STREAMS for part in ("fn", "base", "scale"))
 POSITION_BIASES = frozenset({"compressor.position_bias", "indexer.position_bias"})
-BARE = frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D"}) | STREAM_TENSORS | POSITION_BIASES
+DECAYS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+"""What follows from the configuration, and is used as it is stored where a writer stores it."""
+BARE = (
+    frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D", *DECAYS})
+    | STREAM_TENSORS
+    | POSITION_BIASES
+)
 """Roles whose tensor has no `.weight` behind its name."""
 
 

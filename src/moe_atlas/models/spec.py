@@ -139,6 +139,8 @@ class MoESpec:
     norm_kind: str
     norm_eps: float
     post_norm: bool
+    joins_norm: bool = False
+    """The output is added to the normalised state, and not to the one that entered the norm."""
     weight_on_input: bool = False
     identity_experts: int = 0
     """The last so many of the router's experts return their input."""
@@ -189,6 +191,16 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class NormedResidual:
+    """What a block's output joins is the state as the norm in front of the block leaves it: kept·g + added·block(g)."""
+
+    mixer_kept: float
+    mixer_added: float
+    ffn_kept: float
+    ffn_added: float
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One decoder layer: a mixer, then a mixture-of-experts or a dense block, each with its norms.
 
@@ -207,6 +219,8 @@ class LayerSpec:
     block: Literal["sequential", "parallel"] = "sequential"
     """`parallel`: mixer and feed-forward read the same normalised state and are added together."""
     residual_scale: float = 1.0
+    normed: NormedResidual | None = None
+    """Set where no residual passes beside the norms."""
     streams: Streams | None = None
     """How the blocks read and write a residual of several streams; then they are sequential."""
     after: LayerSpec | None = None

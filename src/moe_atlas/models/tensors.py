@@ -11,6 +11,7 @@ from moe_atlas.models.mixers import (
     GroupedQuery,
     KimiDelta,
     Latent,
+    Lightning,
     Mamba2,
     Norm,
     SharedKeyValue,
@@ -173,6 +174,19 @@ def mamba2(m: Mamba2, width: int) -> Iterator[Need]:
     yield from linear("mixer_out_proj", width, inner, bias=m.bias)
 
 
+def lightning(m: Lightning, width: int) -> Iterator[Need]:
+    """One projection of q, k and v, head by head, the output's norm, gate and projection, and how heads decay."""
+    inner = m.heads * m.head_dim
+    yield "qkv_proj", (3 * inner, width)
+    yield from norm("output_norm", inner, m.norm)
+    yield "output_gate", (inner, width)
+    yield "mixer_out_proj", (width, inner)
+    yield "slope_rate", (m.heads, 1, 1)
+    yield "query_decay", (m.heads, m.block, 1)
+    yield "key_decay", (m.heads, m.block, 1)
+    yield "diagonal_decay", (1, m.heads, m.block, m.block)
+
+
 def short_conv(m: ShortConv, width: int) -> Iterator[Need]:
     """Two projections around a convolution of every channel by itself."""
     yield from linear("in_proj", 3 * width, width, bias=m.bias)
@@ -185,6 +199,7 @@ def short_conv(m: ShortConv, width: int) -> Iterator[Need]:
 MIXERS: dict[type, Callable[[Any, int], Iterator[Need]]] = {
     GroupedQuery: grouped_query,
     Latent: latent,
+    Lightning: lightning,
     DeltaNet: delta_net,
     KimiDelta: kimi_delta,
     Mamba2: mamba2,

@@ -22,6 +22,7 @@ from moe_atlas.models.mixers import (
     GroupedQuery,
     KimiDelta,
     Latent,
+    Lightning,
     Mamba2,
     SharedKeyValue,
     ShortConv,
@@ -29,7 +30,16 @@ from moe_atlas.models.mixers import (
 from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
 from moe_atlas.replay import streams
 from moe_atlas.replay.experts import feed_forward
-from moe_atlas.replay.mixers import attention, convolution, gated_delta, kimi_delta, mamba, mla, shared_kv
+from moe_atlas.replay.mixers import (
+    attention,
+    convolution,
+    gated_delta,
+    kimi_delta,
+    lightning,
+    mamba,
+    mla,
+    shared_kv,
+)
 from moe_atlas.replay.mixers.attention import Weights, linear
 from moe_atlas.replay.primitives.norm import apply_gain, gain_float32, normalise, standardise
 from moe_atlas.replay.router import Routing, combine_weights, route
@@ -39,6 +49,7 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
     Latent: mla.latent,
     DeltaNet: gated_delta.gated_delta,
     KimiDelta: kimi_delta.kimi_delta,
+    Lightning: lightning.lightning,
     Mamba2: mamba.mamba2,
     SharedKeyValue: shared_kv.shared_key_value,
     ShortConv: convolution.short_conv,
@@ -117,6 +128,10 @@ class Replay:
             x_WSD = streams.read(layer.streams, w, "mixer_streams", state_WSD)
             y_WSD = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
             return streams.write(layer.streams, w, "mixer_streams", state_WSD, y_WSD)
+        if layer.normed is not None:
+            g_WSD = normalise(state_WSD, layer.norm, *_norm_weights(layer, w, "pre_mixer_norm"))
+            y_WSD = MIXERS[type(layer.mixer)](layer.mixer, w, g_WSD)
+            return g_WSD * layer.normed.mixer_kept + y_WSD * layer.normed.mixer_added
         return state_WSD + _scaled(self._mixer_branch(layer, w, state_WSD), layer.residual_scale)
 
     def block_input(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
@@ -240,7 +255,8 @@ class Replay:
                 role.removeprefix("after."): tensor for role, tensor in w.items() if role.startswith("after.")
             }
             x_WSD = self.dense(layer.after, inner, self.attention(layer.after, inner, x_WSD))
-        return self._residual(layer, w, x_WSD, y_TD.view(*x_WSD.shape[:2], -1))
+        y_WSD, g_WSD = (part_TD.view(*x_WSD.shape[:2], -1) for part_TD in (y_TD, gate.g_TD))
+        return self._residual(layer, w, x_WSD, y_WSD, g_WSD)
 
     def dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
         """State after a layer without router."""
@@ -251,7 +267,7 @@ class Replay:
         norm = _norm_weights(layer, w, "pre_ffn_norm") if layer.pre_ffn_norm else None
         g_WSD = self.block_input(layer, w, x_WSD)
         g_WSD = g_WSD if norm is None else normalise(g_WSD, layer.norm, *norm)
-        return self._residual(layer, w, x_WSD, feed_forward(layer.dense, w, g_WSD, "dense."))
+        return self._residual(layer, w, x_WSD, feed_forward(layer.dense, w, g_WSD, "dense."), g_WSD)
 
     def hidden(self, w: Weights, state_TD: Tensor) -> Tensor:
         """What the head is multiplied with [T, D], from states [T, D] or, with streams, [T, N, D]."""
@@ -332,9 +348,12 @@ class Replay:
             else y
         )
 
-    def _residual(self, layer: LayerSpec, w: Weights, x_WSD: Tensor, y_WSD: Tensor) -> Tensor:
+    def _residual(self, layer: LayerSpec, w: Weights, x_WSD: Tensor, y_WSD: Tensor, g_WSD: Tensor) -> Tensor:
+        """State after a block, from the residual, the block's output and the block's input."""
         if layer.post_ffn_norm:
             y_WSD = normalise(y_WSD, layer.norm, *_norm_weights(layer, w, "post_ffn_norm"))
+        if layer.normed is not None:
+            return g_WSD * layer.normed.ffn_kept + y_WSD * layer.normed.ffn_added
         if layer.streams is not None:
             y_WSD = _scaled(y_WSD, layer.residual_scale)
             return streams.write(layer.streams, w, "ffn_streams", x_WSD, y_WSD)

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.models.expert_refs import expert_refs
-from moe_atlas.models.mixers import DeltaNet, GroupedQuery, KimiDelta, Latent, Mamba2, Mixer, SharedKeyValue
+from moe_atlas.models.mixers import (
+    DeltaNet,
+    GroupedQuery,
+    KimiDelta,
+    Latent,
+    Lightning,
+    Mamba2,
+    Mixer,
+    SharedKeyValue,
+)
 from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec, TensorRef
 from moe_atlas.probes.windows import Window
 
@@ -146,6 +155,8 @@ def mixing(mixer: Mixer, tokens: Tokens) -> int:
             return 6 * tokens.total * mixer.value_heads * mixer.key_dim * mixer.value_dim
         case KimiDelta():
             return 6 * tokens.total * mixer.heads * mixer.dim**2
+        case Lightning():
+            return 4 * tokens.total * mixer.heads * mixer.head_dim * (mixer.block // 2 + mixer.head_dim)
         case Mamba2():
             return 6 * tokens.total * mixer.heads * mixer.head_dim * mixer.state_dim
     return 0  # a short convolution is all projections
