@@ -21,6 +21,7 @@ from moe_atlas.models.mixers import (
     KimiDelta,
     Latent,
     Lightning,
+    Mamba1,
     Mamba2,
     Mixer,
     SharedKeyValue,
@@ -38,6 +39,7 @@ MIXERS = {
     DeltaNet: "gated delta rule",
     Lightning: "lightning attention",
     KimiDelta: "delta rule by channel",
+    Mamba1: "Mamba-1",
     Mamba2: "Mamba-2",
     ShortConv: "short convolution",
     SharedKeyValue: "keys that are values, compressed, window",
@@ -48,6 +50,10 @@ SAME_AS = {
     "bailing_moe": ("glm4_moe", f"{BY_READING} 2.0 {RENAMED}, 1.5 {REWRITTEN}"),
     "bailing_moe_v2": ("glm4_moe", f"{BY_READING} {RENAMED}"),
     "deepseek": ("deepseek", f"{BY_READING} {REWRITTEN}"),
+    "ernie4_5_vl_moe_text": (
+        "ernie4_5_moe",
+        "reads as ernie4_5_moe; the text of a whole model, its vision experts compared unreplayed",
+    ),
     "glm4v_moe_text": ("glm4_moe", "reads as glm4_moe, biases by default, no q/k norms"),
     "kimi_k2": ("deepseek_v3", "reads as deepseek_v3"),
     "qwen3_omni_moe_text": (

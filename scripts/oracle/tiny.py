@@ -389,6 +389,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                                        "original_max_position_embeddings": 5, "beta_fast": 0.3125, "beta_slow": 0.1},
         },
     ),
+    "jamba": (
+        "jamba",
+        OLMOE | {
+            "num_hidden_layers": 4, "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2,
+            "expert_layer_offset": 1, "mamba_d_state": 6, "mamba_d_conv": 3, "mamba_expand": 2, "mamba_dt_rank": 5,
+            "mamba_proj_bias": True, "head_dim": 10, "norm_topk_prob": ABSENT,
+        },
+    ),
     "minimax": (
         "minimax",
         MIXTRAL | {

@@ -33,7 +33,7 @@ ALIASES = [
 ]
 """Names of one thing; a family reads some of them and refuses the others as unknown."""
 UNREAD = "the key is read by nothing"
-WITHOUT_POSITIONS = ("kimi_linear", "nemotron_h")
+WITHOUT_POSITIONS = ("jamba", "kimi_linear", "nemotron_h")
 
 
 def read(values):

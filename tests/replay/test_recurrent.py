@@ -13,6 +13,7 @@ from moe_atlas.replay.mixers.gated_delta import CHUNK, delta_rule
 from moe_atlas.replay.mixers.kimi_delta import channel_delta_rule
 from moe_atlas.replay.mixers.lightning import decayed_attention, decays
 from moe_atlas.replay.mixers.mamba import state_space
+from moe_atlas.replay.mixers.mamba1 import selective_scan
 from scripts.oracle import tiny
 from scripts.oracle.parity import replayed
 
@@ -84,3 +85,16 @@ def test_decays_that_are_not_stored_are_those_that_the_class_derives(tmp_path):
     expected = tiny.oracle(tiny.load_reference(folder), tiny.tokens())
     logits, _ = replayed(*tiny.open_tiny(folder), tiny.tokens(), torch.float32, "float32")
     assert (logits - expected.logits).abs().max() < 1e-4
+
+
+def test_selective_scan_is_its_recurrence():
+    x, step = random(2, LENGTH, 5, seed=0), random(2, LENGTH, 5, seed=1).abs()
+    b, c, rate = random(2, LENGTH, 4, seed=2), random(2, LENGTH, 4, seed=3), -random(5, 4, seed=4).abs()
+    expected = torch.zeros(2, LENGTH, 5, dtype=torch.float64)
+    for window, channel in [(w, i) for w in range(2) for i in range(5)]:
+        state = torch.zeros(4, dtype=torch.float64)
+        for t in range(LENGTH):
+            taken = (step[window, t, channel].double() * x[window, t, channel]) * b[window, t].double()
+            state = state * (rate[channel].double() * step[window, t, channel]).exp() + taken
+            expected[window, t, channel] = state @ c[window, t].double()
+    assert torch.allclose(selective_scan(x, step, rate, b, c).double(), expected, atol=2e-5)

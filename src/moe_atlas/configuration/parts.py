@@ -42,6 +42,12 @@ class Blueprint:
     """Stored tensors whose rows are several roles one after the other."""
     also: Mapping[str, str] = field(default_factory=dict)
     """Role to another name that some writer stores it under."""
+    turned: frozenset[str] = frozenset()
+    """Roles whose matrix is stored with rows and columns exchanged."""
+    entries: Mapping[str, int] = field(default_factory=dict)
+    """Role to how many entries are stored one after the other, of which the first is the text model's."""
+    other_modality: str = ""
+    """Pattern of the names below a layer that no token of text reaches."""
 
 
 def activation(c: Config, key: str = "hidden_act", default: str = "silu") -> Any:

@@ -1,9 +1,18 @@
-"""ERNIE 4.5: softmax router whose probabilities, plus a selection bias, are what top-k is taken on."""
+"""ERNIE 4.5: softmax router whose probabilities, plus a selection bias, are what top-k is taken on.
+
+Its vision-language model routes tokens of pictures to experts of their own, behind a router of their own. No token of
+text reaches either: they are compared by their weights.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from moe_atlas.configuration.config import Config
+from moe_atlas.configuration.kinds import dense_by_type
 from moe_atlas.configuration.parts import (
+    EXPERTS,
     Blueprint,
     decoder,
     default_head_dim,
@@ -13,10 +22,14 @@ from moe_atlas.configuration.parts import (
     rms,
     softmax_router,
 )
-from moe_atlas.configuration.rope import rope
+from moe_atlas.configuration.rope import rope, settings
 from moe_atlas.models.names import STANDARD
+from moe_atlas.models.spec import ModelSpec
 
-NAMES = STANDARD | {"selection_bias": "mlp.moe_statics.e_score_correction_bias"}
+BIAS = "mlp.moe_statics.e_score_correction_bias"
+NAMES = STANDARD | {"selection_bias": BIAS}
+NAMES_VISION = STANDARD | {"selection_bias": "mlp.text_moe.gate.moe_statics.e_score_correction_bias"}
+"""The biases of text and vision are stored together; this is what the class calls that of text."""
 
 
 def build(c: Config) -> Blueprint:
@@ -24,7 +37,54 @@ def build(c: Config) -> Blueprint:
     c.expect("moe_gate", "topk")
     c.expect("moe_use_aux_free", True)
     c.inert("moe_capacity", why="limits the tokens of an expert in training")
-    bias, width = c.flag("use_bias", default=False), c.integer("moe_intermediate_size")
+    start, last = c.integer("moe_layer_start_index"), c.integer("moe_layer_end_index", default=-1)
+    end = c.integer("num_hidden_layers") - 1 if last == -1 else last
+    step = c.integer("moe_layer_interval", default=1)
+    bias = c.flag("use_bias", default=False)
+    model = _compose(
+        c,
+        c.integer("moe_intermediate_size"),
+        lambda i: not ((i + 1) % step == 0 and start <= i <= end),
+        bias,
+        {"head_bias": bias},
+    )
+    return Blueprint(model, NAMES)
+
+
+def build_vision(c: Config) -> Blueprint:
+    """Read the text part of an `ernie4_5_vl_moe` configuration."""
+    widths = c.integers("moe_intermediate_size", default=[1536, 512])
+    if len(widths) != 2:
+        raise c.refuse(
+            f"moe_intermediate_size = {widths!r}", "expected the widths of text and vision experts"
+        )
+    _require_interleaved(c)
+    model = _compose(c, widths[0], dense_by_type(c), c.flag("use_bias", default=False), {})
+    experts = c.integer(*EXPERTS)
+    vision = "|".join(str(expert) for expert in range(experts, 2 * experts))
+    return Blueprint(
+        model,
+        NAMES_VISION,
+        also={"selection_bias": BIAS},
+        turned=frozenset({"router"}),
+        entries={"selection_bias": 2},
+        other_modality=rf"mlp\.(gate\.weight_1|experts\.({vision})\.\w+\.weight)",
+    )
+
+
+def _require_interleaved(c: Config) -> None:
+    """Refuse planes of height and width that do not alternate: only then do equal positions turn as one axis does."""
+    half = default_head_dim(c) // 2
+    for section in settings(c):
+        planes = section.integers("mrope_section", default=[22, 22, 20])
+        if len(planes) != 3 or planes[0] != planes[1] or sum(planes) != half:
+            raise c.uncomputed(f"mrope_section = {planes!r}", f"expected [n, n, {half} - 2n]")
+
+
+def _compose(
+    c: Config, width: int, dense: Callable[[int], bool], bias: bool, fields: Mapping[str, Any]
+) -> ModelSpec:
+    """The decoder that both are; `fields` are of the whole model."""
     rotary = rope(c, default_head_dim(c), pairing="pairs", arithmetic="float32", theta=500000.0)
     attention = grouped_query(c, rope=rotary, qkv_bias=bias, out_bias=bias)
     router = softmax_router(
@@ -43,15 +103,11 @@ def build(c: Config) -> Blueprint:
         shared=gated_mlp(c, width * shared, bias=bias) if shared else None,
     )
     plain = gated_mlp(c, c.integer("intermediate_size"), bias=bias)
-    start, last = c.integer("moe_layer_start_index"), c.integer("moe_layer_end_index", default=-1)
-    end = c.integer("num_hidden_layers") - 1 if last == -1 else last
-    step = c.integer("moe_layer_interval", default=1)
-    model = decoder(
+    return decoder(
         c,
         rms(c, default=1e-5),
         lambda i: attention,
-        lambda i: routed if (i + 1) % step == 0 and start <= i <= end else plain,
+        lambda i: plain if dense(i) else routed,
         tied=c.flag("tie_word_embeddings", default=True),
-        model={"head_bias": bias},
+        model=fields,
     )
-    return Blueprint(model, NAMES)

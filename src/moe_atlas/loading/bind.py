@@ -40,8 +40,11 @@ END = (
 )
 AROUND = ("language_model.", "thinker.")
 """What may stand in front of the head of such a text model."""
-OTHER_PARTS = r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+|talker|code2wav)\."
+OTHER_PARTS = (
+    r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+|resampler_model|talker|code2wav)\."
+)
 """Parts of a multimodal model around its text model."""
+OTHER_ENTRIES = "its other entries belong to other modalities"
 FLOATS = ("F64", "F32", "F16", "BF16")
 ACTIVATION_SCALES = (
     ".input_scale",
@@ -77,6 +80,7 @@ class _Binder:
         self.blueprint, self.family, self.stored, self.label = blueprint, family, stored, label
         self.used: set[str] = set()
         self.missing: dict[str, tuple[int, ...]] = {}
+        self.shared: set[str] = set()
         self.quantised = any(isinstance(found, Encoded) for found in stored.values())
         self.prefix = self._find_prefix()
 
@@ -154,11 +158,16 @@ class _Binder:
             stored = other if other in self.stored else stored
         ref = TensorRef(canonical, kind_of(role), shape, role, stored)
         found = self.stored.get(stored)
+        if role in self.blueprint.entries:
+            self._check(ref, (self.blueprint.entries[role], *shape))
+            self.shared.add(stored)
+            return replace(ref, index=0)
         if found is not None and tuple(found.shape) == (1, *shape):
             self.used.add(stored)  # some families store a vector as a matrix of one row
             return replace(ref, index=0)
-        self._check(ref, shape)
-        return ref
+        turned = role in self.blueprint.turned
+        self._check(ref, shape[::-1] if turned else shape)
+        return replace(ref, transpose=turned)
 
     def _with_stored_rows(self, spec: ModelSpec) -> ModelSpec:
         """The model with as many ids as its embedding has rows, where these are more than `vocab_size`.
@@ -309,6 +318,7 @@ class _Binder:
                 unread.append(name)
             else:
                 skipped.append(Skipped(name, reason=why[1], part=why[0]))
+        skipped += [Skipped(name, OTHER_ENTRIES, "modalities") for name in sorted(self.shared)]
         return skipped, unread
 
     def _unaccounted(self, unread: Sequence[str]) -> InputRefused:
@@ -345,6 +355,9 @@ class _Binder:
             return "activation_scales", "scale of quantised activations; a replay quantises none"
         if name.endswith("rotary_emb.inv_freq"):
             return "derived", "derived from the configuration"
+        other = self.blueprint.other_modality
+        if layer and other and re.fullmatch(other, name[layer.end() :]):
+            return "modalities", "no token of text reaches it"
         if not layer and re.search(OTHER_PARTS, name):
             return "modalities", "not part of the text model"
         return None

@@ -191,6 +191,23 @@ class Mamba2(Mixer):
 
 
 @dataclass(frozen=True)
+class Mamba1(Mixer):
+    """Selective state space: a small state for every channel that decays and takes in the channel at B, read at C."""
+
+    channels: int
+    state_dim: int
+    rank: int
+    """Of the projection that step sizes come from."""
+    kernel: int
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu2"]
+    """Behind the convolution; the output's gate is silu."""
+    norm: Norm
+    """Of the step sizes' low-rank part, of B and of C."""
+    conv_bias: bool
+    bias: bool
+
+
+@dataclass(frozen=True)
 class Lightning(Mixer):
     """Linear attention without softmax: a matrix per head decays at a fixed rate, takes in v at k, and is read at q."""
 

@@ -12,6 +12,7 @@ from moe_atlas.models.mixers import (
     KimiDelta,
     Latent,
     Lightning,
+    Mamba1,
     Mamba2,
     Norm,
     SharedKeyValue,
@@ -174,6 +175,21 @@ def mamba2(m: Mamba2, width: int) -> Iterator[Need]:
     yield from linear("mixer_out_proj", width, inner, bias=m.bias)
 
 
+def mamba1(m: Mamba1, width: int) -> Iterator[Need]:
+    """Projection in, convolution, what step size, B and C come from, with their norms, decay, skip, projection out."""
+    yield from linear("in_proj", 2 * m.channels, width, bias=m.bias)
+    yield "conv1d", (m.channels, 1, m.kernel)
+    if m.conv_bias:
+        yield "conv1d.bias", (m.channels,)
+    yield "x_proj", (m.rank + 2 * m.state_dim, m.channels)
+    yield from linear("dt_proj", m.channels, m.rank, bias=True)
+    for role, size in (("dt_norm", m.rank), ("b_norm", m.state_dim), ("c_norm", m.state_dim)):
+        yield from norm(role, size, m.norm)
+    yield "A_log", (m.channels, m.state_dim)
+    yield "D", (m.channels,)
+    yield from linear("mixer_out_proj", width, m.channels, bias=m.bias)
+
+
 def lightning(m: Lightning, width: int) -> Iterator[Need]:
     """One projection of q, k and v, head by head, the output's norm, gate and projection, and how heads decay."""
     inner = m.heads * m.head_dim
@@ -200,6 +216,7 @@ MIXERS: dict[type, Callable[[Any, int], Iterator[Need]]] = {
     GroupedQuery: grouped_query,
     Latent: latent,
     Lightning: lightning,
+    Mamba1: mamba1,
     DeltaNet: delta_net,
     KimiDelta: kimi_delta,
     Mamba2: mamba2,

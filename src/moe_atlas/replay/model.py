@@ -23,6 +23,7 @@ from moe_atlas.models.mixers import (
     KimiDelta,
     Latent,
     Lightning,
+    Mamba1,
     Mamba2,
     SharedKeyValue,
     ShortConv,
@@ -37,6 +38,7 @@ from moe_atlas.replay.mixers import (
     kimi_delta,
     lightning,
     mamba,
+    mamba1,
     mla,
     shared_kv,
 )
@@ -50,6 +52,7 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
     DeltaNet: gated_delta.gated_delta,
     KimiDelta: kimi_delta.kimi_delta,
     Lightning: lightning.lightning,
+    Mamba1: mamba1.mamba1,
     Mamba2: mamba.mamba2,
     SharedKeyValue: shared_kv.shared_key_value,
     ShortConv: convolution.short_conv,

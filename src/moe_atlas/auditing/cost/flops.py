@@ -18,6 +18,7 @@ from moe_atlas.models.mixers import (
     KimiDelta,
     Latent,
     Lightning,
+    Mamba1,
     Mamba2,
     Mixer,
     SharedKeyValue,
@@ -157,6 +158,8 @@ def mixing(mixer: Mixer, tokens: Tokens) -> int:
             return 6 * tokens.total * mixer.heads * mixer.dim**2
         case Lightning():
             return 4 * tokens.total * mixer.heads * mixer.head_dim * (mixer.block // 2 + mixer.head_dim)
+        case Mamba1():
+            return 6 * tokens.total * mixer.channels * mixer.state_dim
         case Mamba2():
             return 6 * tokens.total * mixer.heads * mixer.head_dim * mixer.state_dim
     return 0  # a short convolution is all projections
