@@ -389,6 +389,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                                        "original_max_position_embeddings": 5, "beta_fast": 0.3125, "beta_slow": 0.1},
         },
     ),
+    "aria_text": (
+        "aria_text",
+        {
+            "moe_num_experts": 8, "moe_topk": 3, "moe_num_shared_experts": 2, "intermediate_size": 12, "head_dim": 10,
+            "attention_bias": True, "mlp_bias": True, "hidden_act": "gelu",
+        },
+    ),
     "jamba": (
         "jamba",
         OLMOE | {

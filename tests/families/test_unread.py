@@ -36,6 +36,7 @@ NO_NUMBER = {
     "num_logits_to_keep": "what is returned",
     "use_cache": "what is kept",
     "do_sample": "how text is generated",
+    "patch_size": "how a picture is cut",
     "use_mamba_kernels": "which kernel",
     "_attn_implementation": "which kernel",
     "pad_token_id": "one row of the embedding that training leaves alone",

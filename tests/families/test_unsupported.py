@@ -96,7 +96,6 @@ NOT_REPLAYED = {
     "moonshotai/Kimi-K3": "kimi_k3",
     "nvidia/MiniMax-M3-NVFP4": "minimax_m3_vl",
     "openbmb/MiniCPM-MoE-8x2B": "minicpm",
-    "rhymes-ai/Aria": "aria_text",
     "sgl-project/DeepSeek-V4-Pro-FP8": "deepseek_ref",
     "stepfun-ai/Step-3.7-Flash-FP8": "step3p7",
     "xai-org/grok-1": "grok-1",

@@ -13,6 +13,7 @@ from moe_atlas.configuration.parts import Blueprint
 from moe_atlas.errors import InputRefused
 from moe_atlas.families import (
     afmoe,
+    aria,
     bailing_moe,
     cohere2_moe,
     dbrx,
@@ -54,6 +55,7 @@ from moe_atlas.models.spec import ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
     "afmoe": afmoe.build,
+    "aria_text": aria.build,
     "axk1": deepseek_v3.build_axk1,
     "bailing_moe": bailing_moe.build,
     "bailing_moe_v2": bailing_moe.build,

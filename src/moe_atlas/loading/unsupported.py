@@ -22,7 +22,6 @@ COUNT = re.compile(r"(moe_)?(num|n)_(local_|routed_|primary_)?experts")
 REMOTE = "its rules and the names of its tensors: they stand in remote code alone"
 
 MISSING: Mapping[str, str] = {
-    "aria_text": "the names and the layout of its fused experts",
     "arctic": "a dense perceptron with a residual of its own beside the experts",
     "axk2": "gated norms, and its own indexer",
     "bailing_hybrid": "its own form of Kimi delta attention and of latent attention",
