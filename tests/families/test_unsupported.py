@@ -198,7 +198,17 @@ def test_a_model_that_stores_or_names_experts_is_none_of_the_dense():
 
 
 def test_a_configuration_without_a_name_says_so():
-    assert "model_type: the key is missing" in refused({"n_routed_experts": 256, "dim": 4096})
+    for config in ({"n_routed_experts": 256, "dim": 4096}, {"num_experts": None}, {}):
+        assert "model_type: the key is missing" in refused(config)
+
+
+def test_a_name_around_the_innermost_one_counts_too():
+    thinker = {"model_type": "kimi_k3", "text_config": {"model_type": "kimi_linear", "num_experts": 8}}
+    message = refused({"model_type": "some_omni", "thinker_config": thinker})
+    assert (
+        f"thinker_config.model_type = 'kimi_k3': this mixture of experts is not replayed; missing: {MISSING['kimi_k3']}"
+        in message
+    )
 
 
 def test_a_replayed_family_whose_layers_are_all_dense_says_so(tmp_path):
