@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -64,20 +65,12 @@ SAME_AS = {
 }
 """Names without a model of their own in the reference, and the family that stands for them."""
 ORACLE = "transformers 5.23.0"
-FORMATS = [
-    {"format": "F32, BF16, F16, F64", "tensors": "plain; experts split, fused, transposed or stacked row by row"},
-    {"format": "fp8", "tensors": "float8 blocks beside `weight_scale_inv` (quant_method fp8), edges cut short, scales "
-     "F32, BF16, F16, E8M0 or U8, in any shard"},
-    {"format": "compressed-tensors float-quantized", "tensors": "float8 by tensor, channel or block"},
-    {"format": "compressed-tensors pack-quantized", "tensors": "4 or 8 bits by group or channel, symmetric or with a "
-     "zero point; reordered columns (actorder) are refused"},
-    {"format": "compressed-tensors nvfp4, mxfp4", "tensors": "4-bit floats in groups of 16 or 32"},
-    {"format": "mxfp4", "tensors": "gpt-oss `_blocks` and `_scales`"},
-]  # fmt: skip
+FORMATS = json.loads((ROOT / "scripts/stored_formats.json").read_text("utf-8"))
+"""The stored formats that are read, those that are refused, and what the page says of both."""
 
 
 def main(arguments: list[str]) -> int:
-    table = {"oracle": ORACLE, "families": rows(), "formats": FORMATS}
+    table = {"oracle": ORACLE, "families": rows(), "formats": FORMATS["read"]}
     wanted = {TABLE: json.dumps(table, indent=1) + "\n", PAGE: page(table)}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in stale:
@@ -189,16 +182,21 @@ def page(table: dict[str, Any]) -> str:
         "",
         "## Formats",
         "",
-        "Tensors are decoded as they are read, to float32 (MXFP4 to bfloat16, which holds it exactly). Unknown",
-        "quantisation is refused: GPTQ, AWQ, bitsandbytes, ModelOpt, torchao and others, each with what is missing.",
-        "A pair may be stored in two formats; `content_quantisation` then says what the format alone would do to",
-        "the base.",
+        *wrapped(FORMATS["decoded"]),
         "",
         "| format | tensors |",
         "|---|---|",
     ]
-    lines += [f"| {r['format']} | {r['tensors']} |" for r in table["formats"]]
+    lines += [f"| {r['format']} | {r['tensors']} |" for r in FORMATS["read"]]
+    lines += ["", *wrapped(FORMATS["settings"]), "", "Refused with `E_QUANT` and what is missing:", ""]
+    lines += ["| what | why |", "|---|---|"]
+    lines += [f"| {r['format']} | {r['reason']} |" for r in FORMATS["refused"]]
     return "\n".join([*lines, *released.page(ORACLE), *inert_keys.page()]) + "\n"
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of a paragraph."""
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

@@ -352,7 +352,7 @@ def test_a_lost_embedding_of_a_model_inside_another_is_counted_alone(tmp_path, m
     refused(given, "E_FAMILY", f"1 of {len(inside) + 1} needed tensors are missing;")
 
 
-def test_a_dense_model_alone_is_told_to_bring_experts(tmp_path, capsys):
+def test_a_dense_model_alone_is_said_to_be_dense(tmp_path, capsys):
     config = {"model_type": "llama", "hidden_size": 8, "vocab_size": 8, "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"model.embed_tokens.weight": torch.zeros(8, 8)}, tmp_path / "model.safetensors")
@@ -360,7 +360,7 @@ def test_a_dense_model_alone_is_told_to_bring_experts(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "E_FAMILY" in err
     assert "a dense model" in err
-    assert "audit a checkpoint with routed experts" in err
+    assert "atlas audits mixtures of experts alone" in err
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "grok_9", "num_experts": 8}))
     assert run(["inspect", str(tmp_path)]) == Exit.REFUSED
     assert "routed experts" not in capsys.readouterr().err

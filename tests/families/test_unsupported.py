@@ -215,7 +215,7 @@ def test_a_replayed_family_whose_layers_are_all_dense_says_so(tmp_path):
     folder = tiny.save("qwen3_moe", tmp_path / "m", mlp_only_layers=[0, 1])
     spec, _ = tiny.open_tiny(folder)
     with pytest.raises(InputRefused, match="no routed experts") as caught:
-        require_measurable(SimpleNamespace(windows=[]), spec)
+        require_measurable(SimpleNamespace(windows=[]), [SimpleNamespace(label="m")], [spec])
     assert not ADVICE.search(str(caught.value))
 
 

@@ -92,6 +92,7 @@ def _step(marked: Sequence[tuple[Mark, object]], missing: Collection[str]) -> st
         return marked[0][0].step
     if missing:
         return (
-            "compare it with what it was saved or downloaded from: tensors were lost, renamed or left behind"
+            "leave the checkpoint as it is; compare it with what it was saved or downloaded from: tensors were lost, "
+            "renamed or left behind"
         )
-    return "save the model without what is not part of it, or teach the family's file in moe_atlas/families to use it"
+    return "leave the checkpoint as it is; the family's file in moe_atlas/families would have to use it"
