@@ -124,6 +124,7 @@ def mixer(m: Mixer) -> str:
         parts += ["chunks"] if m.chunk else []
         parts += ["sinks"] if m.sinks else []
         parts += ["output gate"] if m.output_gate else []
+        parts += ["values are keys"] if m.keys_as_values else []
         parts += [] if m.rope else ["no positions"]
         return ", ".join(parts)
     if isinstance(m, Latent):
@@ -137,9 +138,11 @@ def router(moe: MoESpec) -> str:
     score = r.score if r.dispatch == "scores" else "logits"
     parts = [score + (" + bias" if r.selection_bias else "")]
     parts += ["linear bias"] if r.linear_bias else []
+    parts += ["gain of its own"] if r.own_gain is not None else []
     parts += [f"groups by {r.group_score.replace('_', ' ')}"] if r.kept_groups < r.groups else []
     rule = r.score if r.combine == "scores" else r.combine.replace("_", " ")
     parts.append(f"weights {rule}{', renormalised' if r.renormalise else ''}")
+    parts += ["times a factor by expert"] if r.expert_scale else []
     return ", ".join(parts)
 
 
@@ -152,6 +155,7 @@ def experts(layer: LayerSpec) -> str:
     parts += ["identity experts"] if moe.identity_experts else []
     parts += ["gated shared" if moe.shared_gate else "shared"] if moe.shared else []
     parts += ["weighted on input"] if moe.weight_on_input else []
+    parts += ["a perceptron beside"] if layer.own_norms else []
     parts += ["norm behind"] if moe.post_norm else []
     parts += [] if moe.pre_norm else ["no norm in front"]
     return ", ".join(parts)

@@ -73,6 +73,8 @@ def page(oracle: str) -> list[str]:
         "",
         "A code in place of a number is a refusal: the class forgets where DBRX keeps the base of its rotation, and",
         "writes its own default beside it. Quantisation is left out here; every format has tests of its own.",
+        "Gemma 4's keys are quoted from public copies of its config.json; `attention_bias`, `attention_dropout`,",
+        "`initializer_range` and `vocab_size_per_layer_input` are not, and stand at its defaults.",
     ]
 
 

@@ -88,6 +88,15 @@ GRANITE = {
     "num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 12, "embedding_multiplier": 3.0,
     "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 1.5,
 }  # fmt: skip
+GEMMA4 = {
+    "enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 12, "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 6, "head_dim": 8,
+    "global_head_dim": 12, "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision",
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "rope_theta": 90.0, "partial_rotary_factor": 0.4},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    },
+}  # fmt: skip
 BY_TYPE = {
     "full_attention": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
     "sliding_attention": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 1.0},
@@ -349,6 +358,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "glm_moe_dsa",
         DEEPSEEK | INDEX | {"indexer_types": ["full", "shared", "shared"], "index_topk": 64},
     ),
+    "gemma4_text": (
+        "gemma4_text",
+        GEMMA4 | {
+            "attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 2.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma4_text-biased": ("gemma4_text", GEMMA4 | {"attention_bias": True}),
     "longcat_flash": (
         "longcat_flash",
         {

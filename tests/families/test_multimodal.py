@@ -38,6 +38,14 @@ CASES = {
             "projector_output_dim": 16,
         },
     ),
+    "gemma4": (
+        tiny.BASE | tiny.GEMMA4 | {"pad_token_id": 0},
+        {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2,
+            "position_embedding_size": 16,
+        },
+    ),
 }  # fmt: skip
 
 

@@ -35,6 +35,30 @@ def test_layers_that_look_their_experts_up_by_token_are_refused_by_name(edited):
 
 
 @pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"enable_moe_block": False}, "no experts"),
+        ({"hidden_size_per_layer_input": 8}, "hidden_size_per_layer_input = 8"),
+        ({"num_kv_shared_layers": 2}, "num_kv_shared_layers = 2"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention = 'all'"),
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types: 'sliding_attention' last"),
+        ({"per_layer_config": {"1": {"head_dim": 12}}}, "layers of full_attention differ among themselves"),
+        ({"per_layer_config": {"1": {"window": 3}, "3": {}}}, "window = 3"),
+        ({"global_head_dim": 14}, "global_head_dim = 14"),
+    ],
+)
+def test_forms_of_gemma_4_that_are_not_replayed_are_named(edited, changes, named):
+    assert named in refusal(edited("gemma4_text-biased", lambda c, t: c.update(changes)))
+
+
+def test_a_share_of_the_rotation_that_the_reference_ignores_is_refused(edited):
+    def change(config, tensors):
+        config["rope_parameters"]["sliding_attention"]["partial_rotary_factor"] = 0.5
+
+    assert "rope_parameters.sliding_attention.partial_rotary_factor" in refusal(edited("gemma4_text", change))
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [("logit_softcap", 30.0), ("swiglu_limit", 7.0), ("clip_qkv", 8), ("n_group", 4), ("use_qk_norm", False)],
 )

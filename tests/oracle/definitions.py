@@ -39,13 +39,13 @@ class Token:
 def look(layer: Layer, x: Array) -> Token:
     z = layer.standardise(x)
     g = layer.gate(z, x)
-    return Token(x, z, g, decide(layer, g))
+    return Token(x, z, g, decide(layer, layer.read(z, g)))
 
 
 def anchored(layer: Layer, base: Token) -> Token:
     """θ1 at the base's canonical state (at its residual, where there is no norm in front of the router)."""
     g = layer.gate(base.z, base.x)
-    return Token(base.x, base.z, g, decide(layer, g))
+    return Token(base.x, base.z, g, decide(layer, layer.read(base.z, g)))
 
 
 def visible_update(layer: Layer, token: Token, e: int) -> Array:
@@ -269,7 +269,7 @@ def health(layer: Layer, domains: list[int], scope: Scope) -> dict[str, object]:
             if layer.norm != "none":
                 centred = x - x.mean() if layer.norm == "layer" else x
                 radial.append(layer.eps / (np.mean(centred**2) + layer.eps))
-            if layer.norm != "none" and position % scope.stride == 0:
+            if layer.tangent and position % scope.stride == 0:
                 other = partner(scope.seed, layer.index, window, position, token.route)
                 for key, value in state2(layer, token, scope, other).items():
                     table.put(key, window, position, value)
@@ -352,7 +352,7 @@ def pair(
             base, tuned = look(one, x), look(two, y)
             there = anchored(two, base)
             found = channels(layers, base, there, tuned) | controls(base, tuned)
-            if one.norm != "none" and position % scope.stride == 0:
+            if one.tangent and position % scope.stride == 0:
                 found |= contents(layers, base, there, tuned, scope)
                 for e, change in expert_changes(layers, base, there).items():
                     experts.setdefault((window, e), []).append(change)

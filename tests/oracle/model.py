@@ -34,10 +34,18 @@ class Layer:
     selection_bias: Array | None
     experts: list[tuple[Array, ...]]
     states: list[Array]
+    router_gain: Array | None = None
+    expert_scale: Array | None = None
 
     @property
     def top_k(self) -> int:
-        return int(getattr(self.config, "num_experts_per_tok", 0) or self.config.moe_k)
+        names = ("num_experts_per_tok", "moe_k", "top_k_experts")
+        return int(next(getattr(self.config, name) for name in names if getattr(self.config, name, None)))
+
+    @property
+    def tangent(self) -> bool:
+        """Whether an expert's output has a visible part: there is a z, and no norm follows the experts."""
+        return self.norm != "none" and self.family != "gemma4_text"
 
     def standardise(self, x: Array) -> Array | None:
         if self.norm == "none":
@@ -50,6 +58,10 @@ class Layer:
         if z is None:
             return x
         return self.gain * z + (0.0 if self.shift is None else self.shift)
+
+    def read(self, z: Array | None, g: Array) -> Array:
+        """What the router reads: as the experts, or z through a gain of its own."""
+        return g if self.router_gain is None else z * self.router_gain / np.sqrt(len(z))
 
     def visible(self, z: Array | None, u: Array) -> Array:
         """P_z u; for a LayerNorm the mean is not visible either."""
@@ -65,6 +77,9 @@ class Layer:
             return ((up + 1.0) * gate * sigmoid(alpha * gate)) @ down + down_bias
         gate, up, down = self.experts[e]
         hidden = gate @ g
+        if self.family == "gemma4_text":
+            inner = np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)
+            return down @ (0.5 * hidden * (1 + np.tanh(inner)) * (up @ g))
         return down @ (hidden * sigmoid(hidden) * (up @ g))
 
 
@@ -95,7 +110,7 @@ class Decision:
 
 
 def decide(layer: Layer, g: Array) -> Decision:
-    """Route one token by the family's rule, as its own reference code reads."""
+    """Route one token, whose router reads g, by the family's rule, as its own reference code reads."""
     logits = layer.router @ g + (0.0 if layer.router_bias is None else layer.router_bias)
     gated = layer.family in ("deepseek_v3", "llama4_text")
     rho = sigmoid(logits) / sigmoid(logits).sum() if gated else softmax(logits)
@@ -134,6 +149,9 @@ def combine(layer: Layer, logits: Array, chosen: Sequence[int]) -> list[float]:
     if family in ("qwen3_moe", "olmoe", "flex_olmo"):
         raw = softmax(logits)[chosen]
         return list(raw / raw.sum() if config.norm_topk_prob else raw)
+    if family == "gemma4_text":
+        raw = softmax(logits)[chosen]
+        return list(raw / raw.sum() * layer.expert_scale[chosen])
     if family == "ernie4_5_moe":
         raw = softmax(logits)[chosen]
         return list(raw / max(raw.sum(), config.moe_norm_min))
@@ -172,17 +190,21 @@ def run(folder: Path, windows: Sequence[Array]) -> Reference:
     model.set_experts_implementation("eager")
     layers: list[Layer] = []
     for index, block in enumerate(model.model.layers):
-        moe = getattr(block, "feed_forward", None) or block.mlp
+        moe = block if hasattr(block, "experts") else getattr(block, "feed_forward", None) or block.mlp
         if hasattr(moe, "experts"):
             layers.append(_layer(index, model.config, block, moe))
             post_norm = layers[-1].norm == "none"
-            watched = moe if post_norm else block.post_attention_layernorm
+            watched = moe if post_norm else _norm_in_front(block)
             watched.register_forward_pre_hook(_recorder(layers[-1]))
     log_probs = []
     for window in windows:
         logits = model(torch.from_numpy(np.asarray(window))[None], use_cache=False).logits[0].double()
         log_probs.append(torch.log_softmax(logits, -1).numpy())
     return Reference(layers, log_probs)
+
+
+def _norm_in_front(block: Any) -> Any:
+    return getattr(block, "pre_feedforward_layernorm_2", None) or block.post_attention_layernorm
 
 
 def _recorder(layer: Layer) -> Callable[..., None]:
@@ -199,9 +221,9 @@ def _layer(index: int, config: Any, block: Any, moe: Any) -> Layer:
         for name, tensor in moe.state_dict().items()
         if tensor.is_floating_point()
     }
-    router = next(n for n in ("gate.weight", "router.weight") if n in state)
+    router = next(n for n in ("gate.weight", "router.weight", "router.proj.weight") if n in state)
     bias = [tensor.reshape(-1) for name, tensor in state.items() if name.endswith("e_score_correction_bias")]
-    norm = block.post_attention_layernorm
+    norm = _norm_in_front(block)
     kind = {"flex_olmo": "none", "phimoe": "layer"}.get(family, "rms")
     return Layer(
         index=index,
@@ -216,6 +238,8 @@ def _layer(index: int, config: Any, block: Any, moe: Any) -> Layer:
         selection_bias=bias[0] if bias else None,
         experts=_experts(family, state),
         states=[],
+        router_gain=state.get("router.scale"),
+        expert_scale=state.get("router.per_expert_scale"),
     )
 
 

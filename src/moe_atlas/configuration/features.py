@@ -80,6 +80,8 @@ biased = any_of(
 scaled = any_of(
     lambda model: (model.embed_scale, model.logit_scale, model.logit_divisor) != (1.0, 1.0, 1.0),
     having("residual_scale", layers, (1.0,)),
+    having("output_scale", layers),
+    having("expert_scale", routers),
     having("scale", routers, (1.0,)),
     *(having(name, moes, (1.0,)) for name in ("routed_scale", "output_scale")),
     *(having(name, mixers, (None, 1.0)) for name in ("value_scale", "q_multiplier", "kv_multiplier")),
@@ -104,7 +106,9 @@ FEATURES: Mapping[str, Seen] = {
     r"mamba|ssm|state|conv|linear_att|delta|kda|recurren": lambda model: (
         len(attentions(model)) < len(mixers(model))
     ),
-    r"clip|clamp|limit|cap": any_of(having("clip"), having("limit", perceptrons)),
+    r"clip|clamp|limit|cap": any_of(
+        having("clip"), having("limit", perceptrons), lambda model: model.logit_cap is not None
+    ),
     r"temperature|(attention|attn)_[msf]|query|softmax": always,
     r"scal|multiplier|factor|mup": scaled,
     r"group|topk|top_k": having("group_score", routers, ("none",)),

@@ -174,6 +174,8 @@ def softmax_router(c: Config, *, renormalise: bool, **fields: Any) -> RouterSpec
         "epsilon": 0.0,
         "floor": 0.0,
         "scale": 1.0,
+        "expert_scale": False,
+        "own_gain": None,
         "matmul": "native",
         "probabilities": "float32",
         "weight_dtype": "native",

@@ -62,6 +62,8 @@ def rope(
     if any(other != scalings[0] for other in scalings):
         raise c.refuse("rope_parameters and rope_scaling", f"two scalings that differ, {DISAGREE}", KEEP)
     kind, params = scalings[0]
+    if kind == "proportional":  # planes are as in a head that rotates whole; those past the share stand still
+        params, share = params | {"planes": int(share * head_dim // 2)}, 1.0
     return Rope(int(head_dim * share), base, pairing, arithmetic, kind, params)
 
 
@@ -122,6 +124,7 @@ def scaling(c: Config, s: Config, head_dim: int) -> tuple[Any, dict[str, Any]]:
         "yarn": _yarn,
         "llama3": _llama3,
         "mrope": _default,
+        "proportional": _proportional,
     }
     if kind not in readers:
         raise s.refuse(f"rope_type = {kind!r}", f"scaling not implemented; known: {', '.join(readers)}")
@@ -135,6 +138,10 @@ def _default(c: Config, s: Config) -> dict[str, Any]:
 
 def _linear(c: Config, s: Config) -> dict[str, Any]:
     return {"factor": s.number("factor")}
+
+
+def _proportional(c: Config, s: Config) -> dict[str, Any]:
+    return {"factor": s.number("factor", default=1.0)}
 
 
 def original_length(c: Config, s: Config) -> float:

@@ -90,9 +90,10 @@ def _jump(
     k, routing = fields.top_k, fields.routing
     swapped_MK = torch.cat([table_MP[:, : k - 1], table_MP[:, k : k + 1].clamp_min(0)], dim=1)
     weights_MK = output_weights(fields.layer, routing.weights_TK[tokens])
-    swapped_weights_MK = output_weights(
-        fields.layer, fields.replay.combine(fields.layer, routing.logits_TE[tokens], swapped_MK)
+    combined_MK = fields.replay.combine(
+        fields.layer, routing.logits_TE[tokens], swapped_MK, routing.expert_scale_E
     )
+    swapped_weights_MK = output_weights(fields.layer, combined_MK)
     coefficients_MP = swap_coefficients(weights_MK, swapped_weights_MK)
     change_M = length(v_MPD[:, k] - v_MPD[:, k - 1])
     return {

@@ -163,4 +163,5 @@ def relabelled(routing: Routing, match_E: Tensor) -> Routing:
         ties_T=routing.ties_T,
         group_scores_TG=routing.group_scores_TG,
         group_margin_T=routing.group_margin_T,
+        expert_scale_E=None if routing.expert_scale_E is None else routing.expert_scale_E[match_E],
     )

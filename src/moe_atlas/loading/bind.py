@@ -40,9 +40,7 @@ END = (
 )
 AROUND = ("language_model.", "thinker.")
 """What may stand in front of the head of such a text model."""
-OTHER_PARTS = (
-    r"(^|\.)(visual|vision|vision_\w+|multi_modal_\w+|mm_\w+|audio_\w+|resampler_model|talker|code2wav)\."
-)
+OTHER_PARTS = r"(^|\.)(visual|(embed_)?vision|vision_\w+|multi_modal_\w+|mm_\w+|embed_audio|audio_\w+|resampler_model|talker|code2wav)\."
 """Parts of a multimodal model around its text model."""
 OTHER_ENTRIES = "its other entries belong to other modalities"
 FLOATS = ("F64", "F32", "F16", "BF16")

@@ -34,7 +34,7 @@ class Rope:
     arithmetic: Literal["native", "float32", "mixed"]
     """`native`: cos and sin cast to the activation dtype and multiplied there; `float32`: everything in
     float32; `mixed`: cos and sin rounded to the activation dtype, multiplied in float32."""
-    kind: Literal["default", "linear", "ntk_alpha", "llama3", "yarn", "longrope"] = "default"
+    kind: Literal["default", "linear", "ntk_alpha", "llama3", "yarn", "longrope", "proportional"] = "default"
     params: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of the scaling kind, names as in config.json, with every implied default filled in."""
 
@@ -71,6 +71,10 @@ class GroupedQuery(Mixer):
     """Factor on the attention output from its own projection of the input: per element or per head;
     `sigmoid_from_q`: the second half of each head of the q projection."""
     value_scale: float = 1.0
+    keys_as_values: bool = False
+    """Values are the projected keys, as they are in front of their norm and rotation."""
+    value_norm: bool = False
+    """Values are normalised per head by the kind of `qk_norm_spec`, without weight."""
     temperature: tuple[float, float] | None = None
     """(floor, scale) of the query factor log1p(floor((t + 1) / floor))·scale + 1 at position t."""
 

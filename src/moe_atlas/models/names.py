@@ -51,8 +51,10 @@ STREAM_TENSORS = frozenset(f"{block}.{part}" for block in STREAMS for part in ("
 POSITION_BIASES = frozenset({"compressor.position_bias", "indexer.position_bias"})
 DECAYS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 """What follows from the configuration, and is used as it is stored where a writer stores it."""
+ROUTER_GAIN, EXPERT_SCALE, LAYER_SCALE = "router.gain", "router.expert_scale", "layer_scale"
 BARE = (
-    frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D", *DECAYS})
+    frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D", ROUTER_GAIN, EXPERT_SCALE, LAYER_SCALE})
+    | frozenset(DECAYS)
     | STREAM_TENSORS
     | POSITION_BIASES
 )
@@ -63,7 +65,7 @@ def kind_of(role: str) -> str:
     """Ledger class of a role."""
     if role == "selection_bias":
         return "selection_bias"
-    if role in STREAM_TENSORS | POSITION_BIASES:
+    if role in STREAM_TENSORS | POSITION_BIASES | {LAYER_SCALE}:
         return "other"  # small, and never multiplied in the compute dtype
     role = role.removeprefix("after.")
     head = role.split(".")[0]

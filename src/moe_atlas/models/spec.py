@@ -86,6 +86,10 @@ class RouterSpec:
     """Lower clamp of that denominator."""
     scale: float
     """Factor on the combine weights."""
+    expert_scale: bool
+    """Each combine weight is multiplied by a learned factor of its expert, last of all."""
+    own_gain: float | None
+    """The router reads z times a learned gain of its own, times this factor; None: what the experts read."""
     matmul: Precision
     probabilities: Precision
     """Dtype in which softmax or sigmoid is evaluated."""
@@ -204,7 +208,7 @@ class NormedResidual:
 class LayerSpec:
     """One decoder layer: a mixer, then a mixture-of-experts or a dense block, each with its norms.
 
-    With both, the dense block stands beside the experts and reads the same normalised state.
+    With both, the dense block stands beside the experts and reads the same normalised state, unless `own_norms`.
     """
 
     index: int
@@ -218,9 +222,14 @@ class LayerSpec:
     post_ffn_norm: bool = False
     block: Literal["sequential", "parallel"] = "sequential"
     """`parallel`: mixer and feed-forward read the same normalised state and are added together."""
+    own_norms: bool = False
+    """A dense block beside the experts has a norm in front and one behind, the routed sum one behind; both are added up
+    in front of the norm behind the block."""
     residual_scale: float = 1.0
     normed: NormedResidual | None = None
     """Set where no residual passes beside the norms."""
+    output_scale: bool = False
+    """The state behind the layer is multiplied by a stored number."""
     streams: Streams | None = None
     """How the blocks read and write a residual of several streams; then they are sequential."""
     after: LayerSpec | None = None
@@ -247,8 +256,12 @@ class ModelSpec:
     tied: bool
     """The head is the embedding; its reference then carries the embedding's name and kind."""
     embed_scale: float = 1.0
+    embed_scale_precision: Precision = "float32"
+    """`native`: the factor is rounded to the activation dtype first."""
     logit_scale: float = 1.0
     logit_divisor: float = 1.0
+    logit_cap: float | None = None
+    """Logits are bent to stay below this: cap·tanh(logits / cap)."""
     head_bias: bool = False
     embed_refs: tuple[TensorRef, ...] = ()
     final_refs: tuple[TensorRef, ...] = ()

@@ -18,6 +18,7 @@ from moe_atlas.models.mixers import (
     SharedKeyValue,
     ShortConv,
 )
+from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN
 from moe_atlas.models.spec import FeedForward, LayerSpec, Streams
 
 INDEX_NORM = Norm("layer", 1e-6, bias=True)
@@ -51,7 +52,8 @@ def grouped_query(m: GroupedQuery, width: int) -> Iterator[Need]:
         "q_proj", q_rows * (2 if m.output_gate == "sigmoid_from_q" else 1), width, bias=m.qkv_bias
     )
     yield from linear("k_proj", k_rows, width, bias=m.qkv_bias)
-    yield from linear("v_proj", m.kv_heads * m.v_dim, width, bias=m.qkv_bias)
+    if not m.keys_as_values:
+        yield from linear("v_proj", m.kv_heads * m.v_dim, width, bias=m.qkv_bias)
     yield from linear("o_proj", width, m.heads * m.v_dim, bias=m.out_bias)
     if m.output_gate in ("sigmoid", "softplus", "softplus_head"):
         yield "output_gate", (m.heads * (1 if m.output_gate == "softplus_head" else m.v_dim), width)
@@ -231,6 +233,11 @@ def layer(spec: LayerSpec, width: int) -> Iterator[Need]:
     for name in ("pre_mixer_norm", "post_mixer_norm", "pre_ffn_norm", "post_ffn_norm"):
         if getattr(spec, name):
             yield from norm(name, width, spec.norm)
+    if spec.own_norms:
+        for name in ("pre_dense_ffn_norm", "post_dense_ffn_norm", "post_routed_ffn_norm"):
+            yield from norm(name, width, spec.norm)
+    if spec.output_scale:
+        yield LAYER_SCALE, (1,)
     if spec.mixer is not None:
         yield from MIXERS[type(spec.mixer)](spec.mixer, width)
     if spec.streams is not None:
@@ -247,6 +254,10 @@ def layer(spec: LayerSpec, width: int) -> Iterator[Need]:
     yield from linear("router", router.experts, width, bias=router.linear_bias)
     if router.selection_bias:
         yield "selection_bias", (router.experts,)
+    if router.own_gain is not None:
+        yield ROUTER_GAIN, (width,)
+    if router.expert_scale:
+        yield EXPERT_SCALE, (router.experts,)
     if spec.moe.shared is not None:
         yield from feed_forward(spec.moe.shared, width, "shared.")
     if spec.moe.shared_gate:

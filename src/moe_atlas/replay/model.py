@@ -28,6 +28,7 @@ from moe_atlas.models.mixers import (
     SharedKeyValue,
     ShortConv,
 )
+from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN
 from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
 from moe_atlas.replay import streams
 from moe_atlas.replay.experts import feed_forward
@@ -107,9 +108,15 @@ class Replay:
     def computes_like(self, other: Replay) -> bool:
         """Whether `other` turns equal weights and equal states into equal bits, layer specs being equal."""
         options = [
-            (type(r), r.dtype, r.device, r.native, r.spec.embed_scale, r.spec.streams) for r in (self, other)
+            (type(r), r.dtype, r.device, r.native, r.embed_scale, r.spec.streams) for r in (self, other)
         ]
         return options[0] == options[1]
+
+    @property
+    def embed_scale(self) -> float:
+        """Factor on the embedding, as it meets the activations."""
+        scale, rounded = self.spec.embed_scale, self.spec.embed_scale_precision == "native"
+        return float(torch.tensor(scale, dtype=self.dtype)) if rounded else scale
 
     def embed(self, w: Weights, tokens_WS: Tensor) -> Tensor:
         """Residual state [W, S, D], with N streams [W, S, N, D], from token ids, int64 [W, S]."""
@@ -117,7 +124,7 @@ class Replay:
 
     def start(self, rows_WSD: Tensor) -> Tensor:
         """Residual state of tokens, from their rows of the embedding as stored or in the compute dtype."""
-        state = _scaled(rows_WSD.to(self.device, self.dtype), self.spec.embed_scale)
+        state = _scaled(rows_WSD.to(self.device, self.dtype), self.embed_scale)
         return state if self.spec.streams is None else streams.start(self.spec.streams, state)
 
     def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
@@ -169,17 +176,28 @@ class Replay:
         return route(
             _moe(layer).router,
             w["router"],
-            gate.router_TD,
+            self._router_input(layer, w, gate),
             bias_E=w.get("router.bias"),
             selection_bias_E=w.get("selection_bias"),
+            expert_scale_E=w.get(EXPERT_SCALE),
             native=self.native,
         )
 
-    def combine(self, layer: LayerSpec, logits_TE: Tensor, ids_TK: Tensor) -> Tensor:
+    def _router_input(self, layer: LayerSpec, w: Weights, gate: GateInput) -> Tensor:
+        """What the router reads [T, D]: the gate coordinate, or z through a gain of the router's own."""
+        factor = _moe(layer).router.own_gain
+        if factor is None:
+            return gate.router_TD
+        assert gate.z_TD is not None, "a router's own gain acts on z"
+        z_TD = gate.z_TD.to(self.dtype) if self.native else gate.z_TD
+        return z_TD * w[ROUTER_GAIN].to(z_TD.dtype) * factor
+
+    def combine(
+        self, layer: LayerSpec, logits_TE: Tensor, ids_TK: Tensor, expert_scale_E: Tensor | None
+    ) -> Tensor:
         """The model's combine rule applied to a given set, with this replay's rounding."""
-        return combine_weights(
-            _moe(layer).router, logits_TE, ids_TK, self.dtype if self.native else torch.float32
-        )
+        dtype = self.dtype if self.native else torch.float32
+        return combine_weights(_moe(layer).router, logits_TE, ids_TK, dtype, expert_scale_E)
 
     def expert(
         self, layer: LayerSpec, w_expert: Weights, g_TD: Tensor, tokens_P: Tensor, weights_P: Tensor
@@ -251,6 +269,12 @@ class Replay:
                 shared_TD = torch.sigmoid(linear(w, "shared_gate", gate.g_TD)) * shared_TD
             y_TD = y_TD + shared_TD
         y_TD = _scaled(y_TD, moe.output_scale)
+        if layer.own_norms:
+            y_WSD = normalise(
+                y_TD.view_as(x_WSD), layer.norm, *_norm_weights(layer, w, "post_routed_ffn_norm")
+            )
+            beside_WSD = _by_windows(partial(self._beside, layer, w), x_WSD)
+            return self._residual(layer, w, x_WSD, beside_WSD + y_WSD)
         if layer.dense is not None:
             x_WSD = x_WSD + feed_forward(layer.dense, w, gate.g_TD, "dense.").view_as(x_WSD)
         if layer.after is not None:
@@ -260,6 +284,13 @@ class Replay:
             x_WSD = self.dense(layer.after, inner, self.attention(layer.after, inner, x_WSD))
         y_WSD, g_WSD = (part_TD.view(*x_WSD.shape[:2], -1) for part_TD in (y_TD, gate.g_TD))
         return self._residual(layer, w, x_WSD, y_WSD, g_WSD)
+
+    def _beside(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
+        """Output of a dense block beside the experts that has norms of its own."""
+        assert layer.dense is not None, "the norms are those of a dense block"
+        g_WSD = normalise(x_WSD, layer.norm, *_norm_weights(layer, w, "pre_dense_ffn_norm"))
+        y_WSD = feed_forward(layer.dense, w, g_WSD, "dense.")
+        return normalise(y_WSD, layer.norm, *_norm_weights(layer, w, "post_dense_ffn_norm"))
 
     def dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
         """State after a layer without router."""
@@ -283,7 +314,10 @@ class Replay:
         """Next-token logits float32 [T, V], from `hidden`, of as much of the vocabulary as the head at hand has."""
         spec = self.spec
         logits = _scaled(linear(w, "head", hidden_TD), spec.logit_scale)
-        return (logits if spec.logit_divisor == 1.0 else logits / spec.logit_divisor).float()
+        logits = logits if spec.logit_divisor == 1.0 else logits / spec.logit_divisor
+        if spec.logit_cap is not None:
+            logits = torch.tanh(logits / spec.logit_cap) * spec.logit_cap
+        return logits.float()
 
     @torch.no_grad()
     def forward(
@@ -363,7 +397,8 @@ class Replay:
         if layer.block == "parallel":
             mixed = _scaled(self._mixer_branch(layer, w, x_WSD), layer.residual_scale)
             return x_WSD + mixed + _scaled(y_WSD, layer.residual_scale)
-        return x_WSD + _scaled(y_WSD, layer.residual_scale)
+        out_WSD = x_WSD + _scaled(y_WSD, layer.residual_scale)
+        return out_WSD * w[LAYER_SCALE].to(out_WSD.dtype) if layer.output_scale else out_WSD
 
 
 def _by_windows(step: Callable[[Tensor], Tensor], state_WSD: Tensor) -> Tensor:

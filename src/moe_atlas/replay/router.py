@@ -46,6 +46,8 @@ class Routing:
     """Group scores, in the units of the dispatch score; None where no group is ever dropped."""
     group_margin_T: Tensor | None
     """Last kept minus first dropped group score."""
+    expert_scale_E: Tensor | None
+    """Learned factor of each expert on its combine weight; None where the router has none."""
 
 
 def route(
@@ -55,6 +57,7 @@ def route(
     *,
     bias_E: Tensor | None = None,
     selection_bias_E: Tensor | None = None,
+    expert_scale_E: Tensor | None = None,
     native: bool = False,
 ) -> Routing:
     """Route every token.
@@ -65,6 +68,7 @@ def route(
         x_TD: what the router reads; its dtype is the activation dtype when `native`.
         bias_E: bias of the router's linear map, if the spec has one.
         selection_bias_E: bias of the dispatch score, if the spec has one.
+        expert_scale_E: factor of each expert on its combine weight, if the spec has one.
         native: round everywhere the reference implementation rounds; otherwise all in float32.
     """
     dtype = x_TD.dtype if native else torch.float32
@@ -83,11 +87,12 @@ def route(
         scores_TE=masked_TE,
         topk_TK=topk_TK,
         competitor_T=competitor_T,
-        weights_TK=combine_weights(router, logits_TE, topk_TK, dtype),
+        weights_TK=combine_weights(router, logits_TE, topk_TK, dtype, expert_scale_E),
         margin_T=margin_T,
         ties_T=margin_T == 0,
         group_scores_TG=group_scores_TG,
         group_margin_T=group_margin_T,
+        expert_scale_E=expert_scale_E,
     )
 
 
@@ -144,7 +149,11 @@ def select(scores_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def combine_weights(
-    router: RouterSpec, logits_TE: Tensor, ids_TK: Tensor, dtype: torch.dtype = torch.float32
+    router: RouterSpec,
+    logits_TE: Tensor,
+    ids_TK: Tensor,
+    dtype: torch.dtype = torch.float32,
+    expert_scale_E: Tensor | None = None,
 ) -> Tensor:
     """The family's combine rule applied to any given set, float32 [T, K].
 
@@ -153,6 +162,7 @@ def combine_weights(
         logits_TE: router logits, float32.
         ids_TK: the set, in falling dispatch score where the rule depends on the order.
         dtype: activation dtype, to round where the family rounds; float32 rounds nowhere.
+        expert_scale_E: learned factor of each expert, if the spec has one.
     """
     work = dtype if router.probabilities == "native" else torch.float32
     chosen_TK = logits_TE.gather(-1, ids_TK)
@@ -170,6 +180,8 @@ def combine_weights(
         total = weights_TK.sum(-1, keepdim=True) + router.epsilon
         weights_TK = weights_TK / total.clamp_min(router.floor)
     weights_TK = (weights_TK * router.scale).float()
+    if expert_scale_E is not None:
+        weights_TK = weights_TK * expert_scale_E.to(dtype).float()[ids_TK]
     return weights_TK.to(dtype).float() if router.weight_dtype == "native" else weights_TK
 
 

@@ -23,6 +23,7 @@ from moe_atlas.auditing.layer.side import Side, Weights
 from moe_atlas.auditing.processes.group import Group
 from moe_atlas.geometry.chart_maps import overlap_map
 from moe_atlas.models.expert_refs import expert_refs
+from moe_atlas.models.names import ROUTER_GAIN
 from moe_atlas.models.spec import LayerSpec, TensorRef
 from moe_atlas.weights.comparison import Comparison, TensorChange, together
 from moe_atlas.weights.identity import (
@@ -371,7 +372,7 @@ def router_rows(resident: Weights, layer: LayerSpec) -> RouterRows:
     biases = [
         resident[r.role].float().reshape(-1)
         for r in layer.refs
-        if r.kind == "selection_bias" or (r.kind == "router" and len(r.shape) == 1)
+        if r.kind == "selection_bias" or (r.kind == "router" and len(r.shape) == 1 and r.role != ROUTER_GAIN)
     ]
     groups = router.groups if router.kept_groups < router.groups else None
     return RouterRows(torch.cat(rows, dim=1), tuple(biases), groups)

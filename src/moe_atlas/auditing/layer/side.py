@@ -15,6 +15,7 @@ from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.loading.load import ReaderLike, load_all
 from moe_atlas.models.expert_refs import expert_refs
+from moe_atlas.models.names import ROUTER_GAIN
 from moe_atlas.models.spec import LayerSpec, ModelSpec, TensorRef
 from moe_atlas.replay.model import Replay
 from moe_atlas.weights.values import same_values
@@ -80,7 +81,7 @@ class Side:
 
     def renumber(self, layer: LayerSpec, match_E: Tensor) -> Weights:
         """Put router rows and biases in another checkpoint's expert order; return them as stored, by role."""
-        roles = {ref.role for ref in layer.refs if ref.kind in ("router", "selection_bias")}
+        roles = {ref.role for ref in layer.refs if ref.kind in ("router", "selection_bias")} - {ROUTER_GAIN}
         as_stored = {role: self.resident[role] for role in roles}
         for tensors in (self.resident, self.weights):
             for role in roles:

@@ -157,7 +157,7 @@ def expert_weights(replay: Replay, layer: LayerSpec, routing: Routing) -> Tensor
     weights_TE = torch.zeros_like(routing.probs_TE)
     if layer.moe.weight_on_input:
         everyone_TE = torch.arange(weights_TE.shape[1], device=weights_TE.device).expand_as(weights_TE)
-        weights_TE = replay.combine(layer, routing.logits_TE, everyone_TE)
+        weights_TE = replay.combine(layer, routing.logits_TE, everyone_TE, routing.expert_scale_E)
     return weights_TE.scatter(1, routing.topk_TK, routing.weights_TK)
 
 

@@ -28,7 +28,8 @@ def linear(w: Weights, role: str, x: Tensor) -> Tensor:
 def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
     """Attention output [W, S, D], before the residual is added."""
     windows, length, _ = x_WSD.shape
-    q, k, v = (linear(w, role, x_WSD) for role in ("q_proj", "k_proj", "v_proj"))
+    q, k = linear(w, "q_proj", x_WSD), linear(w, "k_proj", x_WSD)
+    v = k if m.keys_as_values else linear(w, "v_proj", x_WSD)
     if m.qk_norm == "full":
         q, k = _qk_norm(m, w, q, k)
     q, k, v = (_clip(projected, m.clip) for projected in (q, k, v))
@@ -41,6 +42,9 @@ def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
         q_WHSC, k_WHSC = _qk_norm(m, w, q_WHSC, k_WHSC)
     q_WHSC, k_WHSC = q_WHSC.transpose(1, 2), k_WHSC.transpose(1, 2)
     v_WHSC = v.view(windows, length, m.kv_heads, m.v_dim).transpose(1, 2)
+    if m.value_norm:
+        assert m.qk_norm_spec is not None, "a norm of the values needs its kind and epsilon"
+        v_WHSC = standardise(v_WHSC, m.qk_norm_spec).to(v_WHSC.dtype)
     if m.rope is not None:
         cos, sin = tables(m.rope, length, x_WSD.dtype, x_WSD.device)
         q_WHSC, k_WHSC = rotate(q_WHSC, cos, sin, m.rope), rotate(k_WHSC, cos, sin, m.rope)

@@ -24,7 +24,7 @@ def frequencies(rope: Rope, device: torch.device | None = None) -> tuple[Tensor,
     plain = 1.0 / (theta**steps)
     inverse, factor = {
         "default": _default, "ntk_alpha": _default, "linear": _linear, "yarn": _yarn,
-        "llama3": _llama3, "longrope": _longrope,
+        "llama3": _llama3, "longrope": _longrope, "proportional": _proportional,
     }[rope.kind](plain, rope)  # fmt: skip
     return inverse.to(device), factor
 
@@ -74,6 +74,12 @@ def _llama3(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
 def _longrope(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
     factors = torch.tensor(rope.params["factors"], dtype=torch.float32)
     return 1.0 / (factors * (1.0 / plain)), rope.params["attention_factor"]
+
+
+def _proportional(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
+    """The first planes turn as they would if all did, the others not at all."""
+    turning = torch.arange(len(plain)) < rope.params["planes"]
+    return torch.where(turning, plain, torch.zeros_like(plain)) / rope.params["factor"], 1.0
 
 
 def tables(rope: Rope, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
