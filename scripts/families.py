@@ -136,7 +136,9 @@ def router(moe: MoESpec) -> str:
     """A router in a few words: what top-k is taken on, and what the combine weights are."""
     r = moe.router
     score = r.score if r.dispatch == "scores" else "logits"
-    parts = [score + (" + bias" if r.selection_bias else "")]
+    parts = [
+        "a table by token id" if r.table is not None else score + (" + bias" if r.selection_bias else "")
+    ]
     parts += ["linear bias"] if r.linear_bias else []
     parts += ["gain of its own"] if r.own_gain is not None else []
     parts += [f"groups by {r.group_score.replace('_', ' ')}"] if r.kept_groups < r.groups else []

@@ -339,6 +339,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v32": ("deepseek_v32", DEEPSEEK | INDEX),
     "deepseek_v32-yarn": ("deepseek_v32", DEEPSEEK | INDEX | {"rope_parameters": YARN, "index_topk": 64}),
     "deepseek_v4": ("deepseek_v4", DEEPSEEK4),
+    "deepseek_v4-by-token": ("deepseek_v4", DEEPSEEK4 | {"mlp_layer_types": ["hash_moe", "moe", "hash_moe"]}),
     "deepseek_v4-yarn": (
         "deepseek_v4",
         DEEPSEEK4 | {
@@ -477,6 +478,9 @@ def randomise(model: nn.Module, seed: int) -> None:
     state = model.state_dict()
     for name in sorted(state):
         tensor = state[name]
+        if name.endswith("tid2eid"):  # a set of experts for every token id
+            order = torch.rand(len(tensor), model.config.n_routed_experts, generator=generator).argsort(-1)
+            tensor.copy_(order[:, : tensor.shape[1]])
         if not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator)

@@ -27,11 +27,33 @@ def test_unknown_architecture_is_named_with_the_known_ones(edited):
     assert "mlp.experts.{e}.up_proj.weight [12, 32] × 8" in message
 
 
-def test_layers_that_look_their_experts_up_by_token_are_refused_by_name(edited):
+def test_layers_that_look_their_experts_up_need_their_table(edited):
     for kinds in (["hash_moe", "moe", "moe"], None):
         message = refusal(edited("deepseek_v4", lambda c, t, k=kinds: c.update(mlp_layer_types=k)))
-        assert "mlp_layer_types" in message
-        assert "hash_moe" in message
+        assert "model.layers.0.ffn.gate.tid2eid: missing tensor" in message
+        assert "[48, 3]" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"mlp_layer_types": ["moe", "dense", "moe"]}, "mlp_layer_types"),
+        ({"mlp_layer_types": ["moe"]}, "mlp_layer_types"),
+        ({"num_hash_layers": 2}, "num_hash_layers = 2"),
+        ({"compress_ratios": [0, 4, 4]}, "compress_ratios = [0, 4, 4]"),
+        ({"layer_types": None, "compress_ratios": [0, 4, 16]}, "compress_ratios of 16"),
+        ({"layer_types": ["full_attention"] * 3}, "'full_attention'"),
+        ({"layer_types": None}, "layer_types"),
+        ({"qk_rope_head_dim": 4}, "qk_rope_head_dim = 4"),
+        ({"o_groups": 3}, "o_groups"),
+        (
+            {"rope_parameters": None, "partial_rotary_factor": None, "qk_rope_head_dim": 16},
+            "a head has 12 dimensions",
+        ),
+    ],
+)
+def test_a_configuration_of_deepseek_v4_that_contradicts_itself_is_refused(edited, changes, named):
+    assert named in refusal(edited("deepseek_v4", lambda c, t: c.update(changes)))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +206,11 @@ def test_what_common_tools_leave_in_a_configuration_changes_nothing(edited, stam
     spec = tiny.open_tiny(edited("qwen3_moe", lambda c, t: None))[0]
     stamped = tiny.open_tiny(edited("qwen3_moe", lambda c, t: c.update(stamp)))[0]
     assert spec.describe() == stamped.describe()
+
+
+def test_a_head_does_not_rotate_more_than_itself(edited):
+    message = refusal(edited("glm4_moe", lambda c, t: c["rope_parameters"].update(partial_rotary_factor=2.0)))
+    assert "partial_rotary_factor = 2.0" in message
 
 
 def test_experts_per_token_under_an_unknown_name_are_still_refused(edited):

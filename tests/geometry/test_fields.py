@@ -31,7 +31,7 @@ def test_the_routed_sum_is_the_models_own(family, tmp_path):
     weights = load_all(reader, layer.refs)
     x_TD = torch.randn(60, spec.width, generator=torch.Generator().manual_seed(1)).bfloat16()
     gate = replay.gate_input(layer, weights, x_TD)
-    routing = replay.route(layer, weights, gate)
+    routing = replay.route(layer, weights, gate, torch.zeros(0, dtype=torch.int64))
     measured_M = torch.arange(0, 60, 3)
     fields = NativeFields(replay, layer, gate, routing, measured_M)
     fields.keep(torch.full((20,), -1), everyone=False)

@@ -124,6 +124,19 @@ OFF: list[tuple[Any, tuple[str, ...], str]] = [
         ("qk_norm=head_after_rope",),
         "without a rotation there is no before and after",
     ),
+    (
+        lambda o: (
+            isinstance(o, ModelSpec)
+            and float(torch.tensor(o.embed_scale, dtype=torch.bfloat16)) == o.embed_scale
+        ),
+        ("embed_scale_precision",),
+        "the factor is the same once rounded",
+    ),
+    (
+        lambda o: is_router(o) and o.table is not None,
+        ("dispatch",),
+        "the scores only order a set that is looked up, and they keep the order of the logits",
+    ),
     (lambda o: isinstance(o, ModelSpec) and o.tied, ("head_bias",), "a tied head has no bias of its own"),
     (
         lambda o: isinstance(o, ModelSpec) and not o.tied,

@@ -175,6 +175,7 @@ def softmax_router(c: Config, *, renormalise: bool, **fields: Any) -> RouterSpec
         "floor": 0.0,
         "scale": 1.0,
         "expert_scale": False,
+        "table": None,
         "own_gain": None,
         "matmul": "native",
         "probabilities": "float32",

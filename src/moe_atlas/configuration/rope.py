@@ -61,6 +61,10 @@ def rope(
     scalings = [scaling(c, section, head_dim) for section in sections] or [("default", {})]
     if any(other != scalings[0] for other in scalings):
         raise c.refuse("rope_parameters and rope_scaling", f"two scalings that differ, {DISAGREE}", KEEP)
+    if not 0 < share <= 1:
+        raise c.refuse(
+            f"partial_rotary_factor = {share}", "expected a share of a head, above 0 and at most 1"
+        )
     kind, params = scalings[0]
     if kind == "proportional":  # planes are as in a head that rotates whole; those past the share stand still
         params, share = params | {"planes": int(share * head_dim // 2)}, 1.0

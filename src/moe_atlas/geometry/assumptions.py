@@ -77,6 +77,16 @@ NO_TANGENT = (
 )
 
 
+NO_COMPETITION = (
+    "set_margin",
+    "jump",
+    "jump_idealised",
+    "jump_relative",
+    "jump_near_boundary",
+    "overlap_boundary_contrast",
+)
+
+
 def undefined(moe: MoESpec) -> dict[str, str]:
     """Quantities that the architecture leaves undefined at this layer, each with its reason."""
     reasons: dict[str, str] = {}
@@ -92,6 +102,9 @@ def undefined(moe: MoESpec) -> dict[str, str]:
     if moe.router.top_k == 1:
         one = "one expert per token: no two experts are co-active"
         reasons |= dict.fromkeys(("overlap", "overlap_specificity", "overlap_boundary_contrast"), one)
+    if moe.router.table is not None:
+        looked_up = "routed by token id: the set is looked up, and no other expert competes for a place in it"
+        reasons |= dict.fromkeys(NO_COMPETITION, looked_up)
     if moe.router.kept_groups >= moe.router.groups:
         reasons["group_margin"] = "no group is ever dropped"
     return reasons

@@ -31,8 +31,10 @@ def coordinate_drift(state0_TD: Tensor, state1_TD: Tensor) -> Tensor:
 
 
 def shared_members(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:
-    """How many experts two top-k sets have in common, int64 [T]."""
-    return (ids0_TK[:, :, None] == ids1_TK[:, None, :]).any(-1).sum(-1)
+    """How many experts two top-k sets have in common, int64 [T]; one that a table names twice counts twice."""
+    there_TK = (ids0_TK[:, :, None] == ids1_TK[:, None, :]).sum(-1)
+    before_TK = (ids0_TK[:, :, None] == ids0_TK[:, None, :]).tril(-1).sum(-1)
+    return (there_TK > before_TK).sum(-1)
 
 
 def boundary_drift(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:

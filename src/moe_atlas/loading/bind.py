@@ -18,7 +18,7 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.loading.wrapper_names import account
 from moe_atlas.models import tensors
 from moe_atlas.models.expert_refs import expert_refs
-from moe_atlas.models.names import BARE, DECAYS, MLP, kind_of, stored_suffix
+from moe_atlas.models.names import BARE, DECAYS, MLP, ROUTER_TABLE, kind_of, stored_suffix
 from moe_atlas.models.spec import ExpertLayout, LayerSpec, ModelSpec, MoESpec, Skipped, TensorRef
 from moe_atlas.models.tensors import Need
 
@@ -40,10 +40,14 @@ END = (
 )
 AROUND = ("language_model.", "thinker.")
 """What may stand in front of the head of such a text model."""
-OTHER_PARTS = r"(^|\.)(visual|(embed_)?vision|vision_\w+|multi_modal_\w+|mm_\w+|embed_audio|audio_\w+|resampler_model|talker|code2wav)\."
+OTHER_PARTS = (
+    r"(^|\.)(visual|(embed_)?vision|vision_\w+|multi_modal_\w+|mm_\w+|embed_audio|audio_\w+|resampler_model|"
+    r"talker|code2wav)\."
+)
 """Parts of a multimodal model around its text model."""
 OTHER_ENTRIES = "its other entries belong to other modalities"
 FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I64", "I32")
 ACTIVATION_SCALES = (
     ".input_scale",
     "_proj_input_scale",
@@ -207,7 +211,8 @@ class _Binder:
             said, step = END if ref.role in ("embedding", "head", "head.bias") else ("", "")
             problem = f"expected shape {list(expected)}, found {list(found.shape)}{said}"
             raise self._refuse(ref.stored, problem, step)
-        if isinstance(found, StoredTensor) and found.dtype not in FLOATS:
+        dtypes = INTEGERS if ref.role == ROUTER_TABLE else FLOATS
+        if isinstance(found, StoredTensor) and found.dtype not in dtypes:
             problem = f"stored as {found.dtype}, and no known format of quantisation accounts for it"
             raise InputRefused("E_QUANT", f"{self.label}: {ref.stored}", problem)
         self.used.add(ref.stored)
@@ -292,7 +297,8 @@ class _Binder:
 
     def _find_prefix(self) -> str:
         embedding, norm = (self.blueprint.names[role] for role in ("embedding", "final_norm"))
-        for name in (embedding, norm):
+        other = self.blueprint.also.get("embedding", embedding)
+        for name in (embedding, other, norm):
             for prefix in PREFIXES:
                 if f"{_under(prefix, name)}.weight" in self.stored:
                     return prefix

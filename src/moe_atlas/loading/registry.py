@@ -144,7 +144,8 @@ def resolve(checkpoint: Checkpoint, accepted: Mapping[str, Any] = MappingProxyTy
 
     Raises:
         InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, a missing
-            tensor, a wrong shape, a tensor that nothing reads, or a head that is said to be the embedding and is not.
+            tensor, a wrong shape, a tensor that nothing reads, a head that is said to be the embedding and is not,
+            or a table that names experts which there are not.
     """
     family, blueprint = read_config(checkpoint, accepted)
     spec = bind(blueprint, family, checkpoint.logical, checkpoint.label)
@@ -154,6 +155,10 @@ def resolve(checkpoint: Checkpoint, accepted: Mapping[str, Any] = MappingProxyTy
         )
 
         require_equal(checkpoint, spec)
+    if any(layer.moe and layer.moe.router.table is not None for layer in spec.layers):
+        from moe_atlas.loading.lookup_tables import require_experts
+
+        require_experts(checkpoint, spec)
     return spec
 
 

@@ -51,10 +51,11 @@ STREAM_TENSORS = frozenset(f"{block}.{part}" for block in STREAMS for part in ("
 POSITION_BIASES = frozenset({"compressor.position_bias", "indexer.position_bias"})
 DECAYS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 """What follows from the configuration, and is used as it is stored where a writer stores it."""
-ROUTER_GAIN, EXPERT_SCALE, LAYER_SCALE = "router.gain", "router.expert_scale", "layer_scale"
+ROUTER_GAIN, EXPERT_SCALE, ROUTER_TABLE = "router.gain", "router.expert_scale", "router.table"
+LAYER_SCALE = "layer_scale"
 BARE = (
-    frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D", ROUTER_GAIN, EXPERT_SCALE, LAYER_SCALE})
-    | frozenset(DECAYS)
+    frozenset({"selection_bias", "sinks", "A_log", "dt_bias", "D", *DECAYS})
+    | {ROUTER_GAIN, EXPERT_SCALE, ROUTER_TABLE, LAYER_SCALE}
     | STREAM_TENSORS
     | POSITION_BIASES
 )

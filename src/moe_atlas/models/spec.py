@@ -88,6 +88,8 @@ class RouterSpec:
     """Factor on the combine weights."""
     expert_scale: bool
     """Each combine weight is multiplied by a learned factor of its expert, last of all."""
+    table: int | None
+    """Rows of a stored table that gives each token id its set, so that no score decides; None: top-k decides."""
     own_gain: float | None
     """The router reads z times a learned gain of its own, times this factor; None: what the experts read."""
     matmul: Precision

@@ -18,7 +18,7 @@ from moe_atlas.models.mixers import (
     SharedKeyValue,
     ShortConv,
 )
-from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN
+from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN, ROUTER_TABLE
 from moe_atlas.models.spec import FeedForward, LayerSpec, Streams
 
 INDEX_NORM = Norm("layer", 1e-6, bias=True)
@@ -254,6 +254,8 @@ def layer(spec: LayerSpec, width: int) -> Iterator[Need]:
     yield from linear("router", router.experts, width, bias=router.linear_bias)
     if router.selection_bias:
         yield "selection_bias", (router.experts,)
+    if router.table is not None:
+        yield ROUTER_TABLE, (router.table, router.top_k)
     if router.own_gain is not None:
         yield ROUTER_GAIN, (width,)
     if router.expert_scale:

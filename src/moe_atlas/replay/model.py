@@ -28,7 +28,7 @@ from moe_atlas.models.mixers import (
     SharedKeyValue,
     ShortConv,
 )
-from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN
+from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN, ROUTER_TABLE
 from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
 from moe_atlas.replay import streams
 from moe_atlas.replay.experts import feed_forward
@@ -171,8 +171,9 @@ class Replay:
         g_TD = apply_gain(z_TD, layer.norm, weight, bias, self.dtype)
         return GateInput(z_TD, g_TD, g_TD if self.native else self._gain32(layer, w, z_TD))
 
-    def route(self, layer: LayerSpec, w: Weights, gate: GateInput) -> Routing:
-        """Scores, routed sets, margins and combine weights of every token."""
+    def route(self, layer: LayerSpec, w: Weights, gate: GateInput, tokens_T: Tensor) -> Routing:
+        """Scores, routed sets, margins and combine weights of every token; `tokens_T` are their ids, int64."""
+        table_VK = w.get(ROUTER_TABLE)
         return route(
             _moe(layer).router,
             w["router"],
@@ -180,6 +181,7 @@ class Replay:
             bias_E=w.get("router.bias"),
             selection_bias_E=w.get("selection_bias"),
             expert_scale_E=w.get(EXPERT_SCALE),
+            sets_TK=None if table_VK is None else table_VK[tokens_T.to(table_VK.device)],
             native=self.native,
         )
 
@@ -274,7 +276,7 @@ class Replay:
                 y_TD.view_as(x_WSD), layer.norm, *_norm_weights(layer, w, "post_routed_ffn_norm")
             )
             beside_WSD = _by_windows(partial(self._beside, layer, w), x_WSD)
-            return self._residual(layer, w, x_WSD, beside_WSD + y_WSD)
+            return self._residual(layer, w, x_WSD, beside_WSD + y_WSD, gate.g_TD.view_as(x_WSD))
         if layer.dense is not None:
             x_WSD = x_WSD + feed_forward(layer.dense, w, gate.g_TD, "dense.").view_as(x_WSD)
         if layer.after is not None:
@@ -341,7 +343,7 @@ class Replay:
                 state = self.dense(layer, w, x_WSD)
                 continue
             gate = self.gate_input(layer, w, self.block_input(layer, w, x_WSD).flatten(0, 1))
-            routing = self.route(layer, w, gate)
+            routing = self.route(layer, w, gate, tokens_WS.flatten())
             if observe is not None:
                 observe(layer, gate, routing)
             state = self.finish(layer, w, x_WSD, gate, self.routed(reader, layer, gate, routing))

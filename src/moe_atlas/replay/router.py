@@ -31,7 +31,8 @@ class Routing:
     probs_TE: Tensor
     """Full gate probability ρ: softmax(logits), or s(logits) / Σs(logits); no selection bias, no mask."""
     scores_TE: Tensor
-    """Dispatch score: the very vector that top-k is taken on; −inf where a group was dropped."""
+    """Dispatch score: the very vector that top-k is taken on; −inf where a group was dropped. Where the set is looked
+    up, the score that orders and weighs it."""
     topk_TK: Tensor
     """The routed set by falling dispatch score; equal scores by rising index."""
     competitor_T: Tensor
@@ -58,6 +59,7 @@ def route(
     bias_E: Tensor | None = None,
     selection_bias_E: Tensor | None = None,
     expert_scale_E: Tensor | None = None,
+    sets_TK: Tensor | None = None,
     native: bool = False,
 ) -> Routing:
     """Route every token.
@@ -69,6 +71,7 @@ def route(
         bias_E: bias of the router's linear map, if the spec has one.
         selection_bias_E: bias of the dispatch score, if the spec has one.
         expert_scale_E: factor of each expert on its combine weight, if the spec has one.
+        sets_TK: the set of every token, if the spec looks it up and no score decides.
         native: round everywhere the reference implementation rounds; otherwise all in float32.
     """
     dtype = x_TD.dtype if native else torch.float32
@@ -80,7 +83,10 @@ def route(
         rounded = native and router.selection_bias_dtype == "native"
         dispatch_TE = dispatch_TE + (selection_bias_E.to(dtype) if rounded else selection_bias_E).float()
     group_scores_TG, group_margin_T, masked_TE = limit_groups(router, dispatch_TE)
-    topk_TK, competitor_T, margin_T = select(masked_TE, router.top_k)
+    if sets_TK is None:
+        topk_TK, competitor_T, margin_T = select(masked_TE, router.top_k)
+    else:
+        topk_TK, competitor_T, margin_T = ranked(masked_TE, sets_TK)
     return Routing(
         logits_TE=logits_TE,
         probs_TE=gate_probability(router, logits_TE),
@@ -146,6 +152,14 @@ def select(scores_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     last, best = (scores_TE.gather(-1, i[:, None])[:, 0] for i in (topk_TK[:, -1], rival_T))
     masked = best == float("-inf")
     return topk_TK, rival_T.masked_fill(masked, -1), (last - best).masked_fill(masked, float("nan"))
+
+
+def ranked(scores_TE: Tensor, sets_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Given sets by falling score, equal scores by rising index; nothing competes with them, so margins are NaN."""
+    rising_TK = sets_TK.long().sort(dim=-1).values
+    order_TK = scores_TE.gather(-1, rising_TK).argsort(dim=-1, descending=True, stable=True)
+    nothing_T = torch.full_like(rising_TK[:, 0], -1)
+    return rising_TK.gather(-1, order_TK), nothing_T, torch.full_like(scores_TE[:, 0], float("nan"))
 
 
 def combine_weights(

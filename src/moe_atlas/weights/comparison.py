@@ -44,7 +44,8 @@ class TensorChange:
 
     Attributes:
         identical: the same values, whatever the dtype and layout; None for a lone checkpoint.
-        base_square, change_square: ‖W0‖² and ‖W1−W0‖² in float64; `change_square` is 0 for a lone checkpoint.
+        base_square, change_square: ‖W0‖² and ‖W1−W0‖² in float64; `change_square` is 0 for a lone checkpoint. Both
+            are 0 where the elements number things: how far apart two of them are says nothing.
         zeros, nonfinite: counts of exact zeros and of NaN or infinities, (base, tuned).
         elements: number of elements.
         expert: the base's index of the routed expert that it belongs to, if any.
@@ -76,7 +77,7 @@ class TensorChange:
 
     @property
     def relative_change(self) -> float | None:
-        """‖W1−W0‖ / ‖W0‖ (Frobenius); None when the base norm is 0 or something is not finite."""
+        """‖W1−W0‖ / ‖W0‖ (Frobenius); None when the base norm is 0, or something is not finite."""
         return relative(self.base_square, self.change_square)
 
     def row(self) -> dict[str, Any]:
@@ -105,10 +106,16 @@ class Comparison:
         shape: of the whole tensor.
         narrowing: where the tuned checkpoint's format may lose some of the base's values.
         lone_rows: whether one checkpoint has more rows, which `add_lone` takes in behind the others.
+        numbers: whether the elements number things, so that they are equal or not, and never near.
     """
 
     def __init__(
-        self, shape: Sequence[int], narrowing: Narrowing | None = None, *, lone_rows: bool = False
+        self,
+        shape: Sequence[int],
+        narrowing: Narrowing | None = None,
+        *,
+        lone_rows: bool = False,
+        numbers: bool = False,
     ) -> None:
         self._narrowing = narrowing
         self._lone_rows = lone_rows
@@ -121,6 +128,7 @@ class Comparison:
         self._seen = 0
         self._identical: bool | None = None
         self._recast = False
+        self._numbers = numbers
         self._values = [ValueHash()]  # a second one from where the values part
         self._as_stored = [False, False]
         self._zeros, self._nonfinite = [0, 0], [0, 0]
@@ -193,8 +201,8 @@ class Comparison:
             kind,
             layer,
             self._identical,
-            float(self._squares_NR[0].sum()),
-            float(self._squares_NR[2].sum()),
+            0.0 if self._numbers else float(self._squares_NR[0].sum()),
+            0.0 if self._numbers else float(self._squares_NR[2].sum()),
             (zeros0, None if lone else zeros1),
             (nonfinite0, None if lone else nonfinite1),
             self._elements,

@@ -185,7 +185,7 @@ class Anchored:
         base, tuned = views
         replay, weights = tuned.side.replay, tuned.side.weights
         gate = base.gate if shared.gate else replay.anchored(tuned.layer, weights, base.gate.z_TD, base.x_TD)
-        routing = base.routing if shared.routing else replay.route(tuned.layer, weights, gate)
+        routing = base.routing if shared.routing else replay.route(tuned.layer, weights, gate, base.tokens_T)
         if gate is not base.gate:  # both as large as the residual or larger, and of no more use
             gate.router_TD, gate.z_TD = gate.router_TD.new_empty(0), None
         self.match_E = match_E

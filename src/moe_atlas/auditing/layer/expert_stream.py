@@ -23,7 +23,7 @@ from moe_atlas.auditing.layer.side import Side, Weights
 from moe_atlas.auditing.processes.group import Group
 from moe_atlas.geometry.chart_maps import overlap_map
 from moe_atlas.models.expert_refs import expert_refs
-from moe_atlas.models.names import ROUTER_GAIN
+from moe_atlas.models.names import ROUTER_GAIN, ROUTER_TABLE
 from moe_atlas.models.spec import LayerSpec, TensorRef
 from moe_atlas.weights.comparison import Comparison, TensorChange, together
 from moe_atlas.weights.identity import (
@@ -368,11 +368,12 @@ def router_rows(resident: Weights, layer: LayerSpec) -> RouterRows:
     """The router's rows and biases of one checkpoint, as stored."""
     assert layer.moe is not None
     router = layer.moe.router
-    rows = [resident[r.role].float() for r in layer.refs if r.kind == "router" and len(r.shape) == 2]
+    refs = [r for r in layer.refs if r.role not in (ROUTER_GAIN, ROUTER_TABLE)]
+    rows = [resident[r.role].float() for r in refs if r.kind == "router" and len(r.shape) == 2]
     biases = [
         resident[r.role].float().reshape(-1)
-        for r in layer.refs
-        if r.kind == "selection_bias" or (r.kind == "router" and len(r.shape) == 1 and r.role != ROUTER_GAIN)
+        for r in refs
+        if r.kind == "selection_bias" or (r.kind == "router" and len(r.shape) == 1)
     ]
     groups = router.groups if router.kept_groups < router.groups else None
     return RouterRows(torch.cat(rows, dim=1), tuple(biases), groups)

@@ -108,10 +108,11 @@ class LayerReading:
 
     def _tails(self, side: str, values_WS: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the tokens in the pooled lowest and highest margin quartile and in the lowest decile."""
-        margin_WM = values_WS[f"{side}.set_margin"][:, :: self.stride]
-        defined_WM = torch.isfinite(margin_WM)
-        if not defined_WM.any():
+        margin_WS = values_WS.get(f"{side}.set_margin")
+        if margin_WS is None or not torch.isfinite(margin_WS[:, :: self.stride]).any():
             return {}
+        margin_WM = margin_WS[:, :: self.stride]
+        defined_WM = torch.isfinite(margin_WM)
         cut = {q: pooled_quantile(margin_WM, q) for q in (0.10, 0.25, 0.75)}
         tails = {
             "overlap_low": ("overlap", defined_WM & (margin_WM <= cut[0.25])),
@@ -129,11 +130,11 @@ class LayerReading:
         return out
 
     def _points(self, side: str, values_WS: dict[str, Tensor]) -> None:
-        facts = self.facts[side]
+        facts, undefined = self.facts[side], self.facts.get("undefined", {})
         for key in ("set_margin", "group_margin"):
             margin_WS = values_WS.get(f"{side}.{key}")
             for name, q in PERCENTILES.items():
-                facts[f"{key}_{name}"] = _quantile_fact(margin_WS, q, key)
+                facts[f"{key}_{name}"] = _quantile_fact(margin_WS, q, key, undefined.get(key))
         topk_TK = _joined(self._topk[side]).numpy()
         facts["cells"], facts["cell_entropy"] = cells(topk_TK)
 
@@ -155,9 +156,9 @@ def pooled_quantile(value_WS: Tensor, q: float) -> float:
     return float(np.quantile(values, q))
 
 
-def _quantile_fact(margin_WS: Tensor | None, q: float, key: str) -> float | dict[str, Any]:
+def _quantile_fact(margin_WS: Tensor | None, q: float, key: str, why: str | None) -> float | dict[str, Any]:
     if margin_WS is None:
-        return {"value": None, "reason": "no group is ever dropped"}
+        return {"value": None, "reason": why or "no group is ever dropped"}
     if not torch.isfinite(margin_WS).any():
         return {"value": None, "reason": f"{key} is undefined or not finite on every token"}
     return pooled_quantile(margin_WS, q)

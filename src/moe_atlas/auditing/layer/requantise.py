@@ -19,6 +19,7 @@ from moe_atlas.auditing.layer.side import Side
 from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.quantised.decode import round_trip
 from moe_atlas.checkpoint.quantised.encoding import Encoded, Encoding
+from moe_atlas.models.names import ROUTER_TABLE
 from moe_atlas.models.spec import TensorRef
 from moe_atlas.weights.class_digests import replayed
 from moe_atlas.weights.comparison import Comparison, Narrowing
@@ -107,7 +108,8 @@ def compared(sides: Sequence[Side], refs: Sequence[TensorRef], tensors: Sequence
     """One look at a tensor of the base and at its counterpart, where there is one."""
     if tensors[0].shape != tensors[-1].shape:
         return _compared_as_far_as_shared(sides, refs, tensors)
-    comparison = Comparison(tensors[0].shape, narrowing(sides, [ref.stored for ref in refs]))
+    narrow = narrowing(sides, [ref.stored for ref in refs])
+    comparison = Comparison(tensors[0].shape, narrow, numbers=refs[0].role == ROUTER_TABLE)
     tuned = tensors[1] if len(tensors) == 2 else None
     comparison.add(tensors[0], tuned, stored=stored_whole(sides, refs))
     return comparison

@@ -15,7 +15,7 @@ from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.loading.load import ReaderLike, load_all
 from moe_atlas.models.expert_refs import expert_refs
-from moe_atlas.models.names import ROUTER_GAIN
+from moe_atlas.models.names import ROUTER_GAIN, ROUTER_TABLE
 from moe_atlas.models.spec import LayerSpec, ModelSpec, TensorRef
 from moe_atlas.replay.model import Replay
 from moe_atlas.weights.values import same_values
@@ -85,8 +85,7 @@ class Side:
         as_stored = {role: self.resident[role] for role in roles}
         for tensors in (self.resident, self.weights):
             for role in roles:
-                experts = tensors[role].shape.index(len(match_E))
-                tensors[role] = tensors[role].index_select(experts, match_E.to(tensors[role].device))
+                tensors[role] = _renumbered(role, tensors[role], match_E.to(tensors[role].device))
         return as_stored
 
     def multiplied(self, stored: Weights) -> Weights:
@@ -101,6 +100,13 @@ class Side:
         """The tensors of one routed expert, as stored, by role."""
         assert layer.moe is not None
         return load_all(self.reader, expert_refs(layer.moe, expert))
+
+
+def _renumbered(role: str, tensor: Tensor, match_E: Tensor) -> Tensor:
+    """A tensor of the router whose expert e becomes that of `match_E[e]`; a table holds numbers of experts."""
+    if role == ROUTER_TABLE:
+        return torch.argsort(match_E).to(tensor.dtype)[tensor.long()]
+    return tensor.index_select(tensor.shape.index(len(match_E)), match_E)
 
 
 def compute_dtype(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_atlas.auditing.layer.batches import Batch
 from moe_atlas.auditing.layer.side import Side
-from moe_atlas.geometry.fields.evaluation import renumbered, specificity_partner
+from moe_atlas.geometry.fields.evaluation import distinct, renumbered, specificity_partner
 from moe_atlas.geometry.fields.single_fields import NativeFields
 from moe_atlas.geometry.fields.tangent import TangentMap
 from moe_atlas.models.spec import LayerSpec
@@ -55,6 +55,7 @@ class View:
     Attributes:
         state_WSD: residual in front of the block: x_WSD, or the streams that it is read from [W, S, N, D].
         x_WSD: what enters the norm in front of the block.
+        tokens_T: ids of the tokens, int64.
         stored_E: index under which the checkpoint itself stores each expert: tuned experts are numbered as the
             base's where they were relabelled.
     """
@@ -67,6 +68,7 @@ class View:
     routing: Routing
     fields: NativeFields
     tangent: TangentMap
+    tokens_T: Tensor
     stored_E: Tensor
 
     @property
@@ -96,12 +98,13 @@ def look(
     x_WSD = replay.block_input(layer, weights, state_WSD)
     x_TD = x_WSD.reshape(-1, x_WSD.shape[-1])
     gate = replay.gate_input(layer, weights, x_TD)
-    routing = replay.route(layer, weights, gate)
+    tokens_T = batch.tokens_WS.flatten().to(replay.device)
+    routing = replay.route(layer, weights, gate, tokens_T)
     places_M = scope.measured(batch)
     measured_M = places_M.to(replay.device)
     fields = NativeFields(replay, layer, gate, routing, measured_M)
     length = batch.tokens_WS.shape[1]
-    excluded = torch.cat([routing.topk_TK, routing.competitor_T[:, None]], dim=1)[measured_M]
+    excluded = distinct(torch.cat([routing.topk_TK, routing.competitor_T[:, None]], dim=1)[measured_M])
     # Drawn in the checkpoint's own numbering, so that its health does not depend on the other checkpoint.
     partner_M = specificity_partner(
         scope.seed,
@@ -112,9 +115,8 @@ def look(
         layer.moe.router.experts,
     )
     fields.keep(renumbered(partner_M, torch.argsort(stored_E)), everyone=scope.everyone and batch.measured)
-    return View(
-        side, layer, state_WSD, x_WSD, gate, routing, fields, tangent_of(layer, x_TD, measured_M), stored_E
-    )
+    tangent = tangent_of(layer, x_TD, measured_M)
+    return View(side, layer, state_WSD, x_WSD, gate, routing, fields, tangent, tokens_T, stored_E)
 
 
 def tangent_of(layer: LayerSpec, x_TD: Tensor, measured_M: Tensor) -> TangentMap:

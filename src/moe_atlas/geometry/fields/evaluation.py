@@ -24,6 +24,12 @@ def renumbered(ids: Tensor, numbers_E: Tensor) -> Tensor:
     return torch.where(ids == EMPTY, EMPTY, numbers_E[ids.clamp_min(0)])
 
 
+def distinct(table_TP: Tensor) -> Tensor:
+    """The table with every expert in one slot of its token: those that name it again are left empty."""
+    again_TP = (table_TP[:, :, None] == table_TP[:, None, :]).tril(-1).any(-1)
+    return table_TP.masked_fill(again_TP, EMPTY)
+
+
 def contains(table_TP: Tensor, ids_TK: Tensor) -> Tensor:
     """Bool [T, K]: which of `ids_TK` is already in the token's row of `table_TP`."""
     return (ids_TK[:, :, None] == table_TP[:, None, :]).any(-1)

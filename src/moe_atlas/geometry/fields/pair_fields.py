@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.geometry.fields.chunking import chosen, each, length
-from moe_atlas.geometry.fields.evaluation import RowGroup, all_others, join
+from moe_atlas.geometry.fields.evaluation import RowGroup, all_others, distinct, join
 from moe_atlas.geometry.fields.single_fields import NativeFields, Weights, expert_weights, slot_weights
 from moe_atlas.geometry.fields.tangent import RATIO_EPS, TangentMap, relative_change
 from moe_atlas.replay.model import GateInput
@@ -48,7 +48,7 @@ class PairFields:
         self.base, self.tuned, self.gate = base, tuned, gate
         self.tangent, self.native_tangent = tangent, native_tangent
         m, k = base.measured_M, base.top_k
-        table_MP = join(base.table_MP[:, : k + 1], routing.topk_TK[m])
+        table_MP = distinct(join(base.table_MP[:, : k + 1], routing.topk_TK[m]))
         self.table_MP = all_others(table_MP, base.experts) if everyone else table_MP
         # S0 and e_{k+1} were evaluated for the base's own health in this very grouping. The others are not taken
         # from kept rows, so that equal experts give equal bits.

@@ -170,6 +170,6 @@ def output_weights(layer: LayerSpec, weights_TK: Tensor) -> Tensor:
 def slot_weights(layer: LayerSpec, routing: Routing, measured_M: Tensor, table_MP: Tensor) -> Tensor:
     """Weight of each slot's expert in the routed sum, 0 where it is not routed, float32 [M, P]."""
     weights_TE = torch.zeros_like(routing.probs_TE)
-    weights_TE.scatter_(1, routing.topk_TK, output_weights(layer, routing.weights_TK))
+    weights_TE.scatter_add_(1, routing.topk_TK, output_weights(layer, routing.weights_TK))
     weights_MP = weights_TE[measured_M].gather(1, table_MP.clamp_min(0))
     return weights_MP.masked_fill(table_MP == EMPTY, 0.0)
