@@ -146,26 +146,25 @@ def test_an_expert_that_a_table_names_twice_counts_twice_as_in_the_reference(bas
     assert difference.weights < 1e-5
 
 
-def test_repeated_experts_are_measured_as_the_model_counts_them(base, probes, judged, tmp_path):
-    kept = {}
-
-    def change(tensors):
-        kept["before"] = tensors[TABLE].clone()
-        repeated(tensors)
-        kept["after"] = tensors[TABLE]
-
-    pair = judged(change).body["layers"][BY_TOKEN]["pair"]
-    tokens = torch.cat([torch.from_numpy(w.tokens).long() for w in load_registered(probes).windows])
-    sets = [[Counter(row) for row in table[tokens].tolist()] for table in kept.values()]
-    shared = [sum((one & two).values()) for one, two in zip(*sets, strict=True)]
-    assert pair["boundary_drift"]["estimate"] == pytest.approx(1 - sum(shared) / (3 * len(shared)))
+def test_repeated_experts_are_measured_as_the_model_counts_them(base, probes, tmp_path):
+    """Whichever of the two checkpoints repeats them."""
     twice = pairs.variant(base, tmp_path / "twice", repeated)
+    tokens = torch.cat([torch.from_numpy(w.tokens).long() for w in load_registered(probes).windows])
+    sets = [[Counter(row) for row in pairs.read(one)[TABLE][tokens].tolist()] for one in (base, twice)]
+    shared = [sum((one & two).values()) for one, two in zip(*sets, strict=True)]
     options = AuditOptions(dtype="float32")
-    same = audit(twice, twice, probes, receipt=tmp_path / "same.json", force=True, options=options)
-    assert same.verdict == "pass"
-    health = audit(base, twice, probes, receipt=tmp_path / "pair.json", force=True, options=options)
-    budget = health.body["layers"][BY_TOKEN]["pair"]["perturbation_budget"]
-    assert budget["actual"]["estimate"] <= budget["bound"]["estimate"]
+    for number, both in enumerate([(base, twice), (twice, base), (twice, twice)]):
+        file = tmp_path / f"{number}.json"
+        receipt = audit(*both, probes, receipt=file, force=True, options=options)
+        layer = receipt.body["layers"][BY_TOKEN]
+        pair, field = layer["pair"], layer["base"]["field_norm"]["estimate"]
+        assert pair["perturbation_budget"]["base_norm"]["estimate"] == pytest.approx(field, rel=1e-5)
+        if number == 2:
+            assert receipt.verdict == "pass"
+            continue
+        assert pair["boundary_drift"]["estimate"] == pytest.approx(1 - sum(shared) / (3 * len(shared)))
+        budget = pair["perturbation_budget"]
+        assert 0 < budget["actual"]["estimate"] <= budget["bound"]["estimate"]
 
 
 def test_the_weight_of_a_repeated_expert_is_that_of_all_its_places(base, tmp_path):

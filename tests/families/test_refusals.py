@@ -73,6 +73,19 @@ def test_forms_of_gemma_4_that_are_not_replayed_are_named(edited, changes, named
     assert named in refusal(edited("gemma4_text-biased", lambda c, t: c.update(changes)))
 
 
+@pytest.mark.parametrize(
+    ("case", "changes", "missing"),
+    [
+        ("deepseek_v2", {"use_mla": False, "kv_lora_rank": None, "v_head_dim": 0}, "k_proj and v_proj"),
+        ("nemotron_h", {"moe_latent_size": 16}, "fc1_latent_proj"),
+    ],
+)
+def test_a_form_that_is_not_replayed_says_what_is_missing(edited, case, changes, missing):
+    message = refusal(edited(case, lambda c, t: c.update(changes)))
+    assert f"{next(iter(changes))} = {next(iter(changes.values()))!r}" in message
+    assert missing in message
+
+
 def test_a_share_of_the_rotation_that_the_reference_ignores_is_refused(edited):
     def change(config, tensors):
         config["rope_parameters"]["sliding_attention"]["partial_rotary_factor"] = 0.5

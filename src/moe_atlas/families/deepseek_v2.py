@@ -11,7 +11,12 @@ from moe_atlas.models.names import STANDARD
 
 def build(c: Config) -> Blueprint:
     """Read a `deepseek_v2` configuration."""
-    c.expect("use_mla", True)
+    if not c.flag("use_mla", default=True, null=True):
+        raise c.refuse(
+            "use_mla = False",
+            "missing: attention from k_proj and v_proj in place of latent attention; transformers' own class has none, "
+            "so nothing says how it rotates",
+        )
     c.expect("scoring_func", "softmax")
     c.expect(
         "norm_topk_prob", False

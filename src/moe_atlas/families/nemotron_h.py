@@ -60,7 +60,13 @@ def build(c: Config) -> Blueprint:
     c.expect("residual_in_fp32", False)
     c.expect("sliding_window", None)
     c.expect("mamba_hidden_act", "silu")
-    c.expect("moe_latent_size", None)  # projections around the experts are not implemented
+    latent = c.optional("moe_latent_size")
+    if latent is not None:
+        raise c.refuse(
+            f"moe_latent_size = {latent}",
+            "missing: experts between two projections (fc1_latent_proj in front, fc2_latent_proj behind their sum), "
+            "whose outputs reach the residual through the second alone",
+        )
     c.expect("attention_bias", False)
     c.expect("n_shared_experts", 1)
     mixers = {"mamba": _mamba(c), "attention": grouped_query(c, rope=None, head_dim=default_head_dim(c, 128))}
