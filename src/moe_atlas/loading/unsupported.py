@@ -33,7 +33,6 @@ MISSING: Mapping[str, str] = {
     "dots3_note_text": "its own indexer and latent attention",
     "ernie4_5_moe_vl": "the keys of its remote code; transformers writes the same model as ernie4_5_vl_moe",
     "flint": "its attention, with sinks and layers without positions",
-    "gemma4_text": "experts beside a perceptron, each behind norms of its own, and keys shared between layers",
     "glm5_next_text": "its own form of Kimi delta attention with a bounded gate, an indexer, and hyper-connections",
     "grok-1": "attention scores capped by tanh, norms behind both branches, and scaled embeddings and logits",
     "hy_v4": "hyper-connections whose gates are its own, and gated latent attention with sinks and an indexer",
