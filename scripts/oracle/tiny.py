@@ -456,9 +456,7 @@ INEXACT: dict[str, str] = {
 
 @dataclass
 class Oracle:
-    """What the reference computed: logits [W, S, V] float32, and per routed layer the sets and combine
-    weights [T, K].
-    """
+    """The reference's logits [W, S, V] float32, and its sets and combine weights [T, K] of every routed layer."""
 
     logits: Tensor
     sets: dict[int, Tensor] = field(default_factory=dict)
@@ -471,9 +469,7 @@ def tokens(windows: int = 2, length: int = 24, vocab: int = 48, seed: int = 0) -
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Give every parameter and every stored buffer a random value that matters: gains near 1, biases near
-    0.3.
-    """
+    """Give every parameter and stored buffer a random value that matters: gains near 1, biases near 0.3."""
     generator = torch.Generator().manual_seed(seed)
     state = model.state_dict()
     for name in sorted(state):

@@ -26,8 +26,8 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
     """Bytes, operations, memory and seconds of `atlas audit` with these arguments; nothing is written.
 
     Returns:
-        JSON values: `flops` as `moe_atlas.auditing.cost.flops.flops` counts them; `memory` in bytes; `rates` and `seconds`
-        as `calibrate` and `estimate` give them.
+        JSON values: `flops` as `cost.flops.flops` counts them; `memory` in bytes; `rates` and `seconds` as `calibrate`
+        and `estimate` give them.
 
     Raises:
         AtlasError: as the audit would, for whatever it refuses before it reads a tensor.

@@ -27,23 +27,23 @@ from moe_atlas.version import __version__
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 PREPARED = 64  # products kept in each: those of a layer whose experts' tokens differ up to eightfold
 COMMANDS = {
-    "audit": "Compare two checkpoints and write a receipt.",
-    "plan": "Say what an audit would read, hold and take.",
-    "baseline": "Record the state of one checkpoint.",
-    "register": "Bind a probe file in a lock, before the run.",
-    "init": "Write a commented probe file to edit.",
-    "inspect": "Show what a checkpoint is and what would be replayed.",
-    "families": "List the families and stored formats that can be read.",
-    "verify": "Derive every number and the verdict of a receipt again.",
-    "report": "Explain a receipt: terminal, HTML, Markdown, JUnit, JSON.",
-    "diff": "Show what moved between two receipts.",
-    "history": "Show a run's baselines and gates.",
-    "gate": "Answer for a run with an exit code.",
-    "calibrate": "Set budgets from pairs whose fate is known.",
-    "falsify": "Hold the method against simpler measures, over many pairs.",
-    "attest": "Wrap a verified receipt as an in-toto Statement.",
+    "audit": ("checkpoints", "Compare two checkpoints and write a receipt."),
+    "plan": ("checkpoints", "Say what an audit would read, hold and take."),
+    "baseline": ("checkpoints", "Record the state of one checkpoint."),
+    "register": ("probes", "Bind a probe file in a lock, before the run."),
+    "init": ("probes", "Write a commented probe file to edit."),
+    "inspect": ("checkpoints", "Show what a checkpoint is and what would be replayed."),
+    "families": ("checkpoints", "List the families and stored formats that can be read."),
+    "verify": ("receipts", "Derive every number and the verdict of a receipt again."),
+    "report": ("receipts", "Explain a receipt: terminal, HTML, Markdown, JUnit, JSON."),
+    "diff": ("receipts", "Show what moved between two receipts."),
+    "history": ("runs", "Show a run's baselines and gates."),
+    "gate": ("runs", "Answer for a run with an exit code."),
+    "calibrate": ("probes", "Set budgets from pairs whose fate is known."),
+    "falsify": ("receipts", "Hold the method against simpler measures, over many pairs."),
+    "attest": ("receipts", "Wrap a verified receipt as an in-toto Statement."),
 }
-"""Every command, with the line that `atlas --help` gives it."""
+"""Every command, with its package and the line that `atlas --help` gives it."""
 
 CRASHED = 70
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -85,8 +85,8 @@ def _atlas(
     return int(Exit.USAGE)
 
 
-for _name, _line in COMMANDS.items():
-    _command = getattr(import_module(f"moe_atlas.cli.{_name}"), _name)
+for _name, (_room, _line) in COMMANDS.items():
+    _command = getattr(import_module(f"moe_atlas.cli.{_room}.{_name}"), _name)
     app.command(_name, cls=Command, short_help=_line)(_command)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_atlas.models.spec import FeedForward
-from moe_atlas.replay.mixers.attention import Weights, linear
+from moe_atlas.replay.primitives.linear import Weights, linear
 
 
 def _relu2(x: Tensor) -> Tensor:

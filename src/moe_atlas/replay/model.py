@@ -43,7 +43,7 @@ from moe_atlas.replay.mixers import (
     mla,
     shared_kv,
 )
-from moe_atlas.replay.mixers.attention import Weights, linear
+from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import apply_gain, gain_float32, normalise, standardise
 from moe_atlas.replay.router import Routing, combine_weights, route
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from moe_atlas.channels import CHANNELS
 from moe_atlas.geometry.pair import NoiseBand
 from moe_atlas.models.spec import LayerSpec
-from moe_atlas.replay.mixers.attention import Weights
 from moe_atlas.replay.model import Replay
+from moe_atlas.replay.primitives.linear import Weights
 from moe_atlas.replay.router import Routing
 
 MEASURED = tuple(channel.key for channel in CHANNELS if channel.kind == "drift")

@@ -5,24 +5,16 @@ Shapes: W windows, S tokens of a window, D width, H heads, C head dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moe_atlas.models.mixers import GroupedQuery, Norm, Precision
+from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import normalise, standardise
 from moe_atlas.replay.primitives.rope import rotate, tables
 
-Weights = Mapping[str, Tensor]
 PROBABILITIES = 1 << 21  # attention probabilities held at a time
-
-
-def linear(w: Weights, role: str, x: Tensor) -> Tensor:
-    """Matrix product with the weight of `role` and its bias where there is one, in the dtype of `x`."""
-    bias = w.get(f"{role}.bias")
-    return F.linear(x, w[role].to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:

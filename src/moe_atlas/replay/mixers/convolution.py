@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_atlas.models.mixers import ShortConv
-from moe_atlas.replay.mixers.attention import Weights, linear
+from moe_atlas.replay.primitives.linear import Weights, linear
 
 
 def causal(w: Weights, role: str, x_WDS: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_atlas.models.mixers import DeltaNet
-from moe_atlas.replay.mixers.attention import Weights, linear
 from moe_atlas.replay.mixers.convolution import causal
+from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import normalise
 
 CHUNK = 64

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moe_atlas.models.mixers import Latent
 from moe_atlas.models.tensors import INDEX_NORM
-from moe_atlas.replay.mixers.attention import Weights, linear
+from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import normalise
 from moe_atlas.replay.primitives.rope import rotate, tables
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_atlas.models.mixers import KimiDelta
-from moe_atlas.replay.mixers.attention import Weights, linear
 from moe_atlas.replay.mixers.convolution import causal
 from moe_atlas.replay.mixers.gated_delta import CHUNK, chunks, solve, unit
+from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import gain_float32, standardise
 
 

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from moe_atlas.models.mixers import Latent, Norm
-from moe_atlas.replay.mixers.attention import (
-    Weights,
-    attend,
-    causal_mask,
-    linear,
-    merge_heads,
-    position_factor,
-)
+from moe_atlas.replay.mixers.attention import attend, causal_mask, merge_heads, position_factor
 from moe_atlas.replay.mixers.indexer import chosen_keys
+from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import normalise
 from moe_atlas.replay.primitives.rope import rotate, tables
 

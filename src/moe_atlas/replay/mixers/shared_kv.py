@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from moe_atlas.models.mixers import Compressor, SharedKeyValue
-from moe_atlas.replay.mixers.attention import Weights, attend, causal_mask, linear
+from moe_atlas.replay.mixers.attention import attend, causal_mask
+from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import normalise
 from moe_atlas.replay.primitives.rope import rotate_last, tables
 
