@@ -84,6 +84,17 @@ def test_nothing_imports_itself_by_a_detour(graph: Mapping[str, set[str]]):
     TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
+def test_the_life_of_an_audit_names_what_is_there():
+    page = (Path(__file__).parents[1] / "docs/architecture.md").read_text(encoding="utf-8")
+    places = re.findall(r"`([a-z0-9_]+(?:/[a-z0-9_]*)*(?:\.py|/))`", page)
+    assert len(places) > 25
+    assert [place for place in places if not (SOURCE / place).exists()] == []
+    for name, place in re.findall(r"`(\w+)`(?: and `\w+`)? in `([\w/]+\.py)`", page):
+        assert re.search(
+            rf"^(def {name}\b|class {name}\b|{name}\b.*=)", (SOURCE / place).read_text(), re.M
+        ), name
+
+
 def test_no_folder_is_crowded():
     sizes = {folder: len(list(folder.glob("*.py"))) for folder in {path.parent for path in MODULES.values()}}
     crowded = {folder.relative_to(SOURCE).as_posix() for folder, size in sizes.items() if size > CROWDED}
