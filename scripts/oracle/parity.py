@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moe_atlas.loading.load import ReaderLike
+from moe_atlas.models.mixers import Precision
 from moe_atlas.models.spec import LayerSpec, ModelSpec
 from moe_atlas.replay.model import GateInput, Replay
 from moe_atlas.replay.router import Routing
@@ -33,7 +35,7 @@ class Difference:
 
 
 def replayed(
-    spec: ModelSpec, reader: object, tokens: Tensor, dtype: torch.dtype, arithmetic: str
+    spec: ModelSpec, reader: ReaderLike, tokens: Tensor, dtype: torch.dtype, arithmetic: Precision
 ) -> tuple[Tensor, dict[int, Routing]]:
     """Logits and every routing of our forward pass."""
     routings: dict[int, Routing] = {}
@@ -54,7 +56,7 @@ def tie_free_tokens(folder: Path, dtype: torch.dtype) -> Tensor:
     raise AssertionError("every seed ties somewhere")
 
 
-def compare(folder: Path, dtype: torch.dtype = torch.float32, arithmetic: str = "native") -> Difference:
+def compare(folder: Path, dtype: torch.dtype = torch.float32, arithmetic: Precision = "native") -> Difference:
     """Compare one saved checkpoint, token by token and layer by layer."""
     tokens = tie_free_tokens(folder, dtype)
     expected = tiny.oracle(tiny.load_reference(folder, dtype), tokens)

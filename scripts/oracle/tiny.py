@@ -475,7 +475,8 @@ def randomise(model: nn.Module, seed: int) -> None:
     for name in sorted(state):
         tensor = state[name]
         if name.endswith("tid2eid"):  # a set of experts for every token id
-            order = torch.rand(len(tensor), model.config.n_routed_experts, generator=generator).argsort(-1)
+            config: Any = model.config
+            order = torch.rand(len(tensor), config.n_routed_experts, generator=generator).argsort(-1)
             tensor.copy_(order[:, : tensor.shape[1]])
         if not tensor.is_floating_point():
             continue
@@ -525,7 +526,8 @@ def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Modul
     kind = reference_class(model_type)
     model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     model.set_experts_implementation("eager")
-    return model
+    loaded: nn.Module = model
+    return loaded
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from moe_atlas.checkpoint.detect import MISSING
 from moe_atlas.checkpoint.headers.refuse import shown
 from moe_atlas.checkpoint.index import QUANTISATION, open_checkpoint
-from moe_atlas.checkpoint.quantised.detect import MISSING
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused
 from scripts.oracle import tiny

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from moe_atlas.checkpoint.quantised.detect import detect
+from moe_atlas.checkpoint.detect import detect
 from moe_atlas.configuration import parts
 from moe_atlas.errors import InputRefused
 from moe_atlas.loading.registry import read_config

@@ -11,12 +11,12 @@ from types import MappingProxyType
 from typing import Any
 
 from moe_atlas.checkpoint import files, folders
+from moe_atlas.checkpoint.detect import detect
 from moe_atlas.checkpoint.files import FileStat
 from moe_atlas.checkpoint.folders import INDEX, MODEL, SUFFIX
 from moe_atlas.checkpoint.headers.header import MAX_HEADER_BYTES, StoredTensor, read_header
 from moe_atlas.checkpoint.headers.refuse import RE_DOWNLOAD, place, refusal, shown
 from moe_atlas.checkpoint.headers.strict_json import parse_json_object
-from moe_atlas.checkpoint.quantised.detect import detect
 from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.errors import InputRefused
 from moe_atlas.text import not_there

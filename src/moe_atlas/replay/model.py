@@ -31,7 +31,6 @@ from moe_atlas.models.mixers import (
 from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN, ROUTER_TABLE
 from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
 from moe_atlas.replay import streams
-from moe_atlas.replay.experts import feed_forward
 from moe_atlas.replay.mixers import (
     attention,
     convolution,
@@ -43,6 +42,7 @@ from moe_atlas.replay.mixers import (
     mla,
     shared_kv,
 )
+from moe_atlas.replay.primitives.feed_forward import feed_forward
 from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import apply_gain, gain_float32, normalise, standardise
 from moe_atlas.replay.router import Routing, combine_weights, route

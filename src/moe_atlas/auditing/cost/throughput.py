@@ -23,8 +23,8 @@ from moe_atlas.geometry.fields.tangent import TangentMap, relative_change
 from moe_atlas.geometry.overlap import compatibility, field_norm
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.spec import MoESpec
-from moe_atlas.replay.experts import feed_forward
 from moe_atlas.replay.loss import PART, POSITIONS, OnlineSoftmax
+from moe_atlas.replay.primitives.feed_forward import feed_forward
 from moe_atlas.weights.comparison import Comparison
 
 SECONDS = 0.4  # of each trial of the processor

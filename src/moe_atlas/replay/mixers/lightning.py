@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from moe_atlas.models.mixers import Lightning
-from moe_atlas.replay.experts import ACTIVATIONS
 from moe_atlas.replay.mixers.attention import merge_heads
+from moe_atlas.replay.primitives.feed_forward import ACTIVATIONS
 from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import normalise
 

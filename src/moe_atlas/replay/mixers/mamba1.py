@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_atlas.models.mixers import Mamba1
-from moe_atlas.replay.experts import ACTIVATIONS, separate_linear
 from moe_atlas.replay.mixers.convolution import causal
+from moe_atlas.replay.primitives.feed_forward import ACTIVATIONS, separate_linear
 from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import normalise
 
