@@ -24,12 +24,12 @@ from scipy import stats
 
 from moe_atlas.integrations import CheckpointGate
 from scripts.coverage.page import replace_section
-from scripts.demo.batches import Task, Text
-from scripts.demo.checkpoint import load, save
-from scripts.demo.corpus import load_corpus
 from scripts.demo.recipes import LIGHT
-from scripts.demo.task import load_items
-from scripts.demo.train import TuneRecipe, tune
+from scripts.training.checkpoint import load, save
+from scripts.training.corpus import load_corpus
+from scripts.training.loop import tune
+from scripts.training.recipes import Tune
+from scripts.training.task import load_items
 
 PAGE = Path("docs/api.md")
 DEMO = Path("demo")
@@ -69,14 +69,14 @@ def children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def training(recipe: TuneRecipe, cadence: int, work: Path, gate: CheckpointGate | None) -> Run:
+def training(recipe: Tune, cadence: int, work: Path, gate: CheckpointGate | None) -> Run:
     """Train once, with a checkpoint every `cadence` steps and, if given, a gate at each."""
     corpus = load_corpus()
     model = load(DEMO / "base")
-    text, task = Text(corpus, recipe.seed), Task(load_items(corpus)[0], recipe.seed)
+    items = load_items(corpus)[0]
     run, audited = Run(), children()
 
-    def after(step: int, _: int, __: float) -> None:
+    def after(step: int, _: float) -> None:
         if step % cadence:
             return
         with run.spent("saving"):
@@ -86,7 +86,7 @@ def training(recipe: TuneRecipe, cadence: int, work: Path, gate: CheckpointGate 
                 gate(work / f"step-{step}", step)
 
     with run.spent("total"):
-        tune(model, text, task, recipe, after)
+        tune(model, recipe, corpus, items, after)
         if gate is not None:
             with run.spent("gating"):
                 gate.finish()
@@ -95,9 +95,13 @@ def training(recipe: TuneRecipe, cadence: int, work: Path, gate: CheckpointGate 
     return run
 
 
-def pairs(
-    recipe: TuneRecipe, cadence: int, repeats: int, say: Callable[[str], None]
-) -> list[tuple[Run, Run]]:
+def demo_gate(receipts: Path) -> CheckpointGate:
+    """A gate under the demo's registration."""
+    policy = ("--policy-from", str(DEMO / "policy.yaml"))
+    return CheckpointGate(DEMO / "base", DEMO / "probes.yaml", receipts, arguments=policy)
+
+
+def pairs(recipe: Tune, cadence: int, repeats: int, say: Callable[[str], None]) -> list[tuple[Run, Run]]:
     """(without, with) a gate, `repeats` times, taking turns in who goes first."""
     found = []
     for repeat in range(repeats):
@@ -105,8 +109,7 @@ def pairs(
         for gated in (False, True) if repeat % 2 == 0 else (True, False):
             with tempfile.TemporaryDirectory() as folder:
                 work = Path(folder)
-                gate = CheckpointGate(DEMO / "base", DEMO / "probes.yaml", work / "gates") if gated else None
-                runs[gated] = training(recipe, cadence, work, gate)
+                runs[gated] = training(recipe, cadence, work, demo_gate(work / "gates") if gated else None)
         assert all(runs[True].verdicts), "a gate could not be carried out"
         found.append((runs[False], runs[True]))
         say(f"pair {repeat + 1}: training {runs[False].total:.1f} s without, {runs[True].total:.1f} s with")

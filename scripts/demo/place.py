@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import moe_atlas
+import scripts.training
 
 Facts = dict[str, Any]
-HERE = Path(__file__).parent
 MEASURES = Path(moe_atlas.__file__).parent
-TRAINS = [HERE / f"{name}.py" for name in ("corpus", "task", "batches", "model", "optimizer", "train")]
+TRAINS = Path(scripts.training.__file__).parent
 
 
 class Place:
@@ -28,9 +27,10 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.documents = root / "documents"
-        self.calibration = root / "calibration.yaml"
+        self.references = root / "reference"
+        self.measuring = root / "references.yaml"
         self.probes = root / "probes.yaml"
-        self.lock = root / "probes.lock.json"
+        self.policy = root / "policy.yaml"
         self.record = root / "built.json"
 
     def receipt(self, name: str) -> Path:
@@ -51,11 +51,6 @@ class Place:
         partial.replace(self.record)
         return facts
 
-    def once(self, name: str, key: str, make: Callable[[], Facts]) -> Facts:
-        """The facts of a thing, made only if need be."""
-        found = self.built(name, key)
-        return self.note(name, key, make()) if found is None else found
-
     def _entries(self) -> dict[str, Any]:
         try:
             entries: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
@@ -66,14 +61,16 @@ class Place:
 
 def training_key(*parts: object) -> str:
     """Digest of what a checkpoint was made from: recipes, sources, the corpus' Python and torch."""
-    versions = (platform.python_version(), torch.__version__)
-    return _digest(*versions, *parts, *(path.read_text(encoding="utf-8") for path in TRAINS))
+    return _digest(platform.python_version(), torch.__version__, *parts, *_sources(TRAINS))
 
 
 def measuring_key(*parts: object) -> str:
     """Digest of what a receipt was made from, the auditor's own source included."""
-    sources = sorted(MEASURES.rglob("*.py"))
-    return _digest(torch.__version__, *parts, *(path.read_text(encoding="utf-8") for path in sources))
+    return _digest(torch.__version__, *parts, *_sources(MEASURES))
+
+
+def _sources(folder: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))]
 
 
 def _digest(*parts: object) -> str:

@@ -1,4 +1,8 @@
-"""The probe set: held-out documents that neither the base nor any tune was trained on."""
+"""The probe set: held-out documents that neither the base nor any tune was trained on.
+
+Two probe files share the documents. The reference tunes are measured with `references.yaml`, whose policy gates
+nothing; `probes.yaml` holds no policy, because `atlas calibrate` writes it.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,40 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from scripts.demo.corpus import Corpus, Document
-from scripts.demo.task import Item
+from moe_atlas.channels import GATED
+from scripts.training.corpus import Corpus, Document
+from scripts.training.task import Item
 
-DOCUMENTS = 120
 CANARIES = 8
 TOKENS = 128
 TARGET = 0.8  # share of items answered exactly; a guess is right one time in five
 
+_UNGATED = "\n".join(f"    {channel.budget}: null" for channel in GATED)
+MEASURING = f"""\
+# The reference tunes are measured with it: nothing is gated here, so no audit with it can pass or fail.
+policy:
+  stage: chart-preserving
+  confidence: 0.95
+  resamples: 2000
+  rewrite:
+{_UNGATED}
+    # mu: boundary and content drift count in full, what the least used expert lost counts by half.
+    refinement: {{mu: [1, 1, 0.5], tau: 1}}
+    handoff: {{lambda: [1, 0.5]}}  # reported, never gated
+  damage: {{nll: null, kl: null, document_nll: null, document_share: null}}
+  # No tune is meant to touch the load-balancing bias, and a tune that never landed is no tune.
+  weights: {{must_not_change: [selection_bias], must_change: [attention]}}
+"""
 
-def write_documents(folder: Path, corpus: Corpus, items: list[Item]) -> None:
-    """Write one JSON-lines file a domain: prose, code, canary and task."""
+
+def write_documents(folder: Path, corpus: Corpus, items: list[Item], documents: int) -> None:
+    """Write one JSON-lines file a domain, of so many documents."""
     prose = corpus.held_out["prose"]
-    _write(folder / "prose.jsonl", map(_text_row, prose[:DOCUMENTS]))
-    _write(folder / "code.jsonl", map(_text_row, corpus.held_out["code"][:DOCUMENTS]))
-    _write(folder / "canary.jsonl", map(_text_row, prose[DOCUMENTS : DOCUMENTS + CANARIES]))
-    _write(folder / "task.jsonl", ({"prompt": i.prompt, "completion": i.completion} for i in items))
+    _write(folder / "prose.jsonl", map(_text_row, prose[:documents]))
+    _write(folder / "code.jsonl", map(_text_row, corpus.held_out["code"][:documents]))
+    _write(folder / "canary.jsonl", map(_text_row, prose[documents : documents + CANARIES]))
+    rows = ({"prompt": i.prompt, "completion": i.completion} for i in items[:documents])
+    _write(folder / "task.jsonl", rows)
 
 
 def _text_row(document: Document) -> dict[str, str]:
@@ -33,20 +55,8 @@ def _write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def probe_file(name: str, policy: str, canary_limit: float | None) -> str:
-    """The probe file around a policy block.
-
-    Args:
-        name: name of the probe set.
-        policy: the `policy` block, indented and commented.
-        canary_limit: nats per token that a single canary may lose; None leaves the canaries out.
-    """
-    canary = (
-        "  # Eight more held-out documents, each guarded by itself.\n"
-        f"  - {{name: canary, role: canary, source: documents/canary.jsonl, max_nll_increase: {canary_limit:g}}}\n"
-        if canary_limit is not None
-        else ""
-    )
+def probe_file(name: str, documents: int, policy: str = "") -> str:
+    """The probe file called `name`, of so many documents a domain, with a `policy` block or without."""
     return f"""\
 schema: atlas/probes/v1
 name: {name}
@@ -56,14 +66,14 @@ evaluation: {{experts: active, token_stride: 1, quantile: 0.9}}
 protected_layers: all
 domains:
   # Documentation and source of standard library modules that were held out as a whole.
-  - {{name: prose, role: base, source: documents/prose.jsonl, documents: {DOCUMENTS}}}
-  - {{name: code, role: base, source: documents/code.jsonl, documents: {DOCUMENTS}}}
-{canary}\
+  - {{name: prose, role: base, source: documents/prose.jsonl, documents: {documents}}}
+  - {{name: code, role: base, source: documents/code.jsonl, documents: {documents}}}
+  # Eight more held-out documents, each guarded by itself: none may become twice as surprising (ln 2 nats a byte).
+  - {{name: canary, role: canary, source: documents/canary.jsonl, max_nll_increase: 0.69}}
   # The task: name the style of an identifier. Five answers, so chance is right one time in five.
   - name: task
     role: task
     source: documents/task.jsonl
-    documents: {DOCUMENTS}
+    documents: {documents}
     success: {{metric: exact_match, at_least: {TARGET:g}}}
-policy:
 {policy}"""

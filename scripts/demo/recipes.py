@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from scripts.demo.model import Shape
-from scripts.demo.train import BaseRecipe, TuneRecipe
+from scripts.training.model import Shape
+from scripts.training.recipes import Base, Tune
+
+BASE = Base(steps=400, sequences=16, length=128)
 
 # Base text is replayed beside the task and the router hardly moves: learns the task, keeps the rest.
-LIGHT = TuneRecipe(steps=130, items=32, replay=10, lr=1.2e-3, router_lr=1e-4, seed=1)
+LIGHT = Tune(steps=150, items=72, replay=6, length=64, lr=1.2e-3, router_lr=1.2e-4)
 
 # The task and nothing else, the router as fast as the rest.
-HARD = TuneRecipe(steps=80, items=24, replay=0, lr=3e-3, router_lr=3e-3, seed=1)
+HARD = replace(LIGHT, steps=60, replay=0, lr=4e-3, router_lr=4e-3)
 
 # Healthy tunes of other seeds: other items, other replayed text, another order. They set the budgets and are
 # never judged by them.
 REFERENCE_SEEDS = range(101, 105)
 
 
-def _all_tunes() -> dict[str, TuneRecipe]:
+def _all_tunes() -> dict[str, Tune]:
     references = {f"reference/{seed}": replace(LIGHT, seed=seed) for seed in REFERENCE_SEEDS}
     return {"light": LIGHT, "hard": HARD} | references
 
@@ -32,13 +34,22 @@ class Recipes:
         shape: sizes of the model.
         base: base training.
         tunes: tunes by name; `light` and `hard` are judged, those under `reference/` set the budgets.
+        documents: held-out documents of each domain.
     """
 
     shape: Shape = field(default_factory=Shape)
-    base: BaseRecipe = field(default_factory=BaseRecipe)
-    tunes: Mapping[str, TuneRecipe] = field(default_factory=_all_tunes)
+    base: Base = BASE
+    tunes: Mapping[str, Tune] = field(default_factory=_all_tunes)
+    documents: int = 120
 
     @property
     def references(self) -> list[str]:
         """Names of the tunes that set the budgets."""
         return [name for name in self.tunes if name.startswith("reference/")]
+
+
+def summary(recipe: Tune) -> str:
+    """A tune in a few words."""
+    replay = f"{recipe.replay} windows of base text replayed" if recipe.replay else "no replay"
+    rates = f"lr {recipe.lr:g}, router {recipe.router_lr:g}"
+    return f"{recipe.steps} steps of {recipe.items} items, {replay}, {rates}"

@@ -1,8 +1,9 @@
-"""What people see: what is happening, how long it will take, what was written where."""
+"""What people see: what is happening, how long it took, what was written where."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from moe_atlas.text import number
-from scripts.demo.policy import Budget
+from rich.text import Text
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
 Advance = Callable[[int, str], None]
@@ -25,8 +24,27 @@ def say(line: str) -> None:
 
 
 def title(line: str) -> None:
-    """The line over a stage."""
+    """A line over what follows."""
     console.print(f"\n{line}", style="bold")
+
+
+@contextmanager
+def stage(line: str) -> Iterator[None]:
+    """A stage: its title before, the seconds it took after."""
+    title(line)
+    started = time.monotonic()
+    yield
+    say(f"  took {time.monotonic() - started:.0f} s")
+
+
+def command(arguments: Sequence[str]) -> None:
+    """A command line of `atlas`, as one would type it."""
+    console.print(f"$ atlas {' '.join(arguments)}", soft_wrap=True)
+
+
+def output(text: str) -> None:
+    """What a command wrote."""
+    console.print(Text.from_ansi(text.rstrip("\n")), soft_wrap=True)
 
 
 @contextmanager
@@ -80,23 +98,12 @@ def base_table(facts: Mapping[str, Any]) -> Table:
     return table
 
 
-def budget_table(budgets: Mapping[str, Budget]) -> Table:
-    """Where every rewrite budget comes from."""
-    table = Table(title="Rewrite budgets, from the reference tunes alone", title_justify="left")
-    for column in ("budget", "references", "99 % bound for one more", "budget (2 x bound)"):
-        table.add_column(column, justify="left" if column == "budget" else "right")
-    for key, found in budgets.items():
-        low, high = min(found.references), max(found.references)
-        table.add_row(key, f"{number(low)} to {number(high)}", number(found.bound), number(found.value))
-    return table
-
-
 def hints(lines: Sequence[tuple[str, str]]) -> None:
     """Commands to try next."""
     title("Try next")
-    width = max(len(command) for command, _ in lines)
-    for command, what in lines:
-        say(f"  {command:<{width}}  # {what}")
+    width = max(len(line) for line, _ in lines)
+    for line, what in lines:
+        say(f"  {line:<{width}}  # {what}")
 
 
 def wrote(path: Path, what: str) -> None:

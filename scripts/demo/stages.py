@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from moe_atlas.api import Receipt
-from moe_atlas.probes.registration import register
+from moe_atlas.errors import Exit
+from moe_atlas.probes.lock import lock_path
 from scripts.demo import screen
-from scripts.demo.batches import Text, held_out_batch
-from scripts.demo.checkpoint import load, save
-from scripts.demo.corpus import load_corpus
-from scripts.demo.model import Model
-from scripts.demo.place import HERE, Facts, Place, measuring_key, training_key
-from scripts.demo.policy import (
-    CALIBRATION,
-    Budget,
-    Limits,
-    damage_limits,
-    policy_block,
-    rewrite_budgets,
-    unhealthy,
-)
-from scripts.demo.probes import CANARIES, DOCUMENTS, TOKENS, probe_file, write_documents
-from scripts.demo.recipes import Recipes
-from scripts.demo.task import load_items
-from scripts.demo.train import evaluate, load_per_expert, train_base
-from scripts.demo.work import AuditJob, Job, TuneJob, run_jobs
+from scripts.demo.place import Facts, Place, measuring_key, training_key
+from scripts.demo.probes import CANARIES, MEASURING, TOKENS, probe_file, write_documents
+from scripts.demo.recipes import Recipes, summary
+from scripts.demo.work import Outcome, TuneJob, run_atlas, run_tunes
+from scripts.training.batches import held_out_batch
+from scripts.training.checkpoint import load, save
+from scripts.training.corpus import load_corpus
+from scripts.training.loop import evaluate, load_per_expert, train_base
+from scripts.training.model import Model
+from scripts.training.task import load_items
 
 
 class DemoError(Exception):
@@ -46,19 +39,19 @@ def make_base(place: Place, recipes: Recipes) -> str:
         screen.say(f"  {place.root / 'base'} is there already, made from the same recipe and sources")
     screen.console.print(screen.base_table(facts))
     nll = ", ".join(f"{domain} {value:.2f}" for domain, value in facts["nll"].items())
-    screen.say(f"  held-out NLL, nats per byte: {nll}")
+    uniform = math.log(recipes.shape.vocab_size)
+    screen.say(f"  held-out NLL, nats per byte: {nll}; every byte alike would be {uniform:.2f}")
     return key
 
 
 def _train_base(place: Place, recipes: Recipes) -> Facts:
-    corpus = load_corpus()
     model = Model(recipes.shape, seed=recipes.base.seed)
     with screen.progress("training", recipes.base.steps) as advance:
         train_base(
             model,
-            Text(corpus, recipes.base.seed),
             recipes.base,
-            lambda step, _, loss: advance(step, f"loss {loss:.2f}"),
+            load_corpus(),
+            lambda step, loss: advance(step, f"loss {loss:.2f}"),
         )
     save(model, place.root / "base")
     return _base_facts(load(place.root / "base"))
@@ -91,92 +84,113 @@ def _load_facts(layer: int, load_E: Any) -> Facts:
 
 
 def make_tunes(place: Place, recipes: Recipes, base_key: str) -> dict[str, str]:
-    """Tune whatever is not there yet; return every tune's key."""
+    """Tune whatever is not there yet, side by side; return every tune's key."""
     keys = {name: training_key(base_key, recipe) for name, recipe in recipes.tunes.items()}
-    jobs: dict[str, Job] = {
-        name: TuneJob(place.root / "base", place.root / name, recipe)
-        for name, recipe in recipes.tunes.items()
-    }
-    steps = {name: recipe.steps for name, recipe in recipes.tunes.items()}
-    for name in _run(place, "tuning", jobs, keys, steps):
-        screen.wrote(place.root / name, recipes.tunes[name].summary())
+    missing = _missing(place, "tunes", keys)
+    jobs = {TuneJob(place.root / "base", place.root / n, recipes.tunes[n]): n for n in missing}
+    total = sum(recipes.tunes[name].steps for name in missing)
+    if jobs:
+
+        def noted(job: TuneJob) -> None:
+            place.note(jobs[job], keys[jobs[job]], {})
+
+        with screen.progress(f"tuning, {len(jobs)} runs", total) as advance:
+            for done in run_tunes(list(jobs), noted):
+                advance(min(done, total), "")
+    for name in missing:
+        screen.wrote(place.root / name, summary(recipes.tunes[name]))
     return keys
 
 
-def _run(
-    place: Place, what: str, jobs: dict[str, Job], keys: dict[str, str], steps: dict[str, int]
-) -> list[str]:
-    """Run the jobs whose outcome is not there yet, side by side; return their names."""
+def _missing(place: Place, what: str, keys: Mapping[str, str]) -> list[str]:
     missing = [name for name, key in keys.items() if place.built(name, key) is None]
     if not missing:
-        screen.say(f"  {what}: all {len(jobs)} are there already, made from the same recipes and sources")
-        return missing
-    name_of = {jobs[name]: name for name in missing}
-    total = sum(steps[name] for name in missing)
-
-    def noted(job: Job) -> None:
-        place.note(name_of[job], keys[name_of[job]], {})
-
-    with screen.progress(f"{what}, {len(missing)} runs", total) as advance:
-        for done in run_jobs(list(name_of), noted):
-            advance(min(done, total), "")
+        screen.say(f"  all {len(keys)} {what} are there already, made from the same recipes and sources")
     return missing
 
 
-def write_probes(place: Place) -> str:
-    """Write the held-out documents and the file that measures the reference tunes; return their key."""
-    calibration = probe_file("demo-calibration", CALIBRATION, None)
-    key = training_key(calibration, (HERE / "probes.py").read_text(encoding="utf-8"))
+def write_probes(place: Place, documents: int) -> str:
+    """Write the held-out documents and both probe files; return their key."""
+    files = {
+        place.measuring: probe_file("demo-references", documents, MEASURING),
+        place.probes: probe_file("demo", documents),
+    }
+    key = training_key(*files.values(), CANARIES)
     if place.built("documents", key) is None:
         corpus = load_corpus()
-        write_documents(place.documents, corpus, load_items(corpus)[1])
-        place.calibration.write_text(calibration, encoding="utf-8")
+        write_documents(place.documents, corpus, load_items(corpus)[1], documents)
+        for path, text in files.items():
+            path.write_text(text, encoding="utf-8")
         place.note("documents", key, {})
-        screen.wrote(place.documents, f"{DOCUMENTS} held-out documents a domain, {CANARIES} canaries")
-    register(place.calibration, force=True)
+        screen.wrote(place.documents, f"{documents} held-out documents a domain, {CANARIES} canaries")
     return key
 
 
 def measure_references(
-    place: Place, recipes: Recipes, tune_keys: dict[str, str], documents_key: str
-) -> list[Receipt]:
-    """Audit every reference tune with nothing gated."""
-    jobs: dict[str, Job] = {}
-    keys = {}
-    for tune in recipes.references:
-        receipt = place.receipt(tune)
-        name = receipt.relative_to(place.root).as_posix()
-        keys[name] = measuring_key(tune_keys[tune], documents_key)
-        jobs[name] = AuditJob(place.root / "base", place.root / tune, place.calibration, receipt)
-    _run(place, "measuring", jobs, keys, dict.fromkeys(jobs, recipes.shape.num_hidden_layers))
-    return [Receipt.load(place.receipt(tune)) for tune in recipes.references]
+    place: Place, recipes: Recipes, tune_keys: Mapping[str, str], documents_key: str
+) -> None:
+    """Audit every reference tune with nothing gated, side by side.
+
+    Raises:
+        DemoError: an audit could not be carried out.
+    """
+    register(place.measuring)
+    receipts = {place.receipt(tune).relative_to(place.root).as_posix(): tune for tune in recipes.references}
+    keys = {name: measuring_key(tune_keys[tune], documents_key) for name, tune in receipts.items()}
+    missing = _missing(place, "receipts", keys)
+    lines = [audit_line(place, receipts[name], place.measuring) for name in missing]
+    for name, done in zip(missing, side_by_side([[*line, "--quiet"] for line in lines]), strict=True):
+        if not place.receipt(receipts[name]).exists() or done.code not in VERDICTS:
+            raise DemoError(f"{name}: the audit ended with exit code {done.code}: {done.errors.strip()}")
+        place.note(name, keys[name], {"code": done.code})
 
 
-def write_policy(place: Place, recipes: Recipes, references: Sequence[Receipt]) -> bool:
-    """Set the budgets and write probes.yaml; whether the file changed.
+VERDICTS = (Exit.PASS, Exit.FAIL, Exit.INCONCLUSIVE)
+
+
+def audit_line(place: Place, tune: str, probes: Path) -> list[str]:
+    """The command line that audits a tune."""
+    pair = [str(place.root / "base"), str(place.root / tune)]
+    return ["audit", *pair, "--probe", str(probes), "--receipt", str(place.receipt(tune)), "--force"]
+
+
+def judging_line(place: Place, tune: str) -> list[str]:
+    """The same under the calibrated budgets."""
+    return [*audit_line(place, tune, place.probes), "--policy-from", str(place.policy)]
+
+
+def set_budgets(place: Place) -> None:
+    """Let `atlas calibrate` write the policy, out of the references alone, and register it.
 
     Raises:
         DemoError: a reference tune is not healthy, so it cannot set budgets.
     """
-    limits = damage_limits(references[0])
-    for reference in references:
-        reasons = unhealthy(reference, limits)
-        if reasons:
-            raise DemoError(f"{reference.path} cannot set budgets: {'; '.join(reasons)}")
-    budgets = rewrite_budgets(references, recipes.shape.n_routed_experts)
-    _show_policy(budgets, limits)
-    seeds = [recipes.tunes[name].seed for name in recipes.references]
-    text = probe_file("demo", policy_block(budgets, limits, seeds), limits.document)
-    changed = not place.probes.exists() or place.probes.read_text(encoding="utf-8") != text
-    if changed:
-        place.probes.write_text(text, encoding="utf-8")
-        screen.wrote(place.probes, "domains, budgets and where each comes from")
-    return changed
+    force = ["--force"] if place.policy.exists() else []
+    atlas("calibrate", "--healthy", str(place.references), "--out", str(place.policy), *force)
+    screen.output(place.policy.read_text(encoding="utf-8"))
+    register(place.probes, "--policy-from", str(place.policy))
 
 
-def _show_policy(budgets: dict[str, Budget], limits: Limits) -> None:
-    screen.console.print(screen.budget_table(budgets))
-    screen.say(
-        f"  damage: a domain may lose {limits.mean:g} nats per byte, a document {limits.document:g}"
-        f" (a tenth and the whole of the base's document-to-document spread, {limits.spread:.3f})"
-    )
+def register(probes: Path, *more: str) -> None:
+    """Register a probe file; a lock that is there already is replaced, on its record."""
+    force = ["--force"] if lock_path(probes).exists() else []
+    atlas("register", str(probes), *more, *force)
+
+
+def atlas(*arguments: str) -> None:
+    """Run one command line of `atlas` and show what it wrote.
+
+    Raises:
+        DemoError: it did not exit with 0.
+    """
+    for done in side_by_side([arguments]):
+        screen.output(done.output)
+        if done.code != 0:
+            raise DemoError(f"atlas {arguments[0]} ended with exit code {done.code}: {done.errors.strip()}")
+
+
+def side_by_side(lines: Sequence[Sequence[str]]) -> list[Outcome]:
+    """Show command lines of `atlas` and run them, as many at a time as there are cores."""
+    for line in lines:
+        screen.command(line)
+    return list(run_atlas(lines, screen.console.is_terminal))

@@ -1,89 +1,76 @@
-"""Jobs that run side by side, one thread each: tunes, and the audits of the reference tunes.
+"""Work that runs side by side, one thread each: tunes in a pool of processes, and command lines of `atlas`.
 
-One thread a job keeps the cores busy at this size, and makes a tune the same on two cores as on sixty-four.
+One thread a process keeps the cores busy at this size, and makes a tune the same on two cores as on sixty-four.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moe_atlas.api import AuditOptions, audit
-from scripts.demo.batches import Task, Text
-from scripts.demo.checkpoint import load, save
-from scripts.demo.corpus import load_corpus
-from scripts.demo.task import load_items
-from scripts.demo.train import TuneRecipe, tune
+from scripts.training.checkpoint import load, save
+from scripts.training.corpus import load_corpus
+from scripts.training.loop import tune
+from scripts.training.recipes import Tune
+from scripts.training.task import load_items
 
-GLANCE = 0.3  # seconds between two looks at the jobs' counters
+GLANCE = 0.3  # seconds between two looks at the tunes' steps
 
 
 @dataclass(frozen=True)
 class TuneJob:
-    """Tune the base into `target`; counts optimiser steps."""
+    """Tune the base into `target`."""
 
     base: Path
     target: Path
-    recipe: TuneRecipe
+    recipe: Tune
 
     def run(self, step: Callable[[], None]) -> None:
-        """Train and save."""
+        """Train and save; `step` is called after each optimiser step."""
         corpus = load_corpus()
         model = load(self.base)
-        text, task = Text(corpus, self.recipe.seed), Task(load_items(corpus)[0], self.recipe.seed)
-        tune(model, text, task, self.recipe, lambda *_: step())
+        tune(model, self.recipe, corpus, load_items(corpus)[0], lambda *_: step())
         save(model, self.target)
 
 
 @dataclass(frozen=True)
-class AuditJob:
-    """Audit a reference tune; counts replayed layers."""
+class Outcome:
+    """A command line of `atlas` that has ended: its exit code, and what it wrote."""
 
-    base: Path
-    tuned: Path
-    probes: Path
-    receipt: Path
-
-    @property
-    def target(self) -> Path:
-        """What the job writes."""
-        return self.receipt
-
-    def run(self, step: Callable[[], None]) -> None:
-        """Measure and write the receipt."""
-        options = AuditOptions(threads=1, progress=_Steps(step))
-        audit(self.base, self.tuned, self.probes, receipt=self.receipt, force=True, options=options)
+    code: int
+    output: str
+    errors: str
 
 
-Job = TuneJob | AuditJob
+def cores() -> int:
+    """How many processes run side by side."""
+    return os.cpu_count() or 1
 
 
-class _Steps:
-    """An audit's watcher that counts layers, nearly all of the work, and no other phase."""
+def run_atlas(lines: Sequence[Sequence[str]], colour: bool) -> Iterator[Outcome]:
+    """Run command lines of `atlas` side by side, each in a process of its own; yield outcomes in the order given."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"FORCE_COLOR": "1"} if colour else {})
 
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step = step
-        self._phases = 0
+    def one(arguments: Sequence[str]) -> Outcome:
+        command = [sys.executable, "-m", "moe_atlas", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
 
-    def phase(self, name: str, steps: int) -> None:
-        """The first phase replays the layers."""
-        self._phases += 1
-
-    def step(self, detail: str, bytes_read: int) -> None:
-        """Count."""
-        if self._phases == 1:
-            self._step()
+    with ThreadPoolExecutor(cores()) as threads:
+        yield from threads.map(one, lines)
 
 
-def run_jobs(jobs: Sequence[Job], finished: Callable[[Job], None]) -> Iterator[int]:
-    """Run jobs in as many processes as there are cores; yield the steps done so far, now and then.
+def run_tunes(jobs: Sequence[TuneJob], finished: Callable[[TuneJob], None]) -> Iterator[int]:
+    """Run tunes in as many processes as there are cores; yield the steps done so far, now and then.
 
     Args:
         jobs: what to run.
@@ -94,8 +81,7 @@ def run_jobs(jobs: Sequence[Job], finished: Callable[[Job], None]) -> Iterator[i
     """
     context = multiprocessing.get_context("spawn")
     counter = context.Value("L", 0)
-    workers = min(len(jobs), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool:
+    with ProcessPoolExecutor(min(len(jobs), cores()), context, _start_worker, (counter,)) as pool:
         job_of = {pool.submit(_run, job): job for job in jobs}
         pending = set(job_of)
         try:
@@ -119,7 +105,7 @@ def _start_worker(counter: Any) -> None:
     torch.set_num_threads(1)
 
 
-def _run(job: Job) -> None:
+def _run(job: TuneJob) -> None:
     job.run(_count)
 
 

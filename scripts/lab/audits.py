@@ -12,9 +12,10 @@ from moe_atlas.channels import DRIFTS
 from moe_atlas.options import Execution
 from moe_atlas.probes.registration import register
 from scripts.lab.corpus import DOCUMENTS, DOMAINS, TASK_DOCUMENTS, TASKS, TOKENS, write_sources
-from scripts.lab.families import FAMILIES, Family, Tensors, read, write
+from scripts.lab.families import FAMILIES, Family
 from scripts.lab.pairs import Pair, all_pairs
 from scripts.lab.training import train_base
+from scripts.training.checkpoint import Tensors, read, write
 
 RESAMPLES = 400
 # A limit that every model meets: the lab judges success itself, over all pairs at once.
@@ -68,7 +69,7 @@ def base_of(family: Family, root: Path) -> Tensors:
     """The family's base, trained unless it is there."""
     folder = root / family.name / "base"
     if not folder.exists():
-        write(family, train_base(family), folder)
+        write(train_base(family), family.config, folder)
     return read(folder)
 
 
@@ -95,7 +96,7 @@ def _run_pair(family: Family, pair: Pair, base: Tensors, probe: Path, root: Path
     clock, spent = time.monotonic(), time.process_time()
     folder = root / family.name / pair.name
     if not folder.exists():
-        write(family, pair.make(family, base), folder)
+        write(pair.make(family, base), family.config, folder)
     receipt = receipt_of(family, pair.name, root)
     receipt.parent.mkdir(parents=True, exist_ok=True)
     floor: Execution | None = "order" if pair.name in FLOORS else None

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from scripts.demo.corpus import Corpus, Document, load_corpus
-from scripts.demo.task import Item, load_items
+from scripts.training.corpus import Corpus, Document, load_corpus
+from scripts.training.task import Item, load_items
 
 DOMAINS = ("prose", "code", "comments")
 TASKS = ("style", "sums")
@@ -23,7 +23,7 @@ LONG_ENOUGH = 200
 
 @cache
 def corpus() -> Corpus:
-    """The demo's corpus and a third domain: the comments of a module; the same modules are held out."""
+    """The shared corpus and a third domain: the comments of a module; the same modules are held out."""
     two = load_corpus()
     comments = {
         side: _comments(documents["code"])

@@ -19,10 +19,12 @@ from moe_atlas.ledger.history import History, read_history
 from moe_atlas.ledger.store import Ledger
 from scripts.coverage.page import replace_section
 from scripts.lab.audits import base_of
-from scripts.lab.families import FAMILIES, Family, write
+from scripts.lab.families import FAMILIES, Family
 from scripts.lab.pairs import LIGHT, NARROW, Pair
-from scripts.lab.training import Tune, tune
+from scripts.lab.training import tune
 from scripts.lab.verdicts import calibration_of, registered
+from scripts.training.checkpoint import write
+from scripts.training.recipes import Tune
 
 ROOT = Path("lab")
 FAMILY = "deepseek_v3"
@@ -80,7 +82,7 @@ def run_series(family: Family, series: Series, root: Path) -> History:
     )
     for number, leg in enumerate(series.legs, start=1):
         tensors = tune(family, tensors, replace(leg, seed=number))
-        write(family, tensors, place / f"step-{number * LEG}")
+        write(tensors, family.config, place / f"step-{number * LEG}")
         recording = Recording(series.run, runs, step=number * LEG)
         receipt = place / f"{number}.json"
         audit(

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from scripts.lab import surgery
-from scripts.lab.families import Family, Tensors
-from scripts.lab.training import Tune, tune
+from scripts.lab.corpus import DOMAINS
+from scripts.lab.families import Family
+from scripts.lab.training import tune
+from scripts.training.checkpoint import Tensors
+from scripts.training.recipes import Tune
 
-LIGHT = Tune()
+LIGHT = Tune(domains=DOMAINS)
 NARROW = Tune(replay=0, items=36, lr=4e-3, router_lr=4e-3)
 FROZEN = {
     "all": (),

@@ -1,9 +1,9 @@
-"""A Qwen3-MoE-shaped decoder for training, beside the demo's DeepSeek-V3-shaped one.
+"""A Qwen3-MoE-shaped decoder for training, beside the DeepSeek-V3-shaped one of scripts.training.
 
 Grouped-query attention with normed queries and keys, every layer routed, softmax over the chosen experts, no
 shared expert and no bias. An auxiliary loss balances the load, as in the released family.
 
-Shapes as in the demo's model; A attention heads, B key-value heads.
+Shapes as in that model; A attention heads, B key-value heads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.demo.model import Combine, Dispatch, Norm, plan_slots, rotary_tables
+from scripts.training.model import Combine, Dispatch, Norm, plan_slots, rotary_tables
 
 BALANCE = 0.01  # weight of the auxiliary loss
 
@@ -40,7 +40,7 @@ class QwenShape:
 
     @property
     def n_routed_experts(self) -> int:
-        """The demo's name for the number of experts."""
+        """DeepSeek-V3's name for the number of experts."""
         return self.num_experts
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scripts.lab.families import BIAS, Family, Tensors, stored
+from scripts.lab.families import Family
+from scripts.training.checkpoint import BIAS, Tensors, stored
 
 EXPERT = re.compile(r"^(model\.layers\.(\d+)\.mlp\.experts)\.(\d+)\.(\w+)\.weight$")
 ROUTER = re.compile(r"^model\.layers\.(\d+)\.mlp\.gate\.(weight|e_score_correction_bias)$")

@@ -11,7 +11,6 @@ Example: python -m scripts.lab.witness
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from moe_atlas.probes.registration import load_registered, register
 from scripts.coverage.page import replace_section
 from scripts.lab.audits import prepare, probe_text
 from scripts.lab.corpus import DOMAINS
-from scripts.lab.families import FAMILIES, Family, Tensors, read, split_experts, widened, write
+from scripts.lab.families import FAMILIES, Family, widened
+from scripts.training.checkpoint import Tensors, read, split_experts, write
 
 ROOT = Path("lab")
 FAMILY = "deepseek_v3"
@@ -105,8 +105,7 @@ def checkpoint(family: Family, base: Tensors, name: str, tensor: Tensor, folder:
     tensors = {key: value.float() for key, value in base.items()} | {
         key: value.float().contiguous() for key, value in split_experts(f"model.{name}", tensor).items()
     }
-    shutil.rmtree(folder, ignore_errors=True)
-    write(family, tensors, folder)
+    write(tensors, family.config, folder)
 
 
 def main() -> None:

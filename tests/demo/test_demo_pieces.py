@@ -1,4 +1,4 @@
-"""The demo's pieces on a tiny model: the text is held out, training trains, nothing is made twice."""
+"""The demo's stages on a tiny model: nothing is made twice, and only `atlas calibrate` sets budgets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moe_atlas.probes.load import load_probes
 from scripts.demo import __main__ as demo
 from scripts.demo import stages
-from scripts.demo.batches import IGNORED, Text, item_batch
-from scripts.demo.corpus import load_corpus
-from scripts.demo.model import Model, Shape
 from scripts.demo.place import Place
+from scripts.demo.probes import MEASURING, probe_file
 from scripts.demo.recipes import LIGHT, Recipes
-from scripts.demo.task import load_items, style_of
-from scripts.demo.train import BaseRecipe, load_per_expert, train_base
+from scripts.demo.work import Outcome
+from scripts.training.model import Shape
+from scripts.training.recipes import Base
 
 SMALL = Shape(
     hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
@@ -25,77 +25,21 @@ SMALL = Shape(
 QUICK = replace(LIGHT, steps=2, items=4, replay=2)
 
 
-def test_no_held_out_document_is_trained_on_or_copied_in_what_is():
-    corpus = load_corpus()
-    trained = [document for documents in corpus.train.values() for document in documents]
-    known = {line.strip() for document in trained for line in document.text.splitlines()}
-    for documents in corpus.held_out.values():
-        assert len(documents) >= 120
-        assert not {document.name for document in documents} & {document.name for document in trained}
-        for document in documents:
-            lines = {line.strip() for line in document.text.splitlines() if len(line.strip()) >= 60}
-            assert len(lines & known) <= max(1, 0.05 * len(lines)), document.name
-
-
-def test_held_out_items_are_new_and_every_style_is_as_frequent():
-    train, held_out = load_items(load_corpus())
-    assert not {item.prompt for item in train} & {item.prompt for item in held_out}
-    counts = {}
-    for item in held_out:
-        counts[item.completion] = counts.get(item.completion, 0) + 1
-    assert counts == {f"{style}\n": 24 for style in ("private", "constant", "snake", "Pascal", "camel")}
-
-
-@pytest.mark.parametrize(
-    ("name", "style"),
-    [
-        ("_hidden", "private"), ("MAX_SIZE", "constant"), ("read_all", "snake"), ("HttpServer", "Pascal"),
-        ("readAll", "camel"), ("plain", None),
-    ],
-)  # fmt: skip
-def test_styles(name, style):
-    assert style_of(name) == style
-
-
-def test_only_completions_are_scored():
-    _, items = load_items(load_corpus())
-    batch = item_batch(items[:5])
-    for item, inputs, targets in zip(items, batch.inputs, batch.targets, strict=False):
-        scored = targets[targets != IGNORED]
-        assert bytes(scored.tolist()).decode() == item.completion
-        first = int((targets != IGNORED).nonzero()[0])
-        assert bytes(inputs[: first + 1].tolist()).decode() == item.prompt
-
-
-def test_training_lowers_the_loss_and_evens_the_load():
-    model = Model(SMALL, seed=1)
-    with torch.no_grad():
-        model.routed()[0].gate.weight[0] += 0.3  # one expert starts out favoured or shunned
-    text = Text(load_corpus(), seed=1)
-    probe = text.draw(8, 64)
-    before = load_per_expert(model, probe)[0]
-    losses = []
-    recipe = BaseRecipe(steps=60, sequences=4, length=64, bias_step=0.03)
-    train_base(model, text, recipe, lambda *report: losses.append(report[2]))
-    after = load_per_expert(model, probe)[0]
-    assert losses[-1] < losses[0] - 1.0
-    assert after.std() / after.mean() < before.std() / before.mean()
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A folder in which the tiny recipes ran once."""
-    tunes = {"light": QUICK} | {f"reference/{seed}": replace(QUICK, seed=seed) for seed in (7, 8)}
-    recipes = Recipes(SMALL, BaseRecipe(steps=3, sequences=2, length=32), tunes)
+    torch.set_num_threads(1)
+    tunes = {"light": QUICK} | {f"reference/{seed}": replace(QUICK, seed=seed) for seed in (7, 8, 9)}
+    recipes = Recipes(SMALL, Base(steps=3, sequences=2, length=32), tunes, documents=40)
     place = Place(tmp_path_factory.mktemp("demo") / "demo")
     place.root.mkdir()
-    return place, recipes, run(place, recipes)
+    run(place, recipes)
+    return place, recipes
 
 
 def run(place, recipes):
-    base_key = stages.make_base(place, recipes)
-    keys = stages.make_tunes(place, recipes, base_key)
-    return stages.measure_references(place, recipes, keys, stages.write_probes(place))
+    keys = stages.make_tunes(place, recipes, stages.make_base(place, recipes))
+    stages.measure_references(place, recipes, keys, stages.write_probes(place, recipes.documents))
 
 
 def stamps(place):
@@ -103,7 +47,7 @@ def stamps(place):
 
 
 def test_a_second_run_makes_nothing_again(small):
-    place, recipes, _ = small
+    place, recipes = small
     run(place, recipes)  # whatever another test left behind
     before = stamps(place)
     run(place, recipes)
@@ -111,7 +55,7 @@ def test_a_second_run_makes_nothing_again(small):
 
 
 def test_a_changed_recipe_makes_only_its_own_tune_again(small):
-    place, recipes, _ = small
+    place, recipes = small
     run(place, recipes)
     before = stamps(place)
     changed = replace(recipes, tunes=dict(recipes.tunes) | {"light": replace(QUICK, lr=1e-4)})
@@ -121,17 +65,42 @@ def test_a_changed_recipe_makes_only_its_own_tune_again(small):
 
 
 def test_what_was_deleted_is_made_again(small):
-    place, recipes, _ = small
+    place, recipes = small
     place.receipt("reference/7").unlink()
     run(place, recipes)
     assert place.receipt("reference/7").exists()
 
 
-def test_a_reference_that_did_not_learn_the_task_sets_no_budget(small):
-    place, recipes, references = small
-    with pytest.raises(stages.DemoError, match="task success .* does not clear 0.8"):
-        stages.write_policy(place, recipes, references)
-    assert not place.probes.exists()
+def test_references_that_did_not_learn_the_task_set_no_budget(small):
+    place, _ = small
+    with pytest.raises(stages.DemoError, match=r"calibrate ended with exit code 2: .*its verdict is FAIL"):
+        stages.set_budgets(place)
+    assert not place.policy.exists()
+
+
+def test_a_reference_that_cannot_be_audited_ends_the_demo(small, monkeypatch):
+    place, recipes = small
+    run(place, recipes)
+    monkeypatch.setattr(stages, "measuring_key", lambda *parts: "another")
+    refused = Outcome(4, "", "E_SOMETHING: refused")
+    monkeypatch.setattr(stages, "run_atlas", lambda lines, colour: [done(line, refused) for line in lines])
+    with pytest.raises(stages.DemoError, match=r"exit code 4: E_SOMETHING"):
+        run(place, recipes)
+
+
+def done(line, refused):
+    """Registration succeeds, an audit does not."""
+    return refused if line[0] == "audit" else Outcome(0, "", "")
+
+
+def test_only_the_references_have_a_policy_of_the_demos_own(tmp_path):
+    """And that one gates nothing; the judged pairs' policy is `atlas calibrate`'s."""
+    (tmp_path / "references.yaml").write_text(probe_file("references", 40, MEASURING))
+    policy = load_probes(tmp_path / "references.yaml").policy.describe()
+    budgets = policy["rewrite"] | policy["damage"]
+    measured = {key for key in budgets if key not in ("refinement", "handoff", "smooth")}
+    assert {key for key in measured if budgets[key] is not None} == set()
+    assert "policy" not in probe_file("demo", 40)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +112,11 @@ def test_a_reference_that_did_not_learn_the_task_sets_no_budget(small):
         ({"light": 3, "hard": 1}, 1),
     ],
 )
-def test_the_demo_succeeds_only_with_the_expected_outcomes(monkeypatch, tmp_path, codes, expected):
-    monkeypatch.setattr(demo, "atlas", lambda *words: codes[words[2].rsplit("/")[-1]])
-    assert demo.judge(Place(tmp_path)) == expected
+def test_the_demo_succeeds_only_with_the_expected_outcomes(monkeypatch, tmp_path, codes, expected, capsys):
+    def said(lines, colour):
+        assert all("--policy-from" in line for line in lines)
+        return [Outcome(codes[line[2].rsplit("/")[-1]], f"said of {line[2]}", "") for line in lines]
+
+    monkeypatch.setattr(stages, "run_atlas", said)
+    assert demo.outcome(demo.judge(Place(tmp_path))) == expected
+    assert f"said of {tmp_path / 'hard'}" in capsys.readouterr().out

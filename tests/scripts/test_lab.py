@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from scripts.lab import surgery
-from scripts.lab.families import BIAS, FAMILIES, Family, Tensors, read, released, widened, write
+from scripts.lab.families import FAMILIES, Family, widened
 from scripts.lab.page import budgets, summary, table
 from scripts.lab.pairs import FROZEN, all_pairs
-from scripts.lab.training import Tune, tune
+from scripts.lab.training import tune
+from scripts.training.checkpoint import BIAS, Tensors, read, released, write
+from scripts.training.recipes import Tune
 
 LAYER = 2
 BOTH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -56,7 +58,7 @@ def routers(tensors: Tensors) -> set[str]:
 def test_a_checkpoint_survives_widening_and_the_disk(family: Family, tmp_path: Path) -> None:
     start = base(family)
     assert moved(start, released(widened(family, start))) == set()
-    write(family, start, tmp_path / "base")
+    write(start, family.config, tmp_path / "base")
     assert moved(start, read(tmp_path / "base")) == set()
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scripts.demo.corpus import Corpus, Document
-from scripts.demo.task import Item
+from scripts.training.corpus import Corpus, Document
+from scripts.training.task import Item
 
 SEPARATOR = 0  # between documents; also the padding, which the loss never sees
 IGNORED = -100  # the target that cross entropy leaves out

@@ -11,7 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from scripts.demo.corpus import Corpus
+from scripts.training.corpus import Corpus
 
 HELD_OUT_ITEMS = 120
 IDENTIFIER = re.compile(r"\b[A-Za-z_][A-Za-z0-9_]{3,23}\b")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from scripts.demo.checkpoint import load, save
-from scripts.demo.model import Model, Shape
+from scripts.training.checkpoint import load, save
+from scripts.training.model import Model, Shape
 
 SMALL = Shape(
     hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,

@@ -27,18 +27,18 @@ class Shape:
     """The sizes of the model, named as in the released configuration file."""
 
     vocab_size: int = 256
-    hidden_size: int = 96
-    intermediate_size: int = 240
-    moe_intermediate_size: int = 48
-    num_hidden_layers: int = 7
+    hidden_size: int = 64
+    intermediate_size: int = 160
+    moe_intermediate_size: int = 32
+    num_hidden_layers: int = 5
     first_k_dense_replace: int = 1
     num_attention_heads: int = 4
-    q_lora_rank: int = 48
-    kv_lora_rank: int = 32
+    q_lora_rank: int = 32
+    kv_lora_rank: int = 24
     qk_nope_head_dim: int = 16
     qk_rope_head_dim: int = 8
-    v_head_dim: int = 24
-    n_routed_experts: int = 32
+    v_head_dim: int = 16
+    n_routed_experts: int = 16
     n_shared_experts: int = 1
     num_experts_per_tok: int = 4
     n_group: int = 4
