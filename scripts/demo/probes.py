@@ -20,7 +20,7 @@ TARGET = 0.8  # share of items answered exactly; a guess is right one time in fi
 
 _UNGATED = "\n".join(f"    {channel.budget}: null" for channel in GATED)
 MEASURING = f"""\
-# The reference tunes are measured with it: nothing is gated here, so no audit with it can pass or fail.
+# The reference tunes are measured with it: no drift and no damage is gated, only the task must be reached.
 policy:
   stage: chart-preserving
   confidence: 0.95
