@@ -14,7 +14,7 @@ BASE = Base(steps=400, sequences=16, length=128)
 LIGHT = Tune(steps=150, items=72, replay=6, length=64, lr=1.2e-3, router_lr=1.2e-4)
 
 # The task and nothing else, the router as fast as the rest.
-HARD = replace(LIGHT, steps=60, replay=0, lr=4e-3, router_lr=4e-3)
+HARD = replace(LIGHT, steps=60, replay=0, lr=2e-3, router_lr=2e-3)
 
 # Healthy tunes of other seeds: other items, other replayed text, another order. They set the budgets and are
 # never judged by them.
