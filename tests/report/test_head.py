@@ -318,3 +318,13 @@ def test_the_conditions_of_a_pass_stand_on_the_screen():
 def test_a_baseline_has_no_reasons():
     receipt = receipts.receipt("baseline")
     assert [*because(receipt), *losses(receipt), *reasons(receipt)] == []
+
+
+def test_a_grown_vocabulary_is_not_said_to_change_every_token():
+    receipt = receipts.receipt()
+    receipt["method"]["differences"] = [{"key": "vocab", "base": 400, "tuned": 403}]
+    (said,) = because(receipt)
+    assert said.text == (
+        "number of token ids: base has 400, tuned has 403; the rows that one checkpoint alone has take probability in "
+        "its softmax"
+    )

@@ -23,6 +23,7 @@ CHOICE = "the router chooses experts by another rule"
 SCALE = "the routed output is scaled otherwise at every token"
 SIGHT = "a token sees another stretch of the text"
 NORM = "every normalised state changes a little"
+SOFTMAX = "the rows that one checkpoint alone has take probability in its softmax"
 ANY = "every token is computed otherwise, whatever was trained"
 SETTINGS = (
     ("rope.theta", "rotation base (rope_theta)", ROTATION),
@@ -36,6 +37,7 @@ SETTINGS = (
     ("mixer.window", "sliding window of the attention", SIGHT),
     ("mixer.chunk", "chunk of the attention", SIGHT),
     ("eps", "epsilon of a norm", NORM),
+    ("vocab", "number of token ids", SOFTMAX),
     ("norm_eps", "epsilon of a norm", NORM),
     ("", "setting {last}", ANY),
 )
