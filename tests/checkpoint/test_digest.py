@@ -68,6 +68,19 @@ def test_reads_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert max(sizes) == 16
 
 
+@pytest.mark.parametrize("most", [1, 16, 40, 48, 1000])
+def test_the_beginning_of_the_largest_file_comes_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    largest = {"b": bytes(range(33)), "a": b"", "d": os.urandom(5), "c": os.urandom(100)}
+    shards = {"model-1.safetensors": {"x": b"x" * 130}, "model-2.safetensors": largest}
+    monkeypatch.setattr(digest, "PIECE_BYTES", 16)
+    checkpoint = open_checkpoint(write_sharded(tmp_path, shards))
+    pieces = [bytes(piece) for piece in digest.beginning(checkpoint, most)]
+    assert b"".join(pieces) == b"".join(largest.values())[:most]
+    assert all(len(piece) == 16 for piece in pieces[:-1])
+
+
 @pytest.mark.parametrize("file", ["model-1.safetensors", "model.safetensors.index.json", "config.json"])
 @pytest.mark.parametrize(
     "change", ["mtime", "size", "bytes", "mode", "hard link", "inode", "gone", "link", "fifo"]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from moe_atlas.checkpoint import digest, digest_checkpoint, open_checkpoint
+from moe_atlas.checkpoint import digest_checkpoint, open_checkpoint, shard
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import InputRefused, IntegrityError, ResourceExhausted
 
@@ -155,7 +155,7 @@ def test_what_was_read_in_order_is_not_read_again(tmp_path: Path) -> None:
 
 def test_the_digest_is_of_the_bytes_consumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change behind the reader's back still shows in the digest, even on a file system that does not tell of it."""
-    monkeypatch.setattr(digest, "require_same", lambda *_: None)
+    monkeypatch.setattr(shard, "require_same", lambda *_: None)
     root = write_single(tmp_path, shard_bytes(DATA))
     checkpoint = open_checkpoint(root)
     path, tensor = root / "model.safetensors", checkpoint.tensors["a"]

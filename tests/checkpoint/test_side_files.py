@@ -11,7 +11,7 @@ from forge import shard_bytes, write_sharded, write_single
 
 from moe_atlas.checkpoint import side_files as module
 from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.checkpoint.side_files import file_facts, kind_of, require_unchanged, side_files
+from moe_atlas.checkpoint.side_files import file_facts, kind_of
 from moe_atlas.errors import IntegrityError
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def listed(path):
-    return {entry.file: entry for entry in side_files(open_checkpoint(path))}
+    return {entry.file: entry for entry in open_checkpoint(path).beside()}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_every_file_is_listed_once_and_what_a_server_acts_on_first(folder):
     (folder / "code/notes.txt").write_text("x")
     (folder / ".git").mkdir()
     (folder / ".git/hook.py").write_text("x")
-    found = side_files(open_checkpoint(folder))
+    found = open_checkpoint(folder).beside()
     assert [entry.file for entry in found] == [
         "x.bin", "code/inner.py", "modeling.py", "tokenizer.json", "model-2.safetensors.part", "something", "README.md",
         "code/",
@@ -137,11 +137,11 @@ def test_a_receipt_stays_small_and_notices_the_rest(folder, monkeypatch):
     monkeypatch.setattr(module, "LISTED", 3)
     for number in range(5):
         (folder / f"{number}.py").write_text("x")
-    first = file_facts(side_files(open_checkpoint(folder)))
+    first = file_facts(open_checkpoint(folder).beside())
     assert [row["file"] for row in first["listed"]] == ["0.py", "1.py", "2.py"]
     assert first["more"]["files"] == 2
     (folder / "4.py").write_text("y")
-    assert file_facts(side_files(open_checkpoint(folder)))["more"]["sha256"] != first["more"]["sha256"]
+    assert file_facts(open_checkpoint(folder).beside())["more"]["sha256"] != first["more"]["sha256"]
 
 
 def test_a_folder_of_more_names_than_are_looked_at_is_named(folder, monkeypatch):
@@ -180,9 +180,9 @@ def test_a_file_that_changes_meanwhile_is_noticed(folder, change):
     (folder / "modeling.py").write_text("x")
     (folder / "trainer_state.json").write_text("x")
     checkpoint = open_checkpoint(folder)
-    first = side_files(checkpoint)
+    first = checkpoint.beside()
     (folder / "trainer_state.json").write_text("a trainer goes on writing its own records")
-    require_unchanged(checkpoint, first)
+    checkpoint.require_unchanged_beside(first)
     if change == "written":
         (folder / "modeling.py").write_text("yy")
     elif change == "removed":
@@ -190,4 +190,4 @@ def test_a_file_that_changes_meanwhile_is_noticed(folder, change):
     else:
         (folder / "new.py").write_text("x")
     with pytest.raises(IntegrityError, match="E_CHANGED"):
-        require_unchanged(checkpoint, first)
+        checkpoint.require_unchanged_beside(first)

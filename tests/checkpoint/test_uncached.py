@@ -8,7 +8,6 @@ import os
 import pytest
 
 from moe_atlas.checkpoint import uncached
-from moe_atlas.checkpoint.digest import OpenShard
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.errors import IntegrityError
@@ -123,7 +122,7 @@ def test_what_will_be_read_again_or_by_others_goes_into_the_cache(checkpoint, mo
 
 def test_a_file_that_became_shorter_is_a_changed_one(checkpoint):
     tensor = max(checkpoint.tensors.values(), key=lambda tensor: tensor.begin)
-    with OpenShard(checkpoint, tensor.file) as shard:
+    with checkpoint.open(tensor.file) as shard:
         os.truncate(checkpoint.root / tensor.file, tensor.begin + 1)
         with pytest.raises(IntegrityError) as caught:
             shard.read_into(memoryview(bytearray(tensor.nbytes)), tensor, 0)

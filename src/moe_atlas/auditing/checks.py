@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from moe_atlas.auditing.layer.batches import rounds
 from moe_atlas.auditing.resume import dependencies
 from moe_atlas.auditing.walk import Walk
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.configuration.accepting import OPTION
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.models.spec import ModelSpec
@@ -47,7 +47,7 @@ def require_allowed(probes: ProbeSet, spec: ModelSpec, label: str) -> None:
 
 
 def require_measurable(
-    probes: ProbeSet, checkpoints: Sequence[Checkpoint], specs: Sequence[ModelSpec]
+    probes: ProbeSet, checkpoints: Sequence[TensorSource], specs: Sequence[ModelSpec]
 ) -> None:
     """Refuse a model without routed layers, and token ids that a checkpoint has no embedding for."""
     spec = specs[0]

@@ -183,7 +183,7 @@ def vocabulary_parts(sides: Sequence[Side]) -> list[list[range | None]]:
 
 def special(side: Side) -> dict[int, str]:
     """Ids of a checkpoint that have names."""
-    return special_ids(side.checkpoint.root, side.checkpoint.config)
+    return special_ids(side.checkpoint)
 
 
 def parts_of(walk: Walk, refs: Sequence[TensorRef]) -> Iterator[Part]:

@@ -17,7 +17,7 @@ from moe_atlas.auditing.opening.pairing import other_differences
 from moe_atlas.auditing.unreplayed import nothing_differs
 from moe_atlas.auditing.walk import Evidence, Walk
 from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.configuration.accepting import written
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions
@@ -101,7 +101,7 @@ def stored_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
     }
 
 
-def quantised_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def quantised_facts(checkpoint: TensorSource) -> list[dict[str, Any]]:
     """The formats that tensors were decoded from, and how many tensors of each."""
     formats = Counter(entry.encoding for entry in checkpoint.encoded.values())
     return [{"tensors": count, **encoding.describe()} for encoding, count in formats.items()]

@@ -15,7 +15,7 @@ from moe_atlas.auditing.layer.batches import BATCH_TOKENS, partition, rounds
 from moe_atlas.auditing.layer.requantise import storage
 from moe_atlas.auditing.layer.side import compute_dtype
 from moe_atlas.auditing.run import measured_windows, needed, opened
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions
@@ -65,7 +65,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
     }
 
 
-def stored_differently(checkpoints: Sequence[Checkpoint], specs: Sequence[ModelSpec]) -> bool:
+def stored_differently(checkpoints: Sequence[TensorSource], specs: Sequence[ModelSpec]) -> bool:
     """Whether the experts of the first routed layer are stored in different formats."""
     moes = [next(layer.moe for layer in spec.layers if layer.moe) for spec in specs]
     base, tuned = (storage(c, expert_refs(moe, 0)) for c, moe in zip(checkpoints, moes, strict=True))
@@ -73,7 +73,7 @@ def stored_differently(checkpoints: Sequence[Checkpoint], specs: Sequence[ModelS
 
 
 def calibrate(
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[TensorSource],
     spec: ModelSpec,
     tokens: work.Tokens,
     dtype: torch.dtype,

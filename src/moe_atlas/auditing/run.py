@@ -45,8 +45,9 @@ from moe_atlas.auditing.resume import StateFile, dependencies
 from moe_atlas.auditing.unreplayed import compare_unreplayed, values_alone
 from moe_atlas.auditing.walk import Evidence, Walk
 from moe_atlas.checkpoint.headers.header import DTYPE_BITS
-from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
+from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.derivation.warnings import within_floor
 from moe_atlas.loading.registry import resolve
 from moe_atlas.models.spec import ModelSpec
@@ -58,15 +59,16 @@ from moe_atlas.system.limits import require_room
 
 Receipt = dict[str, Any]
 Arrays = dict[str, np.ndarray]
+Given = Path | TensorSource
 
 
 def measure(
-    base: Path, tuned: Path | None, probe: Path, options: AuditOptions, group: Group | None = None
+    base: Given, tuned: Given | None, probe: Path, options: AuditOptions, group: Group | None = None
 ) -> tuple[Receipt, Arrays]:
     """Measure a pair (or, with no tuned checkpoint, a baseline) on a registered probe set.
 
     Args:
-        base: the base checkpoint.
+        base: the base checkpoint: its path, or the source of its tensors.
         tuned: the tuned one.
         probe: the registered probe file.
         options: how to run.
@@ -158,10 +160,11 @@ def body(
 
 
 def opened(
-    base: Path, tuned: Path | None, probes: ProbeSet, accepted: Mapping[str, Any]
-) -> tuple[list[Checkpoint], list[ModelSpec]]:
+    base: Given, tuned: Given | None, probes: ProbeSet, accepted: Mapping[str, Any]
+) -> tuple[list[TensorSource], list[ModelSpec]]:
     """The checkpoints under audit and what they are, from their headers, if they can be compared and measured."""
-    checkpoints = [open_checkpoint(path) for path in (base, tuned) if path is not None]
+    given = [one for one in (base, tuned) if one is not None]
+    checkpoints = [open_checkpoint(one) if isinstance(one, Path) else one for one in given]
     specs = [resolve(checkpoint, accepted) for checkpoint in checkpoints]
     for checkpoint, spec in zip(checkpoints, specs, strict=True):
         require_allowed(probes, spec, checkpoint.label)
@@ -179,7 +182,7 @@ def opened(
 
 
 def prepare(
-    checkpoints: list[Checkpoint],
+    checkpoints: list[TensorSource],
     specs: list[ModelSpec],
     probes: ProbeSet,
     options: AuditOptions,
@@ -219,14 +222,14 @@ def prepare(
     )
 
 
-def shared_files(checkpoint: Checkpoint, other: Checkpoint) -> frozenset[str]:
+def shared_files(checkpoint: TensorSource, other: TensorSource) -> frozenset[str]:
     """Files of a checkpoint that are files of another one as well, whatever their names there."""
-    theirs = set(other.files.values())
-    return frozenset(file for file, found in checkpoint.files.items() if found in theirs)
+    theirs = set(other.identities.values())
+    return frozenset(file for file, found in checkpoint.identities.items() if found in theirs)
 
 
 def needed(
-    checkpoints: list[Checkpoint], specs: list[ModelSpec], probes: ProbeSet, dtype: torch.dtype
+    checkpoints: list[TensorSource], specs: list[ModelSpec], probes: ProbeSet, dtype: torch.dtype
 ) -> memory.Needs:
     """The memory that an audit needs with this compute dtype."""
     tokens = sum(len(window.tokens) for window in probes.windows)
@@ -254,7 +257,7 @@ def wanted_floor(probes: ProbeSet, spec: ModelSpec, options: AuditOptions) -> Ex
 
 
 def measure_floor(
-    checkpoint: Checkpoint, spec: ModelSpec, probes: ProbeSet, options: AuditOptions, group: Group
+    checkpoint: TensorSource, spec: ModelSpec, probes: ProbeSet, options: AuditOptions, group: Group
 ) -> dict[str, Any]:
     """Audit the base against itself: in reverse order and other pieces, or in another compute dtype."""
     assert options.noise_floor is not None

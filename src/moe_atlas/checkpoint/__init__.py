@@ -9,12 +9,14 @@ from moe_atlas.checkpoint.digest import CheckpointDigest, digest_checkpoint
 from moe_atlas.checkpoint.files import FileStat
 from moe_atlas.checkpoint.headers.header import StoredTensor
 from moe_atlas.checkpoint.index import Checkpoint, open_checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 
 __all__ = [
     "Checkpoint",
     "CheckpointDigest",
     "FileStat",
     "StoredTensor",
+    "TensorSource",
     "digest_checkpoint",
     "open_checkpoint",
 ]

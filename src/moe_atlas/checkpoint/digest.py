@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from threading import Lock
 from types import MappingProxyType
 
-from moe_atlas.checkpoint import uncached
-from moe_atlas.checkpoint.files import FileStat, open_regular, require_same
+from moe_atlas.checkpoint.files import PIECE_BYTES
 from moe_atlas.checkpoint.headers.header import StoredTensor
-from moe_atlas.checkpoint.headers.refuse import place
 from moe_atlas.checkpoint.index import Checkpoint
-from moe_atlas.errors import InputRefused, IntegrityError
-
-PIECE_BYTES = 8 << 20
+from moe_atlas.checkpoint.shard import OpenShard
+from moe_atlas.checkpoint.source import OpenFile, TensorSource
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class CheckpointDigest:
     tensors: Mapping[str, str]
 
 
-def config_sha256(checkpoint: Checkpoint) -> str:
+def config_sha256(checkpoint: TensorSource) -> str:
     """Return the sha256 of what ``config.json`` says: keys sorted, ASCII, no spaces; its layout does not matter.
 
     The same tensors under another configuration are another model: k, an epsilon or a rotation base stands there.
@@ -68,7 +64,7 @@ class TensorHash:
         return self._sha256.hexdigest()
 
 
-def digest_checkpoint(checkpoint: Checkpoint) -> CheckpointDigest:
+def digest_checkpoint(checkpoint: TensorSource) -> CheckpointDigest:
     """Read every tensor of a checkpoint once, in pieces of 8 MiB, and digest it.
 
     Raises:
@@ -76,7 +72,7 @@ def digest_checkpoint(checkpoint: Checkpoint) -> CheckpointDigest:
     """
     hashes = {name: TensorHash() for name in checkpoint.tensors}
     complete_hashes(checkpoint, hashes)
-    require_unchanged(checkpoint)
+    checkpoint.require_unchanged()
     return combine(checkpoint, hexdigests(hashes))
 
 
@@ -95,9 +91,9 @@ def digest_with_files(checkpoint: Checkpoint) -> tuple[CheckpointDigest, dict[st
     buffer = memoryview(bytearray(PIECE_BYTES))
     files = {}
     for file in sorted(checkpoint.files):
-        with OpenShard(checkpoint, file) as shard:
+        with checkpoint.open(file) as shard:
             files[file] = _digest_file(shard, stored.get(file, []), hashes, buffer)
-    require_unchanged(checkpoint)
+    checkpoint.require_unchanged()
     return combine(checkpoint, hexdigests(hashes)), files
 
 
@@ -119,7 +115,7 @@ def _digest_file(
     return whole.hexdigest()
 
 
-def complete_hashes(checkpoint: Checkpoint, hashes: Mapping[str, TensorHash]) -> int:
+def complete_hashes(checkpoint: TensorSource, hashes: Mapping[str, TensorHash]) -> int:
     """Read what these running hashes have not seen, in file order and bounded pieces; return the bytes read."""
     total = 0
     tensors = sorted(
@@ -130,20 +126,41 @@ def complete_hashes(checkpoint: Checkpoint, hashes: Mapping[str, TensorHash]) ->
         pending = [tensor for tensor in group if hashes[tensor.name].position < tensor.nbytes]
         if not pending:
             continue
-        with OpenShard(checkpoint, file) as shard:
+        with checkpoint.open(file) as opened:
             for tensor in pending:
-                total += _complete(shard, tensor, hashes[tensor.name], buffer)
+                total += _complete(opened, tensor, hashes[tensor.name], buffer)
     return total
 
 
-def rehash(checkpoint: Checkpoint, running: TensorHash, tensor: StoredTensor, stop: int) -> None:
+def beginning(checkpoint: TensorSource, most: int) -> Iterator[memoryview]:
+    """Yield the first bytes of the largest file's tensors, at most `most`, in pieces of 8 MiB that share a memory."""
+    stored: dict[str, list[StoredTensor]] = {}
+    for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: (tensor.file, tensor.begin)):
+        stored.setdefault(tensor.file, []).append(tensor)
+    file = max(stored, key=lambda name: sum(tensor.nbytes for tensor in stored[name]))
+    buffer, filled = memoryview(bytearray(PIECE_BYTES)), 0
+    with checkpoint.open(file) as opened:
+        for tensor in stored[file]:
+            start, stop = 0, min(tensor.nbytes, most)
+            most -= stop
+            while start < stop:
+                piece = buffer[filled : filled + stop - start]  # ends where the buffer ends
+                opened.read_into(piece, tensor, start)
+                start, filled = start + len(piece), (filled + len(piece)) % len(buffer)
+                if not filled:
+                    yield buffer
+    if filled:
+        yield buffer[:filled]
+
+
+def rehash(checkpoint: TensorSource, running: TensorHash, tensor: StoredTensor, stop: int) -> None:
     """Advance a running hash to `stop` by reading the tensor's bytes."""
-    with OpenShard(checkpoint, tensor.file) as shard:
-        _complete(shard, tensor, running, memoryview(bytearray(min(PIECE_BYTES, stop))), stop)
+    with checkpoint.open(tensor.file) as opened:
+        _complete(opened, tensor, running, memoryview(bytearray(min(PIECE_BYTES, stop))), stop)
 
 
 def _complete(
-    shard: OpenShard,
+    opened: OpenFile,
     tensor: StoredTensor,
     running: TensorHash,
     buffer: memoryview,
@@ -153,7 +170,7 @@ def _complete(
     stop = tensor.nbytes if stop is None else stop
     while position < stop:
         piece = buffer[: min(PIECE_BYTES, stop - position)]
-        shard.read_into(piece, tensor, position)
+        opened.read_into(piece, tensor, position)
         running.consume(piece, position)
         position += len(piece)
     return position - first
@@ -164,7 +181,7 @@ def hexdigests(hashes: Mapping[str, TensorHash]) -> dict[str, str]:
     return {name: running.hexdigest() for name, running in hashes.items()}
 
 
-def combine(checkpoint: Checkpoint, digests: Mapping[str, str]) -> CheckpointDigest:
+def combine(checkpoint: TensorSource, digests: Mapping[str, str]) -> CheckpointDigest:
     """Join the sha256 of every tensor into the digest of the checkpoint."""
     manifest = hashlib.sha256()
     ordered = {name: digests[name] for name in sorted(checkpoint.tensors)}
@@ -177,69 +194,3 @@ def manifest_line(tensor: StoredTensor, sha256: str) -> bytes:
     """Return the line that stands for one tensor in a digest over several."""
     shape = ",".join(map(str, tensor.shape))
     return f"{tensor.name}\t{tensor.dtype}\t[{shape}]\t{sha256}\n".encode()
-
-
-def require_unchanged(checkpoint: Checkpoint) -> None:
-    """Raise ``E_CHANGED`` unless every file of the checkpoint is the one that was opened first."""
-    for file in checkpoint.files:
-        with OpenShard(checkpoint, file):
-            pass
-
-
-class OpenShard:
-    """One file of a checkpoint, open for positional reads, known to be the one that was opened first.
-
-    A context manager; entering it raises ``E_CHANGED`` when the file is gone or is not the same.
-
-    Args:
-        checkpoint: whose file it is.
-        file: its plain name.
-        again: whether its bytes will be read once more, so that the system had better keep them.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, file: str, *, again: bool = False) -> None:
-        self._again = again
-        self._label = str(checkpoint.root / file)
-        self._opening = open_regular(checkpoint.root, file)
-        self._first: FileStat = checkpoint.files[file]
-        self.size = self._first.size
-
-    def __enter__(self) -> OpenShard:
-        try:
-            self._descriptor, now = self._opening.__enter__()
-        except InputRefused as error:
-            problem = f"changed while it was being read: {error.problem}"
-            raise IntegrityError("E_CHANGED", error.where, problem) from None
-        try:
-            require_same(self._first, now, self._label)
-        except IntegrityError:
-            self._opening.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._opening.__exit__(None, None, None)
-
-    def read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
-        """Fill the buffer with the tensor's bytes from `start` on, or raise ``E_CHANGED``."""
-        self.fill(buffer, tensor.begin + start, tensor.name)
-
-    def fill(self, buffer: memoryview, offset: int, name: str | None = None) -> None:
-        """Fill the buffer with the file's bytes from `offset` on, or raise ``E_CHANGED``."""
-        filled = 0
-        while filled < len(buffer):
-            count = self._pread(buffer[filled:], offset + filled)
-            if count == 0:
-                problem = "the file became shorter while it was being read"
-                raise IntegrityError("E_CHANGED", place(self._label, name), problem)
-            filled += count
-
-    def _pread(self, buffer: memoryview, offset: int) -> int:
-        try:
-            if not self._again and (count := uncached.read(self._descriptor, buffer, offset)):
-                return count
-            return os.preadv(self._descriptor, [buffer], offset)
-        except OSError as error:
-            raise IntegrityError(
-                "E_CHANGED", place(self._label), f"can no longer be read: {error.strerror}"
-            ) from None

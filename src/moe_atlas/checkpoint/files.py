@@ -20,6 +20,8 @@ from moe_atlas.checkpoint.headers.refuse import place, refusal, shown
 from moe_atlas.errors import InputRefused, IntegrityError
 from moe_atlas.text import not_there
 
+PIECE_BYTES = 8 << 20  # read at a time where a file is read through
+
 _CACHE_LINK = re.compile(r"\.\./\.\./blobs/([^/]+)")
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 _COPY_IT = "put the file itself into the folder, or give the path of the folder that holds it"

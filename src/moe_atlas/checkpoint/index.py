@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moe_atlas.checkpoint import files, folders
+from moe_atlas.checkpoint import files, folders, side_files
 from moe_atlas.checkpoint.detect import detect
 from moe_atlas.checkpoint.files import FileStat
 from moe_atlas.checkpoint.folders import INDEX, MODEL, SUFFIX
@@ -18,6 +18,9 @@ from moe_atlas.checkpoint.headers.header import MAX_HEADER_BYTES, StoredTensor, 
 from moe_atlas.checkpoint.headers.refuse import RE_DOWNLOAD, place, refusal, shown
 from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 from moe_atlas.checkpoint.quantised.encoding import Encoded
+from moe_atlas.checkpoint.shard import OpenShard
+from moe_atlas.checkpoint.side_files import SideFile
+from moe_atlas.checkpoint.source import logical_tensors
 from moe_atlas.errors import InputRefused
 from moe_atlas.text import not_there
 
@@ -30,7 +33,7 @@ _MAX_INDEX_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as its headers describe it; no tensor has been read yet.
+    """A folder of safetensors as its headers describe it, a `TensorSource`; no tensor has been read yet.
 
     Attributes:
         root: the folder of its files.
@@ -52,14 +55,47 @@ class Checkpoint:
     @cached_property
     def logical(self) -> Mapping[str, StoredTensor | Encoded]:
         """Every tensor as it is meant, in name order: quantised ones decoded, their parts gone."""
-        parts = {part for entry in self.encoded.values() for part in entry.parts.values()}
-        plain = {name: tensor for name, tensor in self.tensors.items() if name not in parts}
-        return MappingProxyType(dict(sorted((plain | dict(self.encoded)).items())))
+        return logical_tensors(self.tensors, self.encoded)
 
     @property
     def shards(self) -> tuple[str, ...]:
         """The plain names of the files that hold tensors, sorted."""
         return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+
+    @property
+    def identities(self) -> Mapping[str, FileStat]:
+        """What identified each file when it was opened first, by plain name."""
+        return self.files
+
+    def where(self, file: str) -> str:
+        """The path of a file of the folder."""
+        return str(self.root / file)
+
+    def open(self, file: str, *, again: bool = False) -> OpenShard:
+        """One of `files`, for ranged reads; see `OpenShard`."""
+        return OpenShard(self.root, file, self.files[file], again=again)
+
+    def require_unchanged(self) -> None:
+        """Raise ``E_CHANGED`` unless every file is the one that was opened first."""
+        for file in self.files:
+            with self.open(file):
+                pass
+
+    def read_small(self, name: str, limit: int) -> bytes | None:
+        """A file of the folder, None where there is none; ``E_JSON`` when it holds more than `limit` bytes."""
+        return files.read_small(self.root, name, limit)[0] if files.exists(self.root / name) else None
+
+    def beside(self) -> list[SideFile]:
+        """Every file of the folder that is not among `files`, what a server acts on first."""
+        return side_files.side_files(self.root, self.files, one_file=self._one_file)
+
+    def require_unchanged_beside(self, first: Collection[SideFile]) -> None:
+        """Raise ``E_CHANGED`` when a file that a server may act on came, went or was written since `beside`."""
+        side_files.require_unchanged(self.root, self.files, first, one_file=self._one_file)
+
+    @property
+    def _one_file(self) -> bool:
+        return Path(self.label) != self.root
 
 
 def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> Checkpoint:

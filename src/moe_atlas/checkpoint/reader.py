@@ -18,19 +18,17 @@ import torch
 
 from moe_atlas.checkpoint.digest import (
     CheckpointDigest,
-    OpenShard,
     TensorHash,
     combine,
     complete_hashes,
     hexdigests,
     rehash,
-    require_unchanged,
 )
 from moe_atlas.checkpoint.headers.header import DTYPE_BITS, StoredTensor
 from moe_atlas.checkpoint.headers.refuse import place, refusal
-from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.quantised.decode import decode
 from moe_atlas.checkpoint.quantised.encoding import Encoded
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import IntegrityError, ResourceExhausted
 
 _ALIGNMENT = 64
@@ -58,7 +56,7 @@ class Reader:
         shared: files that another reader reads as well, just after this one.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: TensorSource) -> None:
         self.checkpoint = checkpoint
         self.bytes_read = 0
         self.page_locked = self.again = False
@@ -237,12 +235,12 @@ class Reader:
 
     def unchanged(self) -> None:
         """Raise ``E_CHANGED`` unless every file of the checkpoint is the one that was opened."""
-        require_unchanged(self.checkpoint)
+        self.checkpoint.require_unchanged()
 
     def _read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
         again = self.again or tensor.file in self.shared
-        with OpenShard(self.checkpoint, tensor.file, again=again) as shard:
-            shard.read_into(buffer, tensor, start)
+        with self.checkpoint.open(tensor.file, again=again) as opened:
+            opened.read_into(buffer, tensor, start)
         with self._lock:
             self.bytes_read += len(buffer)
         self._unhashed.acquire()
@@ -272,11 +270,11 @@ class Reader:
             self._hasher = None
 
 
-def _torch_dtype(tensor: StoredTensor, checkpoint: Checkpoint) -> torch.dtype:
+def _torch_dtype(tensor: StoredTensor, checkpoint: TensorSource) -> torch.dtype:
     dtype = getattr(torch, _TORCH_NAMES.get(tensor.dtype, ""), None)
     if not isinstance(dtype, torch.dtype):
         problem = f"stored as {tensor.dtype}, which torch {torch.__version__} cannot hold"
-        where = str(checkpoint.root / tensor.file)
+        where = checkpoint.where(tensor.file)
         raise refusal("E_DTYPE", where, problem, "use a newer torch", name=tensor.name)
     return dtype
 

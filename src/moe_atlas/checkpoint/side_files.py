@@ -8,15 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe_atlas.checkpoint import files
-from moe_atlas.checkpoint.digest import PIECE_BYTES
-from moe_atlas.checkpoint.files import FOREIGN_SUFFIXES, FileStat
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.files import FOREIGN_SUFFIXES, PIECE_BYTES, FileStat
 from moe_atlas.errors import InputRefused, IntegrityError
 
 HASHED_BYTES = 64 << 20  # of one file; a longer one is known by its size
@@ -82,7 +80,7 @@ class SideFile:
     sha256: str | None = None
     content: str | None = None
     unread: str | None = None
-    stat: FileStat | None = None
+    stat: Hashable = None
 
     def describe(self) -> dict[str, Any]:
         """The file as a receipt lists it."""
@@ -90,17 +88,21 @@ class SideFile:
         return row | {"content": self.content, "unread": self.unread}
 
 
-def side_files(checkpoint: Checkpoint) -> list[SideFile]:
+def side_files(root: Path, own: Collection[str], *, one_file: bool) -> list[SideFile]:
     """Every file beside those that were opened as the checkpoint's own, what a server acts on first.
 
-    Of a checkpoint that was given as one file of a folder, other weights and folders there are not its own.
+    Args:
+        root: the checkpoint's folder.
+        own: the names of the files that were opened.
+        one_file: whether the checkpoint was given as one file of the folder; other weights and folders there are not
+            its own then.
     """
     budget, found = HASHED_TOTAL, []
-    named = _ordered(checkpoint)
+    named = _ordered(root, own, one_file)
     for name, kind in sorted(
         named, key=lambda row: row[1] == WEIGHTS
     ):  # weights get what others leave of the total
-        entry = _read(checkpoint.root, name, kind, min(HASHED_BYTES, budget))
+        entry = _read(root, name, kind, min(HASHED_BYTES, budget))
         budget -= entry.size or 0 if entry.sha256 else 0
         found.append(entry)
     return sorted(found, key=lambda entry: (KINDS.index(entry.kind), entry.file))
@@ -116,14 +118,17 @@ def file_facts(found: list[SideFile]) -> dict[str, Any]:
     }
 
 
-def require_unchanged(checkpoint: Checkpoint, first: list[SideFile]) -> None:
+def require_unchanged(
+    root: Path, own: Collection[str], first: Collection[SideFile], *, one_file: bool
+) -> None:
     """Raise ``E_CHANGED`` when a file that a server may act on came, went or was written since it was listed."""
+    named = _ordered(root, own, one_file)
     then = {entry.file: entry.stat for entry in first if entry.kind not in QUIET}
-    now = {name: _stat(checkpoint.root, name) for name, kind in _ordered(checkpoint) if kind not in QUIET}
+    now = {name: _stat(root, name) for name, kind in named if kind not in QUIET}
     for name in sorted(then.keys() | now.keys()):
         if name not in then or name not in now or (then[name] is not None and then[name] != now[name]):
             change = "appeared" if name not in then else "is gone" if name not in now else "was written"
-            raise IntegrityError("E_CHANGED", str(checkpoint.root / name), f"{change} while the audit ran")
+            raise IntegrityError("E_CHANGED", str(root / name), f"{change} while the audit ran")
 
 
 def kind_of(name: str) -> str:
@@ -140,23 +145,22 @@ def kind_of(name: str) -> str:
     return _KIND_OF_SUFFIX.get(Path(plain.lower()).suffix, OTHER)
 
 
-def _ordered(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+def _ordered(root: Path, own: Collection[str], one_file: bool) -> list[tuple[str, str]]:
     """Names and kinds, by kind and name."""
-    one_file = Path(checkpoint.label) != checkpoint.root
     kinds = SERVED[1:] if one_file else KINDS
-    named = [(name, FOLDER if name.endswith("/") else kind_of(name)) for name in _names(checkpoint)]
+    named = [(name, FOLDER if name.endswith("/") else kind_of(name)) for name in _names(root, own)]
     return sorted(
         ((name, kind) for name, kind in named if kind in kinds), key=lambda row: (KINDS.index(row[1]), row[0])
     )
 
 
-def _names(checkpoint: Checkpoint) -> Iterator[str]:
+def _names(root: Path, own: Collection[str]) -> Iterator[str]:
     """Names of files that are not the checkpoint's own; of its folders only code and templates, as loaders take."""
     left = ENTRIES
     pending = [("", 0)]
     while pending:
         folder, depth = pending.pop()
-        entries = _entries(checkpoint.root / folder)
+        entries = _entries(root / folder)
         if len(entries) > left:
             yield folder or "./"
             continue
@@ -167,7 +171,7 @@ def _names(checkpoint: Checkpoint) -> Iterator[str]:
                 if not entry.name.startswith(".") and depth < DEPTH:
                     pending.append((f"{name}/", depth + 1))
                     yield from [] if depth else [f"{name}/"]
-            elif name not in checkpoint.files and (not depth or kind_of(name) in (CODE, TEMPLATE)):
+            elif name not in own and (not depth or kind_of(name) in (CODE, TEMPLATE)):
                 yield name
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeGuard
 
-from moe_atlas.checkpoint.files import read_small
 from moe_atlas.checkpoint.headers.strict_json import parse_json_object
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import AtlasError
 
 ROLES = ("bos", "eos", "pad")
@@ -16,15 +15,17 @@ MOST_BYTES = 4 << 20
 MOST_IDS = 64
 
 
-def special_ids(root: Path, config: Mapping[str, Any]) -> dict[int, str]:
+def special_ids(checkpoint: TensorSource) -> dict[int, str]:
     """Names by id: bos, eos and pad of the configurations, and the tokens that a tokenizer's configuration adds.
 
     What is missing, unreadable or malformed names nothing. At most MOST_IDS, those with a role first.
     """
     names: dict[int, list[str]] = {}
-    generation, tokenizer = (_object(root, name) for name in ("generation_config.json", TOKENIZER_CONFIG))
-    nested = config.get("text_config")
-    for found in (config, nested if isinstance(nested, dict) else {}, generation):
+    generation, tokenizer = (
+        _object(checkpoint, name) for name in ("generation_config.json", TOKENIZER_CONFIG)
+    )
+    nested = checkpoint.config.get("text_config")
+    for found in (checkpoint.config, nested if isinstance(nested, dict) else {}, generation):
         for number, name in _roles(found):
             names.setdefault(number, []).append(name)
     for number, name in _added(tokenizer):
@@ -52,8 +53,9 @@ def _is_id(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _object(root: Path, name: str) -> dict[str, Any]:
+def _object(checkpoint: TensorSource, name: str) -> dict[str, Any]:
     try:
-        return parse_json_object(read_small(root, name, MOST_BYTES)[0], name)
+        raw = checkpoint.read_small(name, MOST_BYTES)
+        return {} if raw is None else parse_json_object(raw, name)
     except AtlasError:
         return {}

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_atlas.checkpoint.config_keys import difference, flat
-from moe_atlas.checkpoint.index import Checkpoint
-from moe_atlas.checkpoint.side_files import QUIET, WEIGHTS, file_facts, side_files
+from moe_atlas.checkpoint.side_files import QUIET, WEIGHTS, file_facts
+from moe_atlas.checkpoint.source import TensorSource
 
 Facts = Mapping[str, Any]
 
@@ -60,12 +60,12 @@ def uncovered(files: Facts) -> list[Facts]:
     ]
 
 
-def mismatches(recorded: Facts, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+def mismatches(recorded: Facts, checkpoint: TensorSource) -> Iterator[tuple[str, str]]:
     """Yield every key of config.json and every side file in which a checkpoint is not the recorded one.
 
     Documentation, a trainer's own records and folders are left out: they change nothing of what is served.
     """
-    config, files = flat(checkpoint.config), file_facts(side_files(checkpoint))
+    config, files = flat(checkpoint.config), file_facts(checkpoint.beside())
     for key in sorted(recorded["config"].keys() | config.keys()):
         expected, found = recorded["config"].get(key), config.get(key)
         if expected != found:

@@ -5,14 +5,14 @@ Legend: V vocabulary, K experts per token.
 
 from __future__ import annotations
 
-from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import InputRefused
 from moe_atlas.models.names import ROUTER_TABLE
 from moe_atlas.models.spec import ModelSpec
 
 
-def require_experts(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+def require_experts(checkpoint: TensorSource, spec: ModelSpec) -> None:
     """Refuse a table that names an expert which the layer does not have.
 
     Raises:

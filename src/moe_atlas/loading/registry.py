@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.configuration.config import DISAGREE, KEEP, Config, agreed
 from moe_atlas.configuration.parts import Blueprint
 from moe_atlas.errors import InputRefused
@@ -134,7 +134,7 @@ class CheckpointLike(Protocol):
         """Tensors by name, quantised ones as they are once decoded."""
 
 
-def resolve(checkpoint: Checkpoint, accepted: Mapping[str, Any] = MappingProxyType({})) -> ModelSpec:
+def resolve(checkpoint: TensorSource, accepted: Mapping[str, Any] = MappingProxyType({})) -> ModelSpec:
     """Recognise the architecture and bind every tensor.
 
     Args:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import InputRefused
 from moe_atlas.loading.load import load_rows
 from moe_atlas.models.spec import ModelSpec
@@ -16,7 +16,7 @@ from moe_atlas.models.spec import ModelSpec
 PIECE = 1 << 22  # elements of each that are held at a time
 
 
-def require_equal(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+def require_equal(checkpoint: TensorSource, spec: ModelSpec) -> None:
     """Compare the stored head with the stored embedding, in pieces, up to the first difference.
 
     transformers 5 ties two equal tensors and uses the stored head otherwise; transformers 4 and servers that skip the

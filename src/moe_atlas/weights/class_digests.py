@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_atlas.checkpoint.digest import CheckpointDigest
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.spec import ModelSpec, TensorRef
 from moe_atlas.probes.settings.policy import UNREPLAYED
@@ -28,7 +28,7 @@ def resolved(
     found: Mapping[str, str | None],
     base: Values,
     spec: ModelSpec,
-    checkpoint: Checkpoint,
+    checkpoint: TensorSource,
     digest: CheckpointDigest,
 ) -> dict[str, str]:
     """Digests of the values of one checkpoint's tensors by name, in which nothing refers to other ones any more.
@@ -51,7 +51,7 @@ def resolved(
     return {name: value(name, said) for name, said in found.items()}
 
 
-def value_digests(spec: ModelSpec, checkpoint: Checkpoint, values: Values) -> dict[str, Any]:
+def value_digests(spec: ModelSpec, checkpoint: TensorSource, values: Values) -> dict[str, Any]:
     """Return ``values_digest``, over every tensor that is replayed, and ``classes``, one row for each class and layer.
 
     A digest is over one line ``name TAB dtype TAB shape TAB sha256 NEWLINE`` for each logical tensor, sorted by name:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.mixers import (
     DeltaNet,
@@ -170,14 +170,14 @@ def matrix_elements(refs: Iterable[TensorRef]) -> int:
     return sum(math.prod(ref.shape) for ref in refs if len(ref.shape) > 1)
 
 
-def bytes_read(checkpoint: Checkpoint, spec: ModelSpec, passes: int) -> int:
+def bytes_read(checkpoint: TensorSource, spec: ModelSpec, passes: int) -> int:
     """Bytes an audit reads: every tensor once for its digest, a tied head twice, experts once a pass."""
     once = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     again = stored_bytes(checkpoint, spec.embed_refs[:1]) if spec.tied else 0
     return once + again + (passes - 1) * expert_bytes(checkpoint, spec)
 
 
-def expert_bytes(checkpoint: Checkpoint, spec: ModelSpec) -> int:
+def expert_bytes(checkpoint: TensorSource, spec: ModelSpec) -> int:
     """Bytes in which the routed experts are stored."""
     return sum(
         stored_bytes(checkpoint, expert_refs(layer.moe, expert))
@@ -187,7 +187,7 @@ def expert_bytes(checkpoint: Checkpoint, spec: ModelSpec) -> int:
     )
 
 
-def stored_bytes(checkpoint: Checkpoint, refs: Iterable[TensorRef]) -> int:
+def stored_bytes(checkpoint: TensorSource, refs: Iterable[TensorRef]) -> int:
     """Bytes of what references are read from; the shares of a tensor that several of them cut up add up to it."""
     total = 0.0
     for ref in refs:

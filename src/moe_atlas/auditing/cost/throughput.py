@@ -17,8 +17,9 @@ import torch
 
 from moe_atlas.auditing.cost.flops import matrix_elements
 from moe_atlas.auditing.layer.batches import BATCH_TOKENS
-from moe_atlas.checkpoint.digest import PIECE_BYTES, OpenShard
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.digest import beginning
+from moe_atlas.checkpoint.files import PIECE_BYTES
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.geometry.fields.tangent import TangentMap, relative_change
 from moe_atlas.geometry.overlap import compatibility, field_norm
 from moe_atlas.models.expert_refs import expert_refs
@@ -100,7 +101,7 @@ def softmax(vocab: int) -> float:
     return logits_PC.numel() / typical(lambda: seen.see(logits_PC, 0))
 
 
-def reading(checkpoints: Sequence[Checkpoint]) -> float:
+def reading(checkpoints: Sequence[TensorSource]) -> float:
     """Bytes a second read, hashed and compared, both checkpoints at once, as cold or warm as their shards begin."""
     # What is compared is made up: a shard may begin with anything. Half of a pair is one checkpoint's share.
     pair_2N = torch.randn(2, PIECE_BYTES // 4, dtype=torch.bfloat16)
@@ -110,20 +111,15 @@ def reading(checkpoints: Sequence[Checkpoint]) -> float:
     return total / (time.perf_counter() - begin)
 
 
-def _read_some(pair_2N: torch.Tensor, checkpoint: Checkpoint) -> int:
+def _read_some(pair_2N: torch.Tensor, checkpoint: TensorSource) -> int:
     """Read, hash and compare the beginning of the largest shard; return how many bytes."""
-    file = max(checkpoint.shards, key=lambda name: checkpoint.files[name].size)
-    buffer, running, position = memoryview(bytearray(PIECE_BYTES)), hashlib.sha256(), 0
-    with OpenShard(checkpoint, file) as shard:
-        stop = min(SAMPLE, shard.size)
-        while position < stop:
-            piece = buffer[: min(PIECE_BYTES, stop - position)]
-            shard.fill(piece, position)
-            running.update(piece)
-            base_N, tuned_N = pair_2N[:, : len(piece) // 4 // 1024 * 1024]
-            Comparison(base_N.shape).add(base_N, tuned_N, stored=(True, True))
-            position += len(piece)
-    return position
+    running, read = hashlib.sha256(), 0
+    for piece in beginning(checkpoint, SAMPLE):
+        running.update(piece)
+        base_N, tuned_N = pair_2N[:, : len(piece) // 4 // 1024 * 1024]
+        Comparison(base_N.shape).add(base_N, tuned_N, stored=(True, True))
+        read += len(piece)
+    return read
 
 
 def typical(work: Callable[[], object]) -> float:

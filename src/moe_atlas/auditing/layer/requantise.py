@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.layer.side import Side
-from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.quantised.decode import round_trip
 from moe_atlas.checkpoint.quantised.encoding import Encoded, Encoding
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.models.names import ROUTER_TABLE
 from moe_atlas.models.spec import TensorRef
 from moe_atlas.weights.class_digests import replayed
@@ -31,12 +31,12 @@ HELD = {"BF16": ("BF16",), "F16": ("F16",), "F32": ("BF16", "F16", "F32"), "F64"
 """The plain dtypes whose values each of them holds exactly."""
 
 
-def storage(checkpoint: Checkpoint, refs: Sequence[TensorRef]) -> Storage:
+def storage(checkpoint: TensorSource, refs: Sequence[TensorRef]) -> Storage:
     """How each of an expert's tensors is stored, by role: a format, or a dtype."""
     return {ref.role: form(checkpoint, ref.stored) for ref in refs}
 
 
-def form(checkpoint: Checkpoint, name: str) -> Form:
+def form(checkpoint: TensorSource, name: str) -> Form:
     """How one tensor is stored: a format, or a dtype."""
     tensor = checkpoint.logical[name]
     return tensor.encoding if isinstance(tensor, Encoded) else tensor.dtype

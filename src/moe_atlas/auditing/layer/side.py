@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.layer.prefetch import reading
-from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.loading.load import ReaderLike, load_all
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.names import ROUTER_GAIN, ROUTER_TABLE
@@ -41,7 +41,7 @@ class Side:
     """
 
     name: SideName
-    checkpoint: Checkpoint
+    checkpoint: TensorSource
     spec: ModelSpec
     replay: Replay
     reader: Reader
@@ -109,7 +109,7 @@ def _renumbered(role: str, tensor: Tensor, match_E: Tensor) -> Tensor:
     return tensor.index_select(tensor.shape.index(len(match_E)), match_E)
 
 
-def compute_dtype(name: str, spec: ModelSpec, checkpoint: Checkpoint) -> torch.dtype:
+def compute_dtype(name: str, spec: ModelSpec, checkpoint: TensorSource) -> torch.dtype:
     """The dtype matrix products run in: as asked, or for `auto` the dtype the checkpoint's head is stored in."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

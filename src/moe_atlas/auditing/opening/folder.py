@@ -7,8 +7,8 @@ from typing import Any
 
 from moe_atlas.auditing.opening.tokenizer_check import Held, hold_tokenizer
 from moe_atlas.checkpoint.config_keys import flat
-from moe_atlas.checkpoint.index import Checkpoint
-from moe_atlas.checkpoint.side_files import SideFile, file_facts, require_unchanged, side_files
+from moe_atlas.checkpoint.side_files import SideFile, file_facts
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.probes.registration import ProbeSet
 
 
@@ -22,22 +22,22 @@ class Folder:
         tokenizer: what came of holding its tokenizer against the registered one.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: TensorSource
     files: list[SideFile]
     tokenizer: Held
 
     @classmethod
-    def of(cls, probes: ProbeSet, checkpoint: Checkpoint, *, tuned: bool) -> Folder:
+    def of(cls, probes: ProbeSet, checkpoint: TensorSource, *, tuned: bool) -> Folder:
         """Look into a checkpoint's folder.
 
         Raises:
             InputRefused: E_PROBE_TOKENIZER, as `hold_tokenizer`.
         """
-        return cls(checkpoint, side_files(checkpoint), hold_tokenizer(probes, checkpoint, tuned=tuned))
+        return cls(checkpoint, checkpoint.beside(), hold_tokenizer(probes, checkpoint, tuned=tuned))
 
     def require_unchanged(self) -> None:
         """Raise ``E_CHANGED`` when a file that a server may act on is no longer the one that was listed."""
-        require_unchanged(self.checkpoint, self.files)
+        self.checkpoint.require_unchanged_beside(self.files)
 
     def facts(self) -> dict[str, Any]:
         """What the receipt keeps of it."""

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_atlas.checkpoint import files
 from moe_atlas.checkpoint.headers.refuse import place
-from moe_atlas.checkpoint.index import Checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import AtlasError, InputRefused
 from moe_atlas.probes.documents.tokenizer import (
     MAX_TOKENIZER_BYTES,
@@ -52,7 +51,7 @@ class Held:
         return {"sha256": self.sha256, "result": self.result, "reason": self.reason}
 
 
-def hold_tokenizer(probes: ProbeSet, checkpoint: Checkpoint, *, tuned: bool) -> Held:
+def hold_tokenizer(probes: ProbeSet, checkpoint: TensorSource, *, tuned: bool) -> Held:
     """Hold the tokenizer.json beside a checkpoint against the registered one, by its bytes, else by the ids it gives.
 
     Args:
@@ -68,13 +67,11 @@ def hold_tokenizer(probes: ProbeSet, checkpoint: Checkpoint, *, tuned: bool) -> 
         return Held(
             None, NOT_COMPARED, f"the probe's tokens come from {registered['kind']}, no tokenizer file"
         )
-    if not files.exists(checkpoint.root / TOKENIZER):
-        return Held(None, NOT_COMPARED, f"no {TOKENIZER} stands beside the checkpoint")
     held = _compared(probes, checkpoint)
     if held.result == OTHER_IDS and not (tuned and ALLOWED in probes.config.policy.allow):
         raise InputRefused(
             "E_PROBE_TOKENIZER",
-            place(str(checkpoint.root / TOKENIZER)),
+            place(checkpoint.where(TOKENIZER)),
             f"{held.reason}: the registered ids are another text to this checkpoint",
             _next_step(tuned),
         )
@@ -90,16 +87,18 @@ def _next_step(tuned: bool) -> str:
     )
 
 
-def _compared(probes: ProbeSet, checkpoint: Checkpoint) -> Held:
+def _compared(probes: ProbeSet, checkpoint: TensorSource) -> Held:
     try:
-        raw, _ = files.read_small(checkpoint.root, TOKENIZER, MAX_TOKENIZER_BYTES)
+        raw = checkpoint.read_small(TOKENIZER, MAX_TOKENIZER_BYTES)
     except InputRefused as error:
         return Held(None, OTHER_IDS, f"cannot be held against the registered tokenizer: {error.problem}")
+    if raw is None:
+        return Held(None, NOT_COMPARED, f"no {TOKENIZER} stands beside the checkpoint")
     sha256 = sha256_hex(raw)
     if sha256 == probes.lock.body["tokenizer"]["sha256"]:
         return Held(sha256, SAME_FILE)
     try:
-        counting = _Counting(parse_tokenizer(raw, str(checkpoint.root / TOKENIZER)))
+        counting = _Counting(parse_tokenizer(raw, checkpoint.where(TOKENIZER)))
         windows = build_windows(probes.config, counting).windows
     except AtlasError as error:
         return Held(sha256, OTHER_IDS, f"cannot number the probe's text: {error.problem}")

@@ -17,8 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from moe_atlas.auditing.processes.digests import digest_of
 from moe_atlas.auditing.processes.group import Group, Part, rows_ahead
-from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.reader import Reader
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError, ResourceExhausted, UsageError
 from moe_atlas.loading.load import Entry, ReaderLike, entries
 from moe_atlas.models.spec import TensorRef
@@ -251,7 +251,7 @@ class Delivered:
         return self._tensors[name, index]
 
 
-def _size(checkpoint: Checkpoint, name: str, index: int | None) -> int:
+def _size(checkpoint: TensorSource, name: str, index: int | None) -> int:
     """Bytes of a stored tensor, or of one entry of its leading dimension."""
     tensor = checkpoint.logical[name]
     parts = getattr(tensor, "parts", {"": name}).values()
