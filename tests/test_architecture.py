@@ -95,6 +95,11 @@ def test_the_life_of_an_audit_names_what_is_there():
         ), name
 
 
+def test_only_the_package_of_checkpoints_knows_how_a_folder_is_read():
+    folders = {"checkpoint/folders", "checkpoint/shard", "checkpoint/uncached"}
+    assert {package(module) for module, others in GRAPH.items() if others & folders} == {"checkpoint"}
+
+
 def test_no_folder_is_crowded():
     sizes = {folder: len(list(folder.glob("*.py"))) for folder in {path.parent for path in MODULES.values()}}
     crowded = {folder.relative_to(SOURCE).as_posix() for folder, size in sizes.items() if size > CROWDED}
