@@ -1,8 +1,7 @@
 """The registered probe set: what is measured, on which windows, under which budgets.
 
-`load_probes` reads a probe file, `build_windows` cuts its documents into windows, `register` binds both in
-a lock beside the file, and `load_registered` is what an audit calls: it refuses a probe file that no longer
-matches.
+`load_probes` reads a probe file. `build_windows` cuts its documents into windows. `register` binds both in a lock
+beside the file. An audit calls `load_registered`, which refuses a probe file that no longer matches its lock.
 """
 
 from moe_atlas.probes.load import load_probes

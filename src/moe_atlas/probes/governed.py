@@ -1,8 +1,9 @@
-"""What a probe file may say beside a central policy: repeat it, leave it out, or guard more than it asks for.
+"""Hold a probe file against the central policy that governs it.
 
-A central policy binds `evaluation` and `protected_layers` even where it does not name them, to their safe values:
-otherwise a probe file could keep every budget and read content drift off the expert that moved least, or guard one
-layer. Whoever owns the policy leaves them to the probe file by name: ``free: [protected_layers, evaluation]``.
+A probe file may repeat a governed part, leave it out, or guard more than the central policy asks for. A central policy
+binds `evaluation` and `protected_layers` to their safe values even if it does not name them. Otherwise a probe file
+could keep every budget and still measure content drift on the expert that moved least, or guard a single layer. The
+policy's owner can leave either part to the probe file by name: ``free: [protected_layers, evaluation]``.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from moe_atlas.probes.reading.strict_yaml import Mapping, Node, Scalar
 from moe_atlas.probes.settings.central import CentralPolicy
 
 SAFE: dict[str, Node] = {"evaluation": Mapping({}, {}, 0), "protected_layers": Scalar("mid-band", 0)}
-"""What a central policy binds to where it names nothing: the defaults of `evaluation`, and the middle of the model."""
+"""Value of each part that the central policy does not name: the defaults of `evaluation`, the middle of the model."""
 STRICTER = {"protected_layers": ("all",)}
-"""What a probe file may say beside a safe value, because it guards more."""
+"""Values that a probe file may write instead of a safe value, because they guard more."""
 
 
 _SHOWN = 4  # differences in one message
 
 
 class Described(Protocol):
-    """A part of a probe file that can give itself back."""
+    """A part of a probe file that can describe itself in the file's spelling."""
 
     def describe(self) -> Any:
-        """The part in the file's own spelling, defaults filled in."""
+        """Return the part in the file's own spelling, defaults filled in."""
 
 
 Part = TypeVar("Part", bound=Described)
@@ -45,17 +46,17 @@ def governed(
     read: Callable[[Node, str], Part],
     default: Node | None = None,
 ) -> Part:
-    """Return a part of the probe file, as the central policy lets it be.
+    """Read a part of the probe file and check that the central policy permits it.
 
     Args:
         fields: the probe file.
         key: `policy`, `evaluation` or `protected_layers`.
-        central: the central policy; None where nothing governs.
+        central: the central policy; None if the probe file has none.
         read: reads the part from a node of a file of that name.
-        default: what stands for a part that the probe file leaves out or nulls; None where it must be written.
+        default: node to read if the probe file leaves the part out or nulls it; None if the part is required.
 
     Raises:
-        InputRefused: E_POLICY where the probe file says anything else; what `read` refuses.
+        InputRefused: E_POLICY if the central policy does not permit the part; every refusal of `read`.
     """
     own = default if default is not None and fields.is_null(key) else None
     if central is None or key in central.free:
@@ -75,7 +76,7 @@ def governed(
 def _refuse(
     fields: Fields, key: str, central: CentralPolicy, found: Any, ruling: Any, named: bool
 ) -> NoReturn:
-    """Name both values, and who may change that."""
+    """Refuse the part with both values and with the file whose owner may change it."""
     where = f"{fields.file}:{fields.line_of(key)}"
     owner = f"the central policy {shown(central.name)} ({central.file})"
     if not named:

@@ -1,4 +1,4 @@
-"""From the text of a probe file to a `ProbeConfig`; every key, type and range is checked here."""
+"""Read the text of a probe file into a `ProbeConfig` and check every key, type and range."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _Block = TypeVar("_Block")
 
 
 def load_probes(path: Path, policy_from: Path | None = None) -> ProbeConfig:
-    """Read a probe file; its sources are not opened.
+    """Read a probe file without opening its sources.
 
     Args:
         path: the probe file.
@@ -83,7 +83,7 @@ def read_probes(text: bytes, path: Path, central: CentralPolicy | None = None) -
     """Read a probe file's text; `path` names it and anchors its sources.
 
     Raises:
-        InputRefused: as `load_probes`; all that is wrong in one refusal.
+        InputRefused: as `load_probes`; one refusal holds every error of the file.
     """
     file = path.name
     root = parse(text, file)
@@ -122,7 +122,7 @@ def _optional(fields: Fields, key: str, allowed: tuple[str, ...] = ()) -> str | 
 
 
 def _block(fields: Fields, key: str) -> Node:
-    """An optional block; absent means all defaults."""
+    """Return the node of an optional block; an absent block is empty and so takes all defaults."""
     return _EMPTY if fields.is_null(key) else fields.get(key)
 
 
@@ -209,7 +209,7 @@ def _policy(node: Node, file: str, domains: tuple[Domain, ...]) -> Policy:
     fields = Fields(node, "policy", file, known)
     stage = fields.text("stage", STAGES) if fields.has("stage") else STAGES[0]
     task_none = fields.has("task") and bool(fields.text("task", ("none",)))
-    if domains:  # none: they were refused, and so is the file
+    if domains:  # without domains their refusal is noted already
         _check_task(fields, stage, task_none, any(domain.role == "task" for domain in domains))
     confidence = Span(0.5, 1, open_low=True, open_high=True)
     return Policy(
@@ -226,13 +226,13 @@ def _policy(node: Node, file: str, domains: tuple[Domain, ...]) -> Policy:
 
 
 def _allowed(fields: Fields) -> tuple[str, ...]:
-    """The allowances in the table's order, so that two spellings of one list are one policy."""
+    """Return the allowances in the table's order, so that the order in the file does not change the policy."""
     named = fields.names("allow", tuple(ALLOWANCES), "allowance")
     return tuple(name for name in ALLOWANCES if name in named)
 
 
 def _check_task(fields: Fields, stage: str, task_none: bool, has_task: bool) -> None:
-    """Whether a task was to be learnt is said, never guessed."""
+    """Refuse a file whose policy and domains do not agree on whether there is a task."""
     if has_task and task_none:
         fields.refuse(fields.line_of("task"), "policy.task says none, but there is a task domain")
     if not has_task and stage == "knowledge-expansive":
@@ -262,7 +262,7 @@ def _rewrite(node: Node, file: str) -> Rewrite:
         for channel in GATED
     }
     for guard in GUARDS:
-        if not fields.has(guard.budget):  # it guards unless null is on record
+        if not fields.has(guard.budget):  # only a written null leaves it ungated
             made_of = limits[CHANNEL[guard.undefined_with].budget]
             limits[guard.budget] = max(guard.default or 0.0, made_of or 0.0)
     return Rewrite(

@@ -1,8 +1,8 @@
-"""The lock of a probe set (schema ``atlas/probes-lock/v1``): its bytes, its digest, and what it says.
+"""The lock of a probe set (schema ``atlas/probes-lock/v1``): its bytes, its digest and its content.
 
-A lock has exactly one spelling: sorted keys, ASCII, two spaces, one final newline, and a digest of itself.
-Any byte that differs is noticed without anything to compare with; `Lock.digest` is the plain sha256 of the
-file, as ``sha256sum`` prints it, and travels in every receipt.
+A lock has exactly one spelling: sorted keys, ASCII, an indent of two spaces, one final newline, and a digest of itself.
+So `read_lock` notices a changed byte without a second file to compare with. `Lock.digest` is the plain sha256 of the
+file, as ``sha256sum`` prints it; every receipt carries it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEYS = {
     *("registered_at", "predecessor", "lock_sha256"),
 }
 _OPTIONAL = {"policy_from", "chat_template"}
-_NAMED = 4  # clusters, and members of each, that a receipt names; the lock names all
+_NAMED = 4  # a receipt names so many clusters, and so many members of each; the lock names all
 _HISTORY = ("registered_at", "predecessor", "lock_sha256")
 
 
@@ -47,38 +47,38 @@ class Lock:
 
     @property
     def registered_at(self) -> str:
-        """Registration time, UTC, ISO 8601."""
+        """Return the registration time, UTC, ISO 8601."""
         return str(self.body["registered_at"])
 
     @property
     def policy_sha256(self) -> str:
-        """Digest of everything that turns measurements into a verdict."""
+        """Return the digest of everything that turns measurements into a verdict."""
         return str(self.body["policy_sha256"])
 
     @property
     def policy_from(self) -> dict[str, Any] | None:
-        """The central policy file it was registered under (``name``, ``sha256``), if any."""
+        """Return the central policy file of the registration (``name``, ``sha256``), if any."""
         value: dict[str, Any] | None = self.body.get("policy_from")
         return value
 
     @property
     def predecessor(self) -> dict[str, Any] | None:
-        """The lock that this one replaced (``sha256``, ``registered_at``, ``policy_sha256``), if any."""
+        """Return the lock that this lock replaced (``sha256``, ``registered_at``, ``policy_sha256``), if any."""
         value: dict[str, Any] | None = self.body["predecessor"]
         return value
 
     @property
     def content_sha256(self) -> str:
-        """Digest of what was registered, whenever and after whatever it was: the same in two locks of one content."""
+        """Return the digest of the registered content without time and predecessor: equal content, equal digest."""
         return sha256_hex(render(without_history(self.body)))
 
     def overlaps(self) -> list[dict[str, Any]]:
-        """What a receipt says of documents that hold one text: a row for each domain that has some."""
+        """Return the receipt's rows on documents that hold the same text, one row per domain that has some."""
         rows = [_overlap(domain) for domain in self.body["domains"]]
         return [row for row in rows if row["clusters"] or row["elsewhere"]]
 
     def left_out(self) -> list[dict[str, Any]]:
-        """What a receipt says of documents that were drawn and left out: a row for each domain that has some."""
+        """Return the receipt's rows on documents drawn and left out, one row per domain that has such documents."""
         return [
             {
                 "domain": domain["name"],
@@ -90,7 +90,7 @@ class Lock:
         ]
 
     def facts(self) -> dict[str, Any]:
-        """What a receipt says of it."""
+        """Return the receipt's entry on the lock."""
         return {
             "sha256": self.digest,
             "content_sha256": self.content_sha256,
@@ -102,7 +102,7 @@ class Lock:
 
 
 def counted(domain: dict[str, Any]) -> int:
-    """How many documents a registered domain counts: near-copies are one."""
+    """Return how many documents a registered domain counts; near-copies count as one document."""
     given = len({window["document"] for window in domain["windows"]})
     return given - sum(len(cluster) - 1 for cluster in domain["near_copies"])
 
@@ -120,7 +120,7 @@ def _overlap(domain: dict[str, Any]) -> dict[str, Any]:
 
 
 def overlap_sentences(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """A row of `Lock.overlaps` in words: the code of a warning and its message."""
+    """Yield the warnings of a row of `Lock.overlaps`: code and message of each."""
     name = f"domain {shown(row['domain'])}"
     if row["clusters"]:
         named = "; ".join(", ".join(shown(where) for where in cluster) for cluster in row["clusters"])
@@ -133,7 +133,7 @@ def overlap_sentences(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def left_out_sentence(row: dict[str, Any]) -> str:
-    """A row of `Lock.left_out` in words."""
+    """Return the sentence for a row of `Lock.left_out`."""
     drawn = row["left_out"] + row["taken"]
     return (
         f"domain {shown(row['domain'])}: {row['left_out']} of {drawn} documents drawn are shorter than their windows "
@@ -142,19 +142,19 @@ def left_out_sentence(row: dict[str, Any]) -> str:
 
 
 def lock_path(probe_file: Path) -> Path:
-    """Where the lock of a probe file lies: ``probes.yaml`` has ``probes.lock.json`` beside it."""
+    """Return the path of a probe file's lock: ``probes.lock.json`` beside ``probes.yaml``."""
     return probe_file.parent / f"{probe_file.stem}.lock.json"
 
 
 def window_sha256(window: Window) -> str:
-    """Digest of a window: its token ids as little-endian int64, then one byte for each scored position."""
+    """Return the digest of a window: its token ids as little-endian int64, then one byte for each scored position."""
     body = hashlib.sha256(window.tokens.astype("<i8").tobytes())
     body.update(window.scored.astype("u1").tobytes())
     return body.hexdigest()
 
 
 def policy_document(config: ProbeConfig) -> dict[str, Any]:
-    """What turns measurements into a verdict: policy, protected layers, evaluation, domains' own rules."""
+    """Return what turns measurements into a verdict: policy, protected layers, evaluation, rules of domains."""
     rules = ("name", "role", "max_nll_increase", "success")
     domains = [{key: value for key, value in d.describe().items() if key in rules} for d in config.domains]
     described = config.describe()
@@ -164,7 +164,7 @@ def policy_document(config: ProbeConfig) -> dict[str, Any]:
 
 
 def content(config: ProbeConfig, sample: Sample) -> dict[str, Any]:
-    """The part of a lock that follows from the probe file and its sources alone."""
+    """Return the part of a lock that follows from the probe file and its sources alone."""
     domains = [
         {
             "name": domain.name,
@@ -205,18 +205,18 @@ def content(config: ProbeConfig, sample: Sample) -> dict[str, Any]:
 
 
 def _of_rows(chosen: Chosen) -> dict[str, Any]:
-    """What only some domains have: the digest of rendered conversations, and how many documents were left out."""
+    """Return the entries that only some domains have: digest of rendered conversations, count of documents left out."""
     found = {"rendered_sha256": chosen.rendered_sha256, "left_out": chosen.left_out}
     return {key: value for key, value in found.items() if value is not None}
 
 
 def without_history(body: dict[str, Any]) -> dict[str, Any]:
-    """A lock's body without when and after what it was registered: what must match the probe file."""
+    """Return a lock's body without time, predecessor and digest: the part that must match the probe file."""
     return {key: value for key, value in body.items() if key not in _HISTORY}
 
 
 def render(value: dict[str, Any]) -> bytes:
-    """The one spelling of a JSON object: sorted keys, ASCII, two spaces, a final newline."""
+    """Return the only permitted spelling of a JSON object: sorted keys, ASCII, two spaces, a final newline."""
     return (
         json.dumps(value, sort_keys=True, indent=2, ensure_ascii=True, allow_nan=False).encode("ascii")
         + b"\n"
@@ -224,7 +224,7 @@ def render(value: dict[str, Any]) -> bytes:
 
 
 def seal(body: dict[str, Any]) -> bytes:
-    """The file's bytes: `body` with the digest of itself."""
+    """Return the file's bytes: `body` with its own digest."""
     unsealed = {key: value for key, value in body.items() if key != "lock_sha256"}
     return render(unsealed | {"lock_sha256": sha256_hex(render(unsealed))})
 
@@ -233,15 +233,14 @@ def read_lock(path: Path) -> Lock:
     """Read a lock and check it against its own digest.
 
     Raises:
-        InputRefused: E_PROBE_LOCK when it is unreadable, of another schema, or not byte for byte what was
-            written.
+        InputRefused: E_PROBE_LOCK if the lock is unreadable, has another schema, or was changed after it was written.
     """
     raw = read_bounded(path, MAX_LOCK_BYTES, "E_PROBE_LOCK")
     return Lock(path, sha256_hex(raw), parse_lock(raw, str(path)))
 
 
 def parse_lock(raw: bytes, where: str) -> dict[str, Any]:
-    """The body of a lock's bytes.
+    """Parse a lock's bytes and return its body.
 
     Raises:
         InputRefused: E_PROBE_LOCK, as `read_lock`.
@@ -266,7 +265,7 @@ def parse_lock(raw: bytes, where: str) -> dict[str, Any]:
 def differences(
     registered: object, found: object, name: str = "", sides: tuple[str, str] = ("registered", "now")
 ) -> list[str]:
-    """Every place where two JSON values differ, as ``name: registered A, now B``, or as `sides` call them."""
+    """Return one line per difference of two JSON values: ``name: registered A, now B``, in the words of `sides`."""
     if isinstance(registered, dict) and isinstance(found, dict):
         keys = sorted(set(registered) | set(found))
         return [
@@ -285,7 +284,7 @@ def differences(
 
 
 def _label(item: object, number: int) -> str:
-    """Domains are known by name, windows by number and document."""
+    """Return the label of a list item: a domain's name, or a window's number and document."""
     if isinstance(item, dict) and "name" in item:
         return shown(str(item["name"]), 40)
     if isinstance(item, dict) and "document" in item:

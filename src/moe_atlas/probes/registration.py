@@ -1,8 +1,8 @@
-"""Registering a probe set, and reading it back only if nothing moved since.
+"""Register a probe set, and load it only if nothing changed since.
 
-What a gate measures and how it judges is fixed before the run. A lock beside the probe file holds a digest of
-every window, of the tokenizer and of the policy; whoever widens a threshold must register again, and the new
-lock names the one it replaced.
+The registration fixes before the run what a gate measures and how it judges. A lock beside the probe file holds a
+digest of every window, of the tokenizer and of the policy. Whoever widens a threshold must register again, and the new
+lock names the lock that it replaced.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _SHOWN_DIFFERENCES = 4
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """A probe file whose windows and policy are the registered ones.
+    """A probe file whose windows and policy match its lock.
 
     Attributes:
         config: the probe file, typed.
         windows: in registered order, base-role domains first.
-        lock: what they were checked against.
+        lock: the lock that `config` and `windows` match.
     """
 
     config: ProbeConfig
@@ -41,11 +41,11 @@ class ProbeSet:
 
     @property
     def base_windows(self) -> tuple[Window, ...]:
-        """The windows of base-role domains: the first ones, all of one length."""
+        """Return the windows of base-role domains; they come first and have the same length."""
         return tuple(window for window in self.windows if self.domain(window).role == "base")
 
     def domain(self, window: Window) -> Domain:
-        """The domain a window belongs to."""
+        """Return the domain of a window."""
         return self.config.domains[window.domain]
 
 
@@ -58,16 +58,16 @@ def register(
 ) -> Lock:
     """Cut the windows of a probe file and write its lock beside it.
 
-    Registering what is registered already changes nothing. A lock that differs is only replaced with `force`;
-    the new one then records the digest, time and policy digest of the one it replaced.
+    If the lock already matches, it stays as it is. A lock that differs is replaced only with `force`; the new lock then
+    records the digest, time and policy digest of the old lock.
 
     Args:
         path: the probe file.
         force: replace a differing lock.
-        now: registration time, for tests; the clock's by default.
+        now: registration time, for tests; by default the current time.
         policy_from: a central policy file, which the lock then names with its digest.
-        earlier: asked, where there is no lock, for the latest known registration of a probe set of this name
-            (``sha256``, ``registered_at``, ``policy_sha256``), which the new lock then names as its predecessor.
+        earlier: returns the latest known registration of a probe set of this name (``sha256``, ``registered_at``,
+            ``policy_sha256``). Called if there is no lock; the new lock names the result as its predecessor.
 
     Raises:
         UsageError: E_PROBE_MISSING (no such file), E_PROBE_REGISTERED (a differing lock exists and `force` is
@@ -105,7 +105,7 @@ def register(
 
 
 def _existing(target: Path, body: dict[str, Any], force: bool) -> tuple[Lock | None, list[str]]:
-    """The lock that is there and how it differs; a damaged one is None, and only let pass with `force`."""
+    """Return the existing lock and its differences; with `force`, a damaged lock is None instead of a refusal."""
     try:
         old = read_lock(target)
     except InputRefused:
@@ -116,7 +116,7 @@ def _existing(target: Path, body: dict[str, Any], force: bool) -> tuple[Lock | N
 
 
 def _changes(lock: Lock, body: dict[str, Any]) -> list[str]:
-    """How a body differs from a lock: in the probe file's own terms if anything in the file itself moved."""
+    """Return how a body differs from a lock, in the probe file's own keys if the file itself changed."""
     registered = without_history(lock.body)
     return differences(registered["probes"], body["probes"]) or differences(registered, body)
 
@@ -133,7 +133,7 @@ def _digest_of(target: Path) -> str:
 
 
 def _require_verifiable(config: ProbeConfig, sample: Sample) -> None:
-    """Refuse what no verifier could resample.
+    """Refuse a probe set that is too large for a verifier to resample.
 
     Raises:
         InputRefused: E_PROBE_SIZE.
@@ -145,13 +145,13 @@ def _require_verifiable(config: ProbeConfig, sample: Sample) -> None:
 def load_registered(path: Path, policy_from: Path | None = None) -> ProbeSet:
     """Read a probe file and its windows, and check both against the lock.
 
-    With a central policy file, the lock must have been registered under the very same bytes.
+    With a central policy file, the lock must have been registered under a file of exactly these bytes.
 
     Raises:
         UsageError: E_PROBE_MISSING (no such file), E_PROBE_UNREGISTERED (no lock; names the command that
             registers).
-        InputRefused: E_PROBE_LOCK when the lock is damaged or anything differs from it, with what differs;
-            and every refusal of `load_probes` and `build_windows`.
+        InputRefused: E_PROBE_LOCK if the lock is damaged, or with each difference if the probe set differs from it;
+            every refusal of `load_probes` and `build_windows`.
     """
     config = load_probes(path, policy_from)
     target = lock_path(config.path)

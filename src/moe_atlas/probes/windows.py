@@ -1,4 +1,4 @@
-"""The windows of a whole probe file, each of them once, and which of its documents hold one text."""
+"""Build the windows of a whole probe file, refuse duplicates, and find documents that hold the same text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moe_atlas.probes.reading.bounded_files import shown
 from moe_atlas.probes.settings.schema import ProbeConfig
 
 SHARED = 0.1
-"""Largest share of a domain's documents that may stand in another domain as well."""
+"""Largest share of a domain's documents whose text may also stand in another domain."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ class Window:
 
     Attributes:
         domain: index into the probe file's domains.
-        document: global document number; windows of one document are resampled together. Near-copies are one
-            document and have the number of their first.
+        document: global document number; windows of one document are resampled together. Near-copies share the
+            number of the first of them.
         document_id: the document's own id.
         tokens: token ids, int64 [S].
         scored: whether the prediction made at position s counts in the output metrics, bool [S-1]; position s
-            predicts token s+1. All true but for prompts, and in conversations for what the model did not write.
+            predicts token s+1. False for the tokens of a prompt, and in a conversation for tokens that the model did
+            not write.
     """
 
     domain: int
@@ -60,17 +61,17 @@ Elsewhere = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Sample:
-    """The windows of a probe file, and the digests of what they were cut from.
+    """The windows of a probe file, and the digests of their sources.
 
     Attributes:
         windows: base-role domains first, each role in the file's order of domains, documents in the source's
             order.
-        sources: digest of every domain's source, in the file's order.
-        copies: the clusters of near-copies of every domain, in the file's order; a document without one is in none.
-        elsewhere: of every domain the ids of documents whose windows stand mostly in another domain, each with the
-            domain and id where they do.
-        chosen: the documents of every domain, in the file's order.
-        template: the chat template's file and sha256, None where no row is a conversation.
+        sources: digest of each domain's source, in the file's order.
+        chosen: the documents of each domain, in the file's order.
+        template: the chat template's file and sha256; None if no row is a conversation.
+        copies: for each domain, in the file's order, its clusters of near-copies; each has two documents or more.
+        elsewhere: for each domain, the ids of documents whose windows stand mostly in another domain, each with that
+            domain's name and the document's id there.
         tokenizer_kind: ``file``, ``bytes`` or ``ids``.
         tokenizer_sha256: digest of the tokenizer file, if there is one.
     """
@@ -90,7 +91,7 @@ def build_windows(config: ProbeConfig, tokenizer: Tokenizer | None = None) -> Sa
 
     Args:
         config: the probe file.
-        tokenizer: what numbers the text; the one that the probe file names by default.
+        tokenizer: turns text into token ids; by default the tokenizer that the probe file names.
 
     Raises:
         InputRefused: E_PROBE_SOURCE (unreadable or malformed), E_PROBE_TOKENIZER, E_PROBE_TEMPLATE, E_PROBE_COUNT
@@ -140,7 +141,7 @@ def _sample(config: ProbeConfig, encoder: Encoder) -> Sample:
 
 
 def _check_new(document: Document, windows: list[Window], name: str, seen: dict[bytes, str]) -> None:
-    """Refuse a document that is given twice, or whose own windows are the same: a slip in the source."""
+    """Refuse a document that the source holds twice, or two equal windows of one document: both are slips."""
     if len({_digest([window.tokens]) for window in windows}) < len(windows):
         raise InputRefused("E_PROBE_DUPLICATE", shown(name), "two of its own windows hold the same tokens")
     other = seen.setdefault(_digest([part.tokens for part in document.parts]), name)
@@ -150,10 +151,10 @@ def _check_new(document: Document, windows: list[Window], name: str, seen: dict[
 
 
 def _clusters(documents: Sequence[Document], windows: list[Window], size: int) -> NDArray[np.int64]:
-    """The first of the near-copies of each document of a domain, int64 [C], by what it says or what is measured of it.
+    """Return for each document of a domain the first of its near-copies, int64 [C].
 
-    Windows are compared because they are the evidence, whole documents because two windows of one text are one
-    observation even where they do not overlap.
+    Windows are compared because they are the evidence. Whole documents are compared too, because two windows of one
+    text are one observation even if they do not overlap.
     """
     plain = [
         Text(n, part.tokens) for n, d in enumerate(documents) for part in d.parts if part.counted is None
@@ -165,7 +166,7 @@ def _clusters(documents: Sequence[Document], windows: list[Window], size: int) -
 
 
 def _texts(windows: list[Window]) -> list[Text]:
-    """The windows of one domain as texts to compare."""
+    """Return the windows of one domain as texts to compare."""
     prompts = [0 if window.scored[0] else int(np.argmax(window.scored)) + 1 for window in windows]
     template = common_opening(
         [w.tokens[:prompt] for w, prompt in zip(windows, prompts, strict=True) if prompt]
@@ -177,7 +178,7 @@ def _texts(windows: list[Window]) -> list[Text]:
 
 
 def _copies(documents: Sequence[Document], cluster_C: NDArray[np.int64]) -> Clusters:
-    """The clusters of more than one document."""
+    """Return the clusters of more than one document."""
     members: dict[int, list[Member]] = {}
     for document, cluster in zip(documents, cluster_C.tolist(), strict=True):
         members.setdefault(cluster, []).append(Member(document.document_id, document.where))
@@ -185,13 +186,13 @@ def _copies(documents: Sequence[Document], cluster_C: NDArray[np.int64]) -> Clus
 
 
 def _elsewhere(windows: list[Window], config: ProbeConfig) -> tuple[Elsewhere, ...]:
-    """Documents whose windows stand mostly in windows of other domains, by domain in the file's order.
+    """Find for each domain, in the file's order, the documents whose windows stand mostly in windows of other domains.
 
-    Domains are resampled independently. Two that share a part p of their documents make an interval over both too
-    narrow by sqrt(1 + p) at most, so a few are accepted and said; more are refused.
+    Domains are resampled independently. If two domains share a part p of their documents, an interval over both is too
+    narrow by a factor of at most sqrt(1 + p). So a few shared documents are accepted and reported; more are refused.
 
     Raises:
-        InputRefused: E_PROBE_DUPLICATE when more than a tenth of a domain's documents are such.
+        InputRefused: E_PROBE_DUPLICATE if a domain shares more than a tenth of its documents.
     """
     groups = [window.domain for window in windows]
     by_domain = groupby(range(len(windows)), key=lambda n: windows[n].domain)

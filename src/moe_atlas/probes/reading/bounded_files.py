@@ -1,4 +1,4 @@
-"""Bounded reading of the files a probe set is made of."""
+"""Bounded reading of the files of a probe set."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from moe_atlas.system.bounded_read import Unreadable, read_regular
 
 
 def shown(text: str, limit: int = 80) -> str:
-    """`text` quoted for a one-line message: control and format characters escaped, long text cut."""
+    """Return `text` quoted for a one-line message: control and format characters escaped, long text cut."""
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     return repr(cut)
 
 
 def sha256_hex(data: bytes) -> str:
-    """Lower-case hexadecimal sha256 of `data`."""
+    """Return the lower-case hexadecimal sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 

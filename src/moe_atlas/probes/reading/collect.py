@@ -1,7 +1,7 @@
-"""All that is wrong with a probe file, said at once: a person mends it in one go.
+"""Report all errors of a probe file at once, so that its author can correct them in one go.
 
-While a file is read under `together`, a key that is refused is noted and reading goes on. A check across keys counts
-only where the keys themselves were read: it may else fail because of them.
+Under `together`, reading notes the refusal of a key and goes on. A check across several keys counts only if all of
+these keys were read without refusal; otherwise a refused key could be the cause of the failed check.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from moe_atlas.errors import InputRefused
 
 MOST = 50
-"""Refusals said of one file."""
+"""Greatest number of refusals reported of one file."""
 
 _found: ContextVar[list[InputRefused] | None] = ContextVar("_found", default=None)
 _T = TypeVar("_T")
@@ -31,7 +31,7 @@ class SeveralRefused(InputRefused):
         self.errors = errors
 
     def lines(self) -> list[str]:
-        """One line for each refusal, in the file's order."""
+        """Return one line for each refusal, in the file's order."""
         more = len(self.errors) - MOST
         tail = [f"{self.code} {self.where.partition(':')[0]}: and {more} more"] if more > 0 else []
         return [str(error) for error in self.errors[:MOST]] + tail
@@ -41,16 +41,16 @@ class SeveralRefused(InputRefused):
 
 
 class Noted(Exception):
-    """A part was not read; why is noted already."""
+    """A part could not be read, and its refusal is noted already."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Refuse at the end all that was noted, in the order of the lines.
+    """Raise at the end all noted refusals, in the order of their lines.
 
     Raises:
-        InputRefused: the one refusal there was.
-        SeveralRefused: all of them, where there were more.
+        InputRefused: the refusal, if there is exactly one.
+        SeveralRefused: all refusals, if there are several.
     """
     found: list[InputRefused] = []
     token = _found.set(found)
@@ -73,7 +73,7 @@ def _line(error: InputRefused) -> int:
 
 
 def note(error: InputRefused) -> None:
-    """Keep a refusal for the end of the file; raise it where nothing is collected."""
+    """Note a refusal for the end of the file; outside of `together`, raise it."""
     found = _found.get()
     if found is None:
         raise error
@@ -81,7 +81,7 @@ def note(error: InputRefused) -> None:
 
 
 def whole(read: Callable[[], _T]) -> _T:
-    """Read a part, and go no further with it unless all of it was read."""
+    """Read a part; raise `Noted` if a refusal was noted while reading it."""
     found = _found.get()
     before = len(found or ())
     value = read()
@@ -91,7 +91,7 @@ def whole(read: Callable[[], _T]) -> _T:
 
 
 def attempt(read: Callable[[], _T]) -> _T:
-    """Read a part by itself. Where it is refused the result is None, and the whole file is refused at its end."""
+    """Read a part by itself; if it is refused, return None and let `together` refuse the whole file at its end."""
     found = _found.get()
     if found is None:
         return read()
@@ -101,7 +101,7 @@ def attempt(read: Callable[[], _T]) -> _T:
     except Noted:
         pass
     except InputRefused as error:
-        if len(found) == before:  # else what was refused before may be the cause
+        if len(found) == before:  # otherwise an earlier refusal may be the cause
             found.append(error)
     return cast(_T, None)
 
@@ -109,7 +109,7 @@ def attempt(read: Callable[[], _T]) -> _T:
 def noted(
     placeholder: Any,
 ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Let a method that reads one key note its refusal, and give `placeholder` for the value."""
+    """Decorate a method that reads one key: note its refusal and return `placeholder` as the value."""
 
     def decorate(read: Callable[_P, _T]) -> Callable[_P, _T]:
         @functools.wraps(read)

@@ -36,7 +36,7 @@ class Span:
 
 
 def kind(node: Node | None) -> str:
-    """What a reader would call this node."""
+    """Return what a message calls this node."""
     if isinstance(node, Mapping):
         return "a mapping"
     if isinstance(node, Sequence):
@@ -46,13 +46,13 @@ def kind(node: Node | None) -> str:
 
 
 class Fields:
-    """One mapping of the probe file, read key by key; under `collect.together` the refusals of keys are noted.
+    """A mapping of the probe file, read key by key; under `collect.together`, refusals of keys are noted.
 
     Args:
         node: the node that must be a mapping.
-        name: where it stands, such as ``policy.rewrite``; empty for the whole file.
+        name: the mapping's dotted name, such as ``policy.rewrite``; empty for the whole file.
         file: the file's name for messages.
-        known: every key the mapping may have; any other is refused with the nearest known one.
+        known: every key the mapping may have; any other key is refused with the nearest known key.
 
     Raises:
         InputRefused: E_PROBE_VALUE for a wrong type or range, E_PROBE_KEY for an unknown or missing key.
@@ -81,30 +81,30 @@ class Fields:
         raise InputRefused("E_PROBE_VALUE", f"{self.file}:{line}", problem, next_step)
 
     def path(self, key: str) -> str:
-        """The key's full dotted name, as it stands in the file."""
+        """Return the key's full dotted name."""
         return f"{self.name}.{key}" if self.name else key
 
     def has(self, key: str) -> bool:
-        """Whether the key is written at all, be it as null."""
+        """Return whether the key is written, even as null."""
         return key in self.node.entries
 
     def is_null(self, key: str) -> bool:
-        """Whether the key is absent or written as null."""
+        """Return whether the key is absent or written as null."""
         node = self.node.entries.get(key)
         return node is None or (isinstance(node, Scalar) and node.value is None)
 
     def line_of(self, key: str) -> int:
-        """The line of the key, or of the mapping when the key is absent."""
+        """Return the line of the key, or of the mapping if the key is absent."""
         return self.node.key_lines.get(key, self.line)
 
     def get(self, key: str) -> Node:
-        """The node of a key that must be there.
+        """Return the node of a required key.
 
         Raises:
-            InputRefused: E_PROBE_KEY when it is missing.
+            InputRefused: E_PROBE_KEY if the key is missing.
         """
         if not self.has(key) and key in self._meant:
-            raise Noted  # it is there, misspelt
+            raise Noted  # the key is there, misspelt, and noted
         if not self.has(key):
             where = f"{self.file}:{self.line}"
             raise InputRefused("E_PROBE_KEY", where, f"{self.path(key)} is missing", f"add the key {key}")
@@ -112,7 +112,7 @@ class Fields:
 
     @noted("")
     def text(self, key: str, allowed: Seq[str] = ()) -> str:
-        """A non-empty printable string, one of `allowed` where given."""
+        """Read a non-empty printable string; if `allowed` is given, one of its values."""
         node = self.get(key)
         if not isinstance(node, Scalar) or not isinstance(node.value, str):
             self.refuse(
@@ -133,7 +133,7 @@ class Fields:
 
     @noted(0.0)
     def number(self, key: str, span: Span) -> float:
-        """A finite number within `span`; an integer counts as a number, a boolean does not."""
+        """Read a finite number within `span`; an integer counts as a number, a boolean does not."""
         node = self.get(key)
         return self._number(node, self.path(key), span)
 
@@ -148,7 +148,7 @@ class Fields:
 
     @noted(0)
     def integer(self, key: str, low: int, high: int) -> int:
-        """An integer from `low` to `high`; ``3.0`` is not one."""
+        """Read an integer from `low` to `high`; ``3.0`` is no integer."""
         node = self.get(key)
         value = node.value if isinstance(node, Scalar) else None
         if isinstance(value, bool) or not isinstance(value, int):
@@ -159,7 +159,7 @@ class Fields:
 
     @noted(False)
     def flag(self, key: str) -> bool:
-        """``true`` or ``false``; ``yes`` and ``no`` are text."""
+        """Read ``true`` or ``false``; ``yes`` and ``no`` are text."""
         node = self.get(key)
         if not isinstance(node, Scalar) or not isinstance(node.value, bool):
             self.refuse(node.line, f"{self.path(key)} must be true or false, found {kind(node)}")
@@ -167,14 +167,14 @@ class Fields:
 
     @noted(())
     def items(self, key: str) -> tuple[Node, ...]:
-        """The nodes of a list."""
+        """Return the nodes of a list."""
         node = self.get(key)
         if not isinstance(node, Sequence):
             self.refuse(node.line, f"{self.path(key)} must be a list, found {kind(node)}")
         return node.items
 
     def numbers(self, key: str, count: int, span: Span) -> tuple[float, ...]:
-        """A list of exactly `count` numbers within `span`."""
+        """Read a list of exactly `count` numbers within `span`."""
         nodes = self.items(key)
         if len(nodes) != count:
             problem = f"{self.path(key)} must be a list of {count} numbers, found {len(nodes)}"
@@ -184,7 +184,7 @@ class Fields:
 
     @noted(())
     def names(self, key: str, known: Seq[str], kind: str) -> tuple[str, ...]:
-        """A list of known names, each once; absent means none."""
+        """Read a list of known names without repetition; an absent list is empty."""
         if self.is_null(key):
             return ()
         names: list[str] = []

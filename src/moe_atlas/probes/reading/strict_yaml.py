@@ -1,9 +1,8 @@
-"""A YAML reader for files that decide a verdict: what it accepts has one meaning.
+"""A YAML reader for files that decide a verdict: it accepts only text that has one meaning.
 
-PyYAML's own loader keeps the last of duplicate keys, reads ``no`` as false and ``1e-3`` as a string, and
-expands aliases without a bound. Here only PyYAML's *parser* is used: its events are folded into nodes that
-know their line, scalars follow the core schema of YAML 1.2, and everything that could mean two things is
-refused.
+PyYAML's own loader keeps the last of duplicate keys, reads ``no`` as false and ``1e-3`` as a string, and expands
+aliases without a bound. This module uses PyYAML's *parser* only. It folds the parser's events into nodes that know
+their line, reads scalars by the core schema of YAML 1.2, and refuses everything that could mean two things.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _INT64 = 1 << 63
 
 @dataclass(frozen=True)
 class Scalar:
-    """A value and the 1-based line it stands on."""
+    """A value and its 1-based line."""
 
     value: Plain
     line: int
@@ -43,7 +42,7 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Sequence:
-    """A list of nodes; `line` is where it begins."""
+    """A list of nodes; `line` is its first line."""
 
     items: tuple[Node, ...]
     line: int
@@ -51,7 +50,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Mapping:
-    """Unique string keys; `key_lines` says where each key stands."""
+    """Nodes by unique string keys; `key_lines` holds the line of each key."""
 
     entries: dict[str, Node]
     key_lines: dict[str, int]

@@ -1,6 +1,7 @@
-"""What a registered policy lets pass whatever happens: said at `register`, and in every receipt judged under it.
+"""Find the parts of a policy that cannot fail.
 
-Everything here follows from the probe file alone; a receipt knows the model as well, and what the base can do.
+`register` names these parts, and so does every receipt judged under the policy. At registration the probe file alone
+decides. A receipt also knows the model and the results of the base.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from moe_atlas.probes.settings.protected_layers import mid_band
 
 Probe = Mapping[str, Any]
 
-WRONG_BOUNDS = 0.05  # the usual error of one bound; a confidence below 0.9 leaves each of its two tails more
-MOST_TOKENS = 1 << 20  # no vocabulary in use is larger: a guess among so many meets a limit of its logarithm
+WRONG_BOUNDS = 0.05  # error of one bound; a confidence below 0.9 gives each of its two tails more
+MOST_TOKENS = 1 << 20  # no vocabulary in use is larger: a uniform guess meets a limit of log(2**20) nats
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What only an audit knows.
+    """Facts that an audit knows and a registration does not.
 
     Attributes:
         routed: the routed layers.
@@ -36,11 +37,11 @@ class Measured:
 
 
 def cannot_fail(probe: Probe, measured: Measured | None = None) -> list[str]:
-    """Return one line for each part of a policy that could not have failed, or next to not.
+    """Return one line for each part of a policy that cannot fail, or hardly can.
 
     Args:
         probe: policy, domains, evaluation, windows and protected layers in the probe file's spelling.
-        measured: what an audit knows beside; None at registration.
+        measured: the facts of an audit; None at registration.
     """
     rewrite, damage = probe["policy"]["rewrite"], probe["policy"]["damage"]
     return [
@@ -61,7 +62,7 @@ def cannot_fail(probe: Probe, measured: Measured | None = None) -> list[str]:
 
 
 def loose_tail_guard(damage: Mapping[str, Any]) -> str | None:
-    """Return why the tail guard misses damage in the tolerated share of documents, None where it does not."""
+    """Return why the tail guard misses damage in the tolerated share of documents, or None if it does not."""
     margin, document, share = (damage.get(key) for key in ("nll", "document_nll", "document_share"))
     if margin is None or document is None or share is None or document * share <= margin * (1 + 1e-9):
         return None
@@ -86,7 +87,7 @@ def _budgets(rewrite: Probe, layers: Sequence[tuple[int, int]]) -> Iterator[str]
 
 
 def _channels(rewrite: Probe) -> Iterator[str]:
-    """Where nothing at all is gated nothing can pass, and there is nothing to warn of."""
+    """Warn if every drift channel is ungated while another channel is gated; a policy without any gate cannot pass."""
     gated = any(rewrite.get(channel.budget) is not None for channel in REGISTERED)
     drifts = [channel.budget for channel in DRIFTS]
     if gated and all(rewrite.get(key) is None for key in drifts):
@@ -157,7 +158,7 @@ def _tasks(domains: Sequence[Probe], measured: Measured | None) -> Iterator[str]
 
 
 def _met_anyway(rule: Probe) -> bool:
-    """Whether no change, or a guess among a million tokens, meets a rule; what the base does is measured later."""
+    """Return whether no change, or a guess among a million tokens, meets a rule; only an audit measures the base."""
     if rule["metric"] == "nll":
         return bool(rule["at_most"] >= (0.0 if rule["relative_to_base"] else math.log(MOST_TOKENS)))
     return bool(rule["at_least"] <= 0.0)

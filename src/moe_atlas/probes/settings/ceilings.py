@@ -1,4 +1,4 @@
-"""What a budget must stay below, and above, to say anything."""
+"""The range within which a budget is informative."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from moe_atlas.channels import BUDGETS
 
 HALF = 0.5
-"""A budget at half of its range or above lets unrelated checkpoints pass: two independent states are 1 of at most 2
-apart, independent updates of equal norm 0.71 of 1, sets drawn independently 1 - k/E of 1, and k is at most E/2; the
-overlap of unrelated experts is 0, in the middle between 1 and -1."""
+"""A budget at half of its range or above lets unrelated checkpoints pass. Two independent states are 1 apart, of at
+most 2. Independent updates of equal norm are 0.71 apart, of at most 1. Sets drawn independently are 1 - k/E apart, of
+at most 1, where k is at most E/2. The overlap of unrelated experts is 0, in the middle between 1 and -1."""
 FLOOR_FACTOR = 10.0  # a budget below this multiple of the noise floor measures the machine, not the tune
 FEWEST_TOKENS = 256  # no vocabulary in use is smaller than that of bytes
 
@@ -28,15 +28,15 @@ LOSSES = {
         "lets a canary go half of the way from certainty to a guess among 256 bytes",
     ),
 }
-"""By limit on a loss: from where on it says nothing, and why."""
+"""For each limit on a loss: the value from which on the limit is uninformative, and the reason."""
 
 
 def toothless(key: str, layers: Sequence[tuple[int, int]] = ()) -> float:
-    """Return from where on a budget of `policy.rewrite` or a limit on a loss says nothing.
+    """Return the value from which on a budget of `policy.rewrite` or a limit on a loss is uninformative.
 
     Args:
         key: the budget.
-        layers: experts and k of each layer that it is held against; none where the model is not known.
+        layers: experts and k of each layer under the budget; empty if the model is not known.
     """
     if key in LOSSES:
         return LOSSES[key][0]

@@ -1,8 +1,8 @@
 """A policy that a project's own probe file cannot widen (schema ``atlas/policy/v1``).
 
-Whoever owns the gate keeps one file; a probe file registered under it takes policy, protected layers and evaluation
-from there, the latter two also where the file does not name them (`governed`), unless it frees them. The lock and
-every receipt name the file and its digest.
+The gate's owner keeps one central policy file. A probe file registered under it takes policy, protected layers and
+evaluation from the central file. The central file binds the latter two even if it does not name them (`governed`),
+unless it frees them. The lock and every receipt name the central file and its digest.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class CentralPolicy:
     """A central policy file.
 
     Attributes:
-        file: its name, for messages.
-        name: what it calls itself.
-        sha256: digest of its bytes.
-        entries: the keys it governs, not yet read: what they mean may depend on the probe file's domains.
-        free: the keys that it leaves to the probe file.
+        file: the file's name, for messages.
+        name: the policy's own name.
+        sha256: digest of the file's bytes.
+        entries: the nodes of the keys it governs, not yet read: their meaning may depend on the probe file's domains.
+        free: the keys that the policy leaves to the probe file.
     """
 
     file: str
@@ -42,7 +42,7 @@ class CentralPolicy:
     free: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """What locks and receipts say of it."""
+        """Return the entry of locks and receipts on the policy."""
         return {"name": self.name, "sha256": self.sha256}
 
 

@@ -1,6 +1,6 @@
 """The policy of a probe file: budgets, limits, weight rules and the declared stage.
 
-`describe()` of every class gives the part back in the file's own spelling, defaults filled in.
+`describe()` of every class returns the part in the file's own spelling, defaults filled in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TENSOR_CLASSES = (
     "head",
     "other",
 )
-# What a policy may allow by name, each with what the allowance means. Nothing here is allowed by default.
+# The names that a policy may allow, each with its meaning. None is allowed by default.
 ALLOWANCES = {
     "identical": "the two checkpoints may hold the same values: conversions, reshardings, smoke tests",
     "unmeasured_experts": "experts that too few probe tokens use may change far more than the others of their layer",
@@ -35,7 +35,7 @@ ALLOWANCES = {
     "frozen_layers": "a class that must change may do so in some layers only: tunes that freeze layers on purpose",
     "config_keys": "audits under a central policy may accept keys of config.json that nothing reads",
 }
-UNREPLAYED = ("mtp", "modalities", "activation_scales")  # parts that a server may use and no replay does
+UNREPLAYED = ("mtp", "modalities", "activation_scales")  # parts that a server may use and no replay reads
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Refinement:
     tau: float
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
+        """Return the block in the file's spelling."""
         return {"mu": list(self.mu), "tau": self.tau}
 
 
@@ -57,7 +57,7 @@ class Handoff:
     lambda_: tuple[float, float]
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
+        """Return the block in the file's spelling."""
         return {"lambda": list(self.lambda_)}
 
 
@@ -74,7 +74,7 @@ class Smooth:
     refinement: float
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
+        """Return the block in the file's spelling."""
         return {
             "adjacency": self.adjacency,
             "occupancy": self.occupancy,
@@ -104,11 +104,11 @@ class Rewrite:
     smooth: Smooth | None
 
     def budgets(self) -> dict[str, float]:
-        """The budgets that are gated, by key."""
+        """Return the gated budgets, by key."""
         return {key: value for key, value in self.limits.items() if value is not None}
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
+        """Return the block in the file's spelling."""
         out: dict[str, Any] = dict(self.limits)
         for key in ("refinement", "handoff", "smooth"):
             part = getattr(self, key)
@@ -117,7 +117,7 @@ class Rewrite:
 
 
 class Unregistered(Enum):
-    """The value of a limit that a file does not mention, where null would say something else."""
+    """The value of a limit that a file does not mention, if null has a meaning of its own."""
 
     UNREGISTERED = "unregistered"
 
@@ -127,14 +127,16 @@ UNREGISTERED = Unregistered.UNREGISTERED
 
 @dataclass(frozen=True)
 class Damage:
-    """Limits of the base-domain predicate, in nats per token; None means not gated, which never passes but for `kl`.
+    """Limits of the base-domain predicate, in nats per token.
+
+    None means not gated. The predicate never passes with an ungated limit, except with an ungated `kl`.
 
     Attributes:
         nll: margin of the mean paired increase of a domain.
         kl: limit of the mean divergence of a domain's next-token distributions from the base's; None means that
-            it is not gated, on record, and `UNREGISTERED` that the file does not say.
+            the file leaves it ungated, `UNREGISTERED` that the file does not mention it.
         document_nll: increase above which a single document counts as damaged.
-        document_share: the share of damaged documents that is still acceptable (tail guard).
+        document_share: limit of the share of damaged documents (tail guard).
     """
 
     nll: float | None
@@ -143,7 +145,7 @@ class Damage:
     document_share: float | None
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling; `kl` is left out where the file leaves it out."""
+        """Return the block in the file's spelling, without `kl` if the file leaves it out."""
         registered = {} if self.kl is UNREGISTERED else {"kl": self.kl}
         share = {"document_nll": self.document_nll, "document_share": self.document_share}
         return {"nll": self.nll} | registered | share
@@ -157,20 +159,20 @@ class WeightRules:
     must_change: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
+        """Return the block in the file's spelling."""
         return {"must_not_change": list(self.must_not_change), "must_change": list(self.must_change)}
 
 
 @dataclass(frozen=True)
 class SetFor:
-    """What the budgets were set for; an audit of another kind warns. None means not recorded."""
+    """The family, k and evaluation set of the budgets; an audit of another kind warns. None means not recorded."""
 
     family: str | None
     top_k: int | None
     experts: str | None
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
+        """Return the block in the file's spelling."""
         return {"family": self.family, "top_k": self.top_k, "experts": self.experts}
 
 
@@ -201,7 +203,7 @@ class Policy:
     allow: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling, defaults filled in."""
+        """Return the block in the file's spelling, defaults filled in."""
         out: dict[str, Any] = {
             "stage": self.stage,
             "confidence": self.confidence,

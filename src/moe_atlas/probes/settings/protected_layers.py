@@ -30,11 +30,11 @@ class LayerExpression:
     where: str
 
     def resolve(self, routed_layers: list[int]) -> list[int]:
-        """The protected layers of a model with these routed layers, ascending.
+        """Return the protected layers of a model with these routed layers, ascending.
 
         Raises:
-            InputRefused: E_PROBE_LAYERS when the model routes nothing there: a protected layer that is dense
-                or does not exist would be a gate that looks closed and is not there.
+            InputRefused: E_PROBE_LAYERS if a named layer is dense or does not exist: the file would promise a gate that
+                the audit cannot have.
         """
         routed = sorted(routed_layers)
         if self.word == "mid-band":
@@ -53,25 +53,25 @@ class LayerExpression:
         return wanted
 
     def describe(self) -> str | list[int | str]:
-        """The expression in the probe file's spelling."""
+        """Return the expression in the probe file's spelling."""
         if self.word:
             return self.word
         return [first if first == last else f"{first}-{last}" for first, last in self.ranges]
 
 
 def mid_band(routed: Sequence[int]) -> list[int]:
-    """The routed layers without ceil(n/4) of the n at each end; all of them if none is left."""
+    """Return the n routed layers without the first and the last ceil(n/4); all of them if none is left."""
     drop = -(-len(routed) // 4)
     return list(routed[drop : len(routed) - drop] or routed)
 
 
 def _spell(layers: list[int]) -> str:
-    """Ascending indices in words, ``3-5, 7``."""
+    """Return ascending indices as text, ``3-5, 7``."""
     return ", ".join(map(str, ranges(layers))) or "none"
 
 
 def ranges(layers: Sequence[int]) -> list[int | str]:
-    """Ascending indices as a probe file spells them, ``["3-5", 7]``."""
+    """Return ascending indices as a probe file spells them, ``["3-5", 7]``."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][1] + 1:
@@ -82,7 +82,7 @@ def ranges(layers: Sequence[int]) -> list[int | str]:
 
 
 def read_layers(node: Node, file: str) -> LayerExpression:
-    """Read the expression.
+    """Read the expression ``protected_layers``.
 
     Raises:
         InputRefused: E_PROBE_VALUE for anything but ``all``, ``mid-band``, or a list of indices and ascending

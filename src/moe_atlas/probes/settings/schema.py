@@ -1,7 +1,7 @@
-"""The probe file, typed: what `probes.yaml` (schema ``atlas/probes/v1``) may say and what each part means.
+"""The probe file, typed: the parts of `probes.yaml` (schema ``atlas/probes/v1``) and their meaning.
 
-`describe()` of every class gives the part back in the file's own spelling, defaults filled in; that is what a
-lock registers and a receipt carries.
+`describe()` of every class returns the part in the file's own spelling, defaults filled in. The lock registers this
+spelling, and a receipt carries it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ ROLES = ("base", "task", "canary")
 METRICS = ("nll", "token_accuracy", "exact_match")
 EXPERT_SETS = ("active", "all")
 ROWS = ("text", "tokens", "prompt", "messages", "conversations", "instruction")
-"""What a row of a source may hold; named in a domain where rows hold more than one."""
+"""Forms of a source's rows; a domain names its form if the rows hold the columns of several."""
 SHORTER = ("refuse", "skip")
-"""What is done about a document that is shorter than its windows; the first is the default."""
+"""Treatments of a document that is shorter than its windows; the first is the default."""
 SPECIAL_TOKENS = ("none", "bos")
-"""Which special token stands in front of every window; the first is the default."""
+"""Special token at the start of every window; the first is the default."""
 
 
 @dataclass(frozen=True)
 class WindowsConfig:
-    """How documents are cut.
+    """How documents are cut into windows.
 
     Attributes:
         tokens: length S of a window in tokens.
@@ -41,13 +41,13 @@ class WindowsConfig:
     seed: int
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
+        """Return the block in the file's spelling."""
         return {"tokens": self.tokens, "per_document": self.per_document, "seed": self.seed}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where raw expert outputs are needed, on how much they are evaluated.
+    """The experts and tokens at which raw expert outputs are evaluated.
 
     Attributes:
         experts: ``active`` (the routed sets of both checkpoints and the first competitor; default) or
@@ -61,7 +61,7 @@ class Evaluation:
     quantile: float
 
     def describe(self) -> dict[str, Any]:
-        """The block in the file's spelling."""
+        """Return the block in the file's spelling."""
         return {"experts": self.experts, "token_stride": self.token_stride, "quantile": self.quantile}
 
 
@@ -84,7 +84,7 @@ class Success:
     relative_to_base: bool
 
     def describe(self) -> dict[str, Any]:
-        """The rule in the file's spelling."""
+        """Return the rule in the file's spelling."""
         limit = {"at_least": self.at_least} if self.at_most is None else {"at_most": self.at_most}
         return {"metric": self.metric, **limit, "relative_to_base": self.relative_to_base}
 
@@ -95,12 +95,12 @@ class Domain:
 
     Attributes:
         name: unique name.
-        role: ``base`` (what must not be damaged), ``task`` (what was to be learnt) or ``canary`` (few, each
-            guarded).
+        role: ``base`` (capabilities that the tune must not damage), ``task`` (what the tune was to learn) or ``canary``
+            (a few windows, each guarded by itself).
         source: path as written, relative to the probe file's folder, or a pattern of paths within it.
-        rows: which columns of a row are read, of `ROWS`; None where a row holds one of them (default).
-        documents: how many are drawn; None takes all that the source holds (default).
-        shorter: what is done about documents that are shorter than their windows, of `SHORTER`.
+        rows: the form of row to read, of `ROWS`; None if a row holds the columns of one form only (default).
+        documents: how many documents are drawn; None takes all of the source (default).
+        shorter: the treatment of documents that are shorter than their windows, of `SHORTER`.
         max_nll_increase: a canary window's own limit, nats per token; None for other roles.
         success: a task domain's rule; None for other roles.
         where: ``file:line`` for messages.
@@ -117,7 +117,7 @@ class Domain:
     where: str
 
     def describe(self) -> dict[str, Any]:
-        """The domain in the file's spelling."""
+        """Return the domain in the file's spelling."""
         out: dict[str, Any] = {
             "name": self.name,
             "role": self.role,
@@ -140,18 +140,18 @@ class ProbeConfig:
     """A whole probe file.
 
     Attributes:
-        path: the file it was read from.
+        path: the probe file.
         name: the probe set's name.
         tokenizer: path of a ``tokenizer.json`` as written, ``bytes`` (UTF-8 bytes 0-255), or None when all
             sources are token ids.
-        special_tokens: what stands in front of every window, of `SPECIAL_TOKENS`.
+        special_tokens: the special token at the start of every window, of `SPECIAL_TOKENS`.
         chat_template: path of a chat template as written; None takes the one beside the tokenizer (default).
-        windows: how documents are cut.
-        evaluation: on what expert outputs are evaluated.
+        windows: how documents are cut into windows.
+        evaluation: the experts and tokens at which expert outputs are evaluated.
         protected_layers: the layers that the rewrite predicate guards.
         domains: in the file's order.
         policy: budgets, limits and stage.
-        central: the central policy file that governs this one, if any.
+        central: the central policy file that governs this probe file, if any.
     """
 
     path: Path
@@ -167,10 +167,10 @@ class ProbeConfig:
     central: CentralPolicy | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The file as JSON, defaults filled in: what the lock registers.
+        """Return the file as JSON, defaults filled in, as the lock registers it.
 
-        Choices that only some sources need are left out where they are not made, so that a file without them has the
-        lock it had before they existed.
+        The result leaves out the optional choices `special_tokens` and `chat_template` if the file does not make them,
+        so that the lock of such a file does not depend on whether these keys exist.
         """
         chosen: dict[str, Any] = {}
         if self.special_tokens != SPECIAL_TOKENS[0]:
