@@ -1,10 +1,11 @@
-"""Conversations to text through the checkpoint's own template, and which of its characters the model wrote.
+"""Render conversations through the checkpoint's own template, and find the characters that the model wrote.
 
-A template with ``{% generation %}`` blocks says so itself. Elsewhere an assistant turn is what rendering adds: it
-begins where the rendering of the messages before it ends, the header that a server writes (`add_generation_prompt`)
-included, and ends where the rendering up to and including it ends. Where a template writes an earlier turn otherwise
-than a last one (reasoning is dropped, another end token), the end follows from rendering the whole without the turn.
-Where neither holds the conversation is refused: nobody could say what is scored.
+A template with ``{% generation %}`` blocks marks these characters itself. Otherwise the renderings of parts of the
+conversation locate each assistant turn. The turn begins where the rendering of the messages before it ends, including
+the header that a server writes (`add_generation_prompt`). It ends where the rendering of all messages up to and
+including it ends. Some templates write an earlier turn differently from the last turn (without its reasoning, with
+another end token). There the rendering of the conversation without the turn locates the end. If neither rendering
+locates the turn, the conversation is refused, because its scored tokens would be unknown.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from moe_atlas.probes.documents.rows import Conversation, encodable
 from moe_atlas.probes.reading.bounded_files import shown
 
 SECONDS = 10.0
-"""Of the processor, for one rendering."""
+"""CPU time for one rendering."""
 
 Span = tuple[int, int]
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names that a message's reasoning goes by; transformers gives a template the first two."""
+"""Keys under which a message may hold its reasoning; transformers gives a template the first two."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Rendered:
     """A conversation as text.
 
     Attributes:
-        text: what is tokenised, special tokens spelled out.
-        spans: ascending character spans of it that the model wrote.
+        text: the text to tokenise, special tokens spelled out.
+        spans: ascending spans of the characters that the model wrote.
     """
 
     text: str
@@ -47,7 +48,7 @@ class Rendered:
 
 
 class Renderer:
-    """One template in a process of its own, which ends with `close`."""
+    """Renders one template in a process of its own; `close` ends the process."""
 
     def __init__(self, template: Template) -> None:
         self.template = template
@@ -69,8 +70,8 @@ class Renderer:
         """Render a conversation.
 
         Raises:
-            InputRefused: E_PROBE_TEMPLATE where the template refuses it, does not end, or does not say what of it
-                the model wrote.
+            InputRefused: E_PROBE_TEMPLATE if the template refuses the conversation, if rendering does not end, or if
+                the renderings do not show which characters the model wrote.
         """
         text, spans = self._text(conversation, where)
         encodable(text, "the rendered conversation", where)
@@ -86,7 +87,7 @@ class Renderer:
         return Rendered(text, tuple(spans))
 
     def _turn(self, conversation: Conversation, number: int, text: str, where: str) -> Span:
-        """The characters of one assistant turn within the whole text."""
+        """Return the span of an assistant turn within the whole text."""
         messages = conversation.messages
         before = self._before(conversation, number, text, where)
         with_turn = self._try(conversation, messages[: number + 1], where)
@@ -104,7 +105,7 @@ class Renderer:
         self._refuse(where, problem, _UNMARKED)
 
     def _before(self, conversation: Conversation, number: int, text: str, where: str) -> str:
-        """What stands in front of message `number`, with the header that a server writes where the text has it."""
+        """Return the text before message `number`, including the header that a server writes if the text has it."""
         for header in (True, False):
             before = self._try(conversation, conversation.messages[:number], where, header)
             if before is not None and text.startswith(before):
@@ -121,7 +122,7 @@ class Renderer:
         where: str,
         header: bool = False,
     ) -> str | None:
-        """The rendering of some messages, None where the template refuses them; none at all are no text."""
+        """Return the rendering of some messages, or None if the template refuses them; no messages give no text."""
         if not messages and not header:
             return ""
         reply = self._ask(_variables(self.template, conversation, messages, header), where)
@@ -139,7 +140,7 @@ class Renderer:
         raise InputRefused(CODE, where, f"the chat template ({self.template.file}) {problem}", next_step)
 
     def _ask(self, request: dict[str, Any], where: str) -> dict[str, Any]:
-        """One line there, one line back."""
+        """Send a request as one line, and return the reply."""
         reply = ""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
@@ -169,7 +170,7 @@ def _turns(conversation: Conversation) -> list[int]:
 def _variables(
     template: Template, conversation: Conversation, messages: tuple[dict[str, Any], ...], header: bool
 ) -> dict[str, Any]:
-    """What a template is given, and nothing else."""
+    """Return all variables that a template gets."""
     return {
         **template.special,
         "messages": [_reasoned(message) for message in messages],
@@ -180,7 +181,7 @@ def _variables(
 
 
 def _reasoned(message: dict[str, Any]) -> dict[str, Any]:
-    """Reasoning under both names that templates read, as transformers gives it."""
+    """Return the message with its reasoning under both keys that templates read, as transformers gives it."""
     reasoning = next((message[key] for key in _REASONING if key in message), None)
     return (
         message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
@@ -188,7 +189,7 @@ def _reasoned(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start() -> subprocess.Popen[str]:
-    import jinja2  # noqa: PLC0415  only to know where it is
+    import jinja2  # noqa: PLC0415  only to find its folder
     import markupsafe  # noqa: PLC0415
 
     places = [str(Path(module.__file__ or "").parents[1]) for module in (jinja2, markupsafe)]

@@ -1,4 +1,4 @@
-"""A checkpoint's own chat template, and the special tokens that it writes."""
+"""Find a checkpoint's own chat template, and the special tokens that it writes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Template:
     """A chat template.
 
     Attributes:
-        file: the name of the file it stands in.
+        file: the name of the template's file.
         text: the template.
-        special: the special tokens it may write, by the names of tokenizer_config.json, such as `bos_token`.
+        special: the special tokens that it may write, by their keys in tokenizer_config.json, such as `bos_token`.
     """
 
     file: str
@@ -31,20 +31,20 @@ class Template:
     special: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """What a lock says of it."""
+        """Return the lock's entry on the template."""
         return {"file": self.file, "sha256": sha256_hex(self.text.encode("utf-8", "surrogatepass"))}
 
 
 def find_template(folder: Path, tokenizer: str | None, named: str | None) -> Template:
-    """The template that a probe file names, or the one beside the tokenizer file.
+    """Return the template that a probe file names, or the template beside the tokenizer file.
 
     Args:
-        folder: the probe file's.
+        folder: the folder of the probe file.
         tokenizer: the tokenizer as the probe file names it.
         named: the template file as the probe file names it.
 
     Raises:
-        InputRefused: E_PROBE_TEMPLATE where there is none, or two that differ.
+        InputRefused: E_PROBE_TEMPLATE if there is no template, or if two files hold different templates.
     """
     home = None if tokenizer in (None, "bytes") else (folder / str(tokenizer)).parent
     special = {} if home is None else special_tokens(home)
@@ -77,7 +77,7 @@ def _beside(home: Path | None) -> str:
 
 
 def _template(path: Path) -> str | None:
-    """The template of a file, or None where there is no file or it holds none; of several by name, ``default``."""
+    """Return a file's template (of several, ``default``); None if the file does not exist or holds no template."""
     if path.suffix != ".json":
         if path.name in BESIDE and not path.exists():
             return None
@@ -108,23 +108,23 @@ def _utf8(raw: bytes, path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
+    """Return the JSON object of a file; an empty object if the file does not exist."""
     if not path.exists():
         return {}
     return parse_json_object(read_bounded(path, _MAX_JSON_BYTES, CODE), path.name)
 
 
 def special_tokens(home: Path) -> dict[str, str]:
-    """The named special tokens of the tokenizer in a folder, such as `bos_token`; null ones are left out.
+    """Return the named special tokens of the tokenizer in a folder, such as `bos_token`, without null entries.
 
     Raises:
-        InputRefused: E_PROBE_TEMPLATE, E_JSON, E_DUP_KEY where a file beside the tokenizer cannot be read.
+        InputRefused: E_PROBE_TEMPLATE, E_JSON or E_DUP_KEY if a file beside the tokenizer cannot be read.
     """
     found: dict[str, str] = {}
     for name in (
         "special_tokens_map.json",
         "tokenizer_config.json",
-    ):  # the second is what writers keep up to date
+    ):  # writers keep the second file up to date
         for key, value in _json(home / name).items():
             if isinstance(value, dict):
                 value = value.get("content")

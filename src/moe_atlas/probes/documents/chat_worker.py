@@ -1,8 +1,9 @@
-"""Renders chat templates, one JSON line for each request, in a process of its own that is given nothing else.
+"""Render chat templates in a process of its own, which receives nothing but one JSON line per request.
 
-A template comes with a checkpoint and is no more trusted than that: jinja2's immutable sandbox keeps it from Python,
-and this process keeps its loops and its numbers from the audit. It imports nothing of the package, so that the limits
-can be tight. `chat.Renderer` is the other end.
+A template comes with a checkpoint and is no more trusted than the checkpoint. jinja2's immutable sandbox keeps the
+template from Python's internals. The process keeps endless loops and huge numbers of the template away from the audit.
+The module imports nothing of the package, so that the process can have tight limits. `chat.Renderer` sends the
+requests.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    sys.path.extend(sys.argv[1:])  # where jinja2 is, in an interpreter that ignores its user's settings
+    sys.path.extend(sys.argv[1:])  # jinja2's folder, for an interpreter that ignores its user's settings
 
 import json
 import re
@@ -29,13 +30,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: E402
 MEMORY = 1 << 30  # bytes
 MOST = 16 << 20  # characters of one rendering
 TODAY = datetime(2024, 7, 26)
-"""What every template takes for today, since a probe's text must not change at midnight; Llama's fall back to it."""
+"""Today's date for every template: a probe's text must not change at midnight. Llama's templates default to it."""
 
 _FORMAT = re.compile(r"(?:[^%]|%-?[aAbBdHIjmMpSUwWyYeFT%]){0,64}\Z")
 
 
 class _Generation(Extension):
-    """``{% generation %}`` … ``{% endgeneration %}``: what the model writes, set between two marks."""
+    """``{% generation %}`` … ``{% endgeneration %}``: sets the text that the model writes between two marks."""
 
     tags = {"generation"}
 
@@ -52,7 +53,7 @@ class _Generation(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """What a template can reach: what transformers gives it, without chance, and with numbers that end."""
+    """The functions that transformers gives a template, without random numbers and without powers."""
 
     intercepted_binops = frozenset(["**"])
     has_generation = False
@@ -63,7 +64,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def environment() -> _Environment:
-    """The environment of a template, settings as transformers' ``apply_chat_template`` has them."""
+    """Return the environment of a template with the settings of transformers' ``apply_chat_template``."""
     made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     made.filters["tojson"] = _tojson
     made.globals |= {"raise_exception": _raise, "strftime_now": _strftime}
@@ -78,7 +79,7 @@ def _tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is; jinja2's own filter escapes it for HTML."""
+    """Return plain JSON; jinja2's own filter escapes it for HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -95,7 +96,7 @@ def _strftime(pattern: str) -> str:
 
 
 def render(made: _Environment, template: jinja2.Template, variables: dict[str, Any]) -> dict[str, Any]:
-    """The text, and the spans of it that the template says the model writes; None where it says nothing."""
+    """Return the text and the spans that the template marks as the model's; None if it has no such block."""
     mark = secrets.token_hex(16)
     made.mark = mark
     pieces: list[str] = []
@@ -114,16 +115,16 @@ def render(made: _Environment, template: jinja2.Template, variables: dict[str, A
 
 
 def limit() -> None:
-    """Give up what a rendering does not need; the timer kills the process, whatever it is in the middle of."""
+    """Limit memory, files and cores of this process, and let the CPU timer kill it at any point."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this process
 
 
 def answer(made: _Environment, template: jinja2.Template | None, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer one request: the template itself first, then variables to render it with."""
+    """Answer a request: the first holds the template, each later request holds variables to render it with."""
     try:
         if template is None:
             return {"compiled": made.from_string(request["template"])}
@@ -137,7 +138,7 @@ def answer(made: _Environment, template: jinja2.Template | None, request: dict[s
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     limit()
     made, template, seconds = environment(), None, 1.0
     for line in sys.stdin:

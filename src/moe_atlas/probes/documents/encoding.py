@@ -1,4 +1,4 @@
-"""From rows to token ids: text as it is, conversations through a chat template, and a special token in front."""
+"""Turn rows into token ids: plain text directly, conversations through a chat template."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Part:
 
     Attributes:
         tokens: token ids, int64 [T].
-        counted: which tokens count where they are predicted, bool [T]; None where all do.
-        rendered_sha256: digest of the text that a chat template made of the row, None for other rows.
+        counted: whether the prediction of each token counts, bool [T]; None if all count.
+        rendered_sha256: digest of the rendered text of a conversation, None for other rows.
     """
 
     tokens: Tokens
@@ -32,11 +32,11 @@ class Part:
 
 
 class Encoder:
-    """Turns rows into token ids; ends with `close`.
+    """Turns rows into token ids; `close` ends its rendering process.
 
     Attributes:
-        tokenizer: the one that the probe file names.
-        bos: the token that stands in front of every window, None where there is none.
+        tokenizer: the tokenizer that the probe file names, or the tokenizer given.
+        bos: id of the special token at the start of every window, None if the probe file asks for none.
     """
 
     def __init__(self, config: ProbeConfig, tokenizer: Tokenizer | None = None) -> None:
@@ -45,17 +45,17 @@ class Encoder:
         self.bos = None if config.special_tokens == "none" else self._bos()
 
     def close(self) -> None:
-        """End the process that renders, if one was started."""
+        """End the rendering process, if it was started."""
         if "_renderer" in self.__dict__:
             self._renderer.close()
 
     @property
     def template(self) -> Template | None:
-        """The chat template, if a row was rendered."""
+        """Return the chat template if a row was rendered, else None."""
         return self._renderer.template if "_renderer" in self.__dict__ else None
 
     def part(self, record: Record) -> Part:
-        """A row as token ids, without the token that stands in front of every window.
+        """Return a row as token ids, without the special token at the start of every window.
 
         Raises:
             InputRefused: E_PROBE_SOURCE for an empty prompt, E_PROBE_TOKENIZER, E_PROBE_TEMPLATE.
@@ -78,7 +78,7 @@ class Encoder:
         return Part(tokens, counted, sha256_hex(rendered.text.encode("utf-8")))
 
     def _bare(self, part: Part) -> Part:
-        """Templates write the token themselves, once; it is put in front of every window alike."""
+        """Drop the special token that a template wrote at the start; every window gets it later."""
         if self.bos is None or not len(part.tokens) or part.tokens[0] != self.bos:
             return part
         counted = None if part.counted is None else part.counted[1:]
@@ -92,7 +92,7 @@ class Encoder:
         return Renderer(find_template(self._folder, self._config.tokenizer, self._config.chat_template))
 
     def _require_known(self, text: str, where: str) -> None:
-        """A special token that the tokenizer does not have would be spelled out in pieces, unlike in any training."""
+        """Refuse a special token that the tokenizer lacks: it would become several pieces, unlike in training."""
         if self.tokenizer.kind != "file":
             return
         for name, token in self._renderer.template.special.items():
@@ -102,7 +102,7 @@ class Encoder:
                 raise InputRefused("E_PROBE_TOKENIZER", where, problem, step)
 
     def _bos(self) -> int:
-        """The id of the tokenizer's `bos_token`."""
+        """Return the id of the tokenizer's `bos_token`."""
         where, step = str(self._config.path), "leave special_tokens out"
         if self.tokenizer.kind != "file":
             raise InputRefused("E_PROBE_TOKENIZER", where, "special_tokens: bos needs a tokenizer.json", step)

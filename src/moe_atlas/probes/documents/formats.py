@@ -1,6 +1,6 @@
-"""Files of rows: JSON lines and arrays, plain or compressed by gzip, Parquet, Arrow, tables of token ids.
+"""Read files of rows: JSON lines and arrays, plain or compressed by gzip, Parquet, Arrow, tables of token ids.
 
-What a file unpacks to is bounded as well as what it holds: a small file can unpack to a very large one.
+The unpacked size has a limit as well as the file's size, because a small file can unpack to a very large text.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from moe_atlas.probes.reading.bounded_files import shown
 
 MAX_SOURCE_BYTES = 2 << 30
 EXPANSION = 100
-"""How many times its length a compressed file may unpack to; text compresses three to ten times."""
+"""Largest ratio of unpacked to compressed size; text compresses three to ten times."""
 FREE = 16 << 20
-"""What any compressed file may unpack to."""
+"""Bytes to which any compressed file may unpack, whatever its ratio."""
 
 ROW_FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".arrow")
 _BOM = b"\xef\xbb\xbf"
 
 
 def is_row_file(name: str) -> bool:
-    """Whether a file of that name holds rows rather than one text."""
+    """Return whether a file of this name holds rows rather than a text."""
     return name.endswith(ROW_FILES)
 
 
 def records(raw: bytes, name: str, prefix: str, form: str | None) -> Iterator[Record]:
-    """The rows of a file.
+    """Yield the rows of a file.
 
     Args:
-        raw: its bytes.
-        name: its name, for messages; the ending says what it holds.
-        prefix: in front of the default ids, so that a folder's files are kept apart.
-        form: which form of row is read, of `rows.FORMS`; None where a row holds one.
+        raw: the file's bytes.
+        name: the file's name, for messages; its ending decides the format.
+        prefix: prefix of default ids, so that rows of different files in a folder get different ids.
+        form: the form of row to read, of `rows.FORMS`; None if a row holds the columns of one form only.
 
     Raises:
         InputRefused: E_PROBE_SOURCE.
@@ -63,7 +63,7 @@ _Rows = Iterator[tuple[dict[str, Any], str, int]]
 
 
 def utf8(raw: bytes, where: str) -> str:
-    """Text from a file's bytes; a byte order mark in front is no part of it.
+    """Decode a file's bytes to text without a byte order mark.
 
     Raises:
         InputRefused: E_PROBE_SOURCE.
@@ -133,7 +133,7 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def _arrow(raw: bytes, name: str) -> _Rows:
-    """The rows of a Parquet file or an Arrow stream. A null is a column that the row does not have."""
+    """Yield the rows of a Parquet file or an Arrow stream; a null counts as an absent column."""
     arrow = _pyarrow(name)
     number = 0
     try:
@@ -159,7 +159,7 @@ def _pyarrow(name: str) -> Any:
 
 
 def _batches(arrow: Any, raw: bytes, name: str) -> Iterable[Any]:
-    """Batches of the columns that rows are read from, as far as they fit."""
+    """Yield batches of the columns that rows use, up to the size limit."""
     buffer = arrow.py_buffer(raw)
     if name.endswith(".parquet"):
         file = arrow.parquet.ParquetFile(arrow.BufferReader(buffer))
@@ -176,7 +176,7 @@ def _batches(arrow: Any, raw: bytes, name: str) -> Iterable[Any]:
 
 
 def _parquet_bytes(metadata: Any, columns: list[str]) -> int:
-    """What the columns unpack to, as the file says."""
+    """Return the unpacked size of the columns in bytes, as the file's metadata state it."""
     total = 0
     for group in range(metadata.num_row_groups):
         chunks = [metadata.row_group(group).column(n) for n in range(metadata.row_group(group).num_columns)]
@@ -190,10 +190,10 @@ def _require_size(size: int, name: str) -> None:
 
 
 def token_table(raw: bytes, name: str) -> Iterator[Record]:
-    """The rows of the int64 tensor ``tokens`` [documents, tokens] of a safetensors file held in memory.
+    """Yield the rows of the int64 tensor ``tokens`` [documents, tokens] of a safetensors file held in memory.
 
     Raises:
-        InputRefused: E_PROBE_SOURCE, and what a strict header refuses.
+        InputRefused: E_PROBE_SOURCE, and every refusal of `parse_header`.
     """
     from moe_atlas.checkpoint.headers.header import parse_header  # noqa: PLC0415  only this format needs it
 

@@ -1,9 +1,9 @@
-"""Near-copies: documents that hold one text are one observation, however their rows are spelled.
+"""Cluster near-copies: documents that hold the same text are one observation, however their rows are spelled.
 
-A shingle is a run of token ids. Texts are taken from the longest to the shortest; one of which at least half of the
-shingles stand in longer texts belongs to the cluster that holds most of them. So every document that counts brings
-more new text than old. Hashes of all shingles are compared exactly: 10 000 windows of 512 tokens are five million
-numbers to sort, about two seconds, so a signature (MinHash) would save little and could miss a copy.
+A shingle is a run of token ids. Texts are compared from the longest to the shortest. If at least half of a text's
+shingles stand in longer texts, the text joins the cluster that holds most of them. So every counted document brings
+more new text than old text. Hashes of all shingles are compared exactly. 10 000 windows of 512 tokens give five million
+numbers to sort, which takes about two seconds; a signature (MinHash) would save little and could miss a copy.
 
 Shape legend: P shingles of all texts, longest text first; N texts; C documents.
 """
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
-SHINGLE = 8  # tokens: some six words, so that a common phrase is no copy
-BYTE_SHINGLE = 32  # the same where tokens are bytes or characters
+SHINGLE = 8  # tokens, about six words: a common phrase makes no copy
+BYTE_SHINGLE = 32  # tokens, if tokens are bytes or characters
 SEEN = 0.5
-"""Share of a text from which on it is no observation of its own; the reference page says what it was measured on."""
+"""Share of shingles in longer texts from which on a text is a near-copy; the reference page gives the measurement."""
 MOST = 1 << 23
-"""Shingles kept of all texts together. Beyond it every m-th hash is kept, of all texts the same ones (FracMinHash)."""
+"""Most shingles of all texts; beyond it, only hashes that some m divides are kept, in all texts (FracMinHash)."""
 
 _ODD, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)
 
@@ -34,11 +34,11 @@ class Text:
     """A text to compare.
 
     Attributes:
-        document: number of its document.
+        document: number of the text's document.
         tokens: token ids, int64 [S].
-        prompt: how many of them are a prompt. Prompt and completion must each be a copy: one refusal is the right
-            answer to many prompts, and many questions are asked about one passage.
-        template: the first tokens, which all prompts of the domain share; they are left out.
+        prompt: number of tokens of the prompt. Prompt and completion must each be a copy: the same refusal is the right
+            answer to many prompts, and the same passage serves many questions.
+        template: number of first tokens that all prompts of the domain share; they are not compared.
     """
 
     document: int
@@ -48,12 +48,12 @@ class Text:
 
 
 def shingle_length(window: int, highest: int) -> int:
-    """Tokens of a shingle for windows of `window` tokens, when no token id is above `highest`."""
+    """Return the number of tokens of a shingle for windows of `window` tokens and token ids up to `highest`."""
     return max(1, min(BYTE_SHINGLE if highest < 256 else SHINGLE, window // 2))
 
 
 def common_opening(prompts: Sequence[I64]) -> int:
-    """Length of the token sequence that all prompts open with, a template; 0 for fewer than two prompts."""
+    """Return the length of the template with which all prompts begin, in tokens; 0 for fewer than two prompts."""
     if len(prompts) < 2:
         return 0
     length = min(map(len, prompts))
@@ -65,12 +65,12 @@ def clustered(texts: Sequence[Text], shingle: int, cluster_C: I64) -> I64:
     """Join the clusters of near-copies.
 
     Args:
-        texts: any number for each document.
+        texts: any number of texts per document.
         shingle: tokens of a shingle.
-        cluster_C: the cluster of each document before, int64 [C].
+        cluster_C: the previous cluster of each document, int64 [C].
 
     Returns:
-        The cluster of each document after, int64 [C]: the lowest number of those that were joined.
+        The new cluster of each document, int64 [C]: the lowest number among the joined clusters.
     """
     index = _Index(texts, shingle)
     _, first_P, run_P = np.unique(index.key_P, return_index=True, return_inverse=True)
@@ -92,11 +92,12 @@ def across(texts: Sequence[Text], groups: Sequence[int], shingle: int) -> list[t
 
     Args:
         texts: all texts.
-        groups: the group of each.
+        groups: the group of each text.
         shingle: tokens of a shingle.
 
     Returns:
-        The index of each such text, ascending, with that of a text of another group that holds much of it.
+        Pairs in ascending order: the index of such a text, and the index of the text of another group that holds many
+        of its shingles.
     """
     index = _Index(texts, shingle)
     order_N = np.array(index.order, dtype=np.int64)
@@ -120,10 +121,10 @@ class _Index:
     """The shingles of texts, longest text first.
 
     Attributes:
-        order: which text comes when.
+        order: indices of the texts in that order.
         texts: the texts in that order.
         key_P: hash of each shingle, uint64 [P].
-        text_P: number of its text in that order, int32 [P].
+        text_P: position of the shingle's text in that order, int32 [P].
     """
 
     def __init__(self, texts: Sequence[Text], shingle: int) -> None:
@@ -138,17 +139,17 @@ class _Index:
         self._edges = np.cumsum([0, *lengths])
 
     def at(self, number: int) -> slice:
-        """Where the shingles of a text lie among all."""
+        """Return the slice of a text's shingles within all shingles."""
         return slice(self._edges[number], self._edges[number + 1])
 
     def mostly(self, number: int, seen: NDArray[np.bool_]) -> bool:
-        """Whether at least half of a text's shingles are seen, of its prompt and of its completion alike."""
+        """Return whether at least half of the prompt's shingles and half of the completion's shingles are seen."""
         parts = [seen[part] for part in (self._in_prompt[number], ~self._in_prompt[number])]
         return len(seen) > 0 and all(part.mean() >= SEEN for part in parts if len(part))
 
 
 def _shingles(text: Text, shingle: int, step: int) -> tuple[U64, NDArray[np.bool_]]:
-    """The hash of each shingle, and whether it ends in the prompt; only hashes that `step` divides."""
+    """Return the hashes of shingles that `step` divides, and for each whether its shingle ends in the prompt."""
     tokens = text.tokens.astype(np.uint64)
     count = max(0, len(tokens) - shingle + 1)
     keys = np.zeros(count, dtype=np.uint64)

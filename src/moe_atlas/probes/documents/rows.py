@@ -1,4 +1,4 @@
-"""What one row of a source may hold, and what becomes of it before tokenisation."""
+"""Read the rows of a source, in any of their forms, before tokenisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moe_atlas.probes.documents.tokenizer import Tokens
 from moe_atlas.probes.reading.bounded_files import shown
 
 MAX_TOKEN = (1 << 31) - 1
-"""Token ids are kept as int32 beside a receipt."""
+"""Largest token id: window data keep token ids as int32."""
 MAX_MESSAGES = 10_000
 
 FORMS = {
@@ -23,7 +23,7 @@ FORMS = {
     "conversations": ("conversations",),
     "instruction": ("instruction", "output"),
 }
-"""By name in a probe file: the columns that a row of that form has. `instruction` may have `input` as well."""
+"""Columns of each form of row, by its name in a probe file. `instruction` may have `input` as well."""
 COLUMNS = ("id", *(column for form in FORMS.values() for column in form), "input", "tools")
 
 # The prompt that Stanford Alpaca trains on, word for word: github.com/tatsu-lab/stanford_alpaca, train.py.
@@ -40,7 +40,7 @@ SPEAKERS = {
     "system": "system",
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
-"""What `from` may say in ShareGPT's spelling, and the role it stands for."""
+"""Role for each value of `from` in ShareGPT's spelling."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Conversation:
     """Messages to render.
 
     Attributes:
-        messages: each with `role`, and whatever else its template reads, as plain JSON without nulls.
+        messages: each with `role` and all other keys of the row's message, as plain JSON without nulls.
         tools: the tools that a template is given, if any.
-        first: index of the first message that may be scored; those before are a prompt.
+        first: index of the first message that may be scored; the messages before it are a prompt.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -63,10 +63,10 @@ class Record:
     """One row of a source, before tokenisation.
 
     Attributes:
-        document_id: the document it belongs to; rows with one id are parts of one document.
+        document_id: id of the row's document; rows with the same id are parts of one document.
         where: file and line for messages.
-        content: text, token ids or a conversation; the completion when there is a prompt.
-        prompt: text or token ids in front of the completion, None for a plain row.
+        content: text, token ids or a conversation; of a row with a prompt, the completion.
+        prompt: text or token ids of the prompt, None for a plain row.
     """
 
     document_id: str
@@ -84,10 +84,10 @@ def read_row(row: dict[str, Any], where: str, default_id: str, form: str | None 
     """Read a row.
 
     Args:
-        row: its columns; those of no form are the owner's business.
+        row: the row's columns; columns of no form are ignored.
         where: file and line for messages.
-        default_id: its document where it has no `id`.
-        form: which of `FORMS` is read; None where the row must hold exactly one.
+        default_id: the document id of a row without `id`.
+        form: the form to read, of `FORMS`; None if the row must hold exactly one form.
 
     Raises:
         InputRefused: E_PROBE_SOURCE.
@@ -107,7 +107,7 @@ def read_row(row: dict[str, Any], where: str, default_id: str, form: str | None 
 
 
 def _form(row: dict[str, Any], where: str) -> str:
-    """The one form that a row holds."""
+    """Return the only form that a row holds."""
     marks = {name: keys if name != "instruction" else ("instruction",) for name, keys in FORMS.items()}
     forms = [name for name, keys in marks.items() if any(key in row for key in keys)]
     if len(forms) == 1:
@@ -130,7 +130,7 @@ def _document_id(value: object, where: str) -> str:
 
 
 def _completion(row: dict[str, Any], document_id: str, where: str) -> Record:
-    """Prompt and completion, as text, token ids or messages."""
+    """Read prompt and completion, as text, token ids or messages."""
     prompt, completion = row["prompt"], row["completion"]
     if _are_messages(prompt) and _are_messages(completion):
         asked = _messages(prompt, "prompt", where)
@@ -145,7 +145,7 @@ def _are_messages(value: object) -> bool:
 
 
 def _instruction(row: dict[str, Any], document_id: str, where: str) -> Record:
-    """Alpaca's columns, rendered as Alpaca renders them: the prompt is everything up to ``### Response:``."""
+    """Render Alpaca's columns as Alpaca does; the prompt is everything up to ``### Response:``."""
     texts = {key: row.get(key) for key in ("instruction", "input", "output")}
     if texts["input"] is None:
         texts["input"] = ""
@@ -165,7 +165,7 @@ def _conversation(value: object, key: str, row: dict[str, Any], where: str) -> C
 def _scored(
     messages: tuple[dict[str, Any], ...], first: int, row: dict[str, Any], where: str
 ) -> Conversation:
-    """A conversation that has something to score."""
+    """Return the conversation; refuse it if it has no assistant turn to score."""
     if not any(message["role"] == "assistant" for message in messages[first:]):
         refuse(where, "has no assistant turn, so nothing is scored", "take it out of the source")
     tools = row.get("tools") or []
@@ -182,7 +182,7 @@ def _messages(value: object, key: str, where: str) -> tuple[dict[str, Any], ...]
 
 
 def _message(value: object, name: str, where: str) -> dict[str, Any]:
-    """One message in the spelling that templates read. A null is a key that is not there, as transformers has it."""
+    """Return a message in the spelling that templates read, without null keys, as transformers does."""
     message = (
         {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else {}
     )
@@ -216,7 +216,7 @@ def _content(value: object, key: str, where: str, wanted: type | None) -> str | 
 
 
 def encodable(text: str, key: str, where: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no text.
+    """Return `text`; refuse half of a surrogate pair, which JSON can spell and UTF-8 cannot.
 
     Raises:
         InputRefused: E_PROBE_SOURCE.

@@ -1,7 +1,7 @@
-"""Which documents of a source are taken, and which positions of each: always the same ones.
+"""Choose documents of a source and positions within them, reproducibly.
 
-Every choice is a pure function of (registered seed, domain name, document id), so it holds on any machine and
-does not move when rows are added behind or shuffled, other than that a newcomer may be drawn itself.
+Every choice is a pure function of (registered seed, domain name, document id). So it is the same on any machine, and
+new or shuffled rows do not change it, except that a new document may be drawn itself.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Chosen:
 
     Attributes:
         documents: in the source's order.
-        left_out: how many that were drawn are shorter than their windows and were left out; None where a shorter
-            one is refused.
-        rendered_sha256: digest of what a chat template made of them, as lines ``id TAB sha256``; None where none did.
+        left_out: number of documents that were drawn and left out because they are shorter than their windows; None if
+            the domain refuses shorter documents.
+        rendered_sha256: digest of the lines ``id TAB sha256`` of all rendered texts; None if no row was rendered.
     """
 
     documents: tuple[Document, ...]
@@ -53,7 +53,7 @@ def choose(domain: Domain, source: Source, config: ProbeConfig, encoder: Encoder
 
     Raises:
         InputRefused: E_PROBE_COUNT (fewer documents than asked), E_PROBE_SHORT (documents shorter than their windows),
-            and what an `Encoder` refuses.
+            and every refusal of an `Encoder`.
     """
     rows: dict[str, list[Record]] = {}
     for record in source.records:
@@ -110,7 +110,7 @@ def _rendered(documents: tuple[Document, ...]) -> str | None:
 
 
 def stream(seed: int, purpose: str, *names: str) -> int:
-    """The key of a stream of draws that belongs to these names alone."""
+    """Return the key of a stream of draws that no other names share."""
     digest = hashlib.sha256("\0".join((purpose, *names)).encode("utf-8")).digest()
     return stream_key(seed, int.from_bytes(digest[:8], "little"))
 
@@ -120,12 +120,12 @@ def _need(config: ProbeConfig) -> int:
 
 
 def _is_whole(part: Part, domain: Domain) -> bool:
-    """Whether a row is one window at its own length: a task's answer is not cut."""
+    """Return whether a row is a single window of its own length: a task's answer is never cut."""
     return part.counted is not None and domain.role == "task"
 
 
 def _holds(part: Part, domain: Domain, config: ProbeConfig, encoder: Encoder) -> bool:
-    """Whether a row holds its windows; a shorter one is never a smaller or padded window."""
+    """Return whether a row is long enough for its windows; a shorter row never becomes a smaller or padded window."""
     front = 0 if encoder.bos is None else 1
     if _is_whole(part, domain):
         return bool(_whole(part, encoder.bos)[1].any())
@@ -140,7 +140,7 @@ def _holds(part: Part, domain: Domain, config: ProbeConfig, encoder: Encoder) ->
 def cut(
     document: Document, domain: Domain, config: ProbeConfig, encoder: Encoder
 ) -> Iterator[tuple[Tokens, Marks]]:
-    """Tokens and scored positions of each window of a document: int64 [S], bool [S-1]."""
+    """Yield tokens and scored positions of each window of a document: int64 [S], bool [S-1]."""
     front = 0 if encoder.bos is None else 1
     size, count = config.windows.tokens - front, config.windows.per_document
     for number, part in enumerate(document.parts):
@@ -158,7 +158,7 @@ def cut(
 
 
 def _whole(part: Part, bos: int | None) -> tuple[Tokens, Marks]:
-    """A row as one window, its special token in front."""
+    """Return a row as a single window with the special token at its start, if there is one."""
     counted = np.ones(len(part.tokens), dtype=np.bool_) if part.counted is None else part.counted
     if bos is None:
         return part.tokens.copy(), counted[1:].copy()
@@ -166,19 +166,19 @@ def _whole(part: Part, bos: int | None) -> tuple[Tokens, Marks]:
 
 
 def _starts(key: int, length: int, size: int, count: int) -> NDArray[np.int64]:
-    """Starts of disjoint windows, int64 [count]: sorted draws over what is left when the windows are taken out."""
+    """Return starts of disjoint windows, int64 [count]: sorted draws over the length minus that of all windows."""
     return np.sort(integers(key, length - size * count + 1, count)) + size * np.arange(count)
 
 
 def _scoring_starts(counted: Marks, size: int, front: int) -> NDArray[np.int64]:
-    """Every start whose window of `size` tokens predicts a counted one, ascending, int64."""
+    """Return every start whose window of `size` tokens predicts a counted token, ascending, int64."""
     before = np.concatenate([[0], np.cumsum(counted)])
     starts = np.arange(len(counted) - size + 1)
     return starts[before[starts + size] > before[starts + 1 - front]]
 
 
 def _latest(starts: NDArray[np.int64], size: int, count: int) -> list[int] | None:
-    """The latest starts that `count` disjoint windows can have, ascending; None where so many do not fit."""
+    """Return the latest starts of `count` disjoint windows, ascending; None if so many do not fit."""
     found: list[int] = []
     end = int(starts[-1]) if len(starts) else -1
     for _ in range(count):
@@ -191,7 +191,7 @@ def _latest(starts: NDArray[np.int64], size: int, count: int) -> list[int] | Non
 
 
 def _scoring(key: int, starts: NDArray[np.int64], size: int, count: int) -> NDArray[np.int64]:
-    """Starts of disjoint windows among `starts`, int64 [count], each drawn from those that leave room for the rest."""
+    """Return starts of disjoint windows, int64 [count], each drawn from the `starts` that leave room for the rest."""
     latest = _latest(starts, size, count) or []
     chosen: list[int] = []
     for number, last in enumerate(latest):

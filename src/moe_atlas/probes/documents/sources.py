@@ -1,4 +1,4 @@
-"""Where documents come from: a file, a folder, a pattern of files, or a folder that `datasets` saved."""
+"""Read the source of a domain: a file, a folder, a pattern of files, or a folder that `datasets` saved."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Source:
     """A source read in full.
 
     Attributes:
-        records: in the order of the file; files of a folder by name.
-        sha256: digest of the bytes read; of the sorted lines ``name TAB sha256`` for several files.
+        records: the rows in the order of the file; files of a folder are sorted by name.
+        sha256: digest of the file's bytes; for several files, of the lines ``name TAB sha256``, sorted by name.
     """
 
     records: tuple[Record, ...]
@@ -35,7 +35,7 @@ def open_source(folder: Path, source: str, rows: str | None = None) -> Source:
     """Read a source as a domain names it: a path relative to `folder`, or a pattern of paths within it.
 
     Raises:
-        InputRefused: E_PROBE_SOURCE, as `read_source`; a pattern that leaves the folder or matches nothing.
+        InputRefused: E_PROBE_SOURCE, as `read_source`, and for a pattern that leaves the folder or matches no file.
     """
     if glob.has_magic(source) and not (folder / source).exists():
         return _read_files(folder, _matches(folder, source), rows)
@@ -43,15 +43,15 @@ def open_source(folder: Path, source: str, rows: str | None = None) -> Source:
 
 
 def read_source(path: Path, rows: str | None = None) -> Source:
-    """Read a source whole.
+    """Read all rows of a source.
 
     Args:
         path: a file, a folder of files, or a folder that `datasets` saved.
-        rows: which form of row is read, of `rows.FORMS`; None where a row holds one.
+        rows: the form of row to read, of `rows.FORMS`; None if a row holds the columns of one form only.
 
     Raises:
-        InputRefused: E_PROBE_SOURCE; missing, of an unknown format, not a regular file, too long, or a row
-            that is malformed, with its line.
+        InputRefused: E_PROBE_SOURCE if the source is missing, has an unknown format, is no regular file or is too long,
+            or if a row is malformed, with its line.
     """
     if not path.is_dir():
         raw = read_bounded(path, formats.MAX_SOURCE_BYTES, "E_PROBE_SOURCE")
@@ -66,7 +66,7 @@ def read_source(path: Path, rows: str | None = None) -> Source:
 
 
 def _read_files(folder: Path, names: Iterable[str], rows: str | None) -> Source:
-    """The rows of several files, at most `MAX_SOURCE_BYTES` together."""
+    """Read the rows of several files of at most `MAX_SOURCE_BYTES` together."""
     found: list[Record] = []
     lines: list[str] = []
     left = formats.MAX_SOURCE_BYTES
@@ -89,7 +89,7 @@ def _folder(path: Path) -> Iterator[str]:
 
 
 def _saved(path: Path) -> list[str]:
-    """The files of a dataset that ``save_to_disk`` of the datasets library wrote, in its order."""
+    """Return the files of a dataset that ``save_to_disk`` of the datasets library wrote, in the dataset's order."""
     state = parse_json_object(
         read_bounded(path / "state.json", _MAX_STATE_BYTES, "E_PROBE_SOURCE"), "state.json"
     )
@@ -108,17 +108,17 @@ def _saved(path: Path) -> list[str]:
 
 
 def _matches(folder: Path, pattern: str) -> list[str]:
-    """The files that a pattern matches, by name; hidden ones only where the pattern says so.
+    """Return the files that a pattern matches, sorted by name; hidden files only if the pattern names the dot.
 
     Raises:
-        InputRefused: E_PROBE_SOURCE where any lies outside `folder`, or there is none.
+        InputRefused: E_PROBE_SOURCE if a matched file lies outside `folder`, or if no file matches.
     """
     parts = PurePath(pattern).parts
     if PurePath(pattern).is_absolute() or ".." in parts:
         refuse(
             shown(pattern), "leaves the probe file's folder", "name files beside the probe file or below it"
         )
-    # A link to a folder above could be followed in circles, so the number is bounded before anything is sorted.
+    # A link to a folder above could make the walk endless, so the number of files is limited before they are sorted.
     every = list(islice(glob.iglob(pattern, root_dir=folder, recursive=True), MAX_FILES + 1))
     if len(every) > MAX_FILES:
         refuse(shown(pattern), f"matches more than {MAX_FILES} files", "name fewer")
@@ -133,7 +133,7 @@ def _matches(folder: Path, pattern: str) -> list[str]:
 
 
 def _records(raw: bytes, name: str, prefix: str, rows: str | None, text: bool = False) -> Iterator[Record]:
-    """The rows of one file; one that no ending tells is a text where `text` says that its owner named it."""
+    """Yield the rows of a file; with `text`, a file of unknown ending is read as text, because a pattern named it."""
     if is_row_file(name):
         return records(raw, name, prefix, rows)
     if name.endswith(".safetensors"):

@@ -1,4 +1,4 @@
-"""From text to token ids: a ``tokenizer.json``, or UTF-8 bytes."""
+"""Turn text into token ids by a ``tokenizer.json``, or into UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ MAX_TOKENIZER_BYTES = 256 << 20
 
 
 class Tokenizer(Protocol):
-    """What the windows need of a tokenizer."""
+    """The interface of a tokenizer."""
 
     @property
     def kind(self) -> str:
-        """``file``, ``bytes`` or ``ids`` (no tokenizer: every source holds token ids)."""
+        """Return ``file``, ``bytes`` or ``ids`` (no tokenizer: every source holds token ids)."""
 
     @property
     def sha256(self) -> str | None:
-        """Digest of the tokenizer file, None when there is none."""
+        """Return the digest of the tokenizer file, None if there is no file."""
 
     def encode(self, text: str, where: str) -> Tokens:
-        """Token ids of `text`, int64 [any length], without special tokens around it."""
+        """Return the token ids of `text`, int64 [T], without special tokens around it."""
 
     def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
-        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T]."""
+        """Return the token ids of `text`, int64 [T], and for each whether it holds characters of `spans`, bool [T]."""
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its own name, None where it has none of that name."""
+        """Return the id of the token of this name, None if there is no such token."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class ByteTokenizer:
     sha256: str | None = None
 
     def encode(self, text: str, where: str) -> Tokens:
-        """Token ids of `text`, int64."""
+        """Return the token ids of `text`, int64 [T]."""
         del where
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
 
     def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
-        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T]."""
+        """Return the token ids of `text`, int64 [T], and for each whether it holds characters of `spans`, bool [T]."""
         tokens = self.encode(text, where)
         marked = np.zeros(len(tokens), dtype=np.bool_)
         for start, end in spans:
@@ -62,12 +62,12 @@ class ByteTokenizer:
         return tokens, marked
 
     def token_id(self, token: str) -> None:
-        """None: bytes have no names."""
+        """Return None: byte tokens have no names."""
 
 
 @dataclass(frozen=True)
 class NoTokenizer:
-    """The probe file names no tokenizer: text is refused."""
+    """Refuses text, because the probe file names no tokenizer."""
 
     kind: str = "ids"
     sha256: str | None = None
@@ -92,15 +92,15 @@ class NoTokenizer:
         self.encode(text, where)
 
     def token_id(self, token: str) -> None:
-        """None: there are no tokens."""
+        """Return None: there are no tokens."""
 
 
 @dataclass(frozen=True)
 class FileTokenizer:
     """A ``tokenizer.json`` of the tokenizers library.
 
-    Truncation and padding that such a file may carry from its training are switched off, and no special token
-    is put around a text: a window is cut from the middle of a document, where none would stand.
+    Truncation and padding, which such a file may carry from its training, are switched off. No special token is put
+    around a text, because windows are cut from the middle of documents.
     """
 
     inner: Any
@@ -108,20 +108,20 @@ class FileTokenizer:
     kind: str = "file"
 
     def encode(self, text: str, where: str) -> Tokens:
-        """Token ids of `text`, int64.
+        """Return the token ids of `text`, int64 [T].
 
         Raises:
-            InputRefused: E_PROBE_TOKENIZER when the library cannot encode the text.
+            InputRefused: E_PROBE_TOKENIZER if the library cannot encode the text.
         """
         return np.asarray(self._encoding(text, where).ids, dtype=np.int64)
 
     def encode_marked(self, text: str, spans: Sequence[tuple[int, int]], where: str) -> tuple[Tokens, Marks]:
-        """Token ids of `text`, int64 [T], and which of them hold characters of `spans`, bool [T].
+        """Return the token ids of `text`, int64 [T], and for each whether it holds characters of `spans`, bool [T].
 
         A token that holds characters on both sides of an edge is marked.
 
         Raises:
-            InputRefused: E_PROBE_TOKENIZER when the library cannot encode the text.
+            InputRefused: E_PROBE_TOKENIZER if the library cannot encode the text.
         """
         encoding = self._encoding(text, where)
         starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
@@ -131,7 +131,7 @@ class FileTokenizer:
         return np.asarray(encoding.ids, dtype=np.int64), marked
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its own name, None where it has none of that name."""
+        """Return the id of the token of this name, None if there is no such token."""
         found: int | None = self.inner.token_to_id(token)
         return found
 
@@ -143,10 +143,10 @@ class FileTokenizer:
 
 
 def open_tokenizer(name: str | None, folder: Path) -> Tokenizer:
-    """The tokenizer a probe file names, relative to its folder.
+    """Return the tokenizer that a probe file names, relative to the file's folder.
 
     Raises:
-        InputRefused: E_PROBE_TOKENIZER when the file is missing or is no tokenizer.
+        InputRefused: E_PROBE_TOKENIZER if the file is missing or is no ``tokenizer.json``.
     """
     if name is None:
         return NoTokenizer()
@@ -157,10 +157,10 @@ def open_tokenizer(name: str | None, folder: Path) -> Tokenizer:
 
 
 def parse_tokenizer(raw: bytes, where: str) -> FileTokenizer:
-    """The tokenizer that the bytes of a ``tokenizer.json`` describe.
+    """Parse the bytes of a ``tokenizer.json`` and return its tokenizer.
 
     Raises:
-        InputRefused: E_PROBE_TOKENIZER when they describe none.
+        InputRefused: E_PROBE_TOKENIZER if the bytes describe no tokenizer.
     """
     import tokenizers  # noqa: PLC0415  only text sources need it
 
@@ -170,6 +170,6 @@ def parse_tokenizer(raw: bytes, where: str) -> FileTokenizer:
         raise InputRefused("E_PROBE_TOKENIZER", where, "is not a tokenizer.json") from error
     inner.no_truncation()
     inner.no_padding()
-    # Without special tokens a post-processor only moves the offsets of tokens off their white space.
+    # Without special tokens, a post-processor would only remove white space from the offsets of tokens.
     inner.post_processor = None
     return FileTokenizer(inner, sha256_hex(raw))

@@ -93,9 +93,9 @@ class Rewrite:
         handoff: weights of the handoff margin.
         smooth: temperatures of the smooth surrogates.
 
-    The drift channels must be written, be it as null, so that leaving one open is a decision somebody registered. A
-    guard has its default when absent, or the budget of the channel that it is made of where that is larger; the others
-    are not gated when absent.
+    The file must write every drift channel, if only as null, so that an ungated drift channel is a registered decision.
+    An absent guard takes its default, or the budget of the channel from which it is computed if that is larger. Other
+    absent channels are not gated.
     """
 
     limits: Mapping[str, float | None]
