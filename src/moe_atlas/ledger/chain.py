@@ -1,8 +1,8 @@
-"""The hash chain: one JSON object a line, each naming the digest of the one before.
+"""The hash chain: one JSON object per line, and each line names the digest of the line before it.
 
-A line has exactly one spelling (sorted keys, ASCII, no spaces) and carries a digest of itself, so any byte
-that differs breaks it. What the chain alone cannot show is that its tail was cut off: for that every receipt
-carries the `Head` it was written after, and the entry that records it follows.
+A line has exactly one spelling (sorted keys, ASCII, no spaces) and carries a digest of itself, so any changed byte
+breaks it. The chain alone cannot show that its tail was cut off. Therefore every receipt carries the `Head` after which
+it was written, and the ledger records the receipt in a later entry.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _KEYS = frozenset({"schema", "run", "seq", "time", "kind", "body", "prev", "hash
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a ledger.
+    """A line of a ledger.
 
     Attributes:
         run: name of the run.
-        seq: number, from 0.
-        time: when it was recorded, UTC, ISO 8601.
+        seq: number of the entry, from 0.
+        time: time of recording, UTC, ISO 8601.
         kind: ``baseline``, ``audit``, ``resume``, ``registration`` or ``repair`` (a torn tail was set aside).
-        body: what happened.
-        prev: digest of the entry before, zeros for the first.
+        body: the recorded facts.
+        prev: digest of the entry before, zeros for the first entry.
         hash: digest of this entry.
     """
 
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def head(self) -> Head:
-        """The ledger's head once this entry is its last."""
+        """Return the ledger's head while this entry is its last."""
         return Head(self.run, self.seq, self.hash)
 
 
@@ -57,7 +57,7 @@ class Head:
     Attributes:
         run: name of the run.
         seq: number of the last entry, -1 for an empty ledger.
-        hash: its digest, zeros for an empty ledger.
+        hash: digest of the last entry, zeros for an empty ledger.
     """
 
     run: str
@@ -65,12 +65,12 @@ class Head:
     hash: str
 
     def describe(self) -> dict[str, Any]:
-        """The head as JSON."""
+        """Return the head as JSON."""
         return {"run": self.run, "seq": self.seq, "hash": self.hash}
 
 
 def make_entry(head: Head, kind: str, body: Mapping[str, Any], time: str) -> Entry:
-    """The entry that follows `head`."""
+    """Return the entry that follows `head`."""
     fields = {
         "run": head.run,
         "seq": head.seq + 1,
@@ -83,7 +83,7 @@ def make_entry(head: Head, kind: str, body: Mapping[str, Any], time: str) -> Ent
 
 
 def render(entry: Entry) -> bytes:
-    """The entry's line, newline included."""
+    """Return the entry's line, newline included."""
     fields = {"run": entry.run, "seq": entry.seq, "time": entry.time, "kind": entry.kind, "body": entry.body}
     return _spell({"schema": SCHEMA, **fields, "prev": entry.prev, "hash": entry.hash}) + b"\n"
 
@@ -98,7 +98,7 @@ def _spell(value: Mapping[str, Any]) -> bytes:
 
 
 def parse_line(line: bytes, where: str) -> Entry:
-    """Read one line, without its newline, and check it against its own digest.
+    """Read a line, without its newline, and check it against its own digest.
 
     Raises:
         IntegrityError: E_LEDGER.
@@ -126,11 +126,10 @@ def _typed(value: dict[str, Any]) -> bool:
 
 
 def parse_chain(raw: bytes, run: str, where: str) -> tuple[tuple[Entry, ...], bytes]:
-    """Read a whole ledger: its entries, and the torn tail behind the last newline (empty if none).
+    """Read a whole ledger: its entries, and the torn tail after the last newline (empty if there is none).
 
     Raises:
-        IntegrityError: E_LEDGER at the first line that is not what was written, or does not follow the one
-            before.
+        IntegrityError: E_LEDGER at the first line that was changed or does not follow the line before it.
     """
     *lines, torn = raw.split(b"\n")
     head = Head(run, -1, GENESIS)

@@ -1,4 +1,4 @@
-"""A run's history: its entries, checked, and what the escalation rule reads in them."""
+"""A run's history: its checked entries, and the readings of the escalation rule."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class History:
     """A checked ledger and its readings.
 
     Attributes:
-        snapshot: the ledger as it stood.
-        readings: one for each baseline, resume or audit, by the entry's number.
-        witnesses: how many receipts bore the ledger out.
+        snapshot: the ledger when it was read.
+        readings: the reading of each baseline, resume or audit, by the entry's number.
+        witnesses: number of receipts that confirm the ledger.
     """
 
     snapshot: Snapshot
@@ -33,16 +33,16 @@ class History:
 
     @property
     def last(self) -> Reading | None:
-        """The latest reading."""
+        """Return the latest reading, None if there is none."""
         return next(reversed(self.readings.values()), None)
 
     @property
     def exit_code(self) -> Exit:
-        """What a pipeline should do now."""
+        """Return the exit code for a pipeline."""
         return exit_code(list(self.readings.values()))
 
     def describe(self) -> dict[str, Any]:
-        """The history as JSON."""
+        """Return the history as JSON."""
         last = self.last
         return {
             "run": self.snapshot.run,
@@ -69,7 +69,7 @@ class History:
         return facts | {"reading": None if reading is None else asdict(reading), "notes": self.notes(entry)}
 
     def notes(self, entry: Entry) -> list[str]:
-        """What every report of the run says beside an entry, in words."""
+        """Return the notes that every report of the run prints beside an entry."""
         body, reading = entry.body, self.readings.get(entry.seq)
         return [
             *(_of_reading(reading) if reading else []),
@@ -99,7 +99,7 @@ def _of_event(body: Mapping[str, Any]) -> list[str]:
 
 
 def _policy_change(entries: Sequence[Entry], entry: Entry) -> list[str]:
-    """Whether the policy of an entry's probe set is another than the one before it; nothing where that is unknown."""
+    """Return a note if the policy of an entry's probe set differs from the policy registered before it."""
     now, name = entry.body.get("lock_policy_sha256"), entry.body.get("probe")
     before = (entry.body.get("predecessor") or {}).get("policy_sha256")
     earlier = [other.body for other in entries[: entry.seq] if other.body.get("probe") == name]
@@ -111,21 +111,20 @@ def _policy_change(entries: Sequence[Entry], entry: Entry) -> list[str]:
 
 
 def read_history(ledger: Ledger, receipts: Iterable[Path] = ()) -> History:
-    """Read a run's ledger, hold it against the receipts that can be found, and apply the escalation rule.
+    """Read a run's ledger, check it against its receipts, and apply the escalation rule.
 
     Args:
         ledger: the run's ledger.
-        receipts: further receipts, or folders of them.
+        receipts: receipts, or folders of receipts, besides those at their recorded places.
 
     Raises:
-        UsageError: E_RUN when there is no such run, or a file among `receipts` is no receipt of it; E_NO_FILE.
-        IntegrityError: E_LEDGER (a line is not what was written), E_LEDGER_CUT (receipts know entries that
-            are gone).
+        UsageError: E_RUN if there is no such run, or if a file among `receipts` is no receipt of the run; E_NO_FILE.
+        IntegrityError: E_LEDGER (a line was changed), E_LEDGER_CUT (receipts contradict the ledger).
     """
     snapshot = ledger.read()
     receipts = list(receipts)
     witnesses = find_witnesses(snapshot.entries, ledger.run, receipts)
-    _require_heard(receipts, witnesses, ledger.run)
+    _require_witnesses(receipts, witnesses, ledger.run)
     require_consistent(snapshot.entries, witnesses, shown(str(ledger.path)))
     gates = [entry for entry in snapshot.entries if entry.kind in ("baseline", "resume", "audit")]
     readings = escalate(gate_records(snapshot.entries))
@@ -133,15 +132,15 @@ def read_history(ledger: Ledger, receipts: Iterable[Path] = ()) -> History:
     return History(snapshot, by_entry, len(witnesses))
 
 
-def _require_heard(receipts: Iterable[Path], witnesses: Iterable[Witness], run: str) -> None:
-    """Refuse what was named as a witness and is none: a mistyped path would be a check that never fails."""
-    heard = {witness.path for witness in witnesses}
+def _require_witnesses(receipts: Iterable[Path], witnesses: Iterable[Witness], run: str) -> None:
+    """Refuse a named path that is no receipt of the run: a mistyped path would be a check that never fails."""
+    known = {witness.path for witness in witnesses}
     for place in receipts:
         if not place.exists():
             raise UsageError(
                 "E_NO_FILE", shown(str(place)), not_there(place, "there is no such file or folder")
             )
-        if not place.is_dir() and place.resolve() not in heard:
+        if not place.is_dir() and place.resolve() not in known:
             problem = f"is no receipt of run {shown(run)}"
             raise UsageError(
                 "E_RUN", shown(str(place)), problem, "give its receipts, or folders that hold them"

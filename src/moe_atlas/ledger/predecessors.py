@@ -1,7 +1,7 @@
-"""The registration that a new one follows, where the lock that would name it is gone.
+"""Find the predecessor of a new registration if the old lock is gone.
 
-Whoever removes a lock and registers again would otherwise stand there with a first registration. A run's ledger and the
-receipts beside a probe file remember which locks there were.
+Otherwise a user could remove a lock, register again, and present a first registration. A run's ledger and the receipts
+beside a probe file name the earlier locks.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Registration = dict[str, str]
 
 
 class Predecessors:
-    """Looks for earlier registrations of a probe file, by the name it gives itself.
+    """Searches for earlier registrations of a probe file, by the probe set's name.
 
     Args:
         probes: the probe file.
-        runs: the folder that holds the runs; the default one beside the probe file is looked through as well.
-        run: the run whose ledger takes the new registration.
+        runs: the folder that holds the runs; the default folder beside the probe file is searched as well.
+        run: the run whose ledger records the new registration.
 
     Attributes:
-        searched: whether it was asked.
-        where: what names the registration that was found.
-        unread: ledgers that do not verify, so that they name none.
+        searched: whether a search took place.
+        where: the ledger or receipt that names the registration found.
+        unread: ledgers that do not verify and so were not searched.
     """
 
     def __init__(self, probes: Path, runs: Path = DEFAULT_RUNS, run: str | None = None) -> None:
@@ -45,10 +45,10 @@ class Predecessors:
         self.unread: list[str] = []
 
     def __call__(self, name: str) -> Registration | None:
-        """Return the latest earlier registration of a probe set of this name, None where none is known.
+        """Return the latest earlier registration of a probe set of this name, None if none is known.
 
         Raises:
-            IntegrityError: E_LEDGER when the ledger of the named run is not what was written.
+            IntegrityError: E_LEDGER if the ledger of the named run was changed.
         """
         self.searched = True
         found = [*self._in_ledgers(name), *self._in_receipts(name)]
@@ -72,7 +72,7 @@ class Predecessors:
         folders = {runs.resolve() for runs in (self._runs, self._lock.parent / DEFAULT_RUNS)}
         paths = sorted(path for runs in folders for path in runs.glob("*/ledger.jsonl"))
         for path in paths:
-            with contextlib.suppress(UsageError):  # a folder that no run is named like
+            with contextlib.suppress(UsageError):  # a folder whose name is no run's name
                 yield Ledger(path.parent.name, path.parent.parent)
 
     def _entries(self, ledger: Ledger) -> tuple[Entry, ...]:
@@ -94,12 +94,12 @@ class Predecessors:
 
 
 def _registration(*values: Any) -> Registration | None:
-    """A registration, if all is known that a lock says of its predecessor."""
+    """Return a registration if all of its values are known, else None."""
     return dict(zip(KEYS, values, strict=True)) if all(isinstance(value, str) for value in values) else None
 
 
 def _probe_of(path: Path) -> Mapping[str, Any]:
-    """What a receipt says of its probe; nothing for a file that is none."""
+    """Return a receipt's entry on its probe set; an empty mapping if the file is no receipt."""
     try:
         receipt = json.loads(read_regular(path, MAX_RECEIPT_BYTES))
     except (Unreadable, ValueError, RecursionError):

@@ -1,8 +1,7 @@
-"""The receipts and the ledger, each as a witness of the other.
+"""Check a ledger against its receipts, and the receipts against the ledger.
 
-A chain cannot show that its tail was cut. But a receipt carries the head it was written after, and the entry
-that records the receipt comes later: a receipt whose head or whose own digest the ledger does not know means
-that lines are gone.
+A chain cannot show that its tail was cut. But a receipt carries the head after which it was written, and a later entry
+records the receipt. If the ledger does not know a receipt's head or digest, lines are missing.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from moe_atlas.text import shown
 
 @dataclass(frozen=True)
 class Witness:
-    """A receipt of this run.
+    """A receipt of a run, which shows how far the run's ledger reached.
 
     Attributes:
-        path: where it lies.
+        path: the receipt's file.
         sha256: digest of the file's bytes.
-        head: the ledger's head that it was written after.
+        head: the ledger's head after which the receipt was written.
     """
 
     path: Path
@@ -37,16 +36,16 @@ class Witness:
 
 
 def ledger_head(receipt: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The head a receipt carries under ``parent.ledger``, None when it was written outside any run."""
+    """Return the head that a receipt carries under ``parent.ledger``, None if it belongs to no run."""
     parent = receipt.get("parent")
     head = parent.get("ledger") if isinstance(parent, Mapping) else None
     return head if isinstance(head, Mapping) else None
 
 
 def find_witnesses(entries: Sequence[Entry], run: str, more: Iterable[Path] = ()) -> list[Witness]:
-    """The receipts of `run` in the folders where recorded ones lie, and in `more` (files or folders).
+    """Find the receipts of `run` in the folders of its recorded receipts, and in `more` (files or folders).
 
-    Files that are no receipts of this run are passed over: they say nothing about its ledger.
+    Files that are no receipts of this run are ignored: they say nothing about its ledger.
     """
     folders = {Path(str(entry.body["receipt"])).parent for entry in entries if "receipt" in entry.body}
     candidates = {path.resolve() for place in (*folders, *more) for path in _files(place)}
@@ -73,7 +72,7 @@ def _witness(path: Path, run: str) -> Witness | None:
 
 
 def _sha256(path: Path) -> str | None:
-    """Digest of a file's bytes; None for what cannot be a receipt."""
+    """Return the digest of a file's bytes, None if the file cannot be a receipt."""
     try:
         return hashlib.sha256(read_regular(path, MAX_RECEIPT_BYTES)).hexdigest()
     except Unreadable:
@@ -81,7 +80,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def check_witnesses(entries: Sequence[Entry], witnesses: Iterable[Witness]) -> list[str]:
-    """Every way in which receipts contradict the ledger; empty when none does."""
+    """Return every contradiction between receipts and ledger, empty if there is none."""
     hashes = [GENESIS, *(entry.hash for entry in entries)]
     recorded = {str(entry.body.get("receipt_sha256")): entry.seq for entry in entries}
     problems: list[str] = []
@@ -102,7 +101,7 @@ def check_witnesses(entries: Sequence[Entry], witnesses: Iterable[Witness]) -> l
 
 
 def check_recorded(entries: Sequence[Entry]) -> list[str]:
-    """Recorded receipts that lie where they lay, but are not what they were; a missing file says nothing."""
+    """Return a problem for each recorded receipt whose file has changed; a missing file is no problem."""
     problems = []
     for entry in entries:
         path = Path(str(entry.body.get("receipt", "")))

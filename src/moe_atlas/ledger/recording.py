@@ -1,4 +1,4 @@
-"""Recording receipts and registrations: only what is whole on the disk becomes part of a run."""
+"""Record receipts and registrations in a run's ledger, once they are complete on the disk."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from moe_atlas.text import shown
 
 @dataclass(frozen=True)
 class Recording:
-    """Which run a result belongs to.
+    """The run to which a result belongs.
 
     Attributes:
-        run: name of the run whose ledger takes the result; None records nothing.
+        run: name of the run whose ledger records the result; None records nothing.
         runs: the folder that holds the runs.
         step: training step of the checkpoint.
-        reason: why a baseline was taken anew, such as ``node failure``; it makes the baseline a resume.
+        reason: reason for a new baseline, such as ``node failure``; a baseline with a reason is a resume.
 
     Raises:
-        UsageError: E_RUN for a name that could be anything but one folder, or a step or reason without a run.
+        UsageError: E_RUN for a name that is no plain folder name, and for a step or reason without a run.
     """
 
     run: str | None = None
@@ -44,15 +44,15 @@ class Recording:
             raise UsageError("E_RUN", "--step and --reason", "belong to a run", "name it with --run")
 
     def head(self) -> dict[str, Any] | None:
-        """The ledger's head before the measurement, which the receipt carries; the whole chain is checked.
+        """Check the whole chain and return the ledger's head before the measurement, for the receipt to carry.
 
         Raises:
-            IntegrityError: E_LEDGER when a line is not what was written.
+            IntegrityError: E_LEDGER if a line was changed.
         """
         return None if self.run is None else Ledger(self.run, self.runs).head().describe()
 
     def record(self, path: Path) -> Entry | None:
-        """Record a receipt, as `record_receipt`; None without a run."""
+        """Record a receipt, as `record_receipt`; without a run, return None."""
         return (
             None
             if self.run is None
@@ -61,22 +61,21 @@ class Recording:
 
 
 def record_receipt(ledger: Ledger, path: Path, step: int | None = None, reason: str | None = None) -> Entry:
-    """Record an audit or a baseline in its run, once its receipt is on the disk and re-derives.
+    """Record an audit or a baseline in its run if its receipt is on the disk and re-derives.
 
-    The receipt must carry, as ``parent.ledger``, the head that `Ledger.head` gave before the measurement;
-    that is what makes it a witness of the ledger's tail. A baseline with a reason is a resume.
+    The receipt must carry, as ``parent.ledger``, the head that `Ledger.head` returned before the measurement. By this
+    head the receipt shows later whether the ledger's tail was cut. A baseline with a reason is a resume.
 
     Args:
         ledger: the run's ledger.
         path: the receipt.
         step: training step of the checkpoint.
-        reason: why a baseline was taken anew.
+        reason: reason for a new baseline.
 
     Raises:
-        IntegrityError: E_RECEIPT when the receipt does not re-derive: a partial run never becomes a
-            reference.
-        UsageError: E_RUN when the receipt was not written for this run.
-        ResourceExhausted: E_LEDGER_WRITE when the entry cannot be brought to the disk.
+        IntegrityError: E_RECEIPT if the receipt does not re-derive, so that a partial run never becomes a reference.
+        UsageError: E_RUN if the receipt was not written for this run.
+        ResourceExhausted: E_LEDGER_WRITE if the entry cannot be written to the disk.
     """
     receipt = intact_receipt(path)
     head = ledger_head(receipt)
@@ -84,12 +83,12 @@ def record_receipt(ledger: Ledger, path: Path, step: int | None = None, reason: 
         problem = f"was not written for run {shown(ledger.run)}"
         raise UsageError("E_RUN", shown(str(path)), problem, f"audit again with --run {shown(ledger.run)}")
     kind = "audit" if receipt["kind"] == "audit" else ("resume" if reason else "baseline")
-    sha256 = hashlib.sha256(encode_receipt(receipt)).hexdigest()  # of the bytes that verified, not read again
+    sha256 = hashlib.sha256(encode_receipt(receipt)).hexdigest()  # digest of the verified bytes
     return ledger.append(kind, receipt_body(receipt, path, sha256, step, reason))
 
 
 def registration_body(lock: Lock) -> dict[str, Any]:
-    """What a ledger keeps of a registration; the predecessor shows what was replaced."""
+    """Return the ledger's entry on a registration; `predecessor` is the registration that it replaced."""
     return {
         "lock": str(lock.path.resolve()),
         "probe": lock.body["name"],

@@ -1,7 +1,7 @@
-"""From receipts to ledger entries, and from entries to the records the escalation rule reads.
+"""Turn receipts into ledger entries, and entries into the records that the escalation rule reads.
 
-An entry keeps every figure that a history needs, so a run can be read when its receipts have been archived.
-What a receipt licenses is taken from its claims and its gated bounds, never computed a second time.
+An entry keeps every figure that a history needs, so a run can be read after its receipts were archived. An entry takes
+the licensed claims from the receipt's own claims and gated bounds; it never computes them a second time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _GATES = ("baseline", "resume", "audit")
 def receipt_body(
     receipt: Receipt, path: Path, sha256: str, step: int | None = None, reason: str | None = None
 ) -> dict[str, Any]:
-    """What a ledger keeps of a receipt.
+    """Return the ledger's entry on a receipt.
 
     Args:
         receipt: the receipt, verified.
-        path: where it lies.
+        path: the receipt's file.
         sha256: digest of the file's bytes.
         step: training step of the checkpoint.
-        reason: why a baseline was taken anew, such as ``node failure``.
+        reason: reason for a new baseline, such as ``node failure``.
     """
     side = "base" if receipt["kind"] == "baseline" else "tuned"
     probe = receipt["probe"]
@@ -62,7 +62,7 @@ def receipt_body(
 
 
 def policy_sha256(probe: Receipt) -> str:
-    """Digest of what turned measurements into the verdict, as the receipt carries it."""
+    """Return the digest of the receipt's policy, protected layers, evaluation and domains."""
     keys = ("policy", "protected_layers", "evaluation", "domains")
     text = json.dumps({key: probe.get(key) for key in keys}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -83,7 +83,7 @@ def _protected(receipt: Receipt) -> list[Receipt]:
 
 
 def _health(receipt: Receipt, side: str) -> dict[str, float | None]:
-    """Dashboard figures of one checkpoint over the protected layers: estimates, never gated on here."""
+    """Return a checkpoint's figures for the history's table over the protected layers: estimates, never gated."""
     layers = _protected(receipt)
     aggregates = ((receipt.get("aggregates") or {}).get("protected") or {}).get(side) or {}
     return {
@@ -101,14 +101,14 @@ def _estimate(interval: Any) -> float | None:
 
 
 def _mean(intervals: Iterable[Any]) -> float | None:
-    """The mean of the estimates; None unless every layer has one: a partial mean would jump between gates."""
+    """Return the mean of the estimates, None if a layer has none: a partial mean would jump between gates."""
     values = [_estimate(interval) for interval in intervals]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _nll(receipt: Receipt, side: str) -> float | None:
-    """State3 of the task domains, or of the base domains where there is no task; domains weigh equally."""
+    """Return State3 (the NLL) of the task domains, or of the base domains without a task; domains weigh equally."""
     for role in ("task", "base"):
         rows = [row for row in receipt["domains"] if row["role"] == role]
         if rows:
@@ -117,7 +117,7 @@ def _nll(receipt: Receipt, side: str) -> float | None:
 
 
 def _comparison(receipt: Receipt) -> dict[str, Any]:
-    """What an audit licenses about its pair."""
+    """Return an audit's licensed claims and outcomes about its pair."""
     claims = receipt["claims"]
     objective = [status_of(claims, name) for name in ("objective_improved", "canary_nll_improved")]
     return {
@@ -147,7 +147,7 @@ def _licence(status: str) -> bool | None:
 
 
 def _pathology(receipt: Receipt) -> list[str]:
-    """The occupancy measures whose simultaneous lower bound is beyond budget in a protected layer."""
+    """Return the occupancy measures whose simultaneous lower bound exceeds its budget in a protected layer."""
     budgets = _budgets(receipt["probe"])
     found = []
     for key, name in PATHOLOGY.items():
@@ -159,14 +159,14 @@ def _pathology(receipt: Receipt) -> list[str]:
 
 
 def gate_records(entries: Sequence[Entry]) -> list[GateRecord]:
-    """The gates of a run, in order; registrations and repairs are not gates."""
+    """Return the gates of a run, in order; registrations and repairs are not gates."""
     gates = [entry for entry in entries if entry.kind in _GATES]
     first = next((_reference(entry) for entry in gates), None)
     return [_gate_record(entry, first) for entry in gates]
 
 
 def _reference(entry: Entry) -> Mapping[str, Any]:
-    """The run's first reference: its first baseline, or the base of its first audit."""
+    """Return the figures of the run's first reference: its first baseline, or the base of its first audit."""
     reference: Mapping[str, Any] = entry.body.get("reference") or entry.body.get("health") or {}
     return reference
 
@@ -202,11 +202,10 @@ def _gate_record(entry: Entry, first: Mapping[str, Any] | None) -> GateRecord:
 
 
 def is_clean(health: Mapping[str, Any], first: Mapping[str, Any], budgets: Mapping[str, Any]) -> bool | None:
-    """Whether a new baseline stands where the run's first reference stood, by the registered budgets.
+    """Return whether a new baseline equals the run's first reference to within the registered budgets.
 
-    Overlap and at least one occupancy measure must be budgeted; None where they are not, or a figure is
-    missing: an open episode is then carried over, because a baseline taken of a degraded checkpoint must not
-        clear it.
+    Overlap and at least one occupancy measure need a budget. The result is None if they have none or if a figure is
+    missing. An open episode then stays open, because the baseline of a degraded checkpoint must not clear it.
     """
     rises = {
         "overlap_drop": _difference(first, health, "overlap"),

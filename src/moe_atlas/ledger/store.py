@@ -1,4 +1,4 @@
-"""The ledger on disk: appends that are acknowledged only once they cannot be lost."""
+"""The ledger on disk: `append` returns only once its entry cannot be lost."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A ledger as it stood at one moment, every line checked.
+    """A ledger at the moment of reading, every line checked.
 
     Attributes:
         run: name of the run.
-        entries: in order.
-        torn: bytes of an append that was cut short and never acknowledged; the next append sets them aside.
+        entries: the entries in order.
+        torn: bytes of an append that was cut short and never acknowledged; the next append moves them to a file.
     """
 
     run: str
@@ -52,19 +52,19 @@ class Snapshot:
 
     @property
     def head(self) -> Head:
-        """The last entry's head."""
+        """Return the last entry's head."""
         return self.entries[-1].head if self.entries else Head(self.run, -1, GENESIS)
 
 
 class Ledger:
-    """The ledger of one run: a folder with ``ledger.jsonl`` and whatever torn tails were set aside.
+    """The ledger of a run: a folder with ``ledger.jsonl`` and a file for each torn tail that was set aside.
 
     Args:
         run: name of the run: letters, digits, dot, dash and underscore.
         runs: the folder that holds the runs.
 
     Raises:
-        UsageError: E_RUN for a name that could be anything but one folder.
+        UsageError: E_RUN for a name that is no plain folder name.
     """
 
     def __init__(self, run: str, runs: Path = DEFAULT_RUNS) -> None:
@@ -77,15 +77,15 @@ class Ledger:
 
     @property
     def exists(self) -> bool:
-        """Whether anything was ever recorded."""
+        """Return whether the run has a ledger."""
         return self.path.exists()
 
     def read(self) -> Snapshot:
         """Read and check the whole chain under a shared lock.
 
         Raises:
-            UsageError: E_RUN when there is no such run.
-            IntegrityError: E_LEDGER when a line is not what was written.
+            UsageError: E_RUN if there is no such run.
+            IntegrityError: E_LEDGER if a line was changed.
         """
         if not self.exists:
             raise UsageError("E_RUN", shown(str(self.path)), "there is no ledger of this run")
@@ -96,24 +96,24 @@ class Ledger:
         return Snapshot(self.run, entries, torn)
 
     def head(self) -> Head:
-        """The head to write into a receipt; that of an empty ledger when there is none yet."""
+        """Return the head to write into a receipt; without a ledger, the head of an empty ledger."""
         return self.read().head if self.exists else Head(self.run, -1, GENESIS)
 
     def append(self, kind: str, body: Mapping[str, Any], now: datetime | None = None) -> Entry:
-        """Record an event; when this returns, the entry is on the disk.
+        """Record an event; when this method returns, the entry is on the disk.
 
-        The lock is held from reading the head until the entry is synced, so writers queue. A torn tail left
-        by a killed writer is copied beside the ledger, cut off, and recorded as an entry of its own. If the
-        disk is full, the file is cut back to what it was.
+        The lock is held from reading the head until the entry is synced, so writers queue. The torn tail of a killed
+        writer is copied to a file beside the ledger, cut off, and recorded as an entry of its own. If the disk is full,
+        the ledger is cut back to its former length.
 
         Args:
             kind: one of `KINDS`.
             body: JSON without NaN.
-            now: the time to record; the clock's by default.
+            now: the time to record; by default the current time.
 
         Raises:
-            IntegrityError: E_LEDGER when the last line is not what was written.
-            ResourceExhausted: E_LEDGER_WRITE when the entry cannot be brought to the disk.
+            IntegrityError: E_LEDGER if the last line was changed.
+            ResourceExhausted: E_LEDGER_WRITE if the entry cannot be written to the disk.
         """
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, found {kind!r}")
@@ -129,7 +129,7 @@ class Ledger:
         return entry
 
     def _create(self) -> None:
-        """Make the folders durable before the first line is: a file in a lost folder is lost."""
+        """Create and sync the folders before the first line: a file in a lost folder is lost."""
         made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
@@ -137,7 +137,7 @@ class Ledger:
             sync_folder(folder)
 
     def _settle(self, descriptor: int, stamp: str) -> Head:
-        """The head to follow; a torn tail is first set aside and recorded."""
+        """Set a torn tail aside and record it, then return the head for the next entry."""
         size = os.fstat(descriptor).st_size
         last, torn = self._tail(descriptor, size)
         head = last.head if last is not None else Head(self.run, -1, GENESIS)
@@ -153,7 +153,7 @@ class Ledger:
         return entry.head
 
     def _tail(self, descriptor: int, size: int) -> tuple[Entry | None, bytes]:
-        """The last whole entry, checked, and the torn bytes behind it."""
+        """Return the last whole entry, checked, and the torn bytes after it."""
         where = shown(str(self.path))
         window = min(size, 2 * MAX_LINE_BYTES)
         raw = os.pread(descriptor, window, size - window)
@@ -171,7 +171,7 @@ class Ledger:
         return entry, raw[end:]
 
     def _extend(self, descriptor: int, line: bytes) -> None:
-        """Add a line and bring it to the disk, or leave the file as it was."""
+        """Add a line and sync it to the disk, or restore the file's former length."""
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"a ledger entry of {len(line)} bytes is longer than {MAX_LINE_BYTES}")
         size = os.fstat(descriptor).st_size
@@ -188,7 +188,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _opened(self, flags: int) -> Iterator[int]:
-        """A descriptor of the ledger, a regular file: no FIFO to hang on, no link to elsewhere."""
+        """Open the ledger and yield its descriptor; refuse a FIFO, which could block, and a link to another place."""
         try:
             descriptor = os.open(self.path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
@@ -217,7 +217,7 @@ def _refused(path: Path, error: OSError) -> UsageError:
 
 
 def _lock(descriptor: int, operation: int) -> None:
-    """Wait for the lock; it goes with the descriptor, so a killed holder releases it."""
+    """Wait for the lock; the lock ends with its descriptor, so a killed holder releases it."""
     fcntl.flock(descriptor, operation)
 
 

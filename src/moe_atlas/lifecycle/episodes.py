@@ -1,4 +1,4 @@
-"""What a gate was, and what is open between a bad one and the recovery from it; `escalation` holds the rule."""
+"""The record of a gate, and the episode from a bad gate to recovery; `escalation` holds the rule."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ CLEARING_PASSES = 2
 
 @dataclass(frozen=True)
 class GateRecord:
-    """What one receipt says about the run at one point; None where it does not say.
+    """The facts of a receipt that the rule reads; None for a fact that the receipt does not hold.
 
     Attributes:
         kind: ``baseline``, ``resume`` (a baseline after an interruption) or ``audit``.
         step: training step.
         verdict: ``pass``, ``fail`` or ``inconclusive``; None for a baseline.
-        structure: the same of atlas and damage alone; None where the entry does not say, `verdict` stands for it then.
+        structure: verdict on atlas and damage alone; if the entry has none, `verdict` takes its place.
         overlap: co-active overlap C2 of the checkpoint, mean over protected layers.
         set_margin: State1, mean over protected layers.
         dead_experts: mean over protected layers.
         load_cv: mean over protected layers, a ratio.
         min_entropy: least load entropy of the protected layers, nats.
-        nll: of the task domains, or of the base domains where there is no task; nats per token.
+        nll: NLL of the task domains, or of the base domains if there is no task; nats per token.
         objective_improved: whether the receipt licenses that the objective improved against its base.
-        overlap_worse: whether it licenses that overlap is worse than its base's.
-        pathology: which occupancy measures it licenses as degraded: ``dead_share``, ``entropy``, ``load_cv``.
-        occupancy_healthy: whether it licenses that none of them is; False where `pathology` is not empty.
+        overlap_worse: whether the receipt licenses that overlap is worse than the base's.
+        pathology: the occupancy measures that it licenses as degraded: ``dead_share``, ``entropy``, ``load_cv``.
+        occupancy_healthy: whether it licenses that no measure is degraded; False if `pathology` is not empty.
         margin_worse: whether it licenses that set margins fell in every protected layer.
         failed: the gates that failed.
-        clean: for a baseline: whether overlap and occupancy stand where the run's first reference had them.
-        policy: digest of the policy that judged it.
-        registration: digest of what was registered: windows, tokenizer and policy.
+        clean: for a baseline: whether overlap and occupancy equal the run's first reference, to within budgets.
+        policy: digest of the policy that judged the gate.
+        registration: digest of the registered windows, tokenizer and policy.
         base: identity of the base checkpoint, weights and config.
         weights: identity of the tuned weights.
         identical: base and tuned hold the same weights.
@@ -75,26 +75,26 @@ class GateRecord:
 
     @property
     def standing(self) -> str | None:
-        """What the rule reads: the verdict of atlas and damage."""
+        """Return the verdict that the rule reads: on atlas and damage alone."""
         return self.structure or self.verdict
 
     @property
     def terms(self) -> tuple[str | None, str | None, str | None]:
-        """What it was judged by: policy, registration and base."""
+        """Return the terms that judged the gate: policy, registration and base."""
         return self.policy, self.registration, self.base
 
 
 @dataclass
 class Terms:
-    """Policy, registration and base of a bad gate, and the passes in a row under the very same ones."""
+    """Policy, registration and base of a bad gate, and the number of passes in a row under the same terms."""
 
     values: tuple[str | None, str | None, str | None]
     passes: int = 0
 
     def differs_in(self, gate: GateRecord) -> str | None:
-        """What the gate was judged by that this is not; None where nothing differs.
+        """Return the name of the first term in which the gate differs, None if it differs in none.
 
-        Entries of earlier versions name no registration and no base: what they do not say is no difference.
+        Entries of earlier versions name no registration and no base; a missing term is no difference.
         """
         for name, mine, other in zip(
             ("policy", "registration", "base"), self.values, gate.terms, strict=True
@@ -109,13 +109,13 @@ class Episode:
     """From the first bad gate until recovery.
 
     Attributes:
-        pathology: of the first bad gate.
-        step: of the last bad gate; None once a new baseline says where the run went on.
-        terms: what its bad gates were judged by; recovery answers for all of them.
-        bad: bad gates since the first, or since the last clean baseline.
-        worse: those with less overlap than the gate before and the same pathology.
-        persistent: whether it is drift.
-        needed: passes in a row that end it.
+        pathology: pathology of the first bad gate.
+        step: step of the last bad gate; None after a new baseline, from which the run goes on.
+        terms: the terms of its bad gates; recovery needs passes under each of them.
+        bad: number of bad gates since the first, or since the last clean baseline.
+        worse: number of bad gates with less overlap than the gate before and the same pathology.
+        persistent: whether the episode counts as drift.
+        needed: number of passes in a row that end the episode.
     """
 
     pathology: frozenset[str]
@@ -128,7 +128,7 @@ class Episode:
 
     @property
     def stands(self) -> tuple[str, str]:
-        """Colour and state at a gate that neither fails nor counts as a pass."""
+        """Return colour and state at a gate that neither fails nor counts as a pass."""
         if self.persistent:
             return RED, INTERVENE
         return YELLOW, ALERT if self.bad else UNDETERMINED

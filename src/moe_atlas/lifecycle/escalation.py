@@ -1,12 +1,12 @@
-"""Gates over time: when to keep watching, when to prepare, when to intervene (Tables 6, 11, 13 and 14).
+"""The escalation rule over a run's gates: when to watch, to prepare, to intervene (Tables 6, 11, 13 and 14).
 
-One bad gate revokes claims, but may be a fluctuation; a rebound of overlap that leaves occupancy as it was is
-too cheap to trust; two later gates that are worse with the same occupancy pathology are drift. `escalate`
-reads a run's gates in order and says, at each, where the rule stands. It is a pure function of the records:
-no clock, no files.
+A single bad gate revokes claims but may be a fluctuation. A rebound of overlap without a change of occupancy is too
+weak to trust. Two later gates that are worse with the same occupancy pathology are drift. `escalate` reads a run's
+gates in order and returns the state of the rule at each gate. It is a pure function of the records, without clock or
+files.
 
-The rule asks for atlas and damage only: a training reaches its task late, and a task that is not reached yet is no
-drift. A pass ends an episode only if it says something new about the gates that failed; see `_not_counted`.
+The rule reads atlas and damage only: a training reaches its task late, and a task that is not reached yet is no drift.
+A pass ends an episode only if it is new evidence about the bad gates; see `_not_counted`.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from moe_atlas.lifecycle.episodes import (
 from moe_atlas.lifecycle.perplexity import decline_per_100_steps, decline_trend
 
 BAD_GATES = 4
-"""Bad gates of one episode that are persistent whatever the pattern (Table 6: the fourth gate ends the waiting)."""
+"""Bad gates that make an episode persistent, whatever the pattern (Table 6: the fourth gate ends the waiting)."""
 WORSE_GATES = 2
-"""Later worse gates with the same occupancy pathology that make a pattern persistent (Table 13)."""
+"""Later worse gates with the same occupancy pathology that make an episode persistent (Table 13)."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Where the rule stands after one gate.
+    """The state of the rule after a gate.
 
     Attributes:
-        gate: the record it reads.
+        gate: the gate's record.
         colour: ``GREEN`` (atlas and damage pass), ``YELLOW`` (inconclusive, or bad but not yet persistent),
             ``RED`` (intervene); None for a baseline, which tests nothing.
         state: ``waiting``, ``clear``, ``task-open``, ``undetermined``, ``first-bad``, ``alert``, ``prepare``,
@@ -54,11 +54,11 @@ class Reading:
         meaning: overlap, occupancy and loss read jointly (Table 11).
         pattern: the likely failure object (Table 14).
         intervention: the first intervention to try (Table 14).
-        rebound: overlap rose against the gate before, while the gate is still bad.
-        margin_trap: State1 rose while occupancy is degraded: decisive routing to fewer experts, not health.
+        rebound: whether overlap rose against the gate before although the gate is bad.
+        margin_trap: whether State1 rose while occupancy is degraded: decisive routing to fewer experts, not health.
         decline: perplexity's rate of decline per 100 steps since the gate before, as a ratio minus one.
         decline_trend: ``gradual`` or ``constant-or-accelerating``.
-        not_counted: why a pass neither clears the run nor brings an episode nearer to its end; None where it does.
+        not_counted: reason why a pass neither clears the run nor counts towards recovery; None if it counts.
     """
 
     gate: GateRecord
@@ -77,7 +77,7 @@ class Reading:
 
 @dataclass
 class _Run:
-    """What the rule remembers between gates."""
+    """The state of the rule between gates."""
 
     episode: Episode | None = None
     seen: set[tuple[str | None, ...]] = field(default_factory=set)
@@ -88,16 +88,16 @@ class _Run:
 
 
 def escalate(gates: Iterable[GateRecord]) -> list[Reading]:
-    """Read a run's gates in order; one reading for each."""
+    """Read a run's gates in order and return a reading for each."""
     run = _Run()
     return [_read(run, gate) for gate in gates]
 
 
 def exit_code(readings: Sequence[Reading]) -> Exit:
-    """What a pipeline should do at this point of the history.
+    """Return the exit code for a pipeline after these readings.
 
-    PASS only where the last gate is GREEN and no episode is open; FAIL at RED; INCONCLUSIVE everywhere else:
-    nothing recorded, only a baseline, a bad gate that is not yet persistent, a first pass after a bad one.
+    PASS only if the last gate is GREEN and no episode is open; FAIL at RED; INCONCLUSIVE otherwise: nothing recorded,
+    only a baseline, a bad gate that is not yet persistent, a first pass after a bad gate.
     """
     if not readings:
         return Exit.INCONCLUSIVE
@@ -136,9 +136,9 @@ def _read(run: _Run, gate: GateRecord) -> Reading:
 
 
 def _not_counted(run: _Run, gate: GateRecord) -> str | None:
-    """Why a pass is not evidence of recovery, a key of `playbook.NOT_COUNTED`; None where it is.
+    """Return why a pass is no evidence of recovery, a key of `playbook.NOT_COUNTED`; None if it is evidence.
 
-    It must compare something, be new, stand after the gates that failed, and be judged as one of them was.
+    A pass must compare different weights, be new, come after the bad gates, and have the terms of one of them.
     """
     if gate.standing != "pass":
         return None
@@ -156,9 +156,10 @@ def _not_counted(run: _Run, gate: GateRecord) -> str | None:
 
 
 def _baseline(run: _Run, gate: GateRecord) -> tuple[None, str]:
-    """A new reference tests nothing, so it ends no episode.
+    """Return colour and state at a baseline; a new reference tests nothing, so it ends no episode.
 
-    After a clean one, judged as the bad gates were, what was bad before counts no longer, and one pass is enough.
+    After a clean baseline under the terms of the bad gates, earlier bad gates no longer count, and a single pass ends
+    the episode.
     """
     episode = run.episode
     if episode is not None:
@@ -181,7 +182,7 @@ def _audit(run: _Run, gate: GateRecord, not_counted: str | None) -> tuple[str, s
 
 
 def _pass(run: _Run, gate: GateRecord) -> tuple[str, str]:
-    """A pass ends an episode only when it is repeated, under everything that its bad gates were judged by."""
+    """Return colour and state at a pass; it ends an episode only if repeated under all terms of the bad gates."""
     episode = run.episode
     if episode is not None:
         for terms in episode.terms:
@@ -217,7 +218,7 @@ def _falls(value: float | None, before: GateRecord | None) -> bool:
 
 
 def _repairing(before: GateRecord | None, gate: GateRecord) -> bool:
-    """State2 improves and occupancy broadens against the gate before: fewer dead experts or more entropy."""
+    """Return whether overlap rises and occupancy broadens: fewer dead experts or more entropy than before."""
     if before is None or not _rises(gate.overlap, before):
         return False
     fewer_dead = _less(gate.dead_experts, before.dead_experts)
@@ -235,7 +236,7 @@ def _margin_trap(before: GateRecord | None, gate: GateRecord) -> bool:
 
 
 def _improving(run: _Run, gate: GateRecord) -> bool | None:
-    """Whether the objective improved: as the receipt licenses it, else against the run's first figure."""
+    """Return whether the objective improved: by the receipt's claim, else against the run's first NLL."""
     if run.first_nll is None:
         run.first_nll = gate.nll
         return gate.objective_improved
@@ -245,7 +246,7 @@ def _improving(run: _Run, gate: GateRecord) -> bool | None:
 
 
 def _decline(run: _Run, gate: GateRecord) -> tuple[float | None, str | None]:
-    """Perplexity's rate of decline per 100 steps since the record before, and its trend over the last two."""
+    """Return perplexity's rate of decline per 100 steps since the record before, and the trend of two rates."""
     rate = None
     if run.before is not None:
         rate = decline_per_100_steps(run.before.nll, gate.nll, run.before.step, gate.step)

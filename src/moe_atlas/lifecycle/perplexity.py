@@ -1,4 +1,4 @@
-"""Perplexity's rate of decline between gates: whether it slows down, as learning does, or not, as memorising does."""
+"""Perplexity's rate of decline between gates: learning slows it down, memorising does not."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 GRADUAL = "gradual"
 CONSTANT = "constant-or-accelerating"
 STEADY = 0.9
-"""A rate of at least this share of the one before has not slowed down."""
+"""A rate of at least this share of the rate before has not slowed down."""
 SLOW = 0.01
-"""Below one per cent per 100 steps a decline is gradual whatever its shape."""
+"""A decline below one per cent per 100 steps is gradual, whatever its trend."""
 
 
 def decline_per_100_steps(
     nll_before: float | None, nll: float | None, step_before: int | None, step: int | None
 ) -> float | None:
-    """(PPL before / PPL now)^(100 / steps) - 1: 0.86 is a decline of 86 % per 100 steps; None where undefined."""
+    """Return (PPL before / PPL now)^(100 / steps) - 1; 0.86 is a decline of 86 % per 100 steps; None if undefined."""
     if nll_before is None or nll is None or step_before is None or step is None or step <= step_before:
         return None
     exponent = (nll_before - nll) * 100 / (step - step_before)
@@ -24,9 +24,9 @@ def decline_per_100_steps(
 
 
 def decline_trend(rates: Sequence[float]) -> str | None:
-    """``gradual`` where the decline slows down or is slow, ``constant-or-accelerating`` where it does not.
+    """Return ``gradual`` if the decline slows down or is slow, else ``constant-or-accelerating``.
 
-    A steady or growing rate of decline is the early sign of memorising; None with fewer than two rates.
+    A steady or growing rate of decline is the early sign of memorising. The result is None for fewer than two rates.
     """
     if len(rates) < 2:
         return None

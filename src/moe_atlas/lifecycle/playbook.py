@@ -1,4 +1,4 @@
-"""Words for the escalation rule: what to do at each state, what a gate means, which advice comes first."""
+"""Words for the escalation rule: the action of each state, the meaning of a gate, the first advice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ACTIONS = {
     "recovering": "continue, but wait for another passing gate before declaring recovery",
 }
 
-# Why a pass is no evidence that a run recovered, and what would be.
+# Why a pass is no evidence that a run recovered, and which step would give evidence.
 NOT_COUNTED = {
     "identical": (
         "base and tuned hold the same weights: nothing was compared",
@@ -54,7 +54,7 @@ _UNREAD = "overlap, occupancy and loss are not all determined: no joint reading"
 
 
 def joint_reading(gate: GateRecord, improving: bool | None) -> str:
-    """Overlap, occupancy and loss read jointly: the rows of Table 11."""
+    """Return the joint reading of overlap, occupancy and loss: the rows of Table 11."""
     if gate.kind != "audit":
         return "a reference point: says where the atlas stands, not that it was preserved"
     worse = gate.overlap_worse
@@ -83,11 +83,11 @@ def _structural(improving: bool | None) -> str:
 
 
 def first_move(gate: GateRecord, state: str, repairing: bool, not_counted: str | None) -> tuple[str, str]:
-    """The likely failure object and the first intervention to try (Table 14), broken files first."""
+    """Return the likely failure object and the first intervention to try (Table 14), broken files first."""
     if state == "waiting":
-        return _said(advice.BASELINE)
+        return _words(advice.BASELINE)
     if found := advice.broken(set(gate.failed)):
-        return _said(found[0])
+        return _words(found[0])
     if not_counted:
         return NOT_COUNTED[not_counted]
     if state == "task-open":
@@ -96,19 +96,19 @@ def first_move(gate: GateRecord, state: str, repairing: bool, not_counted: str |
             "train on; the receipt says how far the task domains are from their target",
         )
     if gate.standing == "pass":
-        return _said(advice.REPAIR) if state != "clear" else ("none", "none")
+        return _words(advice.REPAIR) if state != "clear" else ("none", "none")
     if repairing:
-        return _said(advice.REPAIR)
+        return _words(advice.REPAIR)
     geometric = advice.geometric(
         overlap=bool(gate.overlap_worse), occupancy=bool(gate.pathology), margins=bool(gate.margin_worse)
     )
     if geometric is not None:
-        return _said(geometric)
+        return _words(geometric)
     if gate.standing == "inconclusive":
-        return _said(advice.EVIDENCE)
+        return _words(advice.EVIDENCE)
     named = ", ".join(gate.failed) or "the predicates"
     return f"gates {named}", "read their evidence in the receipt, worst protected layer or domain first"
 
 
-def _said(found: Advice) -> tuple[str, str]:
+def _words(found: Advice) -> tuple[str, str]:
     return found.failed, found.first
