@@ -1,1 +1,1 @@
-"""A receipt as something a supply chain understands: an in-toto Statement over the tuned checkpoint. Torch-free."""
+"""Turn a receipt into an in-toto Statement over the tuned checkpoint, for supply-chain tools. Torch-free."""

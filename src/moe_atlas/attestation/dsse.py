@@ -1,4 +1,4 @@
-"""Signing a statement as a DSSE envelope, by securesystemslib, which is only imported when a key is given."""
+"""Sign a statement as a DSSE envelope with securesystemslib, which is imported only if a key is given."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def sign(statement: bytes, key: Path) -> dict[str, Any]:
         key: an unencrypted PEM file with an Ed25519, ECDSA or RSA private key.
 
     Raises:
-        UsageError: ``E_SIGN`` when securesystemslib is not installed.
-        InputRefused: ``E_KEY`` for a file that is no such key.
+        UsageError: ``E_SIGN`` if securesystemslib is not installed.
+        InputRefused: ``E_KEY`` for a file that is no such private key.
     """
     try:
         from cryptography.exceptions import UnsupportedAlgorithm

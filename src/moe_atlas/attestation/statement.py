@@ -1,7 +1,7 @@
-"""An in-toto Statement v1 that says what an audit found about a tuned checkpoint.
+"""Make an in-toto Statement v1 about the audit of a tuned checkpoint.
 
-in-toto matches a statement to any artifact with one of its subjects' digests, so the base checkpoint must not be a
-subject, and a subject per shard would not notice swapped or renamed shards. There is one subject: the manifest of
+in-toto matches a statement to any artifact that has the digest of one of its subjects. So the base checkpoint must not
+be a subject, and one subject per shard would not show swapped or renamed shards. The only subject is the manifest of
 the tuned checkpoint's files in the format of ``sha256sum``, which stock tools check. The base is a dependency.
 """
 
@@ -27,20 +27,20 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:moe-atlas:attestation:audit:v1"
 MANIFEST_NAME = "SHA256SUMS"
 TENSORS = "moeAtlasTensors"
-"""Name of the digest algorithm that is not over a file: sha256 over the sorted lines of a checkpoint's tensors."""
+"""Name of the digest algorithm over tensors instead of a file: sha256 over the sorted lines of all tensors."""
 
 _TESTS = {True: "passedTests", False: "failedTests", None: "undeterminedTests"}
 
 
 @dataclass(frozen=True)
 class Attestation:
-    """A statement and the manifest it is about.
+    """A statement and the manifest that is its subject.
 
     Attributes:
         statement: the Statement's canonical bytes: ASCII JSON, one final newline.
         manifest: the SHA256SUMS file's bytes.
         verdict: the receipt's verdict.
-        uncovered: files that a loader might take and the manifest leaves out.
+        uncovered: names of files that a loader might take and the manifest leaves out.
     """
 
     statement: bytes
@@ -50,18 +50,18 @@ class Attestation:
 
 
 def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
-    """Verify a receipt and the weights it is about, and make the statement.
+    """Verify a receipt and the tuned checkpoint, and make the statement.
 
     Args:
-        receipt_path: the receipt of an audit; its window data stand beside it.
+        receipt_path: the receipt of an audit, with its window data beside it.
         checkpoint_path: the tuned checkpoint; every file is read once.
 
     Raises:
-        IntegrityError: ``E_RECEIPT`` when the receipt does not re-derive, ``E_DIGEST`` when the checkpoint, its
-            configuration or a file beside its weights is not the audited one, ``E_CHANGED`` when a file changes
-            meanwhile.
+        IntegrityError: ``E_RECEIPT`` if the receipt does not re-derive; ``E_DIGEST`` if the checkpoint, its
+            configuration or a file beside its weights differs from the audit; ``E_CHANGED`` if a file changes while it
+            is read.
         UsageError: ``E_KIND`` for a baseline, which compares nothing.
-        InputRefused: what is wrong with the checkpoint, or a file name that ``sha256sum`` would have to escape.
+        InputRefused: every refusal of `open_checkpoint`; ``E_NAME`` for a file name that ``sha256sum`` would escape.
     """
     receipt = intact_receipt(receipt_path)
     if receipt["kind"] != "audit":
@@ -101,14 +101,14 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
 
 
 def covered(files: Mapping[str, Any]) -> dict[str, str]:
-    """Return the sha256 of every file beside the weights that a server may act on and the audit has read, by name."""
+    """Return by name the sha256 of every file beside the weights that the audit read and a server may use."""
     named = {row["file"] for row in uncovered(files)}
     rows = [row for row in files["listed"] if row["file"] not in named and row["kind"] not in QUIET]
     return {row["file"]: row["sha256"] for row in rows}
 
 
 def _uncovered(audited: Mapping[str, Any]) -> list[str]:
-    """Names of files that a loader might take and the manifest leaves out: nobody has looked at what they hold."""
+    """Return the names of files that a loader might take and the manifest leaves out, because no audit read them."""
     files = audited["files"]
     more = [f"{files['more']['files']} more files"] if files["more"]["files"] else []
     return [row["file"] for row in uncovered(files)] + more
@@ -131,9 +131,9 @@ def sha256sums(files: Mapping[str, str]) -> bytes:
 def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the statement's predicate.
 
-    The field names are those of in-toto's test-result. ``result`` is PASSED for a pass and FAILED for everything
-    else: an inconclusive audit opens no gate, and is never the WARNED that a policy may let through. What was
-    undetermined stands in ``verdict`` and ``undeterminedTests``.
+    The field names are those of in-toto's test-result. ``result`` is PASSED for a pass and FAILED for every other
+    verdict. An inconclusive audit is never WARNED, because a policy may let WARNED through. ``verdict`` and
+    ``undeterminedTests`` tell an inconclusive audit from a failed audit.
     """
     tests: dict[str, list[str]] = {key: [] for key in _TESTS.values()}
     for name, found in receipt["predicates"].items():
@@ -159,7 +159,7 @@ def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _configuration(lock: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the audit was registered to ask: the lock, and the central policy it was registered under."""
+    """Return the entries on the registration: the lock and, if there is one, the central policy."""
     annotations = {"registeredAt": lock.get("registered_at"), "policySha256": lock.get("policy_sha256")}
     found: list[dict[str, Any]] = [
         {"name": "probes.lock.json", "digest": {"sha256": lock["sha256"]}, "annotations": annotations}

@@ -1,1 +1,1 @@
-"""Budgets from pairs whose fate is known, instead of guesses: read pairs, bound, write the policy. Torch-free."""
+"""Derive budgets from pairs known to be healthy: read pairs, bound their values, write the policy. Torch-free."""

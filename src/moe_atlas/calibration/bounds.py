@@ -1,15 +1,15 @@
-"""How far will the next healthy tune go? One-sided prediction bounds from a few values."""
+"""One-sided prediction bounds on the next healthy tune, from a few values."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-FEWEST = 3  # pairs: with two, the 99 % quantile of t is 32 deviations and says nothing
+FEWEST = 3  # pairs; from two, the 99 % quantile of t is 32 deviations, too wide for a budget
 
 
 def student_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's t with integer degrees of freedom (Abramowitz and Stegun 26.7.3-4)."""
+    """Return P(T <= t) of Student's t with integer degrees of freedom (Abramowitz and Stegun 26.7.3-4)."""
     theta = math.atan(t / math.sqrt(freedom))
     cosine, sine = math.cos(theta), math.sin(theta)
     odd = freedom % 2
@@ -24,7 +24,7 @@ def student_cdf(t: float, freedom: int) -> float:
 
 
 def student_quantile(level: float, freedom: int) -> float:
-    """The t that is not exceeded with probability `level` in 0.5..1, by bisection."""
+    """Return the t with P(T <= t) = `level`, for a level in 0.5..1, by bisection."""
     high = 1.0
     while student_cdf(high, freedom) < level:
         high *= 2.0
@@ -36,10 +36,10 @@ def student_quantile(level: float, freedom: int) -> float:
 
 
 def prediction_bound(values: Sequence[float], level: float) -> float:
-    """Upper bound for one more value of a normal sample: mean + t * deviation * sqrt(1 + 1/n).
+    """Return the upper bound for a further value of a normal sample: mean + t * deviation * sqrt(1 + 1/n).
 
     Args:
-        values: at least two.
+        values: at least two values.
         level: one-sided probability that the next value stays below.
     """
     n = len(values)
@@ -49,12 +49,12 @@ def prediction_bound(values: Sequence[float], level: float) -> float:
 
 
 def distribution_free_level(n: int) -> float:
-    """Probability that one more value of any continuous distribution stays below the largest of n: n/(n+1)."""
+    """Return n/(n+1): the probability that a further value stays below the largest of n, for any continuous law."""
     return n / (n + 1)
 
 
 def rounded_up(value: float) -> float:
-    """The next number of two significant digits that is not smaller; 0 for nothing positive."""
+    """Return `value` rounded up to two significant digits; 0 if it is not positive."""
     if value <= 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)

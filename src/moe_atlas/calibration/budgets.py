@@ -1,4 +1,4 @@
-"""Budgets as upper prediction bounds over healthy pairs, and what they would have caught."""
+"""Compute budgets as upper prediction bounds over healthy pairs, and their outcomes on damaged pairs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from moe_atlas.probes.settings.ceilings import FLOOR_FACTOR, HALF, toothless
 from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
 
 LEVEL = 0.99  # one-sided, of the prediction bound
-FACTOR = 2.0  # twice as far as a healthy tune is expected to go at most is not explained by its seed
-DAMAGED_ALLOWED = 1  # document that may lie above the per-document limit in the smallest base domain
+FACTOR = 2.0  # of the prediction bound; a seed does not explain twice the bound of healthy tunes
+DAMAGED_ALLOWED = 1  # documents of the smallest base domain that may lie above the per-document limit
 DAMAGE = ("nll", "kl", "document_nll")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """One budget.
+    """A calibrated budget and its origin.
 
     Attributes:
-        value: the budget; None where no number can be defended.
-        healthy: each healthy pair's own value, in the order given.
-        bound: their prediction bound; None with `value`.
-        rule: what decided: ``prediction``, ``noise floor``, or ``one expert``; or why there is none.
+        value: the budget; None if the pairs support no number.
+        healthy: the value of each healthy pair, in the order given.
+        bound: the prediction bound of these values; None if a pair has no value.
+        rule: the rule that decided: ``prediction``, ``noise floor`` or ``one expert``; or why there is no budget.
     """
 
     value: float | None
@@ -44,16 +44,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Budgets and what they rest on.
+    """Budgets and their evidence.
 
     Attributes:
         budgets: by key: the channels' and absolute budgets, ``tau``, ``nll``, ``kl``, ``document_nll``.
         document_share: the share of documents that may lie above ``document_nll``.
-        healthy: the pairs they rest on.
-        level: one-sided level of the prediction bound, were the values normal.
-        reached: the level that needs no distribution: n/(n+1) for the largest of n.
-        factor: by how much the bound was multiplied.
-        accepted: what was accepted by name, see `moe_atlas.calibration.healthy`.
+        healthy: the healthy pairs.
+        level: one-sided level of the prediction bound, if the values are normal.
+        reached: the level without an assumption on the distribution: n/(n+1) for the largest of n.
+        factor: the factor on the bound.
+        accepted: names of `moe_atlas.calibration.healthy.ACCEPTABLE` that the caller accepted.
     """
 
     budgets: Mapping[str, Budget]
@@ -73,11 +73,12 @@ def calibrate(
 ) -> Calibration:
     """Set every budget from healthy pairs of one setting.
 
-    A budget is the normal prediction bound for the next healthy pair's largest upper bound, times `factor`,
-    never below ten times the noise floor, rounded up to two digits.
+    A budget is `factor` times the normal prediction bound for the largest upper bound of the next healthy pair. It is
+    at least ten times the noise floor, and rounded up to two digits.
 
     Raises:
-        UsageError: ``E_TOO_FEW`` under three pairs, ``E_MIXTURE`` and ``E_REPEATED``; as `require_healthy`.
+        UsageError: ``E_TOO_FEW`` for fewer than three pairs, ``E_MIXTURE``, ``E_REPEATED``; every refusal of
+            `require_healthy`.
     """
     if len(healthy) < FEWEST:
         problem = f"{len(healthy)} healthy receipts; a prediction bound needs {FEWEST}, and ten say much more"
@@ -94,7 +95,7 @@ def calibrate(
 
 
 def _budget(key: str, healthy: Sequence[Pair], level: float, factor: float) -> Budget:
-    """One budget; a guard keeps its default where the pairs give none, for null would leave it ungated."""
+    """Return a budget; a guard without one keeps its default, because null would leave it ungated."""
     found = _own_budget(key, healthy, level, factor)
     default = BUDGETS[key].default if key in BUDGETS else None
     if default is not None and found.value is None and all(value < default for value in found.healthy):
@@ -118,15 +119,15 @@ def _own_budget(key: str, healthy: Sequence[Pair], level: float, factor: float) 
     value = rounded_up(candidates[rule])
     if value <= 0.0:
         return Budget(None, found, bound, "no healthy pair moved it upwards: choose a number by hand")
-    limit = _says_nothing_from(key, healthy[0])
+    limit = _uninformative_from(key, healthy[0])
     if value >= limit:
         why = f"healthy pairs would need {value:g}, and from {limit:.3g} on it says nothing"
         return Budget(None, found, bound, why)
     return Budget(value, found, bound, rule)
 
 
-def _says_nothing_from(key: str, pair: Pair) -> float:
-    """Where a budget would be warned about as one that cannot fail: the pairs share the setting this rests on."""
+def _uninformative_from(key: str, pair: Pair) -> float:
+    """Return the value from which on a budget cannot fail; it follows from the setting that all pairs share."""
     if key == "tau":
         return HALF * math.fsum(pair.policy["rewrite"]["refinement"]["mu"])
     return toothless(key, [(pair.experts, max(pair.setting["top_k"]))])
@@ -143,9 +144,9 @@ CAUGHT, OPEN, MISSED, UNKNOWN = "fail", "no pass", "missed", "unknown"
 
 
 def outcomes(pair: Pair, calibration: Calibration) -> dict[str, str]:
-    """What each budget would have said about a pair: fail, no pass, missed, or unknown.
+    """Return the outcome of each budget on a pair: fail, no pass, missed, or unknown.
 
-    `no pass`: the upper bound is not below the budget, yet the lower one is not above it.
+    `no pass`: the upper bound is not below the budget, and the lower bound is not above it.
     """
     out = {}
     for key, budget in calibration.budgets.items():

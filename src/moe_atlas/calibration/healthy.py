@@ -1,4 +1,4 @@
-"""Which receipts may set budgets: those of tunes that somebody would promote, each tuned by itself. Torch-free."""
+"""Refuse receipts that may not set budgets: failed, untuned, repeated, or of the same run. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ ACCEPTABLE = {
     "failed": "receipts whose verdict is FAIL, under budgets that were too tight",
     "one-run": "checkpoints of one training run, which are no independent tunes",
 }
-"""What `--accept` may name; the policy file then says so."""
+"""Names for `--accept`; the policy file records the accepted names."""
 
 _STEP = re.compile(r"(.*?)(?:checkpoint|ckpt|global_?step|step|iter|iteration|epoch)[-_]?\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a receipt says of where its pair comes from.
+    """The origin of a receipt's pair.
 
     Attributes:
-        verdict: the receipt's.
-        tuned: what names the tuned weights, however they are stored.
+        verdict: the receipt's verdict.
+        tuned: identity of the tuned weights, however they are stored.
         windows: digest of the window data.
-        untuned: the checkpoints hold the same values.
-        run: what names the training run: its ledger, or the folder its numbered checkpoints lie in; None for neither.
+        untuned: whether the checkpoints hold the same values.
+        run: name of the training run, from its ledger or from the folder of its numbered checkpoints; None without
+            both.
     """
 
     verdict: str
@@ -41,7 +42,7 @@ class Origin:
 
 
 def origin_of(receipt: Mapping[str, Any]) -> Origin:
-    """Read the origin out of an audit's receipt."""
+    """Return the origin of an audit's receipt."""
     sides = receipt["checkpoints"]
     return Origin(
         verdict=str(receipt["verdict"]),
@@ -62,15 +63,15 @@ def _run(receipt: Mapping[str, Any]) -> str | None:
 
 
 def require_healthy(origins: Sequence[tuple[str, Origin]], accepted: Collection[str] = ()) -> None:
-    """Refuse receipts that say nothing about how far the next healthy tune goes.
+    """Refuse receipts that are no evidence about the next healthy tune.
 
     Args:
         origins: the name and origin of each receipt.
         accepted: names out of `ACCEPTABLE`.
 
     Raises:
-        UsageError: ``E_NOT_HEALTHY`` for a verdict of FAIL or a pair in which nothing was tuned; ``E_REPEATED`` for one
-            tuned checkpoint in two receipts; ``E_ONE_RUN`` for two checkpoints of one training run.
+        UsageError: ``E_NOT_HEALTHY`` for a verdict of FAIL or a pair of equal values; ``E_REPEATED`` for the same tuned
+            checkpoint in two receipts; ``E_ONE_RUN`` for two checkpoints of one training run.
     """
     seen: dict[str, str] = {}
     for name, origin in origins:

@@ -1,4 +1,4 @@
-"""What a receipt contributes to budgets: for each gate, the number that its budget will be held against."""
+"""Read pairs from receipts: for each gate, the bounds that a budget is compared with."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pair:
-    """One audited pair.
+    """An audited pair.
 
     Attributes:
         name: the receipt's path.
-        receipt_sha256: its digest.
-        setting: what budgets depend on; pairs of one calibration must agree in all of it.
-        bounds: per budget the largest upper bound over the protected layers or base domains; what a pass needs
-            to be below the budget. None with the reason in `missing`.
-        certain: the same for the bound that a FAIL needs to be above the budget.
-        missing: why a bound is None.
-        floors: per budget the largest noise floor over the protected layers; empty when none was measured.
+        receipt_sha256: the receipt's digest.
+        setting: the facts on which budgets depend; all pairs of a calibration must agree in all of them.
+        bounds: per budget, the largest upper bound over the protected layers or base domains, which must be below the
+            budget for a pass. None with the reason in `missing`.
+        certain: per budget, the largest lower bound, which must be above the budget for a FAIL.
+        missing: per budget, why its bound is None.
+        floors: per budget, the largest noise floor over the protected layers; empty if none was measured.
         policy: the registered policy.
         documents: the fewest documents of a base domain.
         experts: the fewest experts of a protected layer.
-        origin: where it comes from.
-        guarded: the protected layers as a probe file spells them; None where ``all`` and ``mid-band`` are the same.
+        origin: the origin of the pair.
+        guarded: the protected layers as a probe file spells them; None if ``all`` and ``mid-band`` are the same layers.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Pair:
 
 
 def receipt_paths(given: Sequence[Path]) -> list[Path]:
-    """The receipts given; a folder stands for every `.json` file in it.
+    """Return the given receipts; a folder stands for every `.json` file in it.
 
     Raises:
-        UsageError: ``E_NO_RECEIPT`` for a folder without any.
+        UsageError: ``E_NO_RECEIPT`` for a folder without a `.json` file.
     """
     found: list[Path] = []
     for path in given:
@@ -72,21 +72,21 @@ def receipt_paths(given: Sequence[Path]) -> list[Path]:
 
 
 def read_pair(path: Path) -> Pair:
-    """Read a receipt that verifies against its window data.
+    """Verify a receipt against its window data and read its pair.
 
     Raises:
-        AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no audit.
+        AtlasError: every refusal of `intact_receipt`; ``E_KIND`` (UsageError) if the receipt is no audit.
     """
     receipt = intact_receipt(path)
     return pair_of(receipt, recorded_windows(path, receipt), str(path))
 
 
 def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> Pair:
-    """The same from a receipt that was verified already.
+    """Return the pair of a receipt that was verified already.
 
     Raises:
-        UsageError: ``E_KIND`` when it is no audit.
-        InputRefused: ``E_CALIBRATION`` when it protects no layer or has no base domain.
+        UsageError: ``E_KIND`` if the receipt is no audit.
+        InputRefused: ``E_CALIBRATION`` if it protects no layer or has no base domain.
     """
     if receipt["kind"] != "audit":
         raise UsageError("E_KIND", shown(name), "expected the receipt of an audit, found a baseline")
@@ -129,7 +129,7 @@ def _guarded(receipt: Facts) -> str | list[int | str] | None:
 
 
 def require_one_setting(pairs: Sequence[Pair]) -> None:
-    """Refuse to mix families, k, evaluation or probe sets: a budget fits one of each.
+    """Refuse pairs of different families, k, evaluation or probe sets: a budget fits only one of each.
 
     Raises:
         UsageError: ``E_MIXTURE``, naming the first difference; ``E_REPEATED`` for a receipt given twice.
@@ -179,7 +179,7 @@ def _setting(receipt: Facts, layers: Sequence[Facts]) -> dict[str, Any]:
 
 
 def _largest(intervals: Sequence[Facts], bound: str) -> float | None:
-    """The largest bound; a quantity that no layer defines, or that one layer does not bound, has none."""
+    """Return the largest bound; None if no layer defines the quantity or if a layer does not bound it."""
     defined = [found for found in intervals if not found.get("not_applicable")]
     values = [found.get(bound) for found in defined]
     if not values or any(value is None for value in values):
@@ -193,14 +193,14 @@ def _reason(intervals: Sequence[Facts]) -> str:
 
 
 def _load(receipt: Facts, bound: str) -> float | None:
-    """What tau must cover (Eq. 32): tau minus the refinement margin."""
+    """Return the load that tau must cover (Eq. 32): tau minus the refinement margin."""
     refinement = receipt["probe"]["policy"]["rewrite"].get("refinement")
     value = (receipt["margins"]["refinement_margin"] or {}).get(bound)
     return None if refinement is None or value is None else float(refinement["tau"]) - float(value)
 
 
 def _worst_document(receipt: Facts, windows: Mapping[str, NDArray[Any]]) -> float | None:
-    """The largest mean increase of a document of a base domain; None when a window is not finite."""
+    """Return the largest mean NLL increase of a document of a base domain; None if a window is not finite."""
     increase_W = windows["output.nll_tuned"] - windows["output.nll_base"]
     roles = np.array([row["role"] for row in receipt["domains"]])
     base_W = roles[windows["windows.domain"]] == "base"

@@ -1,4 +1,4 @@
-"""The calibrated policy as a central policy file (schema ``atlas/policy/v1``), each number with its origin."""
+"""Write the calibrated policy as a central policy file (schema ``atlas/policy/v1``), each number with its origin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe_atlas.text import shown
 
 
 def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) -> str:
-    """The whole file."""
+    """Return the text of the whole file."""
     caught = "".join(f"# {line}\n" for line in table(calibration, damaged)) if damaged else ""
     indented = "\n".join(f"  {line}".rstrip() for line in policy_lines(calibration))
     pairs = "".join(
@@ -32,7 +32,7 @@ policy:
 
 
 def _bound(pair: Pair) -> str:
-    """What the budgets hold for beside the policy: another evaluation or other layers drift otherwise."""
+    """Return the lines of evaluation and protected layers: budgets hold for these alone."""
     lines = [f"evaluation: {_flow(pair.setting['evaluation'])}\n"]
     if pair.guarded is not None:
         lines.append(f"protected_layers: {_flow(pair.guarded)}\n")
@@ -40,7 +40,7 @@ def _bound(pair: Pair) -> str:
 
 
 def header(calibration: Calibration) -> str:
-    """How the numbers were made, and how far they can be trusted."""
+    """Return the comment on the origin of the numbers and on their limits."""
     n = len(calibration.healthy)
     measured = any(pair.floors for pair in calibration.healthy)
     floor = (
@@ -57,7 +57,7 @@ def header(calibration: Calibration) -> str:
 
 
 def policy_lines(calibration: Calibration) -> list[str]:
-    """The lines of the `policy` block, to be indented."""
+    """Return the lines of the `policy` block, without their indentation."""
     first = calibration.healthy[0]
     budgets, policy = calibration.budgets, first.policy
     lines = [f"stage: {policy['stage']}"]
@@ -75,7 +75,7 @@ def policy_lines(calibration: Calibration) -> list[str]:
         if policy["rewrite"].get(key)
     ]
     lines += ["damage:", f"  {_line('nll', budgets['nll'])}"]
-    # null would leave it ungated; where the key is absent a limit stands in
+    # null would leave kl ungated; an absent key is replaced by twice nll
     bounded = budgets["kl"].value is not None
     lines.append(f"  {_line('kl', budgets['kl'])}" if bounded else f"  # kl: {_origin(budgets['kl'])}")
     lines.append(f"  {_line('document_nll', budgets['document_nll'])}")
@@ -89,7 +89,7 @@ def policy_lines(calibration: Calibration) -> list[str]:
 
 
 def set_for(pair: Pair) -> dict[str, Any]:
-    """Family, k and evaluation set of a pair; k only where all protected layers share it."""
+    """Return family, k and evaluation set of a pair; k only if all protected layers share it."""
     top_k = pair.setting["top_k"]
     found = {"family": pair.setting["family"], "top_k": top_k[0] if len(top_k) == 1 else None}
     found |= {"experts": pair.setting["evaluation"]["experts"]}
@@ -97,7 +97,7 @@ def set_for(pair: Pair) -> dict[str, Any]:
 
 
 def table(calibration: Calibration, damaged: Sequence[Pair]) -> list[str]:
-    """What each budget would have said about every damaged pair, and which pairs nothing stops."""
+    """Return the outcome of each budget on every damaged pair, and the pairs that no budget stops."""
     keys = [key for key, budget in calibration.budgets.items() if budget.value is not None]
     found = {pair.name: outcomes(pair, calibration) for pair in damaged}
     width = max(len(shown(name)) for name in found)
@@ -127,7 +127,7 @@ def _origin(found: Budget) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A small value in YAML's flow style."""
+    """Return a small value in YAML's flow style."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Does the atlas earn its keep? Receipts of many pairs against the ways in which its premises could fail.
+"""Test the programme's predictions on receipts of many pairs.
 
 Torch-free.
 """

@@ -25,7 +25,7 @@ ROUNDING = 1e-9  # of ranks, which lie in 0..1
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number with its percentile interval over resampled pairs."""
+    """A statistic with its percentile interval over resampled pairs."""
 
     name: str
     estimate: float
@@ -35,14 +35,14 @@ class Statistic:
 
 
 def correlation(x_P: F64, y_P: F64) -> float:
-    """Pearson's correlation; 0 where one of them does not vary."""
+    """Return Pearson's correlation; 0 if one of the variables is constant."""
     x, y = x_P - x_P.mean(), y_P - y_P.mean()
     size = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / size if size > 0.0 else 0.0
 
 
 def partial(x_P: F64, y_P: F64, given_PQ: F64) -> float:
-    """Correlation of what a linear fit on `given` leaves of both; 0 where it leaves nothing but rounding of one."""
+    """Return the correlation of the residuals of linear fits on `given`; 0 if a residual is rounding error alone."""
     design = np.column_stack([np.ones(len(x_P)), given_PQ])
     left = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (x_P, y_P)]
     if any(float(np.abs(v).max()) <= ROUNDING for v in left):
@@ -51,7 +51,7 @@ def partial(x_P: F64, y_P: F64, given_PQ: F64) -> float:
 
 
 def left_out_errors(predictors_PQ: F64, y_P: F64) -> F64:
-    """Squared errors of least squares at each pair, fitted without it (from the hat matrix)."""
+    """Return the squared error at each pair of a least-squares fit without this pair (from the hat matrix), [P]."""
     design = np.column_stack([np.ones(len(y_P)), predictors_PQ])
     hat = design @ np.linalg.pinv(design)
     residual = y_P - hat @ y_P
@@ -60,7 +60,7 @@ def left_out_errors(predictors_PQ: F64, y_P: F64) -> F64:
 
 
 def resampled(pairs: Sequence[str], seed: int = SEED, resamples: int = RESAMPLES) -> list[I64]:
-    """Indices of resampled pairs, drawn within each family; the same on every machine."""
+    """Return indices of resampled pairs, B x [P], drawn within each family; the same on every machine."""
     labels = np.asarray(pairs)
     drawn = []
     for stream, family in enumerate(np.unique(labels)):
@@ -74,7 +74,7 @@ def resampled(pairs: Sequence[str], seed: int = SEED, resamples: int = RESAMPLES
 def with_interval(
     name: str, statistic: Callable[[I64], float], families: Sequence[str], resamples: int = RESAMPLES
 ) -> Statistic:
-    """A statistic of a set of pairs, and its percentile interval over resampled pairs."""
+    """Return a statistic of a set of pairs with its percentile interval over resampled pairs."""
     values = np.array([statistic(index) for index in resampled(families, resamples=resamples)])
     tail = (1.0 - CONFIDENCE) / 2.0
     low, high = np.quantile(values, [tail, 1.0 - tail])
@@ -82,5 +82,5 @@ def with_interval(
 
 
 def within(values_P: F64, families: Sequence[str], index: I64) -> F64:
-    """Ranks within families of the pairs at `index`."""
+    """Return the ranks within families of the pairs at `index`."""
     return ranks_within(values_P[index], np.asarray(families)[index].tolist())

@@ -1,4 +1,4 @@
-"""One number a pair for everything that might track forgetting, read from receipts."""
+"""Read from receipts, for each pair, a number per quantity that might track forgetting."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ F64 = NDArray[np.float64]
 
 CHANNELS = tuple(channel.key for channel in DRIFTS)
 PUBLISHED = {"coordinate_drift_z": ("coordinate_drift",)}
-"""Beside a gated channel, the form of it that the paper prints."""
+"""For a gated channel, the form of it that the paper prints."""
 ATLAS = (*(form for key in CHANNELS for form in (key, *PUBLISHED.get(key, ()))), "overlap_drop")
 RAW = ("raw_norm_drift", "raw_state_drift")
 TELEMETRY = DROPS
 DISTANCE = "parameter_distance"
 QUANTITIES = (*ATLAS, "native_boundary_drift", *RAW, DISTANCE, *TELEMETRY)
-LEARNED = 0.5  # a task counts as learned where at most this share of the base's NLL is left
+LEARNED = 0.5  # a task counts as learned if the tuned NLL is at most this share of the base's
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Task:
     """A task that a pair learned.
 
     Attributes:
-        name: the domain.
-        nll: tuned NLL per scored token.
-        base: the base's.
+        name: the domain's name.
+        nll: the tuned checkpoint's NLL per scored token.
+        base: the base's NLL per scored token.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one receipt says.
+    """The quantities of a receipt.
 
     Attributes:
         name: the receipt's path.
         family: architecture of the base.
         forgetting: mean over base domains of the paired NLL increase, nats per token.
-        values: each quantity's mean over protected layers; NaN where it is not defined.
-        outcome: of the rewrite predicate: preserved, rewritten or undetermined.
-        classification: of the third predicate.
-        tasks: those that were learned.
+        values: each quantity's mean over protected layers; NaN if it is undefined.
+        outcome: outcome of the rewrite predicate: preserved, rewritten or undetermined.
+        classification: outcome of the third predicate.
+        tasks: the learned tasks.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Reading:
 
 
 def reading_of(receipt: Facts, name: str) -> Reading:
-    """Read an audit receipt that was verified.
+    """Read the receipt of an audit, verified already.
 
     Raises:
-        UsageError: ``E_KIND`` when it is no audit.
+        UsageError: ``E_KIND`` if the receipt is no audit.
     """
     if receipt["kind"] != "audit":
         raise UsageError("E_KIND", shown(name), "expected the receipt of an audit, found a baseline")
@@ -112,7 +112,7 @@ def _layer_mean(layers: Sequence[Facts], block: str, key: str) -> float:
 
 
 def ranks_within(values: F64, groups: Sequence[str]) -> F64:
-    """Average ranks within each group, scaled to 0..1: families differ in scale, not in order."""
+    """Return average ranks within each group, scaled to 0..1, because families differ in scale."""
     out = np.empty(len(values))
     labels = np.asarray(groups)
     for group in np.unique(labels):
@@ -122,7 +122,7 @@ def ranks_within(values: F64, groups: Sequence[str]) -> F64:
 
 
 def average_ranks(values: F64) -> F64:
-    """Ranks 1..n, ties sharing their mean."""
+    """Return ranks 1..n; ties share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2.0)[inverse.reshape(-1)])

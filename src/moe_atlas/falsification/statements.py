@@ -1,7 +1,7 @@
-"""The five ways in which the atlas programme should lose credibility, each as a statement with a statistic.
+"""The five predictions by which the atlas programme can be refuted, each as a statement with a statistic.
 
-Every statement is what the programme predicts. It is `supported` where the interval lies above 0, `not supported`
-where it lies below, else `undetermined`; too few pairs are undetermined whatever they say.
+A statement is `supported` if its interval lies above 0, `not supported` if the interval lies below 0, and
+`undetermined` otherwise. With too few pairs it is always `undetermined`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 FEWEST_PAIRS = 20
-FEWEST_MATCHES = 10  # a percentile interval over fewer couples does not keep its level
+FEWEST_MATCHES = 10  # a percentile interval over fewer matches does not keep its level
 FEWEST_EXPANSIVE = 3
 CALIPER = 0.1  # of the task's NLL at the base: two tunes this close have learned it equally well
 SUPPORTED, NOT_SUPPORTED, UNDETERMINED = "supported", "not supported", "undetermined"
@@ -34,7 +34,7 @@ SUPPORTED, NOT_SUPPORTED, UNDETERMINED = "supported", "not supported", "undeterm
 
 @dataclass(frozen=True)
 class Statement:
-    """One prediction and what the pairs say of it."""
+    """A prediction, its answer, and the statistics behind the answer."""
 
     key: str
     text: str
@@ -44,7 +44,7 @@ class Statement:
 
 
 def statements(readings: Sequence[Reading]) -> list[Statement]:
-    """All five, in the order in which the programme lists them."""
+    """Return all five statements, in the programme's order."""
     usable = [
         r for r in readings if np.isfinite([r.forgetting, *map(r.values.__getitem__, QUANTITIES)]).all()
     ]
@@ -59,7 +59,7 @@ def statements(readings: Sequence[Reading]) -> list[Statement]:
 
 
 def associations(readings: Sequence[Reading]) -> list[tuple[str, Statistic, Statistic]]:
-    """For every quantity its rank correlation with forgetting, alone and given the parameter distance."""
+    """Return each quantity's rank correlation with forgetting, alone and given the parameter distance."""
     table = Table(readings)
     out = []
     for key in QUANTITIES:
@@ -76,7 +76,7 @@ Column = Callable[[str], F64]
 
 
 class Table:
-    """The usable readings as columns, ranked within families on every resample."""
+    """Readings as columns, ranked within families on every resample."""
 
     def __init__(self, readings: Sequence[Reading]) -> None:
         self.families = [reading.family for reading in readings]
@@ -84,7 +84,7 @@ class Table:
         self.columns["forgetting"] = np.array([reading.forgetting for reading in readings])
 
     def interval(self, name: str, statistic: Callable[[Column], float]) -> Statistic:
-        """A statistic of ranked columns with its interval."""
+        """Return a statistic of ranked columns with its interval."""
 
         def on(index: I64) -> float:
             return statistic(lambda key: within(self.columns[key], self.families, index))
@@ -92,9 +92,9 @@ class Table:
         return with_interval(name, on, self.families)
 
     def gain(self, name: str, more: Sequence[str], less: Sequence[str]) -> Statistic:
-        """Share of the left-out squared error of `less` that `more` saves, in predicting ranks of forgetting.
+        """Return the share of the left-out squared error of `less` that `more` saves.
 
-        The predictions are fitted once; the interval resamples pairs' errors.
+        Both predict ranks of forgetting. The fits are made once; the interval resamples the errors of pairs.
         """
         everyone = np.arange(len(self.families))
         ranked = {key: within(values, self.families, everyone) for key, values in self.columns.items()}
@@ -146,7 +146,7 @@ def _distance(readings: Sequence[Reading], few: str) -> Statement:
 
 
 def _matched(readings: Sequence[Reading]) -> Statement:
-    """Rewritten against preserved tunes that learned the same task equally well."""
+    """Compare rewritten with preserved tunes that learned the same task equally well."""
     text = "at matched task success, tunes that preserve the atlas forget less"
     differences = []
     preserved = [r for r in readings if r.outcome == "preserved"]
@@ -167,7 +167,7 @@ def _matched(readings: Sequence[Reading]) -> Statement:
 
 
 def _alike(first: Reading, second: Reading) -> bool:
-    """Whether two tunes learned a task in common, to within the caliper."""
+    """Return whether two tunes learned a common task equally well, to within the caliper."""
     return any(
         a.name == b.name and abs(a.nll - b.nll) <= CALIPER * max(a.base, b.base)
         for a in first.tasks
@@ -176,7 +176,7 @@ def _alike(first: Reading, second: Reading) -> bool:
 
 
 def _expansive(readings: Sequence[Reading]) -> Statement:
-    """What the third predicate said where attempts at the same task were registered."""
+    """Count the outcomes of the third predicate."""
     text = "tasks that seem knowledge-expansive do need their charts redefined"
     avoidable = sum(reading.classification == "misclassified" for reading in readings)
     needed = sum(reading.classification == "knowledge-expansive" for reading in readings)
@@ -195,7 +195,7 @@ def _expansive(readings: Sequence[Reading]) -> Statement:
 
 
 def _overlap(readings: Sequence[Reading]) -> str:
-    """Which tasks preserving and rewriting tunes learned, whatever was registered."""
+    """Say how many tasks of rewriting tunes preserving tunes learned too, whatever stage was registered."""
     learned: dict[str, set[tuple[str, str]]] = {"preserved": set(), "rewritten": set()}
     for reading in readings:
         if reading.outcome in learned:

@@ -1,4 +1,4 @@
-"""Gates inside a training: `CheckpointGate` for any loop, `moe_atlas.integrations.transformers` for its Trainer."""
+"""Gates inside a training: `CheckpointGate` for any loop, `GateCallback` in `.transformers` for its Trainer."""
 
 from moe_atlas.integrations.checkpoint_gate import CheckpointGate, GateResult
 

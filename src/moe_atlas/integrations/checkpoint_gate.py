@@ -1,4 +1,4 @@
-"""Audits at checkpoint cadence, in a process of their own, for a training that goes on meanwhile.
+"""Audit checkpoints of a running training, each audit in a process of its own.
 
     gate = CheckpointGate("base.ckpt", "probes.yaml", "gates/", run="sft-640", stop_when="intervene")
     for step in range(steps):
@@ -7,9 +7,9 @@
             break
     gate.finish()
 
-The training's process never loads a checkpoint and never waits, unless it is told to: it starts `atlas audit`
-with its own interpreter, one at a time, and reads what has finished when the next checkpoint comes. An audit ends
-with the training that started it, however that ends. Torch-free.
+The training's process never loads a checkpoint, and never waits unless `wait` is set. It starts `atlas audit` with its
+own interpreter, one audit at a time, and reads finished audits when the next checkpoint comes. An audit ends with the
+training that started it, however the training ends. Torch-free.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ logger = logging.getLogger("moe_atlas.gate")
 
 @dataclass(frozen=True)
 class GateResult:
-    """One finished gate.
+    """A finished gate.
 
     Attributes:
         step: training step of the checkpoint.
-        checkpoint: what was audited.
-        receipt: where its receipt lies; there is none when the audit could not be carried out.
-        exit_code: of `atlas audit`; None when it could not be started.
-        verdict: `pass`, `fail` or `inconclusive`; None when there is no receipt.
-        structure: the same of atlas and damage alone: a task that is not reached yet stops no training.
+        checkpoint: the audited checkpoint.
+        receipt: path of the receipt; the file does not exist if the audit failed to run.
+        exit_code: exit code of `atlas audit`; None if it could not be started.
+        verdict: `pass`, `fail` or `inconclusive`; None without a receipt.
         message: the first reason, or the error.
-        seconds: from start to end.
+        seconds: duration of the audit.
+        structure: the verdict on atlas and damage alone; a task that is not reached yet stops no training.
     """
 
     step: int
@@ -74,24 +74,24 @@ class _Running:
 
 @dataclass
 class CheckpointGate:
-    """Takes a gate at every checkpoint it is shown, and says when to stop.
+    """Runs a gate at every checkpoint of a training, and says when to stop.
 
-    A gate that could not be carried out never stops a training and never passes silently: it is logged as an
-    error and stands in `results`.
+    A gate that could not run never stops a training and never passes silently: it is logged as an error and stands in
+    `results`.
 
     Attributes:
-        base: the checkpoint every gate compares with.
+        base: the checkpoint with which every gate compares.
         probe: registered probe file.
-        receipts: folder for the receipts, ``gate-<step>.json`` each, and what each audit said in ``gate-<step>.log``.
+        receipts: folder for the receipts ``gate-<step>.json`` and for the audits' output ``gate-<step>.log``.
         run: record every gate in this run's ledger.
         runs: the folder that holds the runs.
-        stop_when: `fail` stops where atlas or damage FAIL, `intervene` when the escalation rule of the run says so
-            (needs `run`), `never` only warns. A task that is not reached yet stops nothing.
+        stop_when: `fail` stops if atlas or damage FAIL, `intervene` if the run's escalation rule says intervene (needs
+            `run`), `never` only warns. A task that is not reached yet stops nothing.
         wait: wait for each gate before the training goes on.
         threads: CPU threads of the audit.
         niceness: added to the audit's niceness, so that the training keeps its cores.
         arguments: further arguments of `atlas audit`, such as ``("--device", "cuda")``.
-        accept_config_keys: keys of config.json that nothing reads and that may say these values; recorded.
+        accept_config_keys: keys of config.json that nothing reads, each with its accepted value; recorded.
         results: finished gates, in order.
 
     Raises:
@@ -123,10 +123,10 @@ class CheckpointGate:
         self._stop = False
 
     def __call__(self, checkpoint: str | os.PathLike[str], step: int) -> bool:
-        """Start the gate of a checkpoint that is wholly on disk; True when training should stop.
+        """Start the gate of a checkpoint that is complete on disk; return True if the training should stop.
 
-        Returns at once with what earlier gates have said so far, unless `wait` is set. While a gate is running,
-        further checkpoints queue up; keep them on disk until their gate is done.
+        Without `wait` the call returns at once with the decision of the gates finished so far. While a gate is running,
+        further checkpoints queue up; keep them on disk until their gates are done.
         """
         self._waiting.append((Path(checkpoint), step))
         if self.wait:
@@ -134,7 +134,7 @@ class CheckpointGate:
         return self.poll()
 
     def poll(self) -> bool:
-        """Collect a finished gate and start the next, without waiting; True when training should stop."""
+        """Collect a finished gate and start the next, without waiting; return True if the training should stop."""
         while self._running is not None or self._waiting:
             if self._running is None:
                 self._start(*self._waiting.popleft())
@@ -145,10 +145,10 @@ class CheckpointGate:
         return self._stop
 
     def finish(self, timeout: float | None = None) -> bool:
-        """Wait for every gate that was started or queued; True when training should stop.
+        """Wait for every started or queued gate; return True if the training should stop.
 
         Args:
-            timeout: seconds for each gate; one that takes longer is ended and counts as not carried out.
+            timeout: seconds for each gate; a gate that takes longer is killed and counts as not carried out.
         """
         self.poll()
         while self._running is not None:
@@ -183,7 +183,7 @@ class CheckpointGate:
             )
 
     def _command(self, checkpoint: Path, receipt: Path, step: int) -> list[str]:
-        """`atlas audit` with this interpreter; `nice` because a hook between fork and exec may deadlock."""
+        """Return the command line of `atlas audit`, with `nice` because a hook between fork and exec may deadlock."""
         command = ["nice", "-n", str(self.niceness), sys.executable, "-m", "moe_atlas", "audit"]
         command += [os.fspath(self.base), os.fspath(checkpoint), "--probe", os.fspath(self.probe)]
         command += ["--receipt", os.fspath(receipt), "--json", "--threads", str(self.threads)]
@@ -243,14 +243,14 @@ class CheckpointGate:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The training's environment without its distributed set-up, and who the training is: the audit ends with it."""
+    """Return the training's environment without its distributed set-up, with the process id that the audit watches."""
     dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
     return kept | {"OMP_NUM_THREADS": str(threads)} | named_parent()
 
 
 def _read(log: Path) -> tuple[dict[str, Any], str]:
-    """The audit's JSON summary, if it wrote one, and its first reason, its error or its last words."""
+    """Return the audit's JSON summary, if any, and its first reason, its error or its last line of output."""
     from moe_atlas.report.words import gate_sentence
 
     try:

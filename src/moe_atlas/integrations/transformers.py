@@ -1,11 +1,11 @@
-"""A callback for transformers' Trainer: a gate at every checkpoint it saves.
+"""A callback for transformers' Trainer that runs a gate at every saved checkpoint.
 
     from moe_atlas.integrations import CheckpointGate
     from moe_atlas.integrations.transformers import GateCallback
     gate = CheckpointGate("base.ckpt", "probes.yaml", "gates/", run="sft-640", stop_when="intervene")
     trainer = Trainer(..., callbacks=[GateCallback(gate)])
 
-Keep checkpoints until their gates are done: set `save_total_limit` no lower than two, or none.
+Keep checkpoints until their gates are done: set `save_total_limit` to two or more, or leave it out.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from moe_atlas.integrations.checkpoint_gate import CheckpointGate
 
 
 class GateCallback(TrainerCallback):
-    """Shows every saved checkpoint to a gate on the main process, and stops all processes together.
+    """Runs a gate on the main process at every saved checkpoint, and stops all processes together.
 
-    In a distributed training a gate starts when every process has written its part of the checkpoint. A gate that
-    finishes between checkpoints is read at the next one; a gate with ``wait=True`` is read at its own.
+    In a distributed training a gate starts when every process has written its part of the checkpoint. The callback
+    reads a finished gate at the next checkpoint; a gate with ``wait=True`` is read at its own checkpoint.
 
     Args:
-        gate: what to take, and when to stop.
+        gate: the gate, which also decides when to stop.
     """
 
     def __init__(self, gate: CheckpointGate) -> None:
@@ -50,13 +50,13 @@ class GateCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Wait for the gates that are still running, so that none is lost."""
+        """Wait for the running gates, so that no result is lost."""
         if state.is_world_process_zero:
             self.gate.finish()
 
 
 def _agreed(stop: bool) -> bool:
-    """The main process's decision on every process: one that went on alone would wait for ever."""
+    """Return the main process's decision on every process: a process that went on alone would wait for ever."""
     if not _distributed():
         return stop
     decision = [stop]
