@@ -1,4 +1,4 @@
-"""Configuration keys that a person accepts on the record, as they are written on a command line."""
+"""Parse configuration keys that a user accepts on record, as a command line spells them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPTION = "--accept-config-key"
 
 
 def parse_accepted(texts: Iterable[str]) -> dict[str, Any]:
-    """Keys and values out of ``KEY=VALUE``, the value in JSON or, where it is none, as the text that it is.
+    """Return keys and values of ``KEY=VALUE`` texts; a value that is no JSON is a string.
 
     Raises:
         UsageError: E_ACCEPT for a text without key or value, and for one key with two values.
@@ -35,7 +35,7 @@ def parse_accepted(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def written(accepted: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Accepted keys as a receipt holds them: the value as JSON text, so that any value is a plain fact."""
+    """Return accepted keys as a receipt holds them, each value as JSON text."""
     return [
         {"key": key, "value": json.dumps(value, sort_keys=True)} for key, value in sorted(accepted.items())
     ]

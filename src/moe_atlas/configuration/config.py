@@ -1,4 +1,4 @@
-"""Reading config.json so that nothing in it is ignored unnoticed."""
+"""Read config.json so that no key is ignored unnoticed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.models.spec import ModelSpec
 
 _REFUSED: Any = object()
-"""Stands for a value that the family has not, so that a key which needs it is refused."""
+"""Marks a missing default or a null without meaning, so that the key is refused."""
 DISAGREE = "and loaders disagree about which of them holds"
 KEEP = "keep the one that the checkpoint was trained with"
 
@@ -22,15 +22,15 @@ KEEP = "keep the one that the checkpoint was trained with"
 class Config:
     """A config.json section that remembers which keys were read.
 
-    Every key that is read says what holds where it is missing: nothing (the checkpoint is refused), or the default of
-    transformers' configuration class. A null is no missing key: it is refused unless the class gives it a meaning.
+    Every read of a key states the value of a missing key: none (the checkpoint is refused), or the default of
+    transformers' configuration class. A null is not a missing key: it is refused unless the class gives it a meaning.
 
     Args:
         values: the parsed section.
-        where: what to call it in messages.
-        file: the family's own source file, for whoever has to teach it a key.
-        path: what to put in front of a key in messages.
-        outer: the level around the section, where some loaders look for the same keys.
+        where: the section's name in messages.
+        file: the family's own source file, which would have to read an unknown key.
+        path: prefix of the section's keys in messages.
+        outer: the section one level above, where some loaders look for the same keys.
     """
 
     def __init__(
@@ -51,49 +51,49 @@ class Config:
         self._children: dict[str, Config] = {}
 
     def get(self, *names: str, **absent: Any) -> Any:
-        """What the key `names[0]` or its aliases say; `absent` may hold `default`, `null` and `kind` of `agreed`."""
+        """Return the value of a key or of its aliases; `absent` may hold `default`, `null` and `kind` of `agreed`."""
         return agreed(*((self, name) for name in names), **absent)
 
     def integer(self, *names: str, **absent: Any) -> int:
-        """A whole number."""
+        """Return a whole number."""
         value: int = self.get(*names, kind=int, **absent)
         return value
 
     def number(self, *names: str, **absent: Any) -> float:
-        """A finite number, returned as float."""
+        """Return a finite number as float."""
         value: float = self.get(*names, kind=float, **absent)
         return value
 
     def flag(self, *names: str, **absent: Any) -> bool:
-        """True or false."""
+        """Return true or false."""
         value: bool = self.get(*names, kind=bool, **absent)
         return value
 
     def text(self, *names: str, **absent: Any) -> str:
-        """A string."""
+        """Return a string."""
         value: str = self.get(*names, kind=str, **absent)
         return value
 
     def optional(self, *names: str, default: Any = None) -> Any:
-        """The value, None where it is null, and `default` where the key is missing."""
+        """Return the value, None for a null, and `default` for a missing key."""
         return self.get(*names, default=default, null=None)
 
     def integers(self, *names: str, **absent: Any) -> list[int]:
-        """A list of whole numbers; null is an empty one."""
+        """Return a list of whole numbers; a null is an empty list."""
         values: list[int] = self.get(*names, kind=list, null=[], **absent)
         for value in values:
             self.typed(names[0], value, int)
         return values
 
     def expect(self, name: str, *allowed: Any) -> None:
-        """Refuse unless the key is absent, null or one of the values that the family computes."""
+        """Refuse a value that the family does not compute; a missing key and a null pass."""
         value = self.optional(name)
         if value is not None and not any(same(value, item) for item in allowed):
             known = ", ".join(repr(item) for item in allowed)
             raise self.uncomputed(f"{name} = {value!r}", f"this family is implemented for {known} only")
 
     def implied(self, name: str, value: Any, by: str) -> None:
-        """Refuse a key that says something else than another one which the family reads instead."""
+        """Refuse a key that contradicts `value`, which the family took from the key `by` instead."""
         found = self.optional(name)
         if found is not None and not same(found, value):
             raise self.refuse(f"{name} = {found!r}", f"{by} says {value!r}, {DISAGREE}", KEEP)
@@ -104,17 +104,17 @@ class Config:
         self._declared |= dict.fromkeys(names, why)
 
     def declarations(self) -> dict[str, str]:
-        """Keys declared inert here and in the sections below, with the reasons."""
+        """Return the keys declared inert here and in the sections below, with the reasons."""
         inner = [child.declarations() for child in self._children.values()]
         return {f"{self.path}{key}": why for key, why in self._declared.items()} | {
             key: why for found in inner for key, why in found.items()
         }
 
     def said(self, name: str) -> tuple[bool, Any]:
-        """Whether a key is there at all, and its value; marks it as read.
+        """Mark a key as read, and return whether it is present and its value.
 
         Raises:
-            InputRefused: `E_FAMILY` where the level around this section says something else.
+            InputRefused: `E_FAMILY` if the section one level above holds another value.
         """
         self._read.add(name)
         value = self.values.get(name)
@@ -125,7 +125,7 @@ class Config:
         return name in self.values, value
 
     def section(self, name: str) -> Config | None:
-        """A nested object, tracked like this one; None when missing or null."""
+        """Return a nested object as a section of its own; None if it is missing or null."""
         value = self.optional(name)
         if value is None:
             return None
@@ -137,11 +137,11 @@ class Config:
     def refuse_unread(
         self, model: ModelSpec, accepted: Mapping[str, Any], *, nested: bool = False
     ) -> dict[str, Any]:
-        """Refuse the first key that nothing has read and that might change a number of `model`.
+        """Refuse the first unread key that might change a number of `model`.
 
         Returns:
-            Those of the `accepted` keys, under the names of messages, that stand here with the accepted value and
-            would have been refused.
+            The `accepted` keys, under their names in messages, that this section holds with the accepted value and that
+            would otherwise have been refused.
         """
         used: dict[str, Any] = {}
         for name, value in self.values.items():
@@ -161,16 +161,16 @@ class Config:
         return used
 
     def refuse(self, key: str, problem: str, next_step: str = "") -> InputRefused:
-        """An `E_FAMILY` error about one key of this section."""
+        """Return an `E_FAMILY` error about a key of this section."""
         return InputRefused("E_FAMILY", f"{self.where}: {key}", problem, next_step)
 
     def uncomputed(self, key: str, problem: str) -> InputRefused:
-        """An `E_FAMILY` error about one key that asks for what the family does not compute."""
+        """Return an `E_FAMILY` error about a key whose value the family does not compute."""
         step = f"leave the checkpoint as it is; {self.file} would have to compute what the key asks for"
         return self.refuse(key, problem, step)
 
     def typed(self, name: str, value: Any, kind: type) -> Any:
-        """A value of the kind that it should be; a whole number serves as any number."""
+        """Return `value` if it is of this kind, else refuse; a whole number is a valid float."""
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
@@ -181,13 +181,13 @@ class Config:
 def agreed(
     *places: tuple[Config, str], default: Any = _REFUSED, null: Any = _REFUSED, kind: type | None = None
 ) -> Any:
-    """What a configuration says of one thing in any of several places: a section and a key each.
+    """Return the value of a setting that may stand in several places, each a section and a key.
 
     Args:
-        places: named in messages in this order.
-        default: what holds where the key is in none of them.
-        null: what holds where it is null wherever it is.
-        kind: what a value must be.
+        places: the places, in the order of messages.
+        default: the value if no place holds the key.
+        null: the value if every place that holds the key has a null.
+        kind: the type of a value.
 
     Raises:
         InputRefused: `E_FAMILY` for different values, for a missing key or a null that has no meaning, and for a

@@ -1,4 +1,4 @@
-"""What a model computes, in the words that configuration keys use for it."""
+"""Find what a model computes by the words of configuration keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Seen = Callable[[ModelSpec], bool]
 
 
 def layers(model: ModelSpec) -> Iterator[LayerSpec]:
-    """Every layer, and those that stand inside another one."""
+    """Yield every layer, and every layer inside another layer."""
     for layer in model.layers:
         yield layer
         if layer.after is not None:
@@ -21,27 +21,27 @@ def layers(model: ModelSpec) -> Iterator[LayerSpec]:
 
 
 def mixers(model: ModelSpec) -> list[Mixer]:
-    """The mixer of every layer that has one."""
+    """Return the mixers of all layers that have a mixer."""
     return [layer.mixer for layer in layers(model) if layer.mixer is not None]
 
 
 def attentions(model: ModelSpec) -> list[GroupedQuery | Latent]:
-    """The softmax attentions among them."""
+    """Return the mixers that are softmax attentions."""
     return [mixer for mixer in mixers(model) if isinstance(mixer, GroupedQuery | Latent)]
 
 
 def moes(model: ModelSpec) -> list[MoESpec]:
-    """Every mixture of experts."""
+    """Return every mixture of experts."""
     return [layer.moe for layer in layers(model) if layer.moe is not None]
 
 
 def routers(model: ModelSpec) -> list[RouterSpec]:
-    """Every router."""
+    """Return every router."""
     return [moe.router for moe in moes(model)]
 
 
 def perceptrons(model: ModelSpec) -> list[FeedForward]:
-    """Every perceptron: dense, routed or shared."""
+    """Return every perceptron: dense, routed or shared."""
     dense = [layer.dense for layer in layers(model)]
     return [
         one for one in (*dense, *(m.experts for m in moes(model)), *(m.shared for m in moes(model))) if one
@@ -49,24 +49,24 @@ def perceptrons(model: ModelSpec) -> list[FeedForward]:
 
 
 def ropes(model: ModelSpec) -> list[Rope]:
-    """Every rotation of q and k."""
+    """Return every rotation of q and k."""
     return [rope for mixer in mixers(model) if (rope := getattr(mixer, "rope", None)) is not None]
 
 
 def having(
     name: str, of: Callable[[ModelSpec], Any] = mixers, off: tuple[Any, ...] = (None, False, 0)
 ) -> Seen:
-    """Whether a field of any of these is there and not off."""
+    """Return a test: does any part that `of` returns have the field `name` with a value that is not off?"""
     return lambda model: any(getattr(one, name, None) not in off for one in of(model))
 
 
 def any_of(*seen: Seen) -> Seen:
-    """Whether any of several holds."""
+    """Return a test that holds if any of these tests holds."""
     return lambda model: any(one(model) for one in seen)
 
 
 def always(model: ModelSpec) -> bool:
-    """What every decoder here does."""
+    """Return True, for features of every decoder."""
     return True
 
 
@@ -121,11 +121,11 @@ FEATURES: Mapping[str, Seen] = {
     r"identity|zero_expert": having("identity_experts", moes),
     r"weight_on_input|weighted_input": having("weight_on_input", moes),
 }
-"""Words of keys, and whether a model computes something by that name; the first that fits a key counts."""
+"""Patterns of key names, each with the test whether a model computes the feature; the first match counts."""
 
 
 def named(key: str, model: ModelSpec) -> bool:
-    """Whether a key's name speaks of something that the model computes."""
+    """Return whether a key's name speaks of a feature that the model computes."""
     return next((seen(model) for words, seen in FEATURES.items() if re.search(words, key)), False)
 
 
@@ -173,10 +173,10 @@ STATED: Mapping[str, Callable[[ModelSpec], list[Any]]] = {
     ],
     "is_moe_layer": lambda model: [[layer.moe is not None for layer in model.layers]],
 }
-"""Keys that say in so many words what a model computes: each with what every place of the model says to it."""
+"""Keys that state a setting of the model: each with the values of this setting in every place of the model."""
 
 
 def states(key: str, value: Any, model: ModelSpec, same: Callable[[Any, Any], bool]) -> bool:
-    """Whether a key says of the model what it computes everywhere."""
+    """Return whether a key states the setting that the model has in every place."""
     found = STATED[key](model) if key in STATED else []
     return bool(found) and all(same(one, value) for one in found)

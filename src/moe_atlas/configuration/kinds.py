@@ -1,4 +1,4 @@
-"""Which kind each layer is: dense or sparse, full or sliding, from whatever keys a family has for it."""
+"""Find the kind of each layer, dense or sparse, full or sliding, from a family's keys."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from moe_atlas.configuration.config import Config
 from moe_atlas.configuration.parts import LAYERS
 
 LEGACY = {"mamba": "linear_attention", "attention": "full_attention"}
-"""Kinds of layers under names that configurations no longer use."""
+"""Former names of layer kinds."""
 
 
 def dense_first(c: Config) -> Callable[[int], bool]:
-    """Layer rule of DeepSeek and its relatives: the first `first_k_dense_replace` layers are dense."""
+    """Return the layer rule of DeepSeek and its relatives: the first `first_k_dense_replace` layers are dense."""
     first = c.integer("first_k_dense_replace")
     step = c.integer("moe_layer_freq", default=1)
     if step != 1:
@@ -23,7 +23,7 @@ def dense_first(c: Config) -> Callable[[int], bool]:
 
 
 def dense_by_type(c: Config, first_dense: int = 1) -> Callable[[int], bool]:
-    """Layer rule of configs with `mlp_layer_types`; without the list the first layers are dense."""
+    """Return the layer rule of configs with `mlp_layer_types`; without this list the first layers are dense."""
     kinds, stated = c.optional("mlp_layer_types"), c.optional("first_k_dense_replace", default=None)
     first = first_dense if stated is None else c.integer("first_k_dense_replace")
     if kinds is None:
@@ -39,7 +39,7 @@ def dense_by_type(c: Config, first_dense: int = 1) -> Callable[[int], bool]:
 
 
 def layer_kinds(c: Config, default: Callable[[int], str], first: str = "sliding_attention") -> list[str]:
-    """`layer_types`, or what the family implies without them: kind `first`, or full attention."""
+    """Return `layer_types`, or the family's default without them; every kind is `first` or full attention."""
     given, layers = c.optional("layer_types"), c.integer(*LAYERS)
     kinds = (
         [default(i) for i in range(layers)] if given is None else [LEGACY.get(kind, kind) for kind in given]
@@ -54,19 +54,19 @@ def layer_kinds(c: Config, default: Callable[[int], str], first: str = "sliding_
 
 
 def dense_by_step(c: Config) -> Callable[[int], bool]:
-    """Layer rule of the Qwen families: dense in `mlp_only_layers` and off the `decoder_sparse_step` grid."""
+    """Return the layer rule of the Qwen families: dense in `mlp_only_layers` and off the `decoder_sparse_step` grid."""
     only = c.integers("mlp_only_layers", default=[])
     step = c.integer("decoder_sparse_step", default=1)
     return lambda index: index in only or (index + 1) % step != 0
 
 
 def sliding_window(c: Config, default: int | None = None, *, switch: bool) -> int | None:
-    """The window of all layers, or None.
+    """Return the window of all layers, or None.
 
     Args:
         c: the config section of the text model.
-        default: the window where the config leaves it out.
-        switch: the class slides only where `use_sliding_window` says so; else it does not know this key.
+        default: the window if the config leaves it out.
+        switch: whether the class reads `use_sliding_window` and slides only if the key is true.
     """
     window: int | None = c.optional("sliding_window", default=default) or None
     if switch:

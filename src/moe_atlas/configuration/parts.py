@@ -1,4 +1,4 @@
-"""The pieces families are composed of: each reads its config keys and returns spec data."""
+"""The parts from which families are composed: each reads its config keys and returns spec data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ACTIVATIONS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A family's answer for one config: the spec without its tensors, and what the tensors are called."""
+    """A family's result for a config: the spec without its tensors, and the names of the tensors."""
 
     model: ModelSpec
     names: Mapping[str, str]
@@ -37,21 +37,21 @@ class Blueprint:
     interleaved_rows: bool = False
     """Fused gate and up rows of the experts alternate."""
     fused: Literal["fused", "fused_transposed", "stacked"] = "fused"
-    """Orientation of a fused expert tensor where its shape alone does not tell; `stacked`: all experts' rows."""
+    """Orientation of a fused expert tensor if its shape alone does not tell; `stacked`: the rows of all experts."""
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Stored tensors whose rows are several roles one after the other."""
+    """Stored tensors that hold the rows of several roles, one role after the other."""
     also: Mapping[str, str] = field(default_factory=dict)
-    """Role to another name that some writer stores it under."""
+    """Role to another name under which some writers store its tensor."""
     turned: frozenset[str] = frozenset()
     """Roles whose matrix is stored with rows and columns exchanged."""
     entries: Mapping[str, int] = field(default_factory=dict)
-    """Role to how many entries are stored one after the other, of which the first is the text model's."""
+    """Role to the number of entries stored one after the other; the first entry is the text model's."""
     other_modality: str = ""
     """Pattern of the names below a layer that no token of text reaches."""
 
 
 def activation(c: Config, key: str = "hidden_act", default: str = "silu") -> Any:
-    """The activation function named by the config."""
+    """Return the activation function that the config names."""
     name = c.text(key, default=default)
     if name not in ACTIVATIONS:
         raise c.uncomputed(
@@ -63,12 +63,12 @@ def activation(c: Config, key: str = "hidden_act", default: str = "silu") -> Any
 def rms(
     c: Config, kind: Literal["rms", "rms32", "rms32_stored", "rms1p"] = "rms", default: float = 1e-6
 ) -> Norm:
-    """RMS normalisation with the config's epsilon."""
+    """Return an RMS normalisation with the config's epsilon."""
     return Norm(kind, c.number("rms_norm_eps", "norm_eps", "layer_norm_epsilon", default=default))
 
 
 def gated_mlp(c: Config, width: int, *, bias: bool = False) -> FeedForward:
-    """A gated perceptron of the given hidden width."""
+    """Return a gated perceptron of the given hidden width."""
     return FeedForward(width, activation(c), bias=bias)
 
 
@@ -82,15 +82,15 @@ def grouped_query(
     own_keys: bool = False,
     **options: Any,
 ) -> GroupedQuery:
-    """Grouped-query attention from the common keys.
+    """Return grouped-query attention from the common keys.
 
     Args:
         c: the config section of the text model.
         rope: rotation of q and k.
-        head_dim: dimensions of a head; `default_head_dim` where it is None.
-        kv_heads: key heads; those of the config where it is None.
-        scale: of the scores; head_dim^(-1/2) where it is None.
-        own_keys: without `num_key_value_heads` every head has keys of its own; else the key is needed.
+        head_dim: dimensions of a head; `default_head_dim` if None.
+        kv_heads: number of key heads; the config's number if None.
+        scale: factor on the scores; head_dim^(-1/2) if None.
+        own_keys: whether `num_key_value_heads` may be missing, so that every head has keys of its own.
         **options: fields of `GroupedQuery`.
     """
     heads = c.integer(*HEADS)
@@ -107,13 +107,13 @@ def grouped_query(
 
 
 def key_heads(c: Config, heads: int, *, own_keys: bool) -> int:
-    """`num_key_value_heads`; with `own_keys` a config may leave it out, and every head has keys of its own."""
+    """Return `num_key_value_heads`; with `own_keys` it may be missing, and every head has keys of its own."""
     absent = {"default": heads, "null": heads} if own_keys else {}
     return c.integer("num_key_value_heads", **absent)
 
 
 def default_head_dim(c: Config, default: int | None = None) -> int:
-    """`head_dim`; where the config leaves it out, the default of the family's class, which may be width over heads."""
+    """Return `head_dim`; if it is missing, the default of the family's class, which may be width over heads."""
     implied = c.integer(*WIDTH) // c.integer(*HEADS)
     return c.integer("head_dim", default=implied if default is None else default, null=implied)
 
@@ -127,7 +127,7 @@ def latent(
     own_keys: bool = False,
     **options: Any,
 ) -> Latent:
-    """Multi-head latent attention; a yarn `mscale_all_dim` sharpens the softmax.
+    """Return multi-head latent attention; a yarn `mscale_all_dim` sharpens the softmax.
 
     `default_rank` is the class's own rank of q, for a config that leaves it out (a null is direct projection);
     `own_keys` is as in `grouped_query`. `options` are fields of `Latent`.
@@ -141,7 +141,7 @@ def latent(
     if key_heads(c, heads, own_keys=own_keys) != heads:
         c.implied("num_key_value_heads", heads, "latent attention, whose heads all have keys of their own,")
     c.implied("qk_head_dim", nope + rotary, "qk_nope_head_dim + qk_rope_head_dim")
-    # Read by nothing; libraries write one or another of these there.
+    # No reader uses head_dim; libraries write any of these values there.
     c.expect("head_dim", rotary, nope, nope + rotary, values, c.integer(*WIDTH) // heads)
     return Latent(
         heads=heads,
@@ -159,7 +159,7 @@ def latent(
 
 
 def softmax_router(c: Config, *, renormalise: bool, **fields: Any) -> RouterSpec:
-    """Softmax over all experts in float32, matrix product and combine weight in the activation dtype."""
+    """Return a softmax router: scores in float32, matrix product and combine weight in the activation dtype."""
     defaults: dict[str, Any] = {
         "score": "softmax",
         "dispatch": "logits",
@@ -190,7 +190,7 @@ def softmax_router(c: Config, *, renormalise: bool, **fields: Any) -> RouterSpec
 
 
 def sigmoid_router(c: Config, *, renormalise: bool, scale: float, **fields: Any) -> RouterSpec:
-    """Sigmoid scores with a selection bias, everything in float32 (auxiliary-loss-free balancing)."""
+    """Return a router of sigmoid scores with a selection bias, all in float32 (auxiliary-loss-free balancing)."""
     ours: dict[str, Any] = {
         "score": "sigmoid",
         "dispatch": "scores",
@@ -210,10 +210,10 @@ def grouped_sigmoid_router(
     called: tuple[str, ...] = ("sigmoid",),
     **fields: Any,
 ) -> RouterSpec:
-    """Sigmoid router with selection bias, limited to the best groups by the sum of their two best scores.
+    """Return a sigmoid router with selection bias over the best groups, by the sum of their two best scores.
 
-    `default_groups` are the class's own groups and kept groups; a null stands for one. `called` is what configurations
-    call the one rule.
+    `default_groups` are the class's own numbers of groups and kept groups; a null means 1. `called` holds the names of
+    this scoring rule in configurations.
     """
     c.expect("scoring_func", *called)
     c.expect("topk_method", "noaux_tc")
@@ -233,7 +233,7 @@ def grouped_sigmoid_router(
 
 
 def moe(c: Config, router: RouterSpec, experts: FeedForward, **fields: Any) -> MoESpec:
-    """A mixture-of-experts block; the norms around it are filled in by `decoder`."""
+    """Return a mixture-of-experts block; `layer` fills in the norms around it."""
     return MoESpec(
         router=router,
         experts=experts,
@@ -249,7 +249,7 @@ def moe(c: Config, router: RouterSpec, experts: FeedForward, **fields: Any) -> M
 def layer(
     index: int, norm: Norm, mixer: Mixer | None, feed_forward: MoESpec | FeedForward | None, **fields: Any
 ) -> LayerSpec:
-    """One decoder layer around a mixture-of-experts, a dense block or neither."""
+    """Return a decoder layer around a mixture of experts, a dense block or neither."""
     bare = LayerSpec(
         index, mixer, norm, dense=feed_forward if isinstance(feed_forward, FeedForward) else None, **fields
     )
@@ -277,9 +277,9 @@ def decoder(
     at: Callable[[int], Mapping[str, Any]] = lambda index: {},
     **fields: Any,
 ) -> ModelSpec:
-    """A decoder whose layers differ only in mixer and block; `model` holds fields of `ModelSpec`.
+    """Return a decoder whose layers differ only in mixer and block; `model` holds fields of `ModelSpec`.
 
-    `fields` go to every layer, `at` gives further fields of single ones.
+    `fields` go to every layer, and `at` returns further fields of a single layer.
     """
     return ModelSpec(
         family="",

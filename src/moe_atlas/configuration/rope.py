@@ -1,4 +1,4 @@
-"""Position-embedding settings of both config generations.
+"""Read position-embedding settings of both config generations.
 
 Older configs hold `rope_theta` and `rope_scaling`, newer ones a single `rope_parameters`, which may be
 nested by the type of the layer.
@@ -29,20 +29,20 @@ def rope(
     elsewhere: Sequence[tuple[Config, str]] = (),
     inherited: bool = False,
 ) -> Rope:
-    """The rotary embedding that a config describes.
+    """Return the rotary embedding that a config describes.
 
-    A config of a transitional version says it twice, and what it says twice must be the same.
+    A config of a transitional version holds the settings twice; both copies must agree.
 
     Args:
         c: the config section of the text model.
         head_dim: dimensions of a head that could rotate, before any partial factor.
         pairing: which two dimensions form a plane.
         arithmetic: the dtype rule, see `Rope`.
-        theta: the base of the family's configuration class where the config gives none.
-        partial: rotated share of the head where the config gives none.
-        layer_type: key of the nested form, for families whose layers rotate by type; they have no other.
-        elsewhere: further places where the base may stand; `rope_theta` where there are none.
-        inherited: settings by type of layer that leave the rotated share out take the one that stands around them.
+        theta: the base of the family's configuration class, if the config gives none.
+        partial: rotated share of the head, if the config gives none.
+        layer_type: key of the nested form, for families whose layers rotate by type; such a config has no other form.
+        elsewhere: further places of the base; without them, `rope_theta`.
+        inherited: whether settings of a layer type without a rotated share take the share one level above.
 
     Raises:
         InputRefused: `E_FAMILY` for a missing or contradicted setting and for a scaling that is not implemented.
@@ -66,13 +66,13 @@ def rope(
             f"partial_rotary_factor = {share}", "expected a share of a head, above 0 and at most 1"
         )
     kind, params = scalings[0]
-    if kind == "proportional":  # planes are as in a head that rotates whole; those past the share stand still
+    if kind == "proportional":  # the planes of a whole rotation; planes past the share do not turn
         params, share = params | {"planes": int(share * head_dim // 2)}, 1.0
     return Rope(int(head_dim * share), base, pairing, arithmetic, kind, params)
 
 
 def _beside(c: Config, name: str, default: list[float]) -> None:
-    """Hold a setting that stands beside those by type of layer, which alone are read, against what they say."""
+    """Refuse a setting beside the settings by layer type that agrees with none of them; only the latter are read."""
     whole = next(section for key in SECTIONS if (section := c.section(key)) is not None and section.values)
     inner = [value for value in whole.values.values() if isinstance(value, dict)]
     stated = [value[name] for value in inner if value.get(name) is not None]
@@ -86,7 +86,7 @@ def _beside(c: Config, name: str, default: list[float]) -> None:
 
 
 def settings(c: Config, layer_type: str | None = None) -> list[Config]:
-    """The sections that describe the rotation: one in nearly every config, two in a transitional one, or none."""
+    """Return the sections on the rotation: one in nearly every config, two in a transitional config, or none."""
     found = [section for name in SECTIONS if (section := c.section(name)) is not None and section.values]
     if layer_type is not None:
         return [_of_type(c, found, layer_type)]
@@ -100,7 +100,7 @@ def settings(c: Config, layer_type: str | None = None) -> list[Config]:
 
 
 def _of_type(c: Config, sections: Sequence[Config], layer_type: str) -> Config:
-    """The settings of the layers of one type, from the one section that has them."""
+    """Return the settings of a type of layer from the only section that may hold them."""
     chosen = sections[0].section(layer_type) if len(sections) == 1 else None
     if chosen is None:
         raise c.refuse(
@@ -109,13 +109,13 @@ def _of_type(c: Config, sections: Sequence[Config], layer_type: str) -> Config:
     # A model need not have layers of every type.
     others = (name for name, value in sections[0].values.items() if isinstance(value, dict))
     sections[0].inert(*others, why="settings of other layers")
-    chosen.number("rope_theta")  # no reader fills it in as another does
+    chosen.number("rope_theta")  # readers differ in its default, so it must be written
     chosen.expect("truncate", True)  # the reference looks for it one level above
     return chosen
 
 
 def scaling(c: Config, s: Config, head_dim: int) -> tuple[Any, dict[str, Any]]:
-    """Kind and complete parameters of the frequency scaling in section `s`."""
+    """Return kind and complete parameters of the frequency scaling in section `s`."""
     kind = s.text("rope_type", "type", default="default")
     if kind == "dynamic" and s.optional("alpha"):  # the other keys of this form are left over from yarn
         s.inert("beta_fast", "beta_slow", "mscale", "mscale_all_dim", why="left over from yarn")
@@ -149,7 +149,7 @@ def _proportional(c: Config, s: Config) -> dict[str, Any]:
 
 
 def original_length(c: Config, s: Config) -> float:
-    """Context length before extension; the maximum where it is given nowhere."""
+    """Return the context length before extension; the maximum length if no key gives it."""
     name = "original_max_position_embeddings"
     stated = agreed((s, name), (c, name), default=None, kind=float)
     return c.number("max_position_embeddings") if stated is None else float(stated)
@@ -176,7 +176,7 @@ def _yarn(c: Config, s: Config) -> dict[str, Any]:
 
 
 def _longrope(c: Config, s: Config) -> dict[str, Any]:
-    """Short factors and their magnitude: what the reference applies at every length."""
+    """Return the short factors and their magnitude, which the reference applies at every length."""
     original = original_length(c, s)
     factor = s.number("factor", default=None, null=None) or c.integer("max_position_embeddings") / original
     implied = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
@@ -187,12 +187,12 @@ def _longrope(c: Config, s: Config) -> dict[str, Any]:
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """Yarn's magnitude factor 0.1·mscale·ln(factor) + 1."""
+    """Return yarn's magnitude factor 0.1·mscale·ln(factor) + 1."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def softmax_sharpening(c: Config, rotary: Rope) -> float:
-    """Factor on the attention scale of latent attention under a scaled position embedding."""
+    """Return the factor on the attention scale of latent attention under a scaled position embedding."""
     places = [(section, "mscale_all_dim") for section in settings(c)]
     all_dim = agreed(*places, default=None, null=None, kind=float) if places else None
     if rotary.kind == "default" or not all_dim:

@@ -1,9 +1,9 @@
-"""Which keys of a configuration change no number although nothing of the family reads them.
+"""Decide which unread keys of a configuration change no number.
 
-Three kinds, asked in this order: keys that no forward pass has ever read, whatever they say (`ANYWHERE`, `PATTERNS`);
-keys that say what the model computes (`features.STATED`); and keys that switch something off which the model does not
-compute (`switched_off`). A key that a family's class reads is none of the family's unread ones: a generated test holds
-every class against this file.
+There are three kinds, tested in this order. No forward pass reads the first kind, whatever its value (`ANYWHERE`,
+`PATTERNS`). The second kind states what the model computes (`features.STATED`). The third kind switches off a feature
+that the model does not compute (`switched_off`). A key that a family's class reads is never inert: a generated test
+checks every class against this file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moe_atlas.configuration.features import named, states
 from moe_atlas.models.spec import ModelSpec
 
 GENERATION = "how text is generated; at the top level only"
-"""A reason that holds no key inside a section: a router or a rotation may have a temperature of its own there."""
+"""This reason does not apply inside a section: a router or a rotation may have a temperature of its own there."""
 REASONS: Mapping[str, str] = {
     "which classes read the checkpoint, and where it came from": (
         "_name_or_path architectures auto_map finetuning_task model_type name_or_path tokenizer_class torchscript "
@@ -47,7 +47,7 @@ REASONS: Mapping[str, str] = {
     ),
 }
 ANYWHERE: Mapping[str, str] = {key: reason for reason, keys in REASONS.items() for key in keys.split()}
-"""Keys that change no number of an evaluation forward pass in any supported family, whatever they say."""
+"""Keys that change no number of an evaluation forward pass in any supported family, whatever their value."""
 
 PATTERNS: Mapping[str, str] = {
     r"unsloth_\w+": "a stamp of unsloth",
@@ -58,7 +58,7 @@ PATTERNS: Mapping[str, str] = {
     r"(\w+_)?(dropout|pdrop)(_prob|_rate|_p)?|\w*(drop_path|layerdrop)\w*": "used in training alone",
     r"(\w+_)?loss(_(coef\w*|weight|alpha|type|function|scaling_factor))?": "used in training alone",
 }
-"""The same, by the shape of a key's name; a name must fit from end to end."""
+"""Patterns of further such keys; a pattern must match the whole name."""
 
 SWITCH = re.compile(r"(^|_)(use|enable|enabled|with|has|add|apply)(_|$)")
 SIZE = re.compile(
@@ -72,11 +72,11 @@ OFF: Mapping[str, str] = {
     "0, of a name that ends or begins as sizes and counts do": "has none of what the model does not compute",
     "1, of a name that ends as factors do": "scales by 1 what the model does not scale",
 }
-"""What `switched_off` accepts, in words."""
+"""The values that `switched_off` accepts, in words."""
 
 
 def changes_nothing(key: str, value: Any, model: ModelSpec, *, nested: bool = False) -> bool:
-    """Whether a key that nothing has read changes no number of this model; `nested`: it stands inside a section."""
+    """Return whether an unread key changes no number of this model; `nested`: the key stands inside a section."""
     why = reason(key)
     if why is not None and not (nested and why == GENERATION):
         return True
@@ -84,13 +84,13 @@ def changes_nothing(key: str, value: Any, model: ModelSpec, *, nested: bool = Fa
 
 
 def reason(key: str) -> str | None:
-    """Why a key is inert in every family, or None where it is not."""
+    """Return why a key is inert in every family, or None if it is not."""
     shaped = (why for pattern, why in PATTERNS.items() if re.fullmatch(pattern, key))
     return ANYWHERE.get(key) or next(shaped, None)
 
 
 def switched_off(key: str, value: Any, model: ModelSpec) -> bool:
-    """Whether a key says nothing, or is a switch, a size or a factor of something that the model does not compute."""
+    """Return whether a key is empty, or switches off, sizes to 0 or scales by 1 a feature that the model lacks."""
     if value is None or value == {} or value == []:
         return True
     off = (SWITCH.search(key) and value is False) or (SIZE.search(key) and same(value, 0))
@@ -99,7 +99,7 @@ def switched_off(key: str, value: Any, model: ModelSpec) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two JSON values mean the same: 1 is 1.0, and neither is true."""
+    """Return whether two JSON values are equal: 1 equals 1.0, and neither equals true."""
     return bool(_kind(one) == _kind(other) and one == other)
 
 
