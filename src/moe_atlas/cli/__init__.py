@@ -1,4 +1,4 @@
-"""The command line: parse, call, render, exit code. Nothing here imports torch; a command does when it must."""
+"""The command line: parse, call, render, exit code. This module imports no torch; a command imports it when it must."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COMMANDS = {
     "falsify": ("receipts", "Hold the method against simpler measures, over many pairs."),
     "attest": ("receipts", "Wrap a verified receipt as an in-toto Statement."),
 }
-"""Every command, with its package and the line that `atlas --help` gives it."""
+"""Every command, with its package and its line in `atlas --help`."""
 
 CRASHED = 70
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -62,7 +62,7 @@ app = typer.Typer(
 
 
 def _say_version(wanted: bool) -> None:
-    """The version of the program, and of the rules by which it derives a receipt."""
+    """Return the version of the program, and of the rules by which it derives a receipt."""
     if wanted:
         from moe_atlas.derivation.derive import DERIVATION
 
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def _open(stream: TextIO | None) -> TextIO:
-    """A stream that can be written to: the interpreter leaves None where the descriptor was closed.
+    """Return a stream that can be written to; the interpreter sets None for a closed descriptor.
 
     A character that a pipeline's encoding does not have is escaped: words about a result must not change its code.
     """
@@ -137,7 +137,7 @@ def _crash(*error: Any) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; every error a user can cause becomes one line."""
+    """Run a command line and return its exit code; every error that a user can cause becomes one line."""
     try:
         result: Any = typer.main.get_command(app).main(arguments, prog_name="atlas", standalone_mode=False)
     except AtlasError as error:
@@ -166,7 +166,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _unwritable(error: Exception) -> int:
-    """The exit code of a failed write to an output stream of ours; anything else is a bug and is raised again."""
+    """Return the exit code of a failed write to an output stream; any other error is a bug and is raised again."""
     if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
         complain(f"E_OUTPUT standard output: cannot be written ({error.strerror})")
         return int(Exit.EXHAUSTED)
@@ -174,13 +174,13 @@ def _unwritable(error: Exception) -> int:
 
 
 def complain(message: str) -> None:
-    """Say one line on standard error, inert in a terminal, and survive a closed one."""
+    """Write one line, inert in a terminal, to standard error; ignore a closed stream."""
     with contextlib.suppress(OSError, ValueError):
         print(f"atlas: {shown(message, 2000)}", file=sys.stderr, flush=True)
 
 
 def _flushes(stream: TextIO) -> bool:
-    """Whether a stream can be flushed; where not, the interpreter would replace our exit code by 120."""
+    """Return whether a stream can be flushed; otherwise the interpreter would replace the exit code by 120."""
     try:
         stream.flush()
     except (OSError, ValueError, AttributeError):

@@ -50,7 +50,7 @@ def build_ling(c: Config) -> Blueprint:
 def compose(
     c: Config, qkv_bias: bool, out_bias: bool, shared_key: str, precision: Literal["native", "float32"]
 ) -> ModelSpec:
-    """The decoder that both are; `precision` is that of scores, of combine weights and of the sum over experts."""
+    """Return the decoder of both; `precision` is that of scores, of combine weights and of the sum over experts."""
     attention = grouped_query(c, rope=rope(c, default_head_dim(c)), qkv_bias=qkv_bias, out_bias=out_bias)
     router = softmax_router(
         c,

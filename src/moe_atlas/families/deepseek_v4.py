@@ -54,9 +54,9 @@ RELEASED = {
     "embedding": "model.embed",
     **{f"head_streams.{part}": f"model.hc_head_{part}" for part in ("fn", "base", "scale")},
 }
-"""Names of the release that its class does not write back."""
+"""Names of tensors in the release; the class writes other names."""
 RATIOS = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
-"""Tokens that a compressed key stands for, and what its class calls such a layer."""
+"""Number of tokens per compressed key to the class's name of such a layer."""
 
 FIXED = {
     "attention_bias": False,
@@ -118,7 +118,7 @@ def _kinds(c: Config) -> list[str]:
 
 
 def _by_token(c: Config) -> list[bool]:
-    """Which layers look their experts up by token id: as listed, or the first `num_hash_layers`."""
+    """Return which layers look experts up by token id: the listed layers, or the first `num_hash_layers`."""
     layers, blocks = c.integer(*LAYERS), c.optional("mlp_layer_types")
     if blocks is None:
         first = c.integer("num_hash_layers", default=3, null=3)
@@ -155,7 +155,7 @@ def _rotations(c: Config) -> dict[str, Rope]:
 
 
 def _rotated(c: Config, head_dim: int) -> int:
-    """Dimensions of a head that rotate."""
+    """Return the number of rotated dimensions of a head."""
     if c.optional("partial_rotary_factor") is None:
         rotated = c.integer("qk_rope_head_dim", default=head_dim // 8, null=head_dim // 8)
     else:

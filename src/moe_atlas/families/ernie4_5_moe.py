@@ -29,7 +29,7 @@ from moe_atlas.models.spec import ModelSpec
 BIAS = "mlp.moe_statics.e_score_correction_bias"
 NAMES = STANDARD | {"selection_bias": BIAS}
 NAMES_VISION = STANDARD | {"selection_bias": "mlp.text_moe.gate.moe_statics.e_score_correction_bias"}
-"""The biases of text and vision are stored together; this is what the class calls that of text."""
+"""The class's name of the text router's bias; biases of text and vision are stored together."""
 
 
 def build(c: Config) -> Blueprint:
@@ -84,7 +84,7 @@ def _require_interleaved(c: Config) -> None:
 def _compose(
     c: Config, width: int, dense: Callable[[int], bool], bias: bool, fields: Mapping[str, Any]
 ) -> ModelSpec:
-    """The decoder that both are; `fields` are of the whole model."""
+    """Return the decoder of both; `fields` are fields of `ModelSpec`."""
     rotary = rope(c, default_head_dim(c), pairing="pairs", arithmetic="float32", theta=500000.0)
     attention = grouped_query(c, rope=rotary, qkv_bias=bias, out_bias=bias)
     router = softmax_router(

@@ -77,7 +77,7 @@ def build(c: Config) -> Blueprint:
 
 
 def _refuse_the_dense_forms(c: Config) -> None:
-    """Refuse what Gemma 4 has in its models without experts alone."""
+    """Refuse features that only Gemma 4 models without experts have."""
     if not c.flag("enable_moe_block", default=False):
         raise c.refuse("enable_moe_block", "this Gemma 4 has no experts, so there is no routing to audit")
     inputs = c.integer("hidden_size_per_layer_input", default=256)
@@ -93,7 +93,7 @@ def _refuse_the_dense_forms(c: Config) -> None:
 
 
 def _kinds(c: Config) -> list[str]:
-    """The kind of attention of each layer: five slide, one sees everything, and the last one does in any case."""
+    """Return the kind of attention of each layer: five sliding, then one full; the last layer is always full."""
     last = c.integer(*LAYERS) - 1
     kinds = layer_kinds(c, lambda i: SLIDING if (i + 1) % 6 and i != last else FULL)
     if kinds[-1] != FULL:

@@ -57,7 +57,7 @@ def build(c: Config) -> Blueprint:
 
 
 def _every(c: Config, kind: str, default_period: int, default_offset: int) -> Callable[[int], bool]:
-    """Which layers are of a kind: one in every period, at an offset."""
+    """Return which layers are of a kind: one per period, at an offset."""
     period = c.integer(f"{kind}_period", default=default_period)
     offset = c.integer(f"{kind}_offset", default=default_offset)
     if not 0 <= offset < period:

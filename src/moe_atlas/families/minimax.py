@@ -60,13 +60,13 @@ def build(c: Config) -> Blueprint:
 
 
 def _factors(c: Config, block: str) -> tuple[float, float]:
-    """What the normalised state and the output of a kind of block are multiplied by."""
+    """Return the factors on the normalised state and on the output of a kind of block."""
     kept, added = (c.number(f"{block}_{factor}_factor", default=1.0) for factor in ("alpha", "beta"))
     return kept, added
 
 
 def _lightning(c: Config, index: int, head_dim: int) -> Lightning:
-    """Later layers forget more slowly; the output's norm has the default epsilon of its class."""
+    """Return lightning attention; later layers decay more slowly, the norm has its class's default epsilon."""
     return Lightning(
         heads=c.integer(*HEADS),
         head_dim=head_dim,

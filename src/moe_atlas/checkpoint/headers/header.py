@@ -1,8 +1,8 @@
 """The header of a safetensors file, parsed strictly, by a parser of our own.
 
-The safetensors library keeps the last of two tensors with one name and lets through names with control
-characters and keys it does not know, so a file could show an auditor one tensor and a server another.
-Here every such ambiguity is refused. Whatever passes, the library reads in the same way.
+The safetensors library keeps the last of two tensors with the same name, and accepts unknown keys and names with
+control characters. So a file could show an auditor one tensor and a server another. This parser refuses every such
+ambiguity. The library reads every accepted header in the same way.
 
 Layout of a file: 8 bytes little-endian length N, N bytes of JSON, then the data, which the table of the
 header must cover from the first byte to the last without a gap or an overlap.
@@ -40,7 +40,7 @@ _REPORT_WRITER = "write the file again with a current safetensors"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as a safetensors file stores it.
+    """A tensor as a safetensors file stores it.
 
     Attributes:
         name: the name in the header.
@@ -74,7 +74,7 @@ def read_header(
         The tensors in the order of their data.
 
     Raises:
-        InputRefused: with the code of what is wrong (``E_HDR_*`` and those of `parse_header`).
+        InputRefused: ``E_HDR_*``, and every code of `parse_header`.
     """
     prefix = os.pread(descriptor, _LENGTH_BYTES, 0)
     if len(prefix) < _LENGTH_BYTES:
@@ -99,7 +99,7 @@ def read_header(
 
 
 def pread_all(descriptor: int, length: int, offset: int) -> bytes:
-    """Read up to `length` bytes at `offset`; the result is shorter only where the file ends."""
+    """Read up to `length` bytes at `offset`; the result is shorter only if the file ends."""
     pieces = []
     while length and (piece := os.pread(descriptor, length, offset)):
         pieces.append(piece)
@@ -142,7 +142,7 @@ def parse_header(raw: bytes, file: str, data_bytes: int) -> list[StoredTensor]:
 
 
 def _check_metadata(value: object, file: str) -> None:
-    """Check that the metadata maps distinct strings to strings; nothing else is made of it."""
+    """Check that the metadata maps distinct strings to strings; its content is not used."""
     if not isinstance(value, Members):
         raise refusal("E_TYPE", file, "must map strings to strings", _REPORT_WRITER, name=_METADATA)
     seen = set()
@@ -210,7 +210,7 @@ def _tensor(name: str, value: object, file: str, data_start: int) -> StoredTenso
 
 
 def _malformed_entry(name: str, value: object, file: str) -> Exception:
-    """Say what is wrong with a tensor's entry that is not the three expected members."""
+    """Refuse a tensor's entry that does not have exactly the three expected members."""
     if not isinstance(value, Members):
         return refusal("E_TYPE", file, "the tensor's entry is not an object", _REPORT_WRITER, name=name)
     seen = set()
@@ -227,7 +227,7 @@ def _malformed_entry(name: str, value: object, file: str) -> Exception:
 
 
 def _shape_bytes(name: str, shape: tuple[Any, ...], bits: int, file: str) -> int:
-    """Return the bytes that a shape takes, having refused what no framework could hold."""
+    """Return the bytes of a shape; refuse a shape that no framework could hold."""
     if len(shape) > MAX_RANK:
         problem = f"has {len(shape)} dimensions, more than {MAX_RANK}"
         raise refusal("E_RANK", file, problem, name=name)
@@ -249,14 +249,14 @@ def _shape_bytes(name: str, shape: tuple[Any, ...], bits: int, file: str) -> int
 
 
 def _digits(number: int) -> str:
-    """Write an integer of a header, which may have thousands of digits, in a few characters."""
+    """Return an integer of a header, which may have thousands of digits, in a few characters."""
     return str(number) if abs(number) < 1 << 64 else f"{number.bit_length()}-bit number"
 
 
 def _covering(
     tensors: Iterable[StoredTensor], file: str, data_start: int, data_bytes: int
 ) -> list[StoredTensor]:
-    """Order tensors by their data and refuse gaps, overlaps, and data that ends before or after the table."""
+    """Sort tensors by their data; refuse gaps, overlaps, and data that ends before or after the table."""
     ordered = sorted(tensors, key=lambda tensor: (tensor.begin, tensor.nbytes))
     position = data_start
     for tensor in ordered:

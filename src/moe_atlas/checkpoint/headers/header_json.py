@@ -1,7 +1,7 @@
 """The JSON of a safetensors header, decoded compactly, with bounded memory and every duplicate kept.
 
-Python's decoder does the scanning. Its hooks turn each object into a small value at once, so that a header
-of 16 MiB stays far below the gigabyte that its plain dictionaries would take.
+Python's decoder scans the text. Its hooks turn each object into a small value at once. So a header of 16 MiB needs far
+less than the gigabyte that plain dictionaries would take.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HEADER_BYTES_PER_BRACKET = 16  # the shortest possible entry has three brackets
 
 
 class Entry(NamedTuple):
-    """The three values of one tensor's object, before any of them is checked."""
+    """The three values of a tensor's object, not yet checked."""
 
     dtype: str
     shape: tuple[Any, ...]
@@ -38,7 +38,7 @@ _NO_MEMBERS = Members()
 
 
 def decode_header(raw: bytes, file: str) -> Members:
-    """Decode the JSON of a header into the members of its one object.
+    """Decode the JSON of a header into the members of its top-level object.
 
     Args:
         raw: the JSON bytes, padding included.
@@ -75,7 +75,7 @@ def decode_header(raw: bytes, file: str) -> Members:
 
 
 def _check_brackets(raw: bytes, file: str) -> None:
-    """Refuse a header made of brackets: each would cost a hundred bytes of memory once decoded."""
+    """Refuse a header with too many brackets: each takes a hundred bytes of memory when decoded."""
     brackets = raw.count(b"[") + raw.count(b"{")
     if brackets > max(_BRACKETS_ALWAYS_ALLOWED, len(raw) // _HEADER_BYTES_PER_BRACKET):
         raise refusal(
@@ -96,7 +96,7 @@ def _constant(text: str) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Entry | Members:
-    """Keep an object small at once: a large header has hundreds of thousands."""
+    """Turn an object into a small value at once; a large header has hundreds of thousands of objects."""
     if len(pairs) == 3:
         fields = dict(pairs)
         dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")

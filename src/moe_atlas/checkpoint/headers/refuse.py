@@ -1,4 +1,4 @@
-"""How this package words a refusal: one line, naming the file and the tensor or key, inert in a terminal."""
+"""Word a refusal: one line that names the file and the tensor or key, inert in a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PATH_CHARACTERS = 512
 def refusal(
     code: str, file: str, problem: str, next_step: str = "", *, name: str | None = None
 ) -> InputRefused:
-    """Build the refusal of one file, or of one tensor or key of it (exit code 4)."""
+    """Return the refusal of a file, or of a tensor or key in it (exit code 4)."""
     return InputRefused(code, place(file, name), problem, next_step)
 
 

@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint, read so that two readers cannot disagree about what they say."""
+"""Read JSON files of a checkpoint strictly, so that no two readers can disagree about their content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moe_atlas.errors import InputRefused
 
 
 class _Repeated(Exception):
-    """A key that stands twice in one object."""
+    """An object holds the same key twice."""
 
 
 def parse_json_object(raw: bytes, file: str, *, infinite: bool = False) -> dict[str, Any]:
@@ -19,20 +19,20 @@ def parse_json_object(raw: bytes, file: str, *, infinite: bool = False) -> dict[
 
     Args:
         raw: the bytes of the whole file.
-        file: its name, for messages.
-        infinite: also take ``Infinity``, which Python writes into a configuration for a limit that is none.
+        file: the file's name, for messages.
+        infinite: accept ``Infinity``, which Python writes into a configuration for an absent limit.
 
     Returns:
         The object; numbers with a fraction or an exponent as finite floats.
 
     Raises:
-        InputRefused: ``E_DUP_KEY`` for a key that stands twice in one object; ``E_TYPE`` when the file is
-            not one object; ``E_JSON`` for anything that is not JSON in UTF-8, for NaN and infinities, half
+        InputRefused: ``E_DUP_KEY`` for an object with the same key twice; ``E_TYPE`` if the file is
+            no object; ``E_JSON`` for anything that is not JSON in UTF-8, for NaN and infinities, half
             surrogate pairs and deep nesting.
     """
     try:
         value = (_INFINITE if infinite else _STRICT).decode(raw.decode("utf-8"))
-        # Half a surrogate pair passes Python's decoder and then breaks whoever writes it out again.
+        # Python's decoder accepts half a surrogate pair, but no encoder can write it again.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _Repeated as error:
         problem = "the key stands twice in one object; readers disagree about which one counts"

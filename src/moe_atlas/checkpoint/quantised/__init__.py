@@ -1,5 +1,5 @@
-"""Quantised tensors: how they are recognised from headers, and what each format's stored bytes mean.
+"""Quantised tensors: recognise them from headers, and decode the bytes of each format.
 
-`detect` and `encoding` do without torch; one module per format holds the pure functions on tensors, and
-`decode` picks among them. Only weights are decoded: activations are never quantised in a replay.
+`encoding` and the readers import no torch. One module per format holds the pure functions on tensors, and `decode`
+picks among them. Only weights are decoded: a replay never quantises activations.
 """

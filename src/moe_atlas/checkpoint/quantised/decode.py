@@ -1,4 +1,4 @@
-"""From an encoding to the pure functions of its format."""
+"""Call the pure functions of an encoding's format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Parts = Mapping[str, Tensor]
 
 
 def decode(entry: Encoded, parts: Parts, label: str) -> Tensor:
-    """The logical tensor, float32 (bfloat16 where that is exact), from its stored parts by role.
+    """Return the logical tensor, float32 (bfloat16 if that is exact), from its stored parts by role.
 
     Raises:
-        InputRefused: ``E_QUANT`` when the stored shape of packed values is not what was packed, and for zero points
-            and groups of columns that are out of range; the line names the checkpoint, `label`.
+        InputRefused: ``E_QUANT`` if the stored shape of packed values contradicts the header, or if zero points or
+            groups of columns are out of range; the message names the checkpoint, `label`.
     """
     encoding, values = entry.encoding, parts["values"]
     if "shape" in parts and tuple(parts["shape"].tolist()) != entry.shape:
@@ -61,7 +61,7 @@ def _decode_integers(entry: Encoded, parts: Parts, label: str) -> Tensor:
 
 
 def _require_range(entry: Encoded, role: str, found: Tensor, last: int, label: str) -> None:
-    """Refuse whole numbers outside 0 to `last`, of which another loader may make others."""
+    """Refuse whole numbers outside 0 to `last`, which other loaders may wrap or clamp."""
     low, high = found.aminmax()
     if low < 0 or high > last:
         what = {"zero_point": "a zero point", "order": "a group of columns"}[role]
@@ -71,10 +71,10 @@ def _require_range(entry: Encoded, role: str, found: Tensor, last: int, label: s
 
 
 def round_trip(encoding: Encoding, weight: Tensor) -> Tensor:
-    """A weight [R, C] as a format would keep it with scales of its own, float32.
+    """Quantise a weight to a format with new scales and decode it again, float32 [R, C].
 
-    The scales are those of plain rounding: the largest magnitude of a block fills the format's range. A
-    checkpoint's own quantiser may have done better (calibration) or worse.
+    The scales are those of plain rounding: the largest magnitude of a block fills the format's range. A checkpoint's
+    own quantiser may round better (by calibration) or worse.
 
     Args:
         encoding: the format.

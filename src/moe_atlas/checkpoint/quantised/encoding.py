@@ -1,4 +1,4 @@
-"""A logical tensor that is stored as several: values, scales and what else its format needs."""
+"""A logical tensor that is stored as several tensors: values, scales and the other parts of its format."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any, Literal
 
 Kind = Literal["fp8", "packed_integer", "mxfp4", "nvfp4", "nvfp4_rows", "gptq", "gptq_v2", "awq", "affine"]
 TURNED = ("gptq", "gptq_v2", "awq")
-"""Kinds whose parts are stored input by output: the rows of the tensor are their columns."""
+"""Kinds whose parts are stored input by output: the columns of a part are the rows of the tensor."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """A format with its parameters: everything that decides what the bytes mean."""
+    """A format with all parameters that decide the meaning of its bytes."""
 
     kind: Kind
     block: tuple[int, int] | None = None
-    """Rows and columns that share a scale; 0 for all there are. Never derived from the shapes: blocks at the
+    """Numbers of rows and columns that share a scale; 0 means all. Never derived from the shapes, because blocks at the
     edges may be smaller."""
     bits: int = 8
     symmetric: bool = True
     """False: a zero point is stored and subtracted."""
     exponents: bool = False
-    """The scales are powers of two, stored as their exponents."""
+    """True: the scales are powers of two, stored as exponents."""
 
     def rows_together(self, role: str) -> int:
-        """How many rows of the tensor share one of a part; 0 for all there are, whatever the part's shape."""
+        """Return how many rows of the tensor share an entry of a part; 0 means all, whatever the part's shape."""
         inside = 32 // self.bits
         if self.turned:
             values = inside if self.kind == "awq" else 1
@@ -37,22 +37,22 @@ class Encoding:
 
     @property
     def turned(self) -> bool:
-        """Whether the rows of the tensor are the columns of its parts."""
+        """Return whether the rows of the tensor are the columns of its parts."""
         return self.kind in TURNED
 
     def describe(self) -> dict[str, Any]:
-        """The parameters as plain JSON values."""
+        """Return the parameters as plain JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A quantised tensor as it is meant.
+    """A quantised tensor as a logical tensor.
 
     Attributes:
-        name: the name an unquantised checkpoint gives it.
-        shape: its shape once decoded.
-        parts: stored tensors by role: `values`, `scale` and, where the format has them, `zero_point`, `offset`,
+        name: the tensor's name in an unquantised checkpoint.
+        shape: the shape of the decoded tensor.
+        parts: names of stored tensors by role: `values`, `scale` and, if the format has them, `zero_point`, `offset`,
             `order`, `global_scale` (divides), `tensor_scale` (multiplies) and `shape`.
     """
 

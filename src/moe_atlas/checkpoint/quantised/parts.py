@@ -1,4 +1,4 @@
-"""The stored parts of a quantised tensor, held against each other from their headers alone."""
+"""Check the stored parts of a quantised tensor against each other, from headers alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Names = Mapping[str, str]
 
 
 def scaled(scheme: Scheme, tensors: Tensors, names: Names, name: str, label: str) -> Encoded:
-    """8-bit floats and their scales; a scale per row or block may be written with dimensions of 1 beside its own."""
+    """Return the tensor of 8-bit floats and scales; scales per row or block may have further dimensions of 1."""
     values, scale = (
         part(tensors, names, "values", FLOAT8, label),
         part(tensors, names, "scale", SCALES, label),
@@ -39,7 +39,7 @@ def scaled(scheme: Scheme, tensors: Tensors, names: Names, name: str, label: str
 
 
 def _scale_shapes(shape: tuple[int, ...], block: tuple[int, int]) -> list[tuple[int, ...]]:
-    """The shapes in which writers store the scales of a matrix or of a stack of them, the plainest first."""
+    """Return the shapes in which writers store the scales of a matrix or of a stack of matrices, the plainest first."""
     stack = shape[:-2]
     if block == (0, 0):
         return [(*stack, 1, 1), stack, (), (1,), (1, 1)]
@@ -49,7 +49,7 @@ def _scale_shapes(shape: tuple[int, ...], block: tuple[int, int]) -> list[tuple[
 
 
 def packed(scheme: Scheme, tensors: Tensors, names: Names, name: str, label: str) -> Encoded:
-    """Integers in 32-bit words along the columns, as compressed-tensors packs them."""
+    """Return the tensor of integers in 32-bit words along the columns, as compressed-tensors packs them."""
     if "order" in names:
         raise refuse(label, names["order"], "columns quantised in another order (actorder) are not decoded")
     words = part(tensors, names, "values", ("I32",), label)
@@ -73,15 +73,15 @@ def packed(scheme: Scheme, tensors: Tensors, names: Names, name: str, label: str
 def float4(
     scheme: Scheme, tensors: Tensors, names: Names, name: str, label: str, *, by_rows: bool = False
 ) -> Encoded:
-    """4-bit floats, two to a byte; a scale of the whole tensor beside those of the groups means NVFP4.
+    """Return the tensor of 4-bit floats, two per byte; with a scale of the whole tensor it is NVFP4.
 
     Args:
         scheme: bits and groups.
-        tensors: of the checkpoint.
-        names: stored tensors by role.
-        name: what the tensor is called.
-        label: the checkpoint.
-        by_rows: bytes and groups run along the rows of the matrices of a stack.
+        tensors: the checkpoint's stored tensors.
+        names: names of stored tensors by role.
+        name: the logical tensor's name.
+        label: the checkpoint, for messages.
+        by_rows: whether bytes and groups run along the rows of a stack's matrices.
     """
     values = part(tensors, names, "values", ("U8",), label)
     nvidia = "global_scale" in names or "tensor_scale" in names
@@ -106,7 +106,7 @@ def float4(
 
 
 def _require_number(tensors: Tensors, names: Names, label: str) -> None:
-    """Refuse a scale of the whole tensor that is not one number."""
+    """Refuse a scale of the whole tensor that is not a single number."""
     role = "tensor_scale" if "tensor_scale" in names else "global_scale"
     found = part(tensors, names, role, ("F32",), label)
     if math.prod(found.shape) != 1:
@@ -114,10 +114,10 @@ def _require_number(tensors: Tensors, names: Names, label: str) -> None:
 
 
 def part(tensors: Tensors, names: Names, role: str, dtypes: tuple[str, ...], label: str) -> StoredTensor:
-    """The stored tensor of one role.
+    """Return the stored tensor of a role.
 
     Raises:
-        InputRefused: ``E_QUANT`` where it is missing, or has another dtype.
+        InputRefused: ``E_QUANT`` if it is missing or has another dtype.
     """
     found = tensors.get(names[role]) if role in names else None
     if found is None:
@@ -129,23 +129,23 @@ def part(tensors: Tensors, names: Names, role: str, dtypes: tuple[str, ...], lab
 
 
 def grid(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, int]:
-    """How many blocks cover a matrix, the last ones perhaps only in part."""
+    """Return how many blocks cover the rows and the columns of a matrix; the last blocks may be smaller."""
     rows, columns = (-(-extent // (size or extent)) for extent, size in zip(shape, block, strict=True))
     return rows, columns
 
 
 def misshapen(label: str, found: StoredTensor, expected: tuple[int, ...], why: str) -> InputRefused:
-    """The refusal of a part whose shape is not the one that the others ask for."""
+    """Return the refusal of a part whose shape contradicts the other parts."""
     return refuse(label, found.name, f"expected shape {list(expected)} {why}, found {list(found.shape)}")
 
 
 def one_of(
     settings: Mapping[str, Any], key: str, known: tuple[Any, ...], label: str, default: Any = None
 ) -> Any:
-    """A setting, which must be one of these values; `default` where it is not set.
+    """Return a setting that must have one of the `known` values; `default` if it is not set.
 
     Raises:
-        InputRefused: ``E_QUANT`` for another value, or one of another type.
+        InputRefused: ``E_QUANT`` for another value or another type.
     """
     value = settings.get(key, default)
     if any(value == one and type(value) is type(one) for one in known):
@@ -155,10 +155,10 @@ def one_of(
 
 
 def group_size(settings: Mapping[str, Any], label: str, default: int | None = None) -> int:
-    """How many columns share a scale, 0 for all there are (stored as -1).
+    """Return how many columns share a scale; 0 means all (stored as -1).
 
     Raises:
-        InputRefused: ``E_QUANT`` where it is no whole number.
+        InputRefused: ``E_QUANT`` if the setting is neither a positive whole number nor -1.
     """
     value = settings.get("group_size", default)
     if type(value) is not int or not (value > 0 or value == -1):
@@ -168,7 +168,7 @@ def group_size(settings: Mapping[str, Any], label: str, default: int | None = No
 
 
 def strings(settings: Mapping[str, Any], key: str, label: str) -> list[str]:
-    """A setting that lists names, or the keys of a mapping; none where it is not set.
+    """Return the names of a list or the keys of a mapping; an empty list if the setting is not set.
 
     Raises:
         InputRefused: ``E_QUANT`` for anything else.
@@ -180,10 +180,10 @@ def strings(settings: Mapping[str, Any], key: str, label: str) -> list[str]:
 
 
 def count_groups(columns: int, group: int, stored: StoredTensor, label: str) -> int:
-    """How many groups the columns of a matrix fall into.
+    """Return the number of groups of a matrix's columns.
 
     Raises:
-        InputRefused: ``E_QUANT`` where the last of them would be cut short.
+        InputRefused: ``E_QUANT`` if the columns do not divide into whole groups.
     """
     if columns % (group or columns):
         raise refuse(label, stored.name, f"{columns} columns do not divide into groups of {group}")
@@ -199,7 +199,7 @@ def refuse_orphans(tensors: Tensors, found: Iterable[Encoded], endings: tuple[st
 
 
 def left_out(expressions: Mapping[str, str], label: str) -> Callable[[str], str | None]:
-    """A function from a module's name to the first rule, if any, that leaves it out of quantisation.
+    """Return a function from a module's name to the first rule that leaves the module unquantised, or None.
 
     Args:
         expressions: a regular expression for each rule, matched from the beginning of a name.
@@ -213,7 +213,7 @@ def left_out(expressions: Mapping[str, str], label: str) -> Callable[[str], str 
             re.compile(expression)
         except re.error as error:
             raise refuse(label, rule, f"no regular expression ({error})") from None
-    # One expression for all of them: a large checkpoint has a hundred rules and a hundred thousand modules.
+    # One expression for all rules: a large checkpoint has a hundred rules and a hundred thousand modules.
     together = re.compile("|".join(f"(?:{expression})" for expression in expressions.values()) or "(?!)")
 
     def of(module: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The `quantization_config` of compressed-tensors: which format holds for which module."""
+"""Read the `quantization_config` of compressed-tensors: the format of each module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "nvfp4-pack-quantized": ("float4", (4,)),
     "mxfp4-pack-quantized": ("float4", (4,)),
 }
-"""Format name to how values are stored and in how many bits."""
+"""Name of a format to the type of its values and their possible bits."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Scheme:
     values: Literal["float", "integer", "float4"]
     bits: int
     block: tuple[int, int]
-    """Rows and columns that share a scale, 0 for all there are."""
+    """Numbers of rows and columns that share a scale; 0 means all."""
     symmetric: bool = True
 
 
 def compressed_tensors(settings: Mapping[str, Any], label: str) -> Callable[[str], Scheme]:
-    """A function from a module's name to the scheme of its weights.
+    """Return a function from a module's name to the scheme of its weights.
 
     Raises:
         InputRefused: ``E_QUANT`` for a format or strategy that is not decoded.
@@ -46,7 +46,7 @@ def compressed_tensors(settings: Mapping[str, Any], label: str) -> Callable[[str
     ]
 
     def of(module: str) -> Scheme:
-        """The group whose target is the module or a pattern for it; a class of modules takes what is left."""
+        """Return the scheme of the group that targets the module by name or pattern, else by its class."""
         special = [scheme for pattern, scheme in targets if _matches(pattern, module)]
         general = [scheme for pattern, scheme in targets if pattern == "Linear"]
         found = special or general
@@ -100,5 +100,5 @@ def _block(weights: Mapping[str, Any], values: str, where: str) -> tuple[int, in
 
 
 def refuse(where: str, what: str, problem: str, next_step: str = "") -> InputRefused:
-    """An ``E_QUANT`` refusal that names the checkpoint and the tensor or key."""
+    """Return an ``E_QUANT`` refusal that names the checkpoint and the tensor or key."""
     return refusal("E_QUANT", where, problem, next_step, name=what)

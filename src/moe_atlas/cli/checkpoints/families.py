@@ -24,14 +24,14 @@ def families(as_json: o.AsJson = False) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """The table that is generated from the families' own specs."""
+    """Return the table that is generated from the families' own specs."""
     text = resources.files("moe_atlas.families").joinpath("table.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
 
 def draw(found: dict[str, Any]) -> None:
-    """One row a family, then the formats."""
+    """Print one row per family, then the formats."""
     from rich.table import Table
 
     from moe_atlas.report.screen import Fitted, screen

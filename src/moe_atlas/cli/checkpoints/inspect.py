@@ -1,4 +1,4 @@
-"""`atlas inspect`: what a checkpoint is, from its headers alone."""
+"""`atlas inspect`: describe a checkpoint from its headers alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inspect(
 
 
 def facts(path: Path, accepted: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Everything `atlas inspect` says, as JSON values."""
+    """Return all facts of `atlas inspect` as JSON values."""
     from moe_atlas.checkpoint.index import open_checkpoint
     from moe_atlas.configuration.accepting import written
     from moe_atlas.loading.registry import resolve
@@ -72,7 +72,7 @@ def facts(path: Path, accepted: Mapping[str, Any] = MappingProxyType({})) -> dic
 
 
 def draw(found: dict[str, Any]) -> None:
-    """A short table."""
+    """Print a short table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`atlas plan`: what an audit would read, compute, hold and take, without running it."""
+"""`atlas plan`: predict bytes, operations, memory and time of an audit without running it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def plan(
 
 
 def draw(found: dict[str, Any]) -> None:
-    """A short table."""
+    """Print a short table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -74,7 +74,7 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, or minutes, or hours."""
+    """Return a duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""How a command's help is set: arguments by the names that its usage line gives them."""
+"""Format a command's help, with arguments under the names of its usage line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 
 def _row(name: str, text: str) -> tuple[str, str]:
-    """An option and its sentence, which what it may say stands in front of; a Python type is left out."""
+    """Return an option and its sentence; the allowed values come before the sentence, Python types are left out."""
     found = re.search(r" [<\[](?:list\[)?([^<>\[\]]*\|[^<>\[\]]*)[\]>]+$", name)
     if found is not None:
         return name[: found.start()], f"{', '.join(found[1].split('|'))}: {text}"
@@ -17,14 +17,14 @@ def _row(name: str, text: str) -> tuple[str, str]:
 
 
 class Command(TyperCommand):
-    """A command whose arguments read `BASE`, not `{BASE}` and `BASE <path>`: a Python type helps nobody who types."""
+    """A command whose help shows an argument as `BASE`, not as `{BASE}` or `BASE <path>`."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words of the usage line."""
+        """Return the words of the usage line."""
         return [re.sub(r"[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Arguments, then options, each a name and a sentence."""
+        """Write arguments, then options, each as a name and a sentence."""
         for title, kind in (("Arguments", "argument"), ("Options", "option")):
             records = [p.get_help_record(ctx) for p in self.get_params(ctx) if p.param_type_name == kind]
             rows = [_row(name, text) for name, text in filter(None, records)]

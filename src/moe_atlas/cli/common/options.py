@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a result leaves a command."""
+"""Options that several commands share, and the output of results."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def reports(
     receipt: Path,
     inputs: Sequence[Path | None],
 ) -> Outputs:
-    """The reports that an audit or a baseline was asked for, checked before the work; none of another process.
+    """Return the requested reports of an audit or a baseline, checked before the work; none on secondary processes.
 
     Raises:
         UsageError: E_FORMAT, E_EXISTS, E_NO_FOLDER, E_OVER_INPUT or E_GITHUB.
@@ -107,7 +107,7 @@ def reports(
 
 @contextlib.contextmanager
 def reporting(wanted: Outputs) -> Iterator[None]:
-    """Let a pipeline read in its own format why there is no receipt; the error itself goes on."""
+    """Write reports that say why there is no receipt, in the requested formats, and raise the error again."""
     try:
         yield
     except AtlasError as error:
@@ -117,7 +117,7 @@ def reporting(wanted: Outputs) -> Iterator[None]:
 
 
 def emit(receipt: dict[str, Any], path: Path, wanted: Outputs, *, quiet: bool) -> None:
-    """Show a result and write its reports; a reader that went away does not change what the receipt says."""
+    """Show a result and write its reports; a closed output pipe does not change the exit code of the receipt."""
     written = wanted.write(receipt, path)
     if not quiet and not wanted.on_stdout:
         with contextlib.suppress(OSError, SystemExit):  # rich leaves with 1 when its reader has left
@@ -125,7 +125,7 @@ def emit(receipt: dict[str, Any], path: Path, wanted: Outputs, *, quiet: bool) -
 
 
 def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
-    """The terminal report, and what was written where."""
+    """Print the terminal report and the paths of the written files."""
     from moe_atlas.report.formats.outputs import readable
     from moe_atlas.report.screen import screen
     from moe_atlas.report.terminal import render

@@ -1,4 +1,4 @@
-"""Whether this process is one of several that torchrun started to share an audit. Torch-free."""
+"""Find whether torchrun started this process as one of several that share an audit. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moe_atlas.options import Place
 
 
 def place() -> Place | None:
-    """This process's place among them; None when it is alone.
+    """Return this process's place among them; None if it is alone.
 
     Only `python -m moe_atlas`, which is what torchrun starts, looks for one: a training that is itself run by torchrun
     and starts `atlas` hands its own environment on.
@@ -34,7 +34,7 @@ def place() -> Place | None:
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes and prints; a senseless environment is for everybody to say."""
+    """Return whether this process writes and prints; with an invalid environment, every process prints the error."""
     with contextlib.suppress(UsageError):
         here = place()
         return here is None or here.rank == 0

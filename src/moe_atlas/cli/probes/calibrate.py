@@ -1,4 +1,4 @@
-"""`atlas calibrate`: budgets out of pairs whose fate is known. Torch-free."""
+"""`atlas calibrate`: derive budgets from pairs known to be healthy. Torch-free."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _require_distinct(targets: list[Path]) -> None:
 
 
 def _write(targets: list[Path], contents: list[bytes]) -> None:
-    """All files or none: a statement without its manifest would attest nothing."""
+    """Write all files or none: a statement without its manifest would attest nothing."""
     written: list[Path] = []
     try:
         for path, data in zip(targets, contents, strict=True):

@@ -1,4 +1,4 @@
-"""`atlas falsify`: hold the programme's own falsifiers against many receipts. Torch-free."""
+"""`atlas falsify`: test the programme's predictions on many receipts. Torch-free."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def verify(
 
 
 def exit_code(report: VerifyReport, *, integrity_only: bool) -> Exit:
-    """The exit code of a verification: 5 on any mismatch, else what the verdict itself ends in."""
+    """Return the exit code of a verification: 5 on any mismatch, else the verdict's own code."""
     if report.mismatches or report.receipt is None:
         return Exit.CHANGED
     if integrity_only:

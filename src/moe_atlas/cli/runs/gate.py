@@ -1,4 +1,4 @@
-"""`atlas gate`: what a pipeline should do at this point of a run."""
+"""`atlas gate`: an exit code for a pipeline at this point of a run."""
 
 from __future__ import annotations
 

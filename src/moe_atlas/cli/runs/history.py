@@ -126,7 +126,7 @@ def _table(found: History) -> Fitted:
 
 
 def _event(entry: Entry, notes: str) -> list[str]:
-    """A registration or a repair: no gate, but part of the story."""
+    """Add a row for a registration or a repair, which is no gate but part of the history."""
     return [str(entry.seq), _minute(entry.time), entry.kind, *[""] * 10, notes]
 
 
@@ -143,5 +143,5 @@ def _gate(entry: Entry, reading: Reading, notes: str) -> list[str]:
 
 
 def _minute(time: str) -> str:
-    """An ISO time to the minute."""
+    """Return an ISO time to the minute."""
     return time[:16].replace("T", " ")

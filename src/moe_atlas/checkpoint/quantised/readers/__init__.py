@@ -1,1 +1,1 @@
-"""One module per way to say in config.json how tensors are quantised: from there and the headers to their parts."""
+"""One reader per spelling of quantisation in config.json: from settings and headers to the stored parts."""

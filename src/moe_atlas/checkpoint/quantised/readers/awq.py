@@ -20,12 +20,12 @@ from moe_atlas.checkpoint.quantised.readers.gptq import require_groups
 from moe_atlas.checkpoint.quantised.schemes import refuse
 
 INSIDE = 8
-"""Values in a word."""
+"""Values per word."""
 ENDINGS = (".qzeros", ".scales", ".g_idx")
 
 
 def read(settings: Mapping[str, Any], tensors: Tensors, label: str) -> list[Encoded]:
-    """The quantised tensors.
+    """Return the quantised tensors.
 
     Raises:
         InputRefused: ``E_QUANT`` for settings that are not decoded, and headers that contradict them.
@@ -51,7 +51,7 @@ def read(settings: Mapping[str, Any], tensors: Tensors, label: str) -> list[Enco
 
 
 def _require_gemm(settings: Mapping[str, Any], label: str) -> None:
-    """Refuse the versions that pack in another order; `version` is what `format` was called before."""
+    """Refuse versions that pack in another order; `version` is the former name of the key `format`."""
     key = "version" if settings.get("version") is not None else "format"
     value = settings.get(key, "gemm")
     if not isinstance(value, str) or value.lower() != "gemm":

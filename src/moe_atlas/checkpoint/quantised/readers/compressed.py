@@ -23,7 +23,7 @@ BUILDERS: Mapping[str, Callable[[Scheme, Tensors, Names, str, str], Encoded]] = 
 
 
 def read(settings: Mapping[str, Any], tensors: Tensors, label: str) -> Iterator[Encoded]:
-    """The quantised tensors, in the format that is set for each group of modules.
+    """Return the quantised tensors, each in the format of its group of modules.
 
     Raises:
         InputRefused: ``E_QUANT`` for settings that are not decoded, and headers that contradict them.

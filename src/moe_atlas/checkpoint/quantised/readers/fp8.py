@@ -11,7 +11,7 @@ from moe_atlas.checkpoint.quantised.schemes import Scheme, refuse
 
 
 def read(settings: Mapping[str, Any], tensors: Tensors, label: str) -> Iterator[Encoded]:
-    """The quantised tensors.
+    """Return the quantised tensors.
 
     Raises:
         InputRefused: ``E_QUANT`` for settings that are not decoded, and headers that contradict them.

@@ -21,14 +21,14 @@ from moe_atlas.checkpoint.quantised.parts import (
 from moe_atlas.checkpoint.quantised.schemes import refuse
 
 BITS = (2, 4, 8)
-"""Widths of which a whole number fits into a word."""
+"""Bit widths that divide a word of 32 bits."""
 FORMATS: Mapping[str, Literal["gptq", "gptq_v2"]] = {"gptq": "gptq", "gptq_v2": "gptq_v2"}
 SCALES = ("F16", "BF16", "F32")
 ENDINGS = (".qzeros", ".scales", ".g_idx")
 
 
 def read(settings: Mapping[str, Any], tensors: Tensors, label: str) -> list[Encoded]:
-    """The quantised tensors.
+    """Return the quantised tensors.
 
     Raises:
         InputRefused: ``E_QUANT`` for settings that are not decoded, and headers that contradict them.
@@ -56,14 +56,14 @@ def _encoding(settings: Mapping[str, Any], label: str) -> Encoding:
     for key in ("adapter", "rotation"):
         if settings.get(key):
             raise refuse(label, f"{key} = {settings[key]!r}", "what it adds to the weights is not decoded")
-    # Writers that know of two formats name theirs; before that, there was the first alone.
+    # Writers that know two formats name their format; older writers know the first format only.
     key = "checkpoint_format" if "checkpoint_format" in settings else "format"
     form = one_of(settings, key, tuple(FORMATS), label, default="gptq")
     return Encoding(FORMATS[form], (1, group_size(settings, label, default=128)), bits, symmetric)
 
 
 def _rules(settings: Mapping[str, Any], label: str) -> dict[str, str]:
-    """The rules of `dynamic` that leave modules out, with their patterns; rules that set parameters are refused."""
+    """Return the rules of `dynamic` that leave modules out, with their patterns; refuse rules that set parameters."""
     rules = strings(settings, "dynamic", label)
     other = [rule for rule in rules if not rule.startswith("-:")]
     if other:
@@ -92,11 +92,11 @@ def _matrix(encoding: Encoding, module: str, tensors: Tensors, label: str, *, or
 def require_groups(
     encoding: Encoding, shape: tuple[int, int], names: Mapping[str, str], tensors: Tensors, label: str
 ) -> None:
-    """Refuse scales and packed zero points that are not one for every group of columns and row.
+    """Refuse scales or packed zero points unless there is one per row and group of columns.
 
     Args:
-        encoding: how the matrix is stored.
-        shape: the matrix [R, C] once decoded.
+        encoding: the encoding of the matrix.
+        shape: shape [R, C] of the decoded matrix.
         names: stored tensors by role.
         tensors: of the checkpoint.
         label: the checkpoint.

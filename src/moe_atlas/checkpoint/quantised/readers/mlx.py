@@ -18,13 +18,13 @@ from moe_atlas.checkpoint.quantised.parts import (
 from moe_atlas.checkpoint.quantised.schemes import refuse
 
 BITS = (2, 4, 8)
-"""Widths of which a whole number fits into a word."""
+"""Bit widths that divide a word of 32 bits."""
 SCALES = ("F16", "BF16", "F32")
 ENDINGS = (".scales", ".biases")
 
 
 def read(settings: Mapping[str, Any], tensors: Tensors, label: str) -> list[Encoded]:
-    """The quantised tensors, with the parameters that are set for a module by its name, or for all.
+    """Return the quantised tensors, with the parameters of each module, or of all modules.
 
     Raises:
         InputRefused: ``E_QUANT`` for settings that are not decoded, and headers that contradict them.

@@ -25,7 +25,7 @@ ALGORITHMS: Mapping[str, Scheme] = {
     "MXFP4": Scheme("float4", 4, (1, 32)),
     "W4A8_MXFP4_FP8": Scheme("float4", 4, (1, 32)),
 }
-"""`quant_algo` to how weights are stored; what it says of activations changes nothing here."""
+"""Value of `quant_algo` to the format of weights; its settings for activations have no effect in a replay."""
 MISSING: Mapping[str, str] = {
     "NVFP4_AWQ": "its scale of the inputs (pre_quant_scale)",
     "NVFP4_SVD": "its matrices of low rank beside the weight",
@@ -39,7 +39,7 @@ MIXED = "MIXED_PRECISION"
 
 
 def normal(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What two spellings of the same settings have in common: the algorithm and the modules that have their own."""
+    """Return the settings in a normal form: the algorithm, and the modules with an algorithm of their own."""
     inner = _inner(settings)
     algorithm = str(inner.get("quant_algo") or "").upper()
     layers = inner.get("quantized_layers") if algorithm == MIXED else None
@@ -47,19 +47,19 @@ def normal(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inner(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings themselves, which hf_quant_config.json keeps one level down."""
+    """Return the settings themselves, which hf_quant_config.json holds one level deeper."""
     inner = settings.get("quantization")
     return inner if isinstance(inner, Mapping) else settings
 
 
 def read(settings: Mapping[str, Any], tensors: Tensors, label: str) -> list[Encoded]:
-    """The quantised tensors.
+    """Return the quantised tensors.
 
     Raises:
         InputRefused: ``E_QUANT`` for an algorithm that is not decoded, and headers that contradict the settings.
     """
     said = normal(settings)
-    # A name without wildcards stands for the module and for those inside it.
+    # A name without wildcards stands for the module and for all modules inside it.
     key = "exclude_modules" if "exclude_modules" in _inner(settings) else "ignore"
     excluded = strings(_inner(settings), key, label)
     rule_of = left_out({name: rf"{translate(name)}|{re.escape(name)}\." for name in excluded}, label)
@@ -74,7 +74,7 @@ def read(settings: Mapping[str, Any], tensors: Tensors, label: str) -> list[Enco
 
 
 def _weights(tensors: Tensors, label: str) -> Iterator[tuple[str, str]]:
-    """Every weight that has a scale or is stored in no plain dtype, and what its scale is called.
+    """Yield every weight that has a scale or a quantised dtype, with the name of its scale.
 
     A stack of experts is a parameter of its module, with no `.weight` behind its name: its scale is
     `gate_up_proj_weight_scale`.
@@ -96,12 +96,12 @@ def _tensor(weight: str, scale: str, said: Mapping[str, Any], tensors: Tensors, 
         return scaled(scheme, tensors, parts, weight, label)
     if scheme.block == (1, 16):
         parts["tensor_scale"] = f"{scale}_2"
-    # ModelOpt turns the stacks that transformers stores input by output, quantises them, and turns them back.
+    # ModelOpt transposes the stacks that transformers stores input by output, quantises them, and transposes them back.
     return float4(scheme, tensors, parts, weight, label, by_rows=module == weight)
 
 
 def _algorithm(module: str, said: Mapping[str, Any], label: str) -> str:
-    """The algorithm of one module; that of the longest name around it, where modules have their own."""
+    """Return the algorithm of a module; if modules have their own, that of the longest enclosing name."""
     if said["algorithm"] != MIXED:
         return str(said["algorithm"])
     around = [".".join(module.split(".")[:n]) for n in range(module.count(".") + 1, 0, -1)]
