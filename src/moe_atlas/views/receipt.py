@@ -1,0 +1,53 @@
+"""A whole receipt."""
+
+from __future__ import annotations
+
+from moe_atlas.views.judged import Attempt, Claim, NextStep, PredicateView, Warned
+from moe_atlas.views.measured import DomainRow, LayerView, Margins
+from moe_atlas.views.registered import CheckpointFacts, ProbeView
+from moe_atlas.views.view import View, named, part, parts, text
+from moe_atlas.views.weights import Identity, VocabularyView, WeightsView
+
+
+class Evidence(View):
+    """What the receipt rests on, by digest."""
+
+    windows = text()
+    sha256 = text()
+    receipt_sha256 = text()
+
+
+class ReceiptView(View):
+    """A receipt, or what is known of it so far: a fact is asked for when it is read."""
+
+    kind = text()
+    verdict = text().or_none()
+    predicates = named(PredicateView)
+    claims = parts(Claim)
+    next_steps = parts(NextStep)
+    warnings = parts(Warned)
+    margins = part(Margins).or_none()
+    domains = parts(DomainRow)
+    layers = parts(LayerView)
+    weights = part(WeightsView).or_none()
+    identity = part(Identity).or_none()
+    vocabulary = part(VocabularyView).or_none()
+    probe = part(ProbeView)
+    checkpoints = named(CheckpointFacts)
+    attempts = parts(Attempt).or_none()
+    evidence = part(Evidence)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it records one checkpoint and tests nothing."""
+        return self.kind == "baseline"
+
+    def domains_of(self, role: str) -> list[DomainRow]:
+        """Return the domains of one role."""
+        return [row for row in self.domains if row.role == role]
+
+    @property
+    def protected(self) -> list[LayerView]:
+        """The measured layers that are protected."""
+        numbers = self.probe.protected_layers
+        return [layer for layer in self.layers if layer.layer in numbers]

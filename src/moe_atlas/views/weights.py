@@ -1,0 +1,117 @@
+"""What the tensors themselves say: the weights ledger, the vocabulary, the experts' identity."""
+
+from __future__ import annotations
+
+from moe_atlas.views.view import View, flag, integer, named, part, parts, text
+
+
+class BothCounts(View):
+    """A count in each of the two checkpoints."""
+
+    base = integer().or_none()
+    tuned = integer().or_none()
+
+
+class SeenAndUnseen(View):
+    """A count of rows whose ids the probe windows hold, and of the others."""
+
+    seen = integer()
+    unseen = integer()
+
+
+class WeightClass(View):
+    """The tensors of one class, counted."""
+
+    tensors = integer().or_none()
+    changed = integer().or_none()
+    nonfinite = part(BothCounts).or_none()
+
+
+class LedgerRow(View):
+    """One tensor of the weights ledger."""
+
+    name = text()
+    kind = text("class")
+    layer = integer().or_none()
+    expert = integer().or_none()
+    identical = flag().or_none()
+    rounded = flag().or_none()
+
+
+class NamedRow(View):
+    """One row of the vocabulary that is named: its id, and the token where it is known."""
+
+    id = integer()
+    name = text().or_none()
+    outlying = flag()
+    was = integer().or_none()
+
+
+class ExtraRows(View):
+    """The rows that one checkpoint alone has."""
+
+    side = text()
+    first = integer()
+    rows = integer()
+    far_longer = integer()
+
+
+class VocabularyRows(View):
+    """How the rows of the embedding or of the head changed."""
+
+    rows = integer()
+    outlying = part(SeenAndUnseen)
+    far_longer = integer()
+    permuted = integer()
+    extra = part(ExtraRows).or_none()
+    named = parts(NamedRow)
+
+
+class UnreplayedRow(View):
+    """The tensors of one part that no probe token passes, counted by finding."""
+
+    name = text("part")
+    tensors = part(BothCounts)
+    nonfinite = integer()
+    zeroed = integer()
+    replaced = integer()
+    missing = integer()
+    added = integer()
+    reshaped = integer()
+
+
+class WeightsView(View):
+    """The weights ledger."""
+
+    classes = named(WeightClass).or_none()
+    tensors = parts(LedgerRow).or_none()
+    unreplayed = parts(UnreplayedRow).or_none()
+
+
+class VocabularyView(View):
+    """Embedding and head, row by row; null where a checkpoint has no such rows of its own."""
+
+    embedding = part(VocabularyRows).or_none()
+    head = part(VocabularyRows).or_none()
+
+    @property
+    def compared(self) -> dict[str, VocabularyRows]:
+        """What was compared, by name."""
+        found = {"embedding": self.embedding, "head": self.head}
+        return {name: rows for name, rows in found.items() if rows is not None}
+
+
+class Breach(View):
+    """An expert that is no longer the expert of its index."""
+
+    layer = integer().or_none()
+    kind = text()
+    detail = text()
+
+
+class Identity(View):
+    """Is expert i still expert i, and are both checkpoints the same?"""
+
+    identical_checkpoints = flag().or_none()
+    identical_replayed = flag().or_none()
+    breaches = parts(Breach).or_none()
