@@ -21,6 +21,7 @@ from moe_atlas.statistics.passing import passing_bound
 from moe_atlas.statistics.sample import Interval, Sample, interval
 from moe_atlas.verdict.damage import UNDAMAGED, damage_gates, damage_outcome
 from moe_atlas.verdict.gates.gate import PASS_FLOOR
+from moe_atlas.views.receipt import ReceiptView
 from scripts.coverage.draws import SHAPES, Cell, document_of_windows, increases
 
 F64 = NDArray[np.float64]
@@ -122,7 +123,7 @@ def outcome(found: Replication, limits: dict[str, float]) -> str:
     }
     # Losses are simulated, not the distributions that they come from.
     receipt = {"probe": {"policy": {"damage": limits | {"kl": None}}}, "domains": [row]}
-    return damage_outcome(damage_gates(receipt))
+    return damage_outcome(damage_gates(ReceiptView(receipt)))
 
 
 @lru_cache(maxsize=4096)

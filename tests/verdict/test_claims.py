@@ -12,13 +12,14 @@ from moe_atlas.lifecycle.escalation import escalate
 from moe_atlas.verdict.claims import derive_claims, status_of
 from moe_atlas.verdict.next_steps import derive_next_steps
 from moe_atlas.verdict.predicates import derive_predicates
+from moe_atlas.views.receipt import ReceiptView
 from tests.verdict.receipts import gated, interval, receipt, rewritten, set_path
 
 
 def finished(made: dict[str, Any]) -> dict[str, Any]:
-    made |= derive_predicates(made)
-    made["claims"] = derive_claims(made)
-    made["next_steps"] = derive_next_steps(made)
+    made |= derive_predicates(ReceiptView(made))
+    made["claims"] = derive_claims(ReceiptView(made))
+    made["next_steps"] = derive_next_steps(ReceiptView(made))
     return made
 
 
@@ -165,7 +166,7 @@ def test_a_baseline_licenses_only_the_state() -> None:
     assert found["state_at_this_point"] == "licensed"
     assert found["preserved"] == "unlicensed"
     assert "untested until the next comparison" in made["claims"][-1]["does_not_say"]
-    assert status_of(made["claims"], "content_moved") == "unlicensed"
+    assert status_of(ReceiptView(made).claims, "content_moved") == "unlicensed"
     assert made["next_steps"][0]["first"].startswith("do nothing except")
 
 
@@ -252,8 +253,8 @@ def test_a_pass_ends_in_no_advice_whatever_its_claims_say() -> None:
     made["probe"]["policy"]["rewrite"]["entropy_drop"] = None
     made = finished(made)
     assert made["verdict"] == "pass"
-    assert status_of(made["claims"], "overlaps_less_compatible") == "licensed"
-    assert status_of(made["claims"], "usage_narrowing") == "licensed"
+    assert status_of(ReceiptView(made).claims, "overlaps_less_compatible") == "licensed"
+    assert status_of(ReceiptView(made).claims, "usage_narrowing") == "licensed"
     assert made["next_steps"] == []
 
 

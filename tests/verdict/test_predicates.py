@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 from moe_atlas.verdict.damage import damage_gates
 from moe_atlas.verdict.gates.gate import Gate, worst_first
 from moe_atlas.verdict.predicates import NAMES, derive_predicates, verdict_of
+from moe_atlas.views.measured import Interval
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.view import StrangeReceipt
 from tests.verdict.receipts import (
     BASE,
     BUDGETS,
@@ -28,7 +32,7 @@ from tests.verdict.receipts import (
 
 
 def judged(made: dict[str, Any]) -> tuple[str, dict[str, tuple[str, bool | None]]]:
-    found = derive_predicates(made)
+    found = derive_predicates(ReceiptView(made))
     return found["verdict"], {
         name: (value["outcome"], value["passed"]) for name, value in found["predicates"].items()
     }
@@ -77,7 +81,6 @@ BOUNDS = [
     (gated(0.01, 0.05) | {"high": None}, "undetermined"),
     (gated(0.01, 0.05) | {"high": math.nan}, "undetermined"),
     (gated(0.01, 0.05) | {"high": -math.inf}, "undetermined"),
-    (gated(0.01, 0.05) | {"high": True}, "undetermined"),
     (gated(0.01, 0.05) | {"estimate": math.nan}, "undetermined"),
     (gated(0.01, 0.05) | {"documents": 29}, "undetermined"),
     (gated(0.2, 0.3) | {"documents": 29}, "undetermined"),
@@ -110,11 +113,31 @@ OUTCOME = {
 @pytest.mark.parametrize(("bound", "result"), BOUNDS)
 def test_every_channel_in_three_values(channel: str, budget: str, bound: Any, result: str) -> None:
     made = set_path(receipt(), f"layers.1.pair.{channel}", bound)
-    found = derive_predicates(made)["predicates"][ATLAS]
+    found = derive_predicates(ReceiptView(made))["predicates"][ATLAS]
     line = next(line for line in found["evidence"] if line["gate"] == budget and line["layer"] == 1)
     assert line["result"] == result
     assert found["outcome"] == OUTCOME[result]
     assert line["reason"] or result in ("pass", "fail")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("layers.1.pair.content_drift.high", True),
+        ("layers.1.pair", []),
+        ("layers.1.changes.experts", [0.1, "x"]),
+        ("domains.0.documents", "100"),
+        ("weights.unreplayed", {}),
+        ("vocabulary", []),
+        ("identity.breaches", 0),
+        ("probe.policy.stage", ...),
+    ],
+)
+def test_a_fact_of_another_type_is_refused_by_its_path(path: str, value: Any) -> None:
+    made = set_path(receipt(), path, value)
+    dotted = re.sub(r"\.(\d+)", r"[\1]", path)
+    with pytest.raises(StrangeReceipt, match=f"^{re.escape(dotted)}"):
+        derive_predicates(ReceiptView(made))
 
 
 def test_channels_of_unprotected_layers_are_not_gated() -> None:
@@ -137,7 +160,7 @@ def test_nothing_protected_is_never_a_pass() -> None:
 
 def test_a_budget_left_open_is_named_and_does_not_block() -> None:
     made = set_path(receipt(), "probe.policy.rewrite.load_cv_rise", None)
-    found = derive_predicates(made)["predicates"][ATLAS]
+    found = derive_predicates(ReceiptView(made))["predicates"][ATLAS]
     assert found["outcome"] == "preserved"
     assert [line["result"] for line in found["evidence"] if line["gate"] == "load_cv_rise"] == [
         "not-gated"
@@ -186,7 +209,7 @@ def test_the_refinement_margin_must_be_positive(margin: Any, outcome: str) -> No
 
 def test_a_rising_set_margin_is_no_evidence() -> None:
     made = set_path(receipt(), "layers.1.tuned.set_margin", interval(5.0, 6.0))
-    assert derive_predicates(made) == derive_predicates(receipt())
+    assert derive_predicates(ReceiptView(made)) == derive_predicates(ReceiptView(receipt()))
 
 
 # --- weights and identity --------------------------------------------------------------------------------------
@@ -200,7 +223,7 @@ def ruled(
     made["probe"]["policy"] |= policy
     made["probe"]["policy"]["weights"][rule] = [kind]
     made["weights"]["tensors"] = rows
-    atlas = derive_predicates(made)["predicates"][ATLAS]
+    atlas = derive_predicates(ReceiptView(made))["predicates"][ATLAS]
     [gate] = [line for line in atlas["evidence"] if line["gate"] == "weights"]
     return atlas["outcome"], gate["result"], gate["reason"]
 
@@ -298,7 +321,7 @@ def test_uncounted_non_finite_weights_never_pass() -> None:
 def test_an_identity_breach_fails_under_any_stage(stage: str) -> None:
     breach = {"layer": 2, "kind": "cloned-experts", "detail": "experts 3 and 4"}
     made = set_path(receipt(stage), "identity.breaches", [breach])
-    found = derive_predicates(made)
+    found = derive_predicates(ReceiptView(made))
     assert found["verdict"] == "fail"
     assert found["predicates"][ATLAS]["evidence"][0]["reason"] == "cloned-experts: experts 3 and 4"
 
@@ -361,14 +384,14 @@ def test_the_divergence_gates_by_what_is_registered(
         made = set_path(made, "probe.policy.damage.kl", limit)
     passed = {"undamaged": True, "damaged": False, "undetermined": None}[outcome]
     assert judged(made)[1][DAMAGE] == (outcome, passed)
-    lines = {gate.where["domain"]: gate for gate in damage_gates(made) if gate.gate == "kl"}
+    lines = {gate.where["domain"]: gate for gate in damage_gates(ReceiptView(made)) if gate.gate == "kl"}
     assert set(lines) == {"prose", "code"}
     assert lines["code"].result == (result or "undetermined")
 
 
 def test_without_any_limit_the_divergence_is_open() -> None:
     made = set_path(receipt(), "probe.policy.damage.nll", None)
-    assert {gate.result for gate in damage_gates(made) if gate.gate == "kl"} == {"undetermined"}
+    assert {gate.result for gate in damage_gates(ReceiptView(made)) if gate.gate == "kl"} == {"undetermined"}
 
 
 @pytest.mark.parametrize("documents", [0, 1, 29])
@@ -573,7 +596,7 @@ def test_missing_digests_match_no_attempt() -> None:
 
 
 def test_a_preserved_atlas_does_not_pass_as_expansive() -> None:
-    found = derive_predicates(receipt("knowledge-expansive"))
+    found = derive_predicates(ReceiptView(receipt("knowledge-expansive")))
     assert found["verdict"] == "inconclusive"
     assert found["predicates"][TASK]["passed"] is None
     assert "declare chart-preserving" in found["predicates"][TASK]["reason"]
@@ -601,8 +624,10 @@ def test_evidence_is_ordered_worst_first() -> None:
     made = rewritten(receipt())
     made["layers"][2]["pair"]["content_drift"] = gated(0.7, 0.9)
     made["layers"][1]["pair"]["overlap_drop"] = gated(0.05, 0.2)
-    results = [line["result"] for line in derive_predicates(made)["predicates"][ATLAS]["evidence"]]
-    gates = [line["gate"] for line in derive_predicates(made)["predicates"][ATLAS]["evidence"]]
+    results = [
+        line["result"] for line in derive_predicates(ReceiptView(made))["predicates"][ATLAS]["evidence"]
+    ]
+    gates = [line["gate"] for line in derive_predicates(ReceiptView(made))["predicates"][ATLAS]["evidence"]]
     assert gates[:3] == ["content", "boundary", "overlap_drop"]
     assert results[:4] == ["fail", "fail", "undetermined", "pass"]
 
@@ -611,7 +636,7 @@ def test_evidence_is_ordered_worst_first() -> None:
 
 
 def lines(made: dict[str, Any], predicate: str, gate: str) -> list[dict[str, Any]]:
-    found = derive_predicates(made)["predicates"][predicate]["evidence"]
+    found = derive_predicates(ReceiptView(made))["predicates"][predicate]["evidence"]
     return [line for line in found if line["gate"] == gate]
 
 
@@ -670,7 +695,9 @@ def test_a_bound_on_its_target_decides_nothing(rule: str, value: dict[str, Any],
 
 def test_evidence_stands_worst_first_whatever_its_figures_say() -> None:
     order = ("fail", "undetermined", "pass", "not-applicable", "not-gated")
-    gates = [Gate(result, result, {}, {"estimate": float(n)}, 1.0) for n, result in enumerate(order)]
+    gates = [
+        Gate(result, result, {}, Interval({"estimate": float(n)}), 1.0) for n, result in enumerate(order)
+    ]
     for given in itertools.permutations(gates):
         assert [line["result"] for line in worst_first(given)] == list(order)
 

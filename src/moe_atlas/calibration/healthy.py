@@ -11,6 +11,7 @@ from typing import Any
 from moe_atlas.errors import UsageError
 from moe_atlas.text import shown
 from moe_atlas.verdict.sameness import nothing_tuned, weights_identity
+from moe_atlas.views.receipt import ReceiptView
 
 ACCEPTABLE = {
     "failed": "receipts whose verdict is FAIL, under budgets that were too tight",
@@ -43,12 +44,12 @@ class Origin:
 
 def origin_of(receipt: Mapping[str, Any]) -> Origin:
     """Return the origin of an audit's receipt."""
-    sides = receipt["checkpoints"]
+    view = ReceiptView(receipt)
     return Origin(
-        verdict=str(receipt["verdict"]),
-        tuned=str(weights_identity(sides["tuned"])),
-        windows=receipt["evidence"]["sha256"],
-        untuned=nothing_tuned(receipt),
+        verdict=str(view.verdict),
+        tuned=str(weights_identity(view.checkpoint("tuned"))),
+        windows=view.evidence.sha256,
+        untuned=nothing_tuned(view),
         run=_run(receipt),
     )
 

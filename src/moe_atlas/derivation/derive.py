@@ -24,6 +24,7 @@ from moe_atlas.statistics.simultaneous import simultaneous_lower
 from moe_atlas.verdict.claims import derive_claims
 from moe_atlas.verdict.next_steps import derive_next_steps
 from moe_atlas.verdict.predicates import derive_predicates
+from moe_atlas.views.receipt import ReceiptView
 
 SCHEMA = "atlas/receipt/v1"
 # How intervals, predicates, claims and the verdict follow from facts and window data. Raise it with every change that
@@ -92,10 +93,10 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
         "layers": [result.derived for result in results],
     }
     receipt |= {"differences": derive_differences(receipt)}
-    receipt |= derive_predicates(receipt)
+    receipt |= derive_predicates(ReceiptView(receipt))
     receipt |= {"warnings": derive_warnings(receipt)}
-    receipt |= {"claims": derive_claims(receipt)}
-    receipt |= {"next_steps": derive_next_steps(receipt)}
+    receipt |= {"claims": derive_claims(ReceiptView(receipt))}
+    receipt |= {"next_steps": derive_next_steps(ReceiptView(receipt))}
     return {key: receipt[key] for key in (*ORDER, *sorted(set(receipt) - set(ORDER))) if key in receipt}
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_atlas.checkpoint.config_keys import SECTIONS
-from moe_atlas.verdict.gates.unreached_weights import limit_of, moved, outlying_experts
+from moe_atlas.verdict.gates.unreached_weights import Kind, limit_of, moved, outlying_experts
+from moe_atlas.views.measured import LayerView
 
 Facts = Mapping[str, Any]
 Warnings = list[dict[str, Any]]
@@ -14,7 +15,7 @@ Warnings = list[dict[str, Any]]
 SHOWN = 4
 PEERS = 4  # layers that have a tensor, below which "unlike the others" says nothing
 ODD = {"zero": "zero", "nonfinite": "not finite", "far_longer": "over ten times as long as any of the base"}
-KINDS = {"experts": "expert", "router_rows": "router row"}
+KINDS: dict[Kind, str] = {"experts": "expert", "router_rows": "router row"}
 
 
 def unseen_warnings(receipt: Facts) -> Warnings:
@@ -59,7 +60,7 @@ def _experts(layers: Sequence[Facts]) -> Iterator[tuple[float, str]]:
     for layer in layers:
         for kind, name in KINDS.items():
             changes = layer["changes"][kind]
-            for number in outlying_experts(layer, kind, range(len(changes))):
+            for number in outlying_experts(LayerView(layer), kind, range(len(changes))):
                 change = changes[number]
                 order = float("inf") if change is None else change
                 yield order, f"layer {layer['layer']} {name} {number} by {moved(change)}"

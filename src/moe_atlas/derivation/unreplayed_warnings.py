@@ -12,6 +12,7 @@ from moe_atlas.checkpoint.side_files import SERVED as SERVED_FILES
 from moe_atlas.derivation.differences import uncovered
 from moe_atlas.text import shown
 from moe_atlas.verdict.gates.unreplayed_parts import finding
+from moe_atlas.views.weights import UnreplayedRow
 
 Facts = Mapping[str, Any]
 CHARACTERS = 170  # of the items in one message
@@ -64,7 +65,7 @@ def _losses(receipt: Facts, side: str, vocabulary: int) -> Iterator[dict[str, st
 
 def _unreplayed(receipt: Facts) -> Iterator[dict[str, str]]:
     for row in receipt["weights"].get("unreplayed") or ():
-        found = finding(row)
+        found = finding(UnreplayedRow(row))
         if found is not None:
             first = f", first {shown(row['named'][0]['tensor'])}" if row["named"] else ""
             part = PARTS.get(row["part"], shown(row["part"]))

@@ -16,6 +16,7 @@ from moe_atlas.probes.settings.ceilings import FLOOR_FACTOR
 from moe_atlas.text import ranges
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reaches
+from moe_atlas.views.receipt import ReceiptView
 
 NEVER_ZERO = ("routed_expert", "shared_expert", "dense_mlp", "attention", "embedding", "head")
 
@@ -44,7 +45,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
 
 def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
     """Base against itself: every number below is exactly 0 and says nothing of a tune."""
-    if receipt["kind"] != "audit" or not nothing_tuned(receipt):
+    if receipt["kind"] != "audit" or not nothing_tuned(ReceiptView(receipt)):
         return []
     message = (
         "nothing was tuned: base and tuned hold the same values in all that is replayed, so every difference is "
@@ -60,7 +61,7 @@ def _cannot_fail(receipt: Facts) -> list[dict[str, Any]]:
     measured = Measured(
         routed=[layer for layer, _, _ in rows],
         layers=[(experts, top_k) for layer, experts, top_k in rows if layer in protected],
-        met=base_reaches(receipt) if receipt["kind"] == "audit" else [],
+        met=base_reaches(ReceiptView(receipt)) if receipt["kind"] == "audit" else [],
     )
     passed = receipt["verdict"] == "pass"
     said = "PASS under a policy that could not have failed" if passed else "a part of the policy cannot fail"

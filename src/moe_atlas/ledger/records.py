@@ -18,6 +18,7 @@ from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, NARROWING, status_o
 from moe_atlas.verdict.gates.gate import FAIL, is_number
 from moe_atlas.verdict.predicates import structural_verdict
 from moe_atlas.verdict.sameness import model_identity, nothing_tuned, weights_identity
+from moe_atlas.views.receipt import ReceiptView
 
 Receipt = Mapping[str, Any]
 
@@ -47,7 +48,7 @@ def receipt_body(
         "reason": reason,
         "verdict": receipt["verdict"],
         "checkpoint": (receipt["checkpoints"].get(side) or {}).get("digest"),
-        "weights": weights_identity(receipt["checkpoints"].get(side) or {}),
+        "weights": weights_identity(ReceiptView(receipt).checkpoint(side)),
         "probe": probe.get("name"),
         "lock_sha256": lock.get("sha256"),
         "lock_policy_sha256": lock.get("policy_sha256"),
@@ -118,24 +119,25 @@ def _nll(receipt: Receipt, side: str) -> float | None:
 
 def _comparison(receipt: Receipt) -> dict[str, Any]:
     """Return an audit's licensed claims and outcomes about its pair."""
-    claims = receipt["claims"]
+    view = ReceiptView(receipt)
+    claims = view.claims
     objective = [status_of(claims, name) for name in ("objective_improved", "canary_nll_improved")]
     return {
-        "base": model_identity(receipt["checkpoints"].get("base") or {}),
-        "identical": nothing_tuned(receipt),
+        "base": model_identity(view.checkpoint("base")),
+        "identical": nothing_tuned(view),
         "structure": structural_verdict(receipt["predicates"]) if receipt["predicates"] else None,
         "objective_improved": _licence(next((s for s in objective if s in (LICENSED, CONTRADICTED)), "")),
         "overlap_worse": _licence(status_of(claims, "overlaps_less_compatible")),
         "pathology": _pathology(receipt),
         "occupancy_narrowing": _licence(status_of(claims, "usage_narrowing")),
         "margin_sharper": _licence(status_of(claims, "boundaries_sharper")),
-        "outcomes": {name: predicate["outcome"] for name, predicate in receipt["predicates"].items()},
+        "outcomes": {name: predicate.outcome for name, predicate in view.predicates.items()},
         "failed": sorted(
             {
-                str(line["gate"])
-                for predicate in receipt["predicates"].values()
-                for line in predicate["evidence"]
-                if line["result"] == FAIL
+                line.gate
+                for predicate in view.predicates.values()
+                for line in predicate.evidence
+                if line.result == FAIL
             }
         ),
         "reference": _health(receipt, "base"),

@@ -9,6 +9,7 @@ from typing import Any
 from moe_atlas.errors import UsageError
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.verdict.attempts import attempt_facts as facts_of_attempt
+from moe_atlas.views.receipt import ReceiptView
 
 REFERENCE_KEYS = ("overlap", "min_share", "smooth_overlap", "smooth_tail", "smooth_tail_published")
 
@@ -59,7 +60,7 @@ def attempt_facts(path: Path) -> dict[str, Any]:
     receipt = intact_receipt(path)
     if receipt["kind"] != "audit":
         raise UsageError("E_KIND", str(path), "expected the receipt of an audit, found a baseline")
-    facts = facts_of_attempt(receipt)
+    facts = facts_of_attempt(ReceiptView(receipt))
     if facts["nothing_tuned"]:
         problem = (
             "expected the audit of a tune, found base and tuned of the same values: nothing was attempted"

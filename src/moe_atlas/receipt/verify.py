@@ -26,19 +26,12 @@ from moe_atlas.receipt.schema import schema_problems, window_problems
 from moe_atlas.receipt.window_file import Arrays, decode_windows
 from moe_atlas.system.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.text import shown
+from moe_atlas.views.view import StrangeReceipt
 
 RELATIVE = 1e-9  # sums in another order, on another machine
 ABSOLUTE = 1e-12
 # What arithmetic on a receipt of the right form, but with absurd contents, can still run into.
-_ABSURD = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
+_ABSURD = (ValueError, IndexError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -207,6 +200,9 @@ def _rederive(receipt: Mapping[str, Any], windows: Arrays, report: VerifyReport)
         fresh = derive(receipt, windows)
     except AtlasError as error:
         report.add("receipt", f"cannot be derived again: {error}")
+        return
+    except StrangeReceipt as error:
+        report.add(error.path, f"cannot be derived again: {error.problem}")
         return
     except _ABSURD as error:
         report.add("receipt", f"cannot be derived again: {type(error).__name__}: {shown(str(error))}")

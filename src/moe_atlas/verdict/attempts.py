@@ -6,63 +6,63 @@ improved the task for certain. A tune that moved nothing misses every target, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from moe_atlas.verdict.gates.gate import FAIL, NOT_APPLICABLE, PASS, UNDETERMINED, Gate
 from moe_atlas.verdict.sameness import nothing_tuned, weights_identity
 from moe_atlas.verdict.success import reached, task_gates, task_improved
+from moe_atlas.views.judged import Attempt
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.registered import CheckpointFacts
 
-Receipt = Mapping[str, Any]
 
-
-def attempt_facts(receipt: Receipt) -> dict[str, Any]:
+def attempt_facts(receipt: ReceiptView) -> dict[str, Any]:
     """Return what a verified audit receipt contributes as an attempt; goes into ``receipt["attempts"]``."""
-    checkpoints, predicates = receipt["checkpoints"], receipt["predicates"]
+    checkpoints, lock = receipt.checkpoints, receipt.probe.lock
     return {
-        "receipt_sha256": receipt["evidence"]["receipt_sha256"],
-        "base_digest": checkpoints["base"]["digest"],
-        "tuned_digest": checkpoints["tuned"]["digest"],
+        "receipt_sha256": receipt.evidence.receipt_sha256,
+        "base_digest": checkpoints["base"].digest,
+        "tuned_digest": checkpoints["tuned"].digest,
         "tuned_weights": weights_identity(checkpoints["tuned"]),
-        "lock_digest": receipt["probe"]["lock"]["sha256"],
-        "protected_atlas_rewrite": predicates["protected_atlas_rewrite"]["outcome"],
+        "lock_digest": lock and lock.sha256,
+        "protected_atlas_rewrite": receipt.predicates["protected_atlas_rewrite"].outcome,
         "task_reached": reached(task_gates(receipt)),
         "task_improved": task_improved(receipt),
         "nothing_tuned": nothing_tuned(receipt),
     }
 
 
-def attempt_gate(receipt: Receipt, attempt: Mapping[str, Any]) -> Gate:
+def attempt_gate(receipt: ReceiptView, attempt: Attempt) -> Gate:
     """Pass: a chart-preserving attempt that tried and missed the target; fail: one that reached it."""
     result, reason = (
         _said(attempt) if (why := _no_attempt(receipt, attempt)) is None else (NOT_APPLICABLE, why)
     )
-    return Gate("attempt", result, {"attempt": attempt.get("receipt_sha256")}, {}, None, reason)
+    return Gate("attempt", result, {"attempt": attempt.receipt_sha256}, reason=reason)
 
 
-def _no_attempt(receipt: Receipt, attempt: Mapping[str, Any]) -> str | None:
+def _no_attempt(receipt: ReceiptView, attempt: Attempt) -> str | None:
     """Why an attempt says nothing about this pair, None when it does; what is missing never counts."""
-    base, tuned = ((receipt.get("checkpoints") or {}).get(side) or {} for side in ("base", "tuned"))
-    lock = (receipt["probe"].get("lock") or {}).get("sha256")
-    if base.get("digest") is None or attempt.get("base_digest") != base["digest"]:
+    base, tuned = (receipt.checkpoint(side) for side in ("base", "tuned"))
+    lock = receipt.probe.lock and receipt.probe.lock.sha256
+    if base.digest is None or attempt.base_digest != base.digest:
         return "another base checkpoint"
-    if lock is None or attempt.get("lock_digest") != lock:
+    if lock is None or attempt.lock_digest != lock:
         return "another registration"
-    names = {attempt.get("tuned_digest"), attempt.get("tuned_weights")}
-    if attempt.get("nothing_tuned") is not False or names & {None, *_names(base)}:
+    names = {attempt.tuned_digest, attempt.tuned_weights}
+    if attempt.nothing_tuned is not False or names & {None, *_names(base)}:
         return "nothing was tuned in it"
-    if tuned.get("digest") is None or names & _names(tuned):
+    if tuned.digest is None or names & _names(tuned):
         return "it is the pair under judgement"
     return None
 
 
-def _names(checkpoint: Mapping[str, Any]) -> set[str | None]:
-    return {checkpoint.get("digest"), weights_identity(checkpoint)}
+def _names(checkpoint: CheckpointFacts) -> set[str | None]:
+    return {checkpoint.digest, weights_identity(checkpoint)}
 
 
-def _said(attempt: Mapping[str, Any]) -> tuple[str, str]:
-    kept = attempt.get("protected_atlas_rewrite")
-    success = attempt.get("task_reached")
+def _said(attempt: Attempt) -> tuple[str, str]:
+    kept = attempt.protected_atlas_rewrite
+    success = attempt.task_reached
     if kept == "rewritten":
         return NOT_APPLICABLE, "it rewrote the atlas too"
     if kept == "preserved" and success is True:
@@ -71,7 +71,7 @@ def _said(attempt: Mapping[str, Any]) -> tuple[str, str]:
         return UNDETERMINED, "its outcome is undetermined"
     if kept != "preserved":
         return NOT_APPLICABLE, "target missed, atlas undetermined"
-    if attempt.get("task_improved") is not True:
+    if attempt.task_improved is not True:
         return (
             NOT_APPLICABLE,
             "target missed, and it did not improve the task: it does not show what that takes",

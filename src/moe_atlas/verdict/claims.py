@@ -7,7 +7,7 @@ licenses compatibility, and a rising set margin never licenses health.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moe_atlas.channels import CHANNELS, GATED, OCCUPANCY, Channel
@@ -15,22 +15,25 @@ from moe_atlas.verdict.gates.gate import is_number
 from moe_atlas.verdict.rewrite import PRESERVED, REWRITTEN
 from moe_atlas.verdict.success import base_reached
 from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
+from moe_atlas.views.judged import Claim
+from moe_atlas.views.measured import Interval, LayerView
+from moe_atlas.views.receipt import ReceiptView
 
-Receipt = Mapping[str, Any]
-Layers = list[Mapping[str, Any]]
+Layers = Sequence[LayerView]
 
 LICENSED = "licensed"
 CONTRADICTED = "contradicted"
 UNLICENSED = "unlicensed"
+NOTHING = Interval({})
 BROAD = 0.5  # usage is broad where the effective experts are more than this share of all experts
 NARROWING = tuple(channel.key for channel in OCCUPANCY)
 
 
-def derive_claims(receipt: Receipt) -> list[dict[str, Any]]:
+def derive_claims(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Return every claim with its status, what it rests on and what it does not say."""
-    if receipt["kind"] == "baseline":
+    if receipt.is_baseline:
         return _baseline_claims(receipt)
-    layers = protected_layers(receipt)
+    layers = receipt.protected
     first = [
         *_objective(receipt),
         _usage_broad(layers, "tuned"),
@@ -44,14 +47,9 @@ def derive_claims(receipt: Receipt) -> list[dict[str, Any]]:
     return [*first, _scalar_without_geometry(first)]
 
 
-def protected_layers(receipt: Receipt) -> Layers:
-    """Return the layer objects that claims about the protected atlas rest on."""
-    return [layer for layer in receipt["layers"] if layer["layer"] in receipt["probe"]["protected_layers"]]
-
-
-def status_of(claims: Iterable[Mapping[str, Any]], name: str) -> str:
+def status_of(claims: Iterable[Claim], name: str) -> str:
     """Return a claim's status, ``unlicensed`` when the receipt does not make it."""
-    return next((str(claim["status"]) for claim in claims if claim["claim"] == name), UNLICENSED)
+    return next((claim.status for claim in claims if claim.claim == name), UNLICENSED)
 
 
 def _claim(
@@ -72,33 +70,38 @@ def _decide(licensed: bool, contradicted: bool) -> str:
     return CONTRADICTED if contradicted else UNLICENSED
 
 
-def _every(layers: Layers, test: Callable[[Mapping[str, Any]], bool]) -> bool:
+def _every(layers: Layers, test: Callable[[LayerView], bool]) -> bool:
     return bool(layers) and all(test(layer) for layer in layers)
 
 
-def _pair(layer: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return (layer.get("pair") or {}).get(key) or {}
+def _pair(layer: LayerView, key: str) -> Interval:
+    return layer.channel(key) or NOTHING
 
 
-def _above(interval: Mapping[str, Any], bound: str, value: float) -> bool:
-    return is_number(interval.get(bound)) and float(interval[bound]) > value
+def _of_side(layer: LayerView, side: str, key: str) -> Interval:
+    found = layer.side(side)
+    return (found and found.interval(key)) or NOTHING
 
 
-def _below(interval: Mapping[str, Any], bound: str, value: float) -> bool:
-    return is_number(interval.get(bound)) and float(interval[bound]) < value
+def _above(bound: float | None, value: float) -> bool:
+    return is_number(bound) and bound > value
 
 
-def _objective(receipt: Receipt) -> list[dict[str, Any]]:
+def _below(bound: float | None, value: float) -> bool:
+    return is_number(bound) and bound < value
+
+
+def _objective(receipt: ReceiptView) -> list[dict[str, Any]]:
     out = []
     for role, name, words in (
         ("task", "objective_improved", "The objective improved"),
         ("canary", "canary_nll_improved", "Canary NLL improved"),
     ):
-        rows = [row for row in receipt["domains"] if row["role"] == role]
-        increases = [row.get("nll_increase") or {} for row in rows]
-        better = bool(rows) and all(_below(increase, "high", 0.0) for increase in increases)
-        worse = any(_above(increase, "low", 0.0) for increase in increases)
-        rests = [f"domains.{row['name']}.nll_increase" for row in rows]
+        rows = receipt.domains_of(role)
+        increases = [row.nll_increase or NOTHING for row in rows]
+        better = bool(rows) and all(_below(increase.high, 0.0) for increase in increases)
+        worse = any(_above(increase.low, 0.0) for increase in increases)
+        rests = [f"domains.{row.name}.nll_increase" for row in rows]
         silent = "atlas preservation, overlap compatibility, or whether the gain came from a narrowed region"
         out.append(_claim(name, f"{words} on the visited region.", _decide(better, worse), rests, silent))
     return out
@@ -107,32 +110,30 @@ def _objective(receipt: Receipt) -> list[dict[str, Any]]:
 def _usage_broad(layers: Layers, side: str) -> dict[str, Any]:
     """Broad: more than half of the experts are effectively used in every protected layer."""
 
-    def effective(layer: Mapping[str, Any]) -> Mapping[str, Any]:
-        return (layer.get(side) or {}).get("effective_experts") or {}
+    def effective(layer: LayerView) -> Interval:
+        return _of_side(layer, side, "effective_experts")
 
-    broad = _every(layers, lambda layer: _above(effective(layer), "low", BROAD * layer["experts"]))
-    narrow = any(_below(effective(layer), "high", BROAD * layer["experts"]) for layer in layers)
+    broad = _every(layers, lambda layer: _above(effective(layer).low, BROAD * layer.experts))
+    narrow = any(_below(effective(layer).high, BROAD * layer.experts) for layer in layers)
     return _claim(
         "usage_broad",
         "The checkpoint uses a broad subset of its experts (more than half effectively, in every protected layer).",
         _decide(broad, narrow),
-        [f"layers.{layer['layer']}.{side}.effective_experts" for layer in layers],
+        [f"layers.{layer.layer}.{side}.effective_experts" for layer in layers],
         "whether co-active experts are compatible, or whether a resume preserved the atlas",
     )
 
 
-def _usage_narrowing(receipt: Receipt, layers: Layers) -> dict[str, Any]:
-    budgets = receipt["probe"]["policy"]["rewrite"]
+def _usage_narrowing(receipt: ReceiptView, layers: Layers) -> dict[str, Any]:
+    budgets = receipt.probe.policy.rewrite
     limits = {key: budgets[key] if is_number(budgets.get(key)) else 0.0 for key in NARROWING}
     narrowing = any(
-        _above(_pair(layer, key), "simultaneous_low", limit)
-        for layer in layers
-        for key, limit in limits.items()
+        _above(_pair(layer, key).simultaneous_low, limit) for layer in layers for key, limit in limits.items()
     )
     stable = _every(
-        layers, lambda layer: all(_below(_pair(layer, key), "high", limit) for key, limit in limits.items())
+        layers, lambda layer: all(_below(_pair(layer, key).high, limit) for key, limit in limits.items())
     )
-    stable = stable or _every(layers, lambda layer: all(_pair(layer, key).get("exact") for key in NARROWING))
+    stable = stable or _every(layers, lambda layer: all(_pair(layer, key).exact for key in NARROWING))
     return _claim(
         "usage_narrowing",
         "Usage of the atlas narrows by more than the registered budgets.",
@@ -143,8 +144,8 @@ def _usage_narrowing(receipt: Receipt, layers: Layers) -> dict[str, Any]:
 
 
 def _overlaps(layers: Layers) -> list[dict[str, Any]]:
-    worse = any(_above(_pair(layer, "overlap_drop"), "simultaneous_low", 0.0) for layer in layers)
-    better = _every(layers, lambda layer: _below(_pair(layer, "overlap_drop"), "high", 0.0))
+    worse = any(_above(_pair(layer, "overlap_drop").simultaneous_low, 0.0) for layer in layers)
+    better = _every(layers, lambda layer: _below(_pair(layer, "overlap_drop").high, 0.0))
     rests = ["layers.*.pair.overlap_drop"]
     silent = "whether the atlas is broadly used: overlap cannot see an occupancy collapse"
     return [
@@ -168,17 +169,16 @@ def _overlaps(layers: Layers) -> list[dict[str, Any]]:
 def _boundary_sharpness(layers: Layers) -> list[dict[str, Any]]:
     """State1: disjoint intervals of the mean set margin, in every protected layer."""
 
-    def margins(layer: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        base, tuned = layer.get("base") or {}, layer.get("tuned") or {}
-        return base.get("set_margin") or {}, tuned.get("set_margin") or {}
+    def margins(layer: LayerView) -> tuple[Interval, Interval]:
+        return _of_side(layer, "base", "set_margin"), _of_side(layer, "tuned", "set_margin")
 
-    def sharper(layer: Mapping[str, Any]) -> bool:
+    def sharper(layer: LayerView) -> bool:
         base, tuned = margins(layer)
-        return is_number(base.get("high")) and _above(tuned, "low", base["high"])
+        return is_number(base.high) and _above(tuned.low, base.high)
 
-    def noisier(layer: Mapping[str, Any]) -> bool:
+    def noisier(layer: LayerView) -> bool:
         base, tuned = margins(layer)
-        return is_number(base.get("low")) and _below(tuned, "high", base["low"])
+        return is_number(base.low) and _below(tuned.high, base.low)
 
     status = _decide(_every(layers, sharper), _every(layers, noisier))
     silent = "global routed health: under an occupancy collapse wider margins do not mean healthier routing"
@@ -195,16 +195,14 @@ def _boundary_sharpness(layers: Layers) -> list[dict[str, Any]]:
 
 def _moved(channel: Channel, layers: Layers) -> dict[str, Any]:
     """By how much: the worst protected layer. Contradicted only by inputs of equal values."""
-    found = [(layer["layer"], _pair(layer, channel.key)) for layer in layers]
-    known = [(number, pair) for number, pair in found if is_number(pair.get("estimate"))]
-    moved = any(_above(pair, "simultaneous_low", 0.0) for _, pair in known)
-    still = bool(known) and len(known) == len(found) and all(pair.get("exact") for _, pair in known)
-    worst = max(known, key=lambda item: float(item[1]["estimate"]), default=None)
-    numbers = (
-        {}
-        if worst is None
-        else {"layer": worst[0]} | {k: worst[1].get(k) for k in ("estimate", "low", "high")}
-    )
+    found = [(layer.layer, _pair(layer, channel.key)) for layer in layers]
+    known = [(pair.estimate, number, pair) for number, pair in found if is_number(pair.estimate)]
+    moved = any(_above(pair.simultaneous_low, 0.0) for _, _, pair in known)
+    still = bool(known) and len(known) == len(found) and all(pair.exact for _, _, pair in known)
+    numbers: dict[str, Any] = {}
+    if known:
+        estimate, number, pair = max(known, key=lambda item: item[0])
+        numbers = {"layer": number, "estimate": estimate, "low": pair.low, "high": pair.high}
     return _claim(
         f"{channel.claim}_moved",
         f"{channel.claim.capitalize()} moved by this much (worst protected layer).",
@@ -215,8 +213,8 @@ def _moved(channel: Channel, layers: Layers) -> dict[str, Any]:
     )
 
 
-def _preserved(receipt: Receipt) -> dict[str, Any]:
-    outcome = receipt["predicates"]["protected_atlas_rewrite"]["outcome"]
+def _preserved(receipt: ReceiptView) -> dict[str, Any]:
+    outcome = receipt.predicates["protected_atlas_rewrite"].outcome
     return _claim(
         "preserved",
         "The protected atlas was preserved.",
@@ -226,9 +224,9 @@ def _preserved(receipt: Receipt) -> dict[str, Any]:
     )
 
 
-def _matched_success(receipt: Receipt) -> dict[str, Any]:
+def _matched_success(receipt: ReceiptView) -> dict[str, Any]:
     """Never licensed where nothing changed (which is no chart-preserving outcome) or the base may meet the target."""
-    outcome = receipt["predicates"]["knowledge_expansive"]["outcome"]
+    outcome = receipt.predicates["knowledge_expansive"].outcome
     licensed = outcome == CHART_PRESERVING and base_reached(receipt) is False
     contradicted = outcome in ("task-not-reached", "chart-redefining", "misclassified", KNOWLEDGE_EXPANSIVE)
     return _claim(
@@ -238,7 +236,7 @@ def _matched_success(receipt: Receipt) -> dict[str, Any]:
         [
             "predicates.knowledge_expansive",
             "predicates.protected_atlas_rewrite",
-            *(f"domains.{row['name']}.success" for row in receipt["domains"] if row["role"] == "task"),
+            *(f"domains.{row.name}.success" for row in receipt.domains_of("task")),
         ],
         "success on anything but the registered task domains",
     )
@@ -247,7 +245,8 @@ def _matched_success(receipt: Receipt) -> dict[str, Any]:
 def _scalar_without_geometry(claims: list[dict[str, Any]]) -> dict[str, Any]:
     """Fourth row of Table 11: loss improves, overlap worsens, occupancy narrows, read jointly."""
     parts = ("objective_improved", "overlaps_less_compatible", "usage_narrowing")
-    statuses = [status_of(claims, part) for part in parts]
+    made = [Claim(claim) for claim in claims]
+    statuses = [status_of(made, part) for part in parts]
     licensed = all(status == LICENSED for status in statuses)
     return _claim(
         "scalar_improvement_without_geometric_recovery",
@@ -258,7 +257,7 @@ def _scalar_without_geometry(claims: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _baseline_claims(receipt: Receipt) -> list[dict[str, Any]]:
+def _baseline_claims(receipt: ReceiptView) -> list[dict[str, Any]]:
     return [
         _claim(
             "state_at_this_point",
@@ -267,7 +266,7 @@ def _baseline_claims(receipt: Receipt) -> list[dict[str, Any]]:
             ["layers.*.base", "domains"],
             "preservation: untested until the next comparison",
         ),
-        _usage_broad(protected_layers(receipt), "base"),
+        _usage_broad(receipt.protected, "base"),
         _claim(
             "preserved",
             "The protected atlas was preserved.",

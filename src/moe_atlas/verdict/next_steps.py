@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from moe_atlas import channels
 from moe_atlas.verdict import advice
@@ -14,8 +13,7 @@ from moe_atlas.verdict.gates.unreplayed_parts import GATE as UNREPLAYED
 from moe_atlas.verdict.predicates import EXPANSIVE_STAGE
 from moe_atlas.verdict.rewrite import HARD
 from moe_atlas.verdict.task import IDENTICAL, NOTHING_TUNED
-
-Receipt = Mapping[str, Any]
+from moe_atlas.views.receipt import ReceiptView
 
 OVERLAP = "overlap_drop"
 OCCUPANCY = frozenset(channel.budget for channel in channels.OCCUPANCY)
@@ -24,9 +22,9 @@ DRIFT = frozenset(
 )
 
 
-def derive_next_steps(receipt: Receipt) -> list[dict[str, str]]:
+def derive_next_steps(receipt: ReceiptView) -> list[dict[str, str]]:
     """Return ``{pattern, object, first}`` lines, the most pressing first; empty on a PASS."""
-    if receipt["kind"] == "baseline":
+    if receipt.is_baseline:
         return [advice.BASELINE.step()]
     failed = _failed(receipt, "protected_atlas_rewrite")
     damage = _failed(receipt, "base_domain_damage")
@@ -41,22 +39,17 @@ def derive_next_steps(receipt: Receipt) -> list[dict[str, str]]:
     return [one.step() for one in found]
 
 
-def _failed(receipt: Receipt, predicate: str) -> set[str]:
+def _failed(receipt: ReceiptView, predicate: str) -> set[str]:
     """The gates for which a predicate failed; what a declared rewrite may move is none of them."""
-    lines = receipt["predicates"][predicate]["evidence"]
-    gates = {line["gate"] for line in lines if line["result"] == FAIL}
-    excused = predicate == "protected_atlas_rewrite" and _stage(receipt) == EXPANSIVE_STAGE
+    gates = {line.gate for line in receipt.predicates[predicate].evidence if line.result == FAIL}
+    excused = predicate == "protected_atlas_rewrite" and receipt.probe.policy.stage == EXPANSIVE_STAGE
     return gates & set(HARD) if excused else gates
 
 
-def _stage(receipt: Receipt) -> str:
-    return str(receipt["probe"]["policy"]["stage"])
-
-
-def _unreplayed(receipt: Receipt) -> Iterator[Advice]:
-    lines = receipt["predicates"]["protected_atlas_rewrite"]["evidence"]
-    kept = [line for line in lines if line["gate"] == UNREPLAYED and line["result"] in (FAIL, UNDETERMINED)]
-    parts = [line["part"] for line in kept if line.get("part")]
+def _unreplayed(receipt: ReceiptView) -> Iterator[Advice]:
+    lines = receipt.predicates["protected_atlas_rewrite"].evidence
+    kept = [line for line in lines if line.gate == UNREPLAYED and line.result in (FAIL, UNDETERMINED)]
+    parts = [line.part for line in kept if line.part]
     if parts:
         first = (
             "restore these tensors from the base or from the training checkpoint; where they are not served, register "
@@ -65,9 +58,9 @@ def _unreplayed(receipt: Receipt) -> Iterator[Advice]:
         yield Advice("a part that no probe token passes differs", "the export or merge step", first)
 
 
-def _geometry(receipt: Receipt, failed: set[str]) -> Iterator[Advice]:
+def _geometry(receipt: ReceiptView, failed: set[str]) -> Iterator[Advice]:
     """Rows 1, 2 and 4 of Table 14, and the drift channels, which stand for themselves."""
-    softer = "boundary" in failed and status_of(receipt["claims"], "boundaries_sharper") == CONTRADICTED
+    softer = "boundary" in failed and status_of(receipt.claims, "boundaries_sharper") == CONTRADICTED
     joint = advice.geometric(overlap=OVERLAP in failed, occupancy=bool(failed & OCCUPANCY), margins=softer)
     if joint is not None:
         yield joint
@@ -92,10 +85,10 @@ def _damage(failed: set[str]) -> Iterator[Advice]:
     )
 
 
-def _task(receipt: Receipt) -> Iterator[Advice]:
-    found = receipt["predicates"]["knowledge_expansive"]
-    outcome = found["outcome"]
-    if found["passed"] is True:
+def _task(receipt: ReceiptView) -> Iterator[Advice]:
+    found = receipt.predicates["knowledge_expansive"]
+    outcome = found.outcome
+    if found.passed:
         return
     if outcome == NOTHING_TUNED:
         first = (
@@ -106,7 +99,7 @@ def _task(receipt: Receipt) -> Iterator[Advice]:
     if outcome == "task-not-reached":
         first = "reach the target before judging preservation: an untouched atlas earns no credit by itself"
         yield Advice("the task target was missed", "the objective", first)
-    if outcome == "chart-redefining" and _stage(receipt) == EXPANSIVE_STAGE:
+    if outcome == "chart-redefining" and receipt.probe.policy.stage == EXPANSIVE_STAGE:
         first = (
             "audit chart-preserving attempts on the same base and registration, and give them with --attempt"
         )
@@ -116,16 +109,16 @@ def _task(receipt: Receipt) -> Iterator[Advice]:
         yield Advice("the rewrite was avoidable", "the policy", first)
 
 
-def _sample(receipt: Receipt) -> Iterator[Advice]:
+def _sample(receipt: ReceiptView) -> Iterator[Advice]:
     """An inconclusive verdict usually wants more documents, not another threshold."""
-    if receipt["verdict"] != "inconclusive":
+    if receipt.verdict != "inconclusive":
         return
-    lines = [line for predicate in receipt["predicates"].values() for line in predicate["evidence"]]
-    open_gates = sorted({line["gate"] for line in lines if line["result"] == UNDETERMINED})
+    lines = [line for predicate in receipt.predicates.values() for line in predicate.evidence]
+    open_gates = sorted({line.gate for line in lines if line.result == UNDETERMINED})
     wanting = [gate for gate in open_gates if gate not in ("nothing_tuned", UNREPLAYED)]
     if not wanting:
         return
-    if "kl" in wanting and "kl" not in receipt["probe"]["policy"]["damage"]:
+    if "kl" in wanting and "kl" not in receipt.probe.policy.damage:
         first = (
             "compare the temperature of both heads; if the tune is as it should be, let atlas calibrate set damage.kl "
             "from healthy ones, and register it"

@@ -10,8 +10,7 @@ from moe_atlas.verdict.damage import DAMAGED, UNDAMAGED, damage_gates, damage_ou
 from moe_atlas.verdict.gates.gate import FAIL, UNDETERMINED, Gate, worst_first
 from moe_atlas.verdict.rewrite import HARD, PRESERVED, REWRITTEN, atlas_gates, atlas_outcome
 from moe_atlas.verdict.success import task_gates
-
-Receipt = Mapping[str, Any]
+from moe_atlas.views.receipt import ReceiptView
 
 CHART_STAGE = "chart-preserving"
 EXPANSIVE_STAGE = "knowledge-expansive"
@@ -46,15 +45,15 @@ _OPEN_REASONS = {
 }
 
 
-def derive_predicates(receipt: Receipt) -> dict[str, Any]:
+def derive_predicates(receipt: ReceiptView) -> dict[str, Any]:
     """Return ``predicates`` and ``verdict`` of a receipt whose intervals are in place.
 
     A baseline tests nothing: its predicates are ``untested`` and its verdict is null.
     """
-    if receipt["kind"] == "baseline":
+    if receipt.is_baseline:
         untested: dict[str, Any] = {"outcome": UNTESTED, "passed": None, "evidence": []}
         return {"predicates": {name: dict(untested) for name in NAMES}, "verdict": None}
-    stage = receipt["probe"]["policy"]["stage"]
+    stage = receipt.probe.policy.stage
     atlas = atlas_gates(receipt)
     outcome = atlas_outcome(atlas)
     damage = damage_gates(receipt)

@@ -7,9 +7,6 @@ the tuned checkpoint. A rising set margin (State1) is no evidence here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from moe_atlas.channels import GATED, REGISTERED
 from moe_atlas.verdict.gates.gate import (
     FAIL,
@@ -25,8 +22,8 @@ from moe_atlas.verdict.gates.gate import (
 from moe_atlas.verdict.gates.unreached_weights import unseen_gates
 from moe_atlas.verdict.gates.unreplayed_parts import unreplayed_gates
 from moe_atlas.verdict.gates.weight_rules import weight_gates
-
-Receipt = Mapping[str, Any]
+from moe_atlas.views.measured import WorstExpert, no_interval
+from moe_atlas.views.receipt import ReceiptView
 
 PRESERVED = "preserved"
 REWRITTEN = "rewritten"
@@ -35,7 +32,7 @@ REWRITTEN = "rewritten"
 HARD = ("weights", "identity", "non_finite_weights", "unreplayed", "unmeasured_experts", "vocabulary_rows")
 
 
-def atlas_gates(receipt: Receipt) -> list[Gate]:
+def atlas_gates(receipt: ReceiptView) -> list[Gate]:
     """Return every gate of the predicate."""
     floor = base_floor(receipt)
     return [
@@ -62,95 +59,85 @@ def atlas_outcome(gates: list[Gate]) -> str:
     return PRESERVED if held and settled else UNDETERMINED
 
 
-def base_floor(receipt: Receipt) -> str | None:
+def base_floor(receipt: ReceiptView) -> str | None:
     """Return why the base-role sample is too small, None when every base domain has enough documents."""
-    rows = [row for row in receipt["domains"] if row["role"] == "base"]
+    rows = receipt.domains_of("base")
     if not rows:
         return "no base-role domain"
     for row in rows:
-        reason = too_few(row["documents"])
+        reason = too_few(row.documents)
         if reason is not None:
-            return f"domain {row['name']}: {reason}"
+            return f"domain {row.name}: {reason}"
     return None
 
 
-def _layer_gates(receipt: Receipt, floor: str | None) -> list[Gate]:
-    measured = {layer["layer"]: layer for layer in receipt["layers"]}
-    protected = receipt["probe"]["protected_layers"]
+def _layer_gates(receipt: ReceiptView, floor: str | None) -> list[Gate]:
+    measured = {layer.layer: layer for layer in receipt.layers}
+    protected = receipt.probe.protected_layers
     if not protected:
-        return [Gate("protected_layers", UNDETERMINED, {}, {}, None, "no layer is protected")]
-    budgets = receipt["probe"]["policy"]["rewrite"]
+        return [Gate("protected_layers", UNDETERMINED, {}, reason="no layer is protected")]
+    budgets = receipt.probe.policy.rewrite
     gates = []
     for number in protected:
         where = {"layer": number}
         if number not in measured:
-            gates.append(
-                Gate("protected_layers", UNDETERMINED, where, {}, None, "not a measured routed layer")
-            )
+            gates.append(Gate("protected_layers", UNDETERMINED, where, reason="not a measured routed layer"))
             continue
-        pair = measured[number].get("pair") or {}
         for channel in GATED:
-            found = pair.get(channel.key) or {"reason": "missing"}
-            place = where | ({"expert": found["expert"]} if "expert" in found else {})
+            found = measured[number].channel(channel.key) or no_interval()
+            expert = found.expert if isinstance(found, WorstExpert) else None
+            place = where if expert is None else where | {"expert": expert}
             budget = budgets.get(channel.budget)
             gates.append(below_budget(channel.budget, place, found, budget, floor, "simultaneous_low"))
     return gates
 
 
-def _refinement_gate(receipt: Receipt, floor: str | None) -> Gate:
+def _refinement_gate(receipt: ReceiptView, floor: str | None) -> Gate:
     """The margin must lie above 0; below 0 for certain is a rewrite."""
-    margin = (receipt.get("margins") or {}).get("refinement_margin") or {"reason": "missing"}
-    where = {"layer": margin["layer"]} if "layer" in margin else {}
-
+    margin = (receipt.margins and receipt.margins.refinement_margin) or no_interval()
+    where = {} if margin.layer is None else {"layer": margin.layer}
     line = Gate("refinement_margin", UNDETERMINED, where, margin, 0.0)
-    if receipt["probe"]["policy"]["rewrite"].get("refinement") is None:
+    if receipt.probe.policy.rewrite.get("refinement") is None:
         return line.came_to(NOT_GATED, "no weights registered")
-    if margin.get("not_applicable") is True:
-        return line.came_to(NOT_APPLICABLE, margin.get("reason"))
-    if not is_number(margin.get("estimate")):
-        return line.came_to(UNDETERMINED, margin.get("reason"))
-    if margin.get("exact") is True and margin["estimate"] > 0.0:
+    if margin.not_applicable:
+        return line.came_to(NOT_APPLICABLE, margin.reason)
+    if not is_number(margin.estimate):
+        return line.came_to(UNDETERMINED, margin.reason)
+    if margin.exact and margin.estimate > 0.0:
         return line.came_to(PASS, "inputs of equal values")
-    floor = floor or too_few(margin.get("documents"))
+    floor = floor or too_few(margin.documents)
     if floor is not None:
         return line.came_to(UNDETERMINED, floor)
-    if is_number(margin.get("high")) and margin["high"] < 0.0:
+    if is_number(margin.high) and margin.high < 0.0:
         return line.came_to(FAIL)
-    if is_number(margin.get("low")) and margin["low"] > 0.0:
+    if is_number(margin.low) and margin.low > 0.0:
         return line.came_to(PASS)
-    return line.came_to(UNDETERMINED, margin.get("reason") or "the interval does not clear 0")
+    return line.came_to(UNDETERMINED, margin.reason or "the interval does not clear 0")
 
 
-def _non_finite_gates(receipt: Receipt) -> list[Gate]:
-    classes = (receipt.get("weights") or {}).get("classes")
-    if not isinstance(classes, Mapping) or not classes:
-        return [Gate("non_finite_weights", UNDETERMINED, {}, {}, None, "no weights ledger")]
+def _non_finite_gates(receipt: ReceiptView) -> list[Gate]:
+    classes = receipt.weights and receipt.weights.classes
+    if not classes:
+        return [Gate("non_finite_weights", UNDETERMINED, {}, reason="no weights ledger")]
     gates = []
     for name, entry in classes.items():
-        if not entry.get("tensors"):
+        if not entry.tensors:
             continue
-        count = (entry.get("nonfinite") or {}).get("tuned")
-        if not is_number(count):
-            gates.append(Gate("non_finite_weights", UNDETERMINED, {"class": name}, {}, None, "not counted"))
-        elif int(count or 0) > 0:
+        count = None if entry.nonfinite is None else entry.nonfinite.tuned
+        if count is None:
+            gates.append(Gate("non_finite_weights", UNDETERMINED, {"class": name}, reason="not counted"))
+        elif count > 0:
             reason = f"{count} non-finite values in the tuned checkpoint"
-            gates.append(Gate("non_finite_weights", FAIL, {"class": name}, {}, None, reason))
-    return gates or [Gate("non_finite_weights", PASS, {}, {})]
+            gates.append(Gate("non_finite_weights", FAIL, {"class": name}, reason=reason))
+    return gates or [Gate("non_finite_weights", PASS, {})]
 
 
-def _identity_gates(receipt: Receipt) -> list[Gate]:
-    identity = receipt.get("identity")
-    if not isinstance(identity, Mapping) or not isinstance(identity.get("breaches"), list):
-        return [Gate("identity", UNDETERMINED, {}, {}, None, "expert identity was not examined")]
+def _identity_gates(receipt: ReceiptView) -> list[Gate]:
+    breaches = receipt.identity.breaches if receipt.identity else None
+    if breaches is None:
+        return [Gate("identity", UNDETERMINED, {}, reason="expert identity was not examined")]
     gates = [
-        Gate(
-            "identity",
-            FAIL,
-            {"layer": breach.get("layer")},
-            {},
-            None,
-            f"{breach['kind']}: {breach['detail']}",
-        )
-        for breach in identity["breaches"]
+        Gate("identity", FAIL, {"layer": breach.layer}, reason=f"{breach.kind}: {breach.detail}")
+        for breach in breaches
     ]
-    return gates or [Gate("identity", PASS, {}, {})]
+    return gates or [Gate("identity", PASS, {})]

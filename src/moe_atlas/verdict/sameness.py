@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-Receipt = Mapping[str, Any]
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.registered import CheckpointFacts
 
 
-def weights_identity(checkpoint: Receipt) -> str | None:
+def weights_identity(checkpoint: CheckpointFacts) -> str | None:
     """What names a checkpoint's weights, however they are stored; None where the receipt does not say."""
-    found = checkpoint.get("values_digest") or checkpoint.get("digest")
-    return None if found is None else str(found)
+    return checkpoint.values_digest or checkpoint.digest
 
 
-def model_identity(checkpoint: Receipt) -> str | None:
+def model_identity(checkpoint: CheckpointFacts) -> str | None:
     """Weights and config: the same weights under another config are another model, and another reference."""
     weights = weights_identity(checkpoint)
-    return None if weights is None else f"{weights}:{checkpoint.get('config_sha256')}"
+    return None if weights is None else f"{weights}:{checkpoint.config_sha256}"
 
 
-def replayed_alike(receipt: Receipt) -> bool:
+def replayed_alike(receipt: ReceiptView) -> bool:
     """Whether an audit found everything that it replays identical; other tensors may differ, or be missing."""
-    identity = receipt.get("identity") or {}
-    return any(identity.get(key) is True for key in ("identical_checkpoints", "identical_replayed"))
+    found = receipt.identity
+    return found is not None and (found.identical_checkpoints is True or found.identical_replayed is True)
 
 
-def nothing_tuned(receipt: Receipt) -> bool:
+def nothing_tuned(receipt: ReceiptView) -> bool:
     """Whether this pair was not tuned: the audit found both alike, or their digests are equal."""
     if replayed_alike(receipt):
         return True
-    checkpoints = receipt.get("checkpoints") or {}
-    base, tuned = (model_identity(checkpoints.get(side) or {}) for side in ("base", "tuned"))
+    base, tuned = (model_identity(receipt.checkpoint(side)) for side in ("base", "tuned"))
     return base is not None and base == tuned

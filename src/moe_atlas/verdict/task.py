@@ -6,16 +6,14 @@ chart-preserving attempts on the same base under the same registration missed th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from moe_atlas.verdict.attempts import attempt_gate
 from moe_atlas.verdict.gates.gate import FAIL, PASS, UNDETERMINED, Gate
 from moe_atlas.verdict.rewrite import PRESERVED, REWRITTEN
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reached, reached
-
-Receipt = Mapping[str, Any]
+from moe_atlas.views.receipt import ReceiptView
 
 NOT_APPLICABLE = "not-applicable"
 TASK_NOT_REACHED = "task-not-reached"
@@ -27,7 +25,7 @@ NOTHING_TUNED = "nothing-tuned"
 IDENTICAL = "identical"  # the allowance of a policy under which the two checkpoints may hold the same values
 
 
-def task_outcome(receipt: Receipt, gates: Sequence[Gate], atlas: str) -> tuple[str, list[Gate]]:
+def task_outcome(receipt: ReceiptView, gates: Sequence[Gate], atlas: str) -> tuple[str, list[Gate]]:
     """Return the classification and the gates that it adds to the evidence.
 
     Args:
@@ -43,22 +41,20 @@ def task_outcome(receipt: Receipt, gates: Sequence[Gate], atlas: str) -> tuple[s
     return outcome if kept else NOTHING_TUNED, [*added, _nothing_tuned_gate(receipt)]
 
 
-def _nothing_tuned_gate(receipt: Receipt) -> Gate:
+def _nothing_tuned_gate(receipt: ReceiptView) -> Gate:
     """Undetermined unless the policy allows it by name: an audit of nothing shows nothing about a tune."""
     same = "base and tuned hold the same values in all that is replayed"
-    if IDENTICAL in (receipt["probe"]["policy"].get("allow") or ()):
-        return Gate("nothing_tuned", PASS, {}, {}, None, f"{same}, which policy.allow permits")
+    if receipt.probe.policy.allows(IDENTICAL):
+        return Gate("nothing_tuned", PASS, {}, reason=f"{same}, which policy.allow permits")
     reason = f"{same}: nothing was tuned; policy.allow: [{IDENTICAL}] permits it"
-    return Gate("nothing_tuned", UNDETERMINED, {}, {}, None, reason)
+    return Gate("nothing_tuned", UNDETERMINED, {}, reason=reason)
 
 
-def _classification(receipt: Receipt, gates: Sequence[Gate], atlas: str) -> tuple[str, list[Gate]]:
+def _classification(receipt: ReceiptView, gates: Sequence[Gate], atlas: str) -> tuple[str, list[Gate]]:
     if not gates:
-        if receipt["probe"]["policy"].get("task") == "none":
+        if receipt.probe.policy.task == "none":
             return NOT_APPLICABLE, []
-        return UNDETERMINED, [
-            Gate("task_success", UNDETERMINED, {}, {}, None, "no task domain is registered")
-        ]
+        return UNDETERMINED, [Gate("task_success", UNDETERMINED, {}, reason="no task domain is registered")]
     success = reached(gates)
     if success is False:
         return TASK_NOT_REACHED, []
@@ -69,9 +65,9 @@ def _classification(receipt: Receipt, gates: Sequence[Gate], atlas: str) -> tupl
     return _with_attempts(receipt)
 
 
-def _with_attempts(receipt: Receipt) -> tuple[str, list[Gate]]:
+def _with_attempts(receipt: ReceiptView) -> tuple[str, list[Gate]]:
     """A reached target with a rewritten atlas: was the rewrite needed?"""
-    gates = [attempt_gate(receipt, attempt) for attempt in receipt.get("attempts") or ()]
+    gates = [attempt_gate(receipt, attempt) for attempt in receipt.attempts or ()]
     results = [gate.result for gate in gates]
     if FAIL in results:
         return MISCLASSIFIED, gates
@@ -82,4 +78,4 @@ def _with_attempts(receipt: Receipt) -> tuple[str, list[Gate]]:
     if base_reached(receipt) is False:
         return KNOWLEDGE_EXPANSIVE, gates
     reason = "the base is not known to miss the target: nothing shows that it took a rewrite"
-    return UNDETERMINED, [*gates, Gate("base_success", UNDETERMINED, {}, {}, None, reason)]
+    return UNDETERMINED, [*gates, Gate("base_success", UNDETERMINED, {}, reason=reason)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from moe_atlas.views.view import (
     View,
@@ -94,6 +94,12 @@ class LayerView(View):
     tuned = part(HealthView).or_none()
     pair = part(PairView).or_none()
     changes = part(Changes).or_none()
+
+    def changes_of(self, kind: Literal["experts", "router_rows"]) -> tuple[float | None, ...]:
+        """Return how far each expert changed: its own tensors, or its row of the router."""
+        if self.changes is None:
+            return ()
+        return self.changes.experts if kind == "experts" else self.changes.router_rows
 
     def side(self, name: str) -> HealthView | None:
         """Return the state of ``base`` or ``tuned``."""

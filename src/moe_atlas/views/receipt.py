@@ -42,6 +42,10 @@ class ReceiptView(View):
         """Whether it records one checkpoint and tests nothing."""
         return self.kind == "baseline"
 
+    def checkpoint(self, side: str) -> CheckpointFacts:
+        """Return one checkpoint; one without facts where the receipt has none of that side."""
+        return self.checkpoints.get(side) or CheckpointFacts({}, self.at(f"checkpoints.{side}"))
+
     def domains_of(self, role: str) -> list[DomainRow]:
         """Return the domains of one role."""
         return [row for row in self.domains if row.role == role]

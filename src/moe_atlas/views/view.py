@@ -22,9 +22,14 @@ class StrangeReceipt(ValueError):
     """
 
     def __init__(self, path: str, expected: str, found: Any) -> None:
-        said = "nothing" if found is None else shown(repr(found))
-        super().__init__(f"{path or 'receipt'}: expected {expected}, found {said}")
-        self.path, self.expected, self.found = path, expected, found
+        self.path, self.expected, self.found = path or "receipt", expected, found
+        super().__init__(f"{self.path}: {self.problem}")
+
+    @property
+    def problem(self) -> str:
+        """What was expected, and what stands there."""
+        found = "nothing" if self.found is None else shown(repr(self.found))
+        return f"expected {self.expected}, found {found}"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,15 @@ from moe_atlas.views.view import View, flag, integer, named, part, parts, text
 
 
 class BothCounts(View):
-    """A count in each of the two checkpoints."""
+    """A count in each of the two checkpoints; a baseline has none of the tuned."""
 
     base = integer().or_none()
     tuned = integer().or_none()
+
+    @property
+    def most(self) -> int:
+        """The larger one."""
+        return max(self.base or 0, self.tuned or 0)
 
 
 class SeenAndUnseen(View):
@@ -78,6 +83,18 @@ class UnreplayedRow(View):
     missing = integer()
     added = integer()
     reshaped = integer()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tensors stand under each finding, worst first."""
+        return {
+            "nonfinite": self.nonfinite,
+            "zeroed": self.zeroed,
+            "replaced": self.replaced,
+            "missing": self.missing,
+            "added": self.added,
+            "reshaped": self.reshaped,
+        }
 
 
 class WeightsView(View):

@@ -18,6 +18,7 @@ from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.passing import passing_bound
 from moe_atlas.statistics.sample import Interval, Sample, interval
 from moe_atlas.verdict.sameness import replayed_alike
+from moe_atlas.views.receipt import ReceiptView
 from moe_atlas.window_arrays import BUDGET, CONTROLS
 
 F64 = NDArray[np.float64]
@@ -133,7 +134,7 @@ def make_context(receipt: Facts, windows: Arrays) -> Context:
         base_W=base_W,
         design=_design(windows, base_W, int(probe["windows"]["seed"]), int(policy["resamples"])),
         protected=frozenset(int(layer) for layer in probe["protected_layers"]),
-        identical=receipt["kind"] == "audit" and replayed_alike(receipt),
+        identical=receipt["kind"] == "audit" and replayed_alike(ReceiptView(receipt)),
     )
 
 

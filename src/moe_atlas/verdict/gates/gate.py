@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeGuard
+
+from moe_atlas.views.measured import Interval
 
 DOCUMENT_FLOOR = 30  # below this many documents no interval of ours keeps its coverage on skewed damage
 # Damage in a tenth of the documents escapes a sample of n with probability 0.9**n, and no interval sees what no
@@ -48,7 +50,7 @@ class Gate:
         gate: what was gated: a channel, ``refinement_margin``, ``weights``, ``identity``, ``tail_guard`` ...
         result: ``pass``, ``fail``, ``undetermined``, ``not-applicable`` or ``not-gated``.
         where: ``{"layer": 3}`` or ``{"domain": "code"}`` or a tensor class.
-        interval: estimate, low, high and simultaneous_low, as far as there are any.
+        interval: what was measured; None where the gate rests on no number.
         budget: what it was held against.
         reason: why, in a few words, where the numbers do not say it.
     """
@@ -56,7 +58,7 @@ class Gate:
     gate: str
     result: str
     where: Mapping[str, Any]
-    interval: Mapping[str, Any]
+    interval: Interval | None = None
     budget: float | None = None
     reason: str | None = None
 
@@ -67,13 +69,13 @@ class Gate:
     def evidence(self) -> dict[str, Any]:
         """Return the line as it stands in the receipt."""
         keys = ("estimate", "low", "high", "simultaneous_low")
-        numbers = {key: self.interval.get(key) for key in keys}
+        numbers = {key: getattr(self.interval, key, None) for key in keys}
         return {"gate": self.gate, **self.where, **numbers, "budget": self.budget, "result": self.result} | {
             "reason": self.reason
         }
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number (a bool is none)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -81,10 +83,10 @@ def is_number(value: Any) -> bool:
 def below_budget(
     gate: str,
     where: Mapping[str, Any],
-    interval: Mapping[str, Any],
+    interval: Interval,
     budget: Any,
     floor: str | None,
-    fail_on: str,
+    fail_on: Literal["simultaneous_low", "low"],
 ) -> Gate:
     """Hold an interval against an upper budget.
 
@@ -102,27 +104,28 @@ def below_budget(
         return line.came_to(NOT_GATED, f"no {limit_name(gate)} registered")
     if not is_number(budget):
         return line.came_to(UNDETERMINED, f"the {limit_name(gate)} is not a number")
-    if interval.get("not_applicable") is True:
-        return line.came_to(NOT_APPLICABLE, interval.get("reason"))
-    if not is_number(interval.get("estimate")):
-        return line.came_to(UNDETERMINED, interval.get("reason") or "missing")
-    if interval.get("exact") is True and interval["estimate"] == 0.0 and budget >= 0:
+    if interval.not_applicable:
+        return line.came_to(NOT_APPLICABLE, interval.reason)
+    if not is_number(interval.estimate):
+        return line.came_to(UNDETERMINED, interval.reason or "missing")
+    if interval.exact and interval.estimate == 0.0 and budget >= 0:
         return line.came_to(PASS, "inputs of equal values")
     if floor is None:
-        floor = too_few(interval.get("documents"))
+        floor = too_few(interval.documents)
     if floor is not None:
         return line.came_to(UNDETERMINED, floor)
-    if is_number(interval.get(fail_on)) and interval[fail_on] > budget:
+    fails = interval.low if fail_on == "low" else interval.simultaneous_low
+    if is_number(fails) and fails > budget:
         return line.came_to(FAIL)
-    if not (is_number(interval.get("high")) and interval["high"] < budget):
+    if not (is_number(interval.high) and interval.high < budget):
         return line.came_to(
-            UNDETERMINED, interval.get("reason") or f"the interval does not clear the {limit_name(gate)}"
+            UNDETERMINED, interval.reason or f"the interval does not clear the {limit_name(gate)}"
         )
     reason = why_no_pass(interval, budget, limit_name(gate))
     return line.came_to(PASS if reason is None else UNDETERMINED, reason)
 
 
-def why_no_pass(interval: Mapping[str, Any], budget: float, name: str) -> str | None:
+def why_no_pass(interval: Interval, budget: float, name: str) -> str | None:
     """Return why a mean whose interval clears the budget does not pass all the same, None when it does.
 
     Args:
@@ -130,10 +133,10 @@ def why_no_pass(interval: Mapping[str, Any], budget: float, name: str) -> str | 
         budget: what it is held against.
         name: what people call that.
     """
-    if "pass_high" not in interval:
+    if not interval.has_pass_bound:
         return None
-    bound = interval["pass_high"]
-    effective = float(interval.get("effective_documents") or 0.0)
+    bound = interval.pass_high
+    effective = float(interval.effective_documents or 0.0)
     if not effective >= PASS_FLOOR - 1e-9:
         return f"its documents weigh as much as {effective:.4g} equal ones, a pass needs {PASS_FLOOR}"
     if is_number(bound) and bound < budget:
@@ -157,8 +160,9 @@ def worst_first(gates: Sequence[Gate]) -> list[dict[str, Any]]:
 
 
 def _severity(gate: Gate) -> float:
-    values = [gate.interval.get(key) for key in ("simultaneous_low", "high", "estimate")]
-    value = next((float(v) for v in values if v is not None and is_number(v)), 0.0)
+    found = gate.interval
+    values = () if found is None else (found.simultaneous_low, found.high, found.estimate)
+    value = next((float(v) for v in values if is_number(v)), 0.0)
     if gate.gate == "refinement_margin":
         value = -value
     return value / gate.budget if gate.budget else value

@@ -7,13 +7,18 @@ the base's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from math import inf
 from statistics import median
-from typing import Any
+from typing import Literal
 
 from moe_atlas.verdict.gates.gate import FAIL, NOT_GATED, PASS, UNDETERMINED, Gate
+from moe_atlas.views.measured import ExpertCoverage, LayerView
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.view import StrangeReceipt
+from moe_atlas.views.weights import VocabularyRows
 
-Receipt = Mapping[str, Any]
+Kind = Literal["experts", "router_rows"]
 
 EXPERTS, ROWS = "unmeasured_experts", "vocabulary_rows"
 # An expert, or another tensor, that changed more than this multiple of what the others of its kind did, and by more
@@ -21,15 +26,16 @@ EXPERTS, ROWS = "unmeasured_experts", "vocabulary_rows"
 FACTOR, FLOOR = 3.0, 0.1
 # New tokens are a few rows; a vocabulary is many.
 FEW_ROWS, FEW_SHARE = 4, 1000
+KINDS: dict[Kind, str] = {"experts": "its weights", "router_rows": "its router row"}
 NOTHING_SAYS = "no probe token says what that does"
 
 
-def unseen_gates(receipt: Receipt) -> list[Gate]:
+def unseen_gates(receipt: ReceiptView) -> list[Gate]:
     """Return the gates on what the probe does not reach; each is freed by its own name under `policy.allow`."""
     gates = []
     for name, found in ((EXPERTS, _expert_gates(receipt)), (ROWS, _row_gates(receipt))):
-        allowed = name in (receipt["probe"]["policy"].get("allow") or ())
-        gates += [Gate(name, NOT_GATED, {}, {}, None, "allowed by the policy")] if allowed else found
+        allowed = receipt.probe.policy.allows(name)
+        gates += [Gate(name, NOT_GATED, {}, reason="allowed by the policy")] if allowed else found
     return gates
 
 
@@ -39,7 +45,7 @@ def limit_of(changes: Sequence[float | None]) -> float:
     return max(FLOOR, FACTOR * median(known)) if known else FLOOR
 
 
-def outlying_experts(layer: Mapping[str, Any], kind: str, numbers: Sequence[int]) -> list[int]:
+def outlying_experts(layer: LayerView, kind: Kind, numbers: Sequence[int]) -> list[int]:
     """Return which of some experts changed far more than those of their layer that tokens reach.
 
     Where none is reached, the others are all that there is to compare with. A change without a number (of a zero
@@ -49,36 +55,44 @@ def outlying_experts(layer: Mapping[str, Any], kind: str, numbers: Sequence[int]
         layer: the receipt's layer.
         kind: ``experts`` for the experts' own tensors, ``router_rows`` for their rows of the router.
         numbers: the experts asked about.
+
+    Raises:
+        StrangeReceipt: the layer lists no change of one of them.
     """
-    changes, coverage = layer["changes"][kind], layer["pair"]["expert_coverage"]
-    unguarded = {*coverage["thin"], *coverage["unreached"]}
+    changes = layer.changes_of(kind)
+    if any(number >= len(changes) for number in numbers):
+        raise StrangeReceipt(layer.at(f"changes.{kind}"), f"a change of expert {max(numbers)}", [*changes])
+    coverage = layer.pair.expert_coverage if layer.pair else None
+    unguarded = {*coverage.thin, *coverage.unreached} if coverage else set()
     guarded = [change for number, change in enumerate(changes) if number not in unguarded]
     limit = limit_of(guarded or changes)
-    return [number for number in numbers if changes[number] is None or changes[number] > limit]
+    return [number for number in numbers if (change := changes[number]) is None or change > limit]
 
 
-def _expert_gates(receipt: Receipt) -> list[Gate]:
+def _expert_gates(receipt: ReceiptView) -> list[Gate]:
     gates = []
-    for layer in receipt["layers"]:
-        coverage = (layer.get("pair") or {}).get("expert_coverage")
-        if coverage is None or not layer.get("changes"):
-            gates.append(Gate(EXPERTS, UNDETERMINED, {"layer": layer["layer"]}, {}, None, "not compared"))
+    for layer in receipt.layers:
+        coverage = layer.pair.expert_coverage if layer.pair else None
+        if coverage is None or layer.changes is None:
+            gates.append(Gate(EXPERTS, UNDETERMINED, {"layer": layer.layer}, reason="not compared"))
             continue
-        unguarded = sorted([*coverage["thin"], *coverage["unreached"]])
-        for kind, said in (("experts", "its weights"), ("router_rows", "its router row")):
+        unguarded = sorted([*coverage.thin, *coverage.unreached])
+        for kind in KINDS:
             found = outlying_experts(layer, kind, unguarded)
             if found:
-                gates.append(_outlying(layer, kind, said, found))
-    return gates or [Gate(EXPERTS, PASS, {}, {})]
+                gates.append(_outlying(layer, kind, coverage, found))
+    return gates or [Gate(EXPERTS, PASS, {})]
 
 
-def _outlying(layer: Mapping[str, Any], kind: str, said: str, found: Sequence[int]) -> Gate:
-    changes = layer["changes"][kind]
-    worst = max(found, key=lambda number: float("inf") if changes[number] is None else changes[number])
+def _outlying(layer: LayerView, kind: Kind, coverage: ExpertCoverage, found: Sequence[int]) -> Gate:
+    changes = layer.changes_of(kind)
+    worst = max(found, key=lambda number: inf if (change := changes[number]) is None else change)
     more = f", and {len(found) - 1} more experts of the layer" if len(found) > 1 else ""
-    few = "no" if worst in layer["pair"]["expert_coverage"]["unreached"] else "hardly any"
-    reason = f"{said} changed by {moved(changes[worst])}{more}; {few} probe token uses it: {NOTHING_SAYS}"
-    return Gate(EXPERTS, UNDETERMINED, {"layer": layer["layer"], "expert": worst}, {}, None, reason)
+    few = "no" if worst in coverage.unreached else "hardly any"
+    reason = (
+        f"{KINDS[kind]} changed by {moved(changes[worst])}{more}; {few} probe token uses it: {NOTHING_SAYS}"
+    )
+    return Gate(EXPERTS, UNDETERMINED, {"layer": layer.layer, "expert": worst}, reason=reason)
 
 
 def moved(change: float | None) -> str:
@@ -86,44 +100,43 @@ def moved(change: float | None) -> str:
     return "what has no number" if change is None else f"{change:.3g} of the norm"
 
 
-def _row_gates(receipt: Receipt) -> list[Gate]:
-    ends = receipt.get("vocabulary") or {}
-    classes = (receipt.get("weights") or {}).get("classes") or {}
-    stored = ["embedding", *(["head"] if (classes.get("head") or {}).get("tensors") else [])]
+def _row_gates(receipt: ReceiptView) -> list[Gate]:
+    ends = receipt.vocabulary.compared if receipt.vocabulary else {}
+    head = ((receipt.weights and receipt.weights.classes) or {}).get("head")
+    stored = ["embedding", *(["head"] if head and head.tensors else [])]
     missing = [
-        Gate(ROWS, UNDETERMINED, {"class": name}, {}, None, "its rows were not compared")
+        Gate(ROWS, UNDETERMINED, {"class": name}, reason="its rows were not compared")
         for name in stored
-        if not ends.get(name)
+        if name not in ends
     ]
-    gates = [gate for name, found in ends.items() if found for gate in _end_gates(name, found)]
-    return [*missing, *gates] or [Gate(ROWS, PASS, {}, {})]
+    gates = [gate for name, found in ends.items() for gate in _end_gates(name, found)]
+    return [*missing, *gates] or [Gate(ROWS, PASS, {})]
 
 
-def _end_gates(name: str, found: Mapping[str, Any]) -> Iterator[Gate]:
-    where, outlying = {"class": name}, sum(found["outlying"].values())
-    if found["permuted"] > 1:
-        reason = f"{found['permuted']} rows hold other rows of the base, whose places changed, too{_ids(found, 'was')}"
-        yield Gate(ROWS, FAIL, where, {}, None, reason)
-    if found["far_longer"]:
+def _end_gates(name: str, found: VocabularyRows) -> Iterator[Gate]:
+    where, outlying = {"class": name}, found.outlying.seen + found.outlying.unseen
+    if found.permuted > 1:
+        ids = _ids(found, moved_only=True)
+        reason = f"{found.permuted} rows hold other rows of the base, whose places changed, too{ids}"
+        yield Gate(ROWS, FAIL, where, reason=reason)
+    if found.far_longer:
+        reason = f"{found.far_longer} rows are over ten times as long as the longest of the base{_ids(found)}"
+        yield Gate(ROWS, FAIL, where, reason=reason)
+    extra = found.extra
+    if extra and extra.side == "tuned" and extra.far_longer:
         reason = (
-            f"{found['far_longer']} rows are over ten times as long as the longest of the base{_ids(found)}"
+            f"{extra.far_longer} of the {extra.rows} rows that the tuned checkpoint alone has, from id "
+            f"{extra.first} on, are over ten times as long as the longest of the base"
         )
-        yield Gate(ROWS, FAIL, where, {}, None, reason)
-    extra = found.get("extra")
-    if extra and extra["side"] == "tuned" and extra["far_longer"]:
-        reason = (
-            f"{extra['far_longer']} of the {extra['rows']} rows that the tuned checkpoint alone has, from id "
-            f"{extra['first']} on, are over ten times as long as the longest of the base"
-        )
-        yield Gate(ROWS, FAIL, where, {}, None, reason)
-    if outlying > max(FEW_ROWS, found["rows"] // FEW_SHARE):
-        unseen = found["outlying"]["unseen"]
+        yield Gate(ROWS, FAIL, where, reason=reason)
+    if outlying > max(FEW_ROWS, found.rows // FEW_SHARE):
+        unseen = found.outlying.unseen
         reason = f"{outlying} rows were replaced or nearly, {unseen} of them of ids in no probe window{_ids(found)}"
-        yield Gate(ROWS, UNDETERMINED, where, {}, None, f"{reason}: {NOTHING_SAYS}" if unseen else reason)
+        yield Gate(ROWS, UNDETERMINED, where, reason=f"{reason}: {NOTHING_SAYS}" if unseen else reason)
 
 
-def _ids(found: Mapping[str, Any], key: str = "outlying") -> str:
-    """Some ids, with their names where they have any."""
-    rows = [row for row in found["named"] if row[key] is not None and row[key] is not False][:4]
-    shown = ", ".join(f"{row['id']} ({row['name']})" if row["name"] else str(row["id"]) for row in rows)
+def _ids(found: VocabularyRows, *, moved_only: bool = False) -> str:
+    """Some ids of outlying rows, or of rows that changed places, with their names where they have any."""
+    rows = [row for row in found.named if (row.was is not None if moved_only else row.outlying)][:4]
+    shown = ", ".join(f"{row.id} ({row.name})" if row.name else str(row.id) for row in rows)
     return f" (ids {shown} …)" if shown else ""

@@ -8,13 +8,10 @@ part by name, under `allow`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from moe_atlas.probes.settings.policy import UNREPLAYED
 from moe_atlas.verdict.gates.gate import FAIL, NOT_GATED, PASS, UNDETERMINED, Gate
-
-Receipt = Mapping[str, Any]
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.weights import UnreplayedRow
 
 GATE = "unreplayed"
 WORDS = {
@@ -29,31 +26,32 @@ WORDS = {
 BROKEN = ("nonfinite", "zeroed")
 
 
-def unreplayed_gates(receipt: Receipt) -> list[Gate]:
+def unreplayed_gates(receipt: ReceiptView) -> list[Gate]:
     """Return one gate for each part that either checkpoint holds."""
-    rows = (receipt.get("weights") or {}).get("unreplayed")
-    if not isinstance(rows, list):
-        return [Gate(GATE, UNDETERMINED, {}, {}, None, "not compared")]
-    allowed = receipt["probe"]["policy"].get("allow") or ()
-    return [_gate(row, row["part"] in allowed) for row in rows if row["part"] in UNREPLAYED]
+    rows = receipt.weights.unreplayed if receipt.weights else None
+    if rows is None:
+        return [Gate(GATE, UNDETERMINED, {}, reason="not compared")]
+    policy = receipt.probe.policy
+    return [_gate(row, policy.allows(row.name)) for row in rows if row.name in UNREPLAYED]
 
 
-def _gate(row: Mapping[str, Any], allowed: bool) -> Gate:
-    where, found = {"part": row["part"]}, finding(row)
+def _gate(row: UnreplayedRow, allowed: bool) -> Gate:
+    where, found = {"part": row.name}, finding(row)
     if found is None:
-        return Gate(GATE, PASS, where, {})
-    if row["nonfinite"]:
-        return Gate(GATE, FAIL, where, {}, None, found)
+        return Gate(GATE, PASS, where)
+    if row.nonfinite:
+        return Gate(GATE, FAIL, where, reason=found)
     if allowed:
-        return Gate(GATE, NOT_GATED, where, {}, None, f"{found}; policy.allow permits it")
-    result = FAIL if any(row[key] for key in BROKEN) else UNDETERMINED
-    return Gate(GATE, result, where, {}, None, f"{found}; policy.allow: [{row['part']}] permits it")
+        return Gate(GATE, NOT_GATED, where, reason=f"{found}; policy.allow permits it")
+    result = FAIL if any(row.counts[key] for key in BROKEN) else UNDETERMINED
+    return Gate(GATE, result, where, reason=f"{found}; policy.allow: [{row.name}] permits it")
 
 
-def finding(row: Mapping[str, Any]) -> str | None:
+def finding(row: UnreplayedRow) -> str | None:
     """What keeps a part from passing, in words; None when nothing does."""
-    found = [f"{row[key]} {words}" for key, words in WORDS.items() if row[key]]
+    counts = row.counts
+    found = [f"{counts[key]} {words}" for key, words in WORDS.items() if counts[key]]
     if not found:
         return None
     count, _, rest = "; ".join(found).partition(" ")
-    return f"{count} of {max(row['tensors'].values())} tensors {rest}"
+    return f"{count} of {row.tensors.most} tensors {rest}"

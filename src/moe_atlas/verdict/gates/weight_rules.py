@@ -7,47 +7,47 @@ that are only rounded to another format count as changed where no change is allo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from moe_atlas.probes.settings.policy import UNREPLAYED
 from moe_atlas.text import ranges
 from moe_atlas.verdict.gates.gate import FAIL, NOT_APPLICABLE, PASS, UNDETERMINED, Gate
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.registered import WeightRules
+from moe_atlas.views.weights import LedgerRow
 
-Row = Mapping[str, Any]
 Outcome = tuple[str, str]  # result and reason
 NAMED = 2  # tensors that a reason names
 LISTED = 4  # layers with untouched experts that a reason lists
 MOST = 0.5  # share of a layer's experts that must have changed
 
 
-def weight_gates(receipt: Mapping[str, Any]) -> list[Gate]:
+def weight_gates(receipt: ReceiptView) -> list[Gate]:
     """One gate for each rule and class."""
-    policy = receipt["probe"]["policy"]
-    rules = policy.get("weights") or {}
+    policy = receipt.probe.policy
+    rules = policy.weights or WeightRules({})
+    named = {"must_not_change": rules.must_not_change, "must_change": rules.must_change}
     return [
-        Gate("weights", result, {"class": name, "rule": rule}, {}, None, reason)
-        for rule in ("must_not_change", "must_change")
-        for name in rules.get(rule) or ()
-        for result, reason in [_outcome(receipt, name, rule, policy.get("allow") or ())]
+        Gate("weights", result, {"class": name, "rule": rule}, reason=reason)
+        for rule, names in named.items()
+        for name in names or ()
+        for result, reason in [_outcome(receipt, name, rule, policy.allow or ())]
     ]
 
 
-def _outcome(receipt: Mapping[str, Any], name: str, rule: str, allowed: Sequence[str]) -> Outcome:
-    rows = (receipt.get("weights") or {}).get("tensors")
-    if not isinstance(rows, list) or not rows:
+def _outcome(receipt: ReceiptView, name: str, rule: str, allowed: Sequence[str]) -> Outcome:
+    rows = receipt.weights and receipt.weights.tensors
+    if not rows:
         return UNDETERMINED, "the weights ledger lists no tensors"
-    found, said = [row for row in rows if row["class"] == name], name
-    if not found and name == "head" and any(row["class"] == "embedding" for row in rows):
-        found, said = (
-            [row for row in rows if row["class"] == "embedding"],
-            "embedding",
-        )  # the head is tied to it
+    found, said = [row for row in rows if row.kind == name], name
+    tied = [row for row in rows if row.kind == "embedding"]
+    if not found and name == "head" and tied:
+        found, said = tied, "embedding"
     alone = _alone(receipt) if name == "other" else 0
     if alone and rule == "must_not_change":
         return FAIL, f"{alone} tensors of this class have no counterpart in the other checkpoint"
     if not found:
         return NOT_APPLICABLE, "the checkpoints have no such tensors"
-    if any(row.get("identical") is None for row in found):
+    if any(row.identical is None for row in found):
         return UNDETERMINED, "the ledger does not say how many changed"
     if rule == "must_not_change" and (lone := _lone_rows(receipt, said)) is not None:
         return FAIL, lone
@@ -56,40 +56,41 @@ def _outcome(receipt: Mapping[str, Any], name: str, rule: str, allowed: Sequence
     return _must_change(found, said, frozen_layers="frozen_layers" in allowed)
 
 
-def _alone(receipt: Mapping[str, Any]) -> int:
+def _alone(receipt: ReceiptView) -> int:
     """How many tensors that no token passes and a server may use have no counterpart of their shape."""
-    rows = [row for row in receipt["weights"].get("unreplayed") or () if row["part"] in UNREPLAYED]
-    return sum(row[finding] for row in rows for finding in ("missing", "added", "reshaped"))
+    rows = (receipt.weights and receipt.weights.unreplayed) or ()
+    return sum(row.missing + row.added + row.reshaped for row in rows if row.name in UNREPLAYED)
 
 
-def _lone_rows(receipt: Mapping[str, Any], name: str) -> str | None:
+def _lone_rows(receipt: ReceiptView, name: str) -> str | None:
     """That one checkpoint has rows of embedding or head that the other has not; None where both have the same ids."""
-    extra = ((receipt.get("vocabulary") or {}).get(name) or {}).get("extra")
-    return None if extra is None else f"{extra['rows']} rows of the {name} are in the {extra['side']} alone"
+    found = receipt.vocabulary.compared.get(name) if receipt.vocabulary else None
+    extra = found and found.extra
+    return f"{extra.rows} rows of the {name} are in the {extra.side} alone" if extra else None
 
 
-def _must_not_change(rows: Sequence[Row], name: str) -> Outcome:
+def _must_not_change(rows: Sequence[LedgerRow], name: str) -> Outcome:
     """No value of any tensor may have changed."""
-    changed = [row for row in rows if not row["identical"]]
+    changed = [row for row in rows if not row.identical]
     if not changed:
         return PASS, _count(changed, rows, name)
-    names = ", ".join(str(row["name"]) for row in changed[:NAMED])
+    names = ", ".join(row.name for row in changed[:NAMED])
     more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
     return FAIL, f"{_count(changed, rows, name)}: {names}{more}"
 
 
-def _must_change(rows: Sequence[Row], name: str, *, frozen_layers: bool) -> Outcome:
+def _must_change(rows: Sequence[LedgerRow], name: str, *, frozen_layers: bool) -> Outcome:
     """Every layer that has the class must have changed, and in each of them most experts.
 
     A tune may touch some modules of a layer only (LoRA), and an expert that no training token reached gets no
     gradient; but a layer without any change is where the tune did not land, and a layer where most experts kept their
     values may be one where it did not.
     """
-    moved = [row for row in rows if not row["identical"] and row["rounded"] is False]
+    moved = [row for row in rows if not row.identical and row.rounded is False]
     counted = _count(moved, rows, name) + _rounded(rows)
-    layers = {layer: [row for row in rows if row["layer"] == layer] for layer in _layers(rows)}
+    layers = {layer: [row for row in rows if row.layer == layer] for layer in _layers(rows)}
     touched = set(_layers(moved))
-    untold = {row["layer"] for row in rows if not row["identical"] and row["rounded"] is None}
+    untold = {row.layer for row in rows if not row.identical and row.rounded is None}
     untouched = [layer for layer in layers if layer not in touched | untold]
     if untouched and (not touched | untold or not frozen_layers):
         return FAIL, f"{counted}; {_numbered(untouched)} untouched"
@@ -103,27 +104,27 @@ def _must_change(rows: Sequence[Row], name: str, *, frozen_layers: bool) -> Outc
     return PASS, counted + _still(idle) + (f"; {_numbered(untouched)} untouched" if untouched else "")
 
 
-def _count(some: Sequence[Row], rows: Sequence[Row], name: str) -> str:
+def _count(some: Sequence[LedgerRow], rows: Sequence[LedgerRow], name: str) -> str:
     return f"{len(some)} of {len(rows)} {name} tensors changed"
 
 
-def _rounded(rows: Sequence[Row]) -> str:
-    count = sum(row["rounded"] is True for row in rows)
+def _rounded(rows: Sequence[LedgerRow]) -> str:
+    count = sum(row.rounded is True for row in rows)
     return f", {count} more were only rounded to another dtype" if count else ""
 
 
-def _layers(rows: Iterable[Row]) -> list[int | None]:
-    return sorted({row["layer"] for row in rows}, key=_order)
+def _layers(rows: Iterable[LedgerRow]) -> list[int | None]:
+    return sorted({row.layer for row in rows}, key=_order)
 
 
 def _order(layer: int | None) -> int:
     return -1 if layer is None else layer
 
 
-def _idle_experts(rows: Sequence[Row]) -> tuple[list[int], int]:
+def _idle_experts(rows: Sequence[LedgerRow]) -> tuple[list[int], int]:
     """The experts of a layer of which nothing changed, and how many it has."""
-    experts = {row["expert"] for row in rows if row.get("expert") is not None}
-    moved = {row["expert"] for row in rows if not row["identical"] and row["rounded"] is False}
+    experts = {row.expert for row in rows if row.expert is not None}
+    moved = {row.expert for row in rows if not row.identical and row.rounded is False}
     return sorted(experts - moved), len(experts)
 
 
