@@ -151,6 +151,10 @@ def test_a_missing_interval_is_none_and_a_strange_one_is_refused():
         PairView({"boundary_drift": 0.5}).interval("boundary_drift")
 
 
+def test_a_tuple_counts_as_a_list():
+    assert ReceiptView({"layers": ({"layer": 3},)}).layers[0].layer == 3
+
+
 def test_nothing_can_be_set():
     with pytest.raises(AttributeError):
         Interval({}).facts = {}  # type: ignore[misc]

@@ -112,7 +112,8 @@ def _scalar(words: str, *types: type) -> Callable[[Any, str], Any]:
 
 _text, _integer = _scalar("a string", str), _scalar("an integer", int)
 _number, _flag = _scalar("a number", int, float), _scalar("true or false", bool)
-_object, _array = _scalar("an object", Mapping), _scalar("a list", list)
+# A receipt that is being derived may still hold tuples, which JSON stores as lists.
+_object, _array = _scalar("an object", Mapping), _scalar("a list", list, tuple)
 
 
 def _each(read: Callable[[Any, str], T]) -> Callable[[Any, str], tuple[T, ...]]:
