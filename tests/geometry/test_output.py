@@ -18,11 +18,11 @@ def measured(logits, monkeypatch, part, positions=5):
     monkeypatch.setattr(loss, "PART", part)
     scored_S = torch.arange(LENGTH - 1) % 3 != 1
     chosen = scored_S.nonzero().squeeze(1).split(positions)
-    pieces = [loss.Scored(tokens()[1:][chosen_P], list(logits)) for chosen_P in chosen]
-    for rows in loss.vocabulary(VOCAB):
+    pieces = [loss.OutputSums(tokens()[1:][chosen_P], list(logits)) for chosen_P in chosen]
+    for rows in loss.vocabulary_parts(VOCAB):
         for chosen_P, piece in zip(chosen, pieces, strict=True):
             here = {name: logits_SV[chosen_P, rows.start : rows.stop] for name, logits_SV in logits.items()}
-            piece.see(here, rows.start)
+            piece.add(here, rows.start)
     return loss.window_outputs(pieces), scored_S
 
 

@@ -26,7 +26,7 @@ from moe_atlas.geometry.finite import broken_rows
 from moe_atlas.models.spec import TensorRef
 from moe_atlas.probes.windows import Window
 from moe_atlas.replay import loss
-from moe_atlas.replay.loss import Scored, window_outputs
+from moe_atlas.replay.loss import OutputSums, window_outputs
 from moe_atlas.weights.comparison import Comparison, TensorChange
 from moe_atlas.weights.rows import Rows, seen_ids
 from moe_atlas.weights.values import same_bytes, same_values
@@ -60,7 +60,7 @@ class Piece:
 
     window: int
     hidden: Sequence[Tensor]
-    scored: Scored
+    scored: OutputSums
 
 
 def embed(walk: Walk) -> None:
@@ -174,9 +174,9 @@ def shared_ids(sides: Sequence[Side]) -> int:
 def vocabulary_parts(sides: Sequence[Side]) -> list[list[range | None]]:
     """The parts in which the vocabulary passes, a range for each checkpoint: the shared ids, then the others."""
     shared = shared_ids(sides)
-    parts: list[list[range | None]] = [[rows] * len(sides) for rows in loss.vocabulary(shared)]
+    parts: list[list[range | None]] = [[rows] * len(sides) for rows in loss.vocabulary_parts(shared)]
     for side in sides:
-        others = loss.vocabulary(side.spec.vocab, shared)
+        others = loss.vocabulary_parts(side.spec.vocab, shared)
         parts += [[rows if other is side else None for other in sides] for rows in others]
     return parts
 
@@ -226,7 +226,7 @@ def final_states(walk: Walk, windows: Sequence[Window], alike: bool) -> Iterator
                     state_PD = side.states[number][row][chosen_P]
                     hidden.append(hidden[0] if again else side.replay.hidden(side.weights, state_PD))
                 targets_P = batch.tokens_WS[row][1:][chosen_P].to(hidden[0].device)
-                yield Piece(window, hidden, Scored(targets_P, [side.name for side in sides]))
+                yield Piece(window, hidden, OutputSums(targets_P, [side.name for side in sides]))
         for side in sides:
             side.states[number] = torch.empty(0)
 
@@ -266,7 +266,7 @@ def multiply(
             side.name: side.replay.logits(head, hidden_PD)
             for (side, head), hidden_PD in zip(heads, piece.hidden, strict=False)
         }
-        piece.scored.see({side.name: logits.get(side.name, logits["base"]) for side in sides}, rows.start)
+        piece.scored.add({side.name: logits.get(side.name, logits["base"]) for side in sides}, rows.start)
 
 
 def multiply_lone(side: Side, part: Part, pieces: Sequence[Piece]) -> None:
@@ -274,7 +274,7 @@ def multiply_lone(side: Side, part: Part, pieces: Sequence[Piece]) -> None:
     assert part.lone is not None
     head = head_of(side, part.rows, part.tensors[0])
     for piece in pieces:
-        piece.scored.see({side.name: side.replay.logits(head, piece.hidden[part.lone])}, part.rows.start)
+        piece.scored.add({side.name: side.replay.logits(head, piece.hidden[part.lone])}, part.rows.start)
 
 
 def head_of(side: Side, rows: range, tensor: Tensor) -> Weights:
@@ -285,7 +285,7 @@ def head_of(side: Side, rows: range, tensor: Tensor) -> Weights:
 
 def enter_outputs(walk: Walk, pieces: Sequence[Piece], broken: dict[int, dict[str, float]]) -> None:
     """Turn what came of all processes' pieces into window arrays."""
-    mine: dict[int, list[Scored]] = {}
+    mine: dict[int, list[OutputSums]] = {}
     for piece in pieces:
         mine.setdefault(piece.window, []).append(piece.scored)
     found = {window: window_outputs(scored) | broken[window] for window, scored in mine.items()}

@@ -168,14 +168,12 @@ def all_same(walk: Walk, layers: Sequence[LayerSpec]) -> bool:
 def layer_facts(walk: Walk, layers: Sequence[LayerSpec]) -> dict[str, Any]:
     """What is known of a layer before a token passes: its shape, its assumptions, and what equal values make exact."""
     facts: dict[str, Any] = {"layer": layers[0].index, "protected": layers[0].index in walk.protected}
-    moe = layers[0].moe
-    assert moe is not None
+    moe = layers[0].routed
     facts |= {"experts": moe.router.experts, "top_k": moe.router.top_k, "assumptions": {}}
     facts["undefined"] = assumptions.undefined(moe)
     for side, layer in zip(walk.sides, layers, strict=True):
-        assert layer.moe is not None
         gain_D = assumptions.effective_gain(layer, side.weights)
-        facts["assumptions"][side.name] = assumptions.structural(layer.moe, side.spec.width) | {
+        facts["assumptions"][side.name] = assumptions.structural(layer.routed, side.spec.width) | {
             "gain_anisotropy": assumptions.gain_anisotropy(gain_D)
         }
         facts[side.name] = {}
@@ -217,11 +215,9 @@ def close_layer(
             walk.evidence.arrays.pop(name, None)
         )
     if len(walk.sides) == 2:
-        moe = layers[0].moe
-        assert moe is not None
         # An expert weighted on its input moves with the router.
         facts["exact"]["experts"] = experts.identical and (
-            facts["exact"]["router"] or not moe.weight_on_input
+            facts["exact"]["router"] or not layers[0].routed.weight_on_input
         )
         rows = [
             router_rows(side.resident, layer).rows_ED for side, layer in zip(walk.sides, layers, strict=True)

@@ -57,8 +57,7 @@ def _state2(
     tokens = fields.measured_M[part_M]
     v_MPD = tangent(chosen(fields.rows_RD, fields.place_MP[part_M]), part_M)
     kappa_MPP = compatibility(v_MPD)
-    assert fields.layer.moe is not None
-    log_probs_ME = log_gate_probability(fields.layer.moe.router, fields.routing.logits_TE[tokens])
+    log_probs_ME = log_gate_probability(fields.layer.routed.router, fields.routing.logits_TE[tokens])
     has_competitor_M, has_partner_M = table_MP[:, k] != EMPTY, table_MP[:, k + 1] != EMPTY
     overlap_M = overlap(kappa_MPP, log_probs_ME.gather(1, table_MP[:, :k]))
     values = {

@@ -1,7 +1,7 @@
-"""Joining a family's blueprint with the tensors that a checkpoint really has.
+"""Join a family's blueprint with the tensors that a checkpoint stores.
 
-Every tensor that the spec needs must be there with its shape, and every tensor on disk must be needed or be
-skipped for a reason that can be stated; anything else is refused.
+The checkpoint must store every tensor that the spec needs, with its shape. The spec must need every stored tensor, or
+skip it for a stated reason. Any other checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PREFIXES = (
     "thinker.model.",
     "",
 )
-"""Where a text model may sit inside a checkpoint, in the place of the canonical `model.`."""
+"""Prefixes under which a checkpoint may store its text model, instead of the canonical `model.`."""
 ALL_EXPERTS = "switch_mlp"
 """What MLX calls the module of all routed experts."""
 END = (
@@ -60,15 +60,15 @@ ACTIVATION_SCALES = (
 
 
 class Stored(Protocol):
-    """What binding needs to know about a tensor on disk."""
+    """A stored tensor, as far as binding uses it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, decoded where it is quantised."""
+        """The shape; for a quantised tensor, the shape after decoding."""
 
 
 def bind(blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> ModelSpec:
-    """Attach the stored tensors to a blueprint.
+    """Return the blueprint's spec with a reference to a stored tensor for every tensor that it needs.
 
     Raises:
         InputRefused: `E_FAMILY` for a missing tensor, a wrong shape, or a tensor that nothing reads; of missing and
@@ -98,8 +98,8 @@ class _Binder:
         if spec.streams is not None:
             count = spec.streams.count
             final += self._refs(list(tensors.streams("head_streams", spec.streams, spec.width, count, 1)), "")
-        # A head that is stored beside the embedding is used, tied or not.
-        tied = spec.tied and not all(name in self.stored for name in self._ends())
+        # If the checkpoint stores both head and embedding, the stored head is used, tied or not.
+        tied = spec.tied and not all(name in self.stored for name in self._embedding_and_head_names())
         final += [replace(embed[0], role="head")] if tied else list(self._head(spec))
         bound = replace(spec, family=self.family, layers=layers, tied=tied)
         bound = replace(bound, embed_refs=embed, final_refs=tuple(final))
@@ -138,7 +138,7 @@ class _Binder:
     def _stacked(
         self, role: str, stack: str, shapes: Mapping[str, tuple[int, ...]], prefix: str
     ) -> TensorRef:
-        """A tensor stored as some of the rows of a larger one."""
+        """Return a reference to a tensor that is stored as some rows of a larger tensor."""
         base = role.removesuffix(".bias")
         part = role[len(base) :]
         together = [(other + part, shapes[other + part]) for other in self.blueprint.stacks[stack]]
@@ -177,23 +177,23 @@ class _Binder:
         Exports pad tables, and a tokenizer that grows may leave the configuration behind. A server that takes the
         table as it is puts every row into its softmax; fewer rows than `vocab_size` are no whole model.
         """
-        own, head = self._ends()
+        own, head = self._embedding_and_head_names()
         stored = self.stored.get(own) or (self.stored.get(head) if spec.tied else None)
         if stored is None or tuple(stored.shape[1:]) != (spec.width,):
             return spec
         return replace(spec, vocab=max(spec.vocab, stored.shape[0]))
 
     def _embedding(self, spec: ModelSpec) -> TensorRef:
-        """The embedding; of a tied pair the head alone may be stored, and is both."""
-        shape, (own, head) = (spec.vocab, spec.width), self._ends()
+        """Return a reference to the embedding; a tied checkpoint may store only the head, which then serves as both."""
+        shape, (own, head) = (spec.vocab, spec.width), self._embedding_and_head_names()
         if spec.tied and own not in self.stored and head in self.stored:
             ref = TensorRef(own, kind_of("embedding"), shape, "embedding", head)
             self._check(ref, shape)
             return ref
         return self.ref("embedding", shape, "")
 
-    def _ends(self) -> tuple[str, str]:
-        """What embedding and head are called here."""
+    def _embedding_and_head_names(self) -> tuple[str, str]:
+        """Return the stored names of embedding and head."""
         names = (self._stored_name(self.blueprint.names[role]) for role in ("embedding", "head"))
         embedding, head = (f"{name}.weight" for name in names)
         return embedding, head
@@ -255,17 +255,16 @@ class _Binder:
 
     def _orientation(self, moe: MoESpec, first: str) -> Literal["fused", "fused_transposed"]:
         shape = tuple(self.stored[first].shape) if first in self.stored else ()
-        upright, turned = (moe.w1_rows, moe.width), (moe.width, moe.w1_rows)
+        upright, transposed = (moe.w1_rows, moe.width), (moe.width, moe.w1_rows)
         found = self.stored.get(first)
         if isinstance(found, Encoded) and found.encoding.kind == "mxfp4":
-            return "fused"  # blocks run along what a product sums over
-        if upright == turned or shape[1:] not in (upright, turned):
+            return "fused"  # mxfp4 blocks run along the dimension over which a product sums
+        if upright == transposed or shape[1:] not in (upright, transposed):
             return "fused_transposed" if self.blueprint.fused == "fused_transposed" else "fused"
         return "fused" if shape[1:] == upright else "fused_transposed"
 
     def _fused_shapes(self, moe: MoESpec) -> dict[str, tuple[int, ...]]:
-        layout = moe.layout
-        assert layout is not None, "the layout was just chosen"
+        layout = moe.bound_layout
         if layout.kind == "split":
             return {}
         if layout.kind == "by_matrix":
@@ -278,15 +277,15 @@ class _Binder:
         )
         if layout.kind == "stacked":
             return dict.fromkeys(layout.stored.values(), (count * height, width))
-        turned = layout.kind == "fused_transposed"
+        transposed = layout.kind == "fused_transposed"
         shapes: dict[str, tuple[int, ...]] = {}
         for role, name in layout.stored.items():
             if role.endswith(".bias"):
                 shapes[name] = (count, width if role == "down_proj.bias" else rows)
             elif role == "down_proj":
-                shapes[name] = (count, height, width) if turned else (count, width, height)
+                shapes[name] = (count, height, width) if transposed else (count, width, height)
             else:
-                shapes[name] = (count, width, rows) if turned else (count, rows, width)
+                shapes[name] = (count, width, rows) if transposed else (count, rows, width)
         return shapes
 
     @staticmethod
@@ -340,15 +339,15 @@ class _Binder:
         return self._refuse(name, said + counted, step)
 
     def _idle(self, spec: ModelSpec) -> Iterator[str]:
-        """Names under which a writer stores first matrices of experts that have none (never a down projection)."""
+        """Yield names of first matrices that a writer may store for identity experts (never a down projection)."""
         for moe in (layer.moe for layer in spec.layers if layer.moe):
-            assert moe.layout is not None, "the layout was chosen when the experts were bound"
+            layout = moe.bound_layout
             for expert in range(moe.router.experts - moe.identity_experts, moe.router.experts):
-                for matrix in moe.layout.canonical.keys() - {"down_proj"}:
-                    yield f"{moe.layout.stored[matrix].format(e=expert)}.weight"
+                for matrix in layout.canonical.keys() - {"down_proj"}:
+                    yield f"{layout.stored[matrix].format(e=expert)}.weight"
 
     def _why(self, name: str, spec: ModelSpec) -> tuple[str, str] | None:
-        """The part of the checkpoint that an unused tensor belongs to, and why no replay needs it."""
+        """Return the part of the checkpoint to which an unused tensor belongs, and why no replay needs it."""
         text = self._stored_name(self.blueprint.layer_prefix.split("{i}")[0])
         layer = re.match(re.escape(text) + r"(\d+)\.", name)
         if layer and int(layer[1]) >= len(spec.layers):
@@ -371,5 +370,5 @@ class _Binder:
 
 
 def _under(prefix: str, canonical: str) -> str:
-    """The stored spelling of a canonical name when the text model sits under `prefix`."""
+    """Return the stored spelling of a canonical name for a text model stored under `prefix`."""
     return prefix + canonical.removeprefix("model.") if canonical.startswith("model.") else canonical

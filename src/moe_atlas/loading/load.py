@@ -1,4 +1,4 @@
-"""Reading logical tensors: the one place that knows how stored bytes become the matrix the model means."""
+"""Read logical tensors: the only module that turns stored tensors into the matrices of the model."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.models.spec import TensorRef
 
 Entry = tuple[str, int | None]
-"""What is read at once: a stored tensor, or one entry of its leading dimension."""
+"""The unit of reading, (name, index): a stored tensor, or entry `index` of its leading dimension."""
 
 
 class ReaderLike(Protocol):
-    """The part of a checkpoint reader that loading uses."""
+    """A checkpoint reader, as far as loading uses it."""
 
     def read(self, name: str, index: int | None = None) -> Tensor:
-        """A stored tensor, or entry `index` of its leading dimension, in the stored dtype."""
+        """Read a stored tensor, or entry `index` of its leading dimension, in the stored dtype."""
 
 
 def load(reader: ReaderLike, ref: TensorRef) -> Tensor:
-    """One logical tensor, contiguous, in the stored dtype, with the shape `ref.shape`."""
+    """Read one logical tensor: contiguous, in the stored dtype, with the shape `ref.shape`."""
     return _cut(_entry(reader, ref), ref)
 
 
 def load_rows(reader: Reader, ref: TensorRef, rows: range) -> Tensor:
-    """Some rows of an embedding or of a head, in the stored dtype: these are stored as they are meant."""
-    assert (ref.rows, ref.span, ref.transpose) == (None, None, False), f"{ref.stored} is cut or turned"
+    """Read some rows of an embedding or head, in the stored dtype; neither is ever stored cut or transposed."""
+    assert (ref.rows, ref.span, ref.transpose) == (None, None, False), f"{ref.stored} is cut or transposed"
     return reader.read(ref.stored, ref.index, rows)
 
 
 def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]:
-    """Logical tensors by role; a stored entry that several of them share is read once."""
+    """Read logical tensors, by role; an entry that several references share is read once."""
     entries: dict[tuple[object, ...], Tensor] = {}
     loaded: dict[str, Tensor] = {}
     for ref in refs:
@@ -46,7 +46,7 @@ def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]
 
 
 def entries(refs: Iterable[TensorRef]) -> list[Entry]:
-    """What `load_all` reads for these references, each once, in order."""
+    """Return the entries that `load_all` reads for these references, each once, in order."""
     wanted: dict[Entry, None] = {}
     for ref in refs:
         rows = [ref.index] if ref.span is None else range(*ref.span)
@@ -55,7 +55,7 @@ def entries(refs: Iterable[TensorRef]) -> list[Entry]:
 
 
 def _entry(reader: ReaderLike, ref: TensorRef) -> Tensor:
-    """What is read for a reference, before it is transposed and cut."""
+    """Read the stored data of a reference, before transposing and cutting."""
     if ref.span is None:
         return reader.read(ref.stored, ref.index)
     return torch.stack([reader.read(ref.stored, row) for row in range(*ref.span)])

@@ -1,4 +1,4 @@
-"""From a checkpoint to its spec: which family reads which `model_type`."""
+"""Find the spec of a checkpoint: which family reads which `model_type`."""
 
 from __future__ import annotations
 
@@ -113,45 +113,45 @@ FAMILIES: Mapping[str, Callable[[Config], Blueprint]] = {
 TIED = "tie_word_embeddings"
 DTYPE = ("dtype", "torch_dtype")
 OWN = ("model_type", TIED, *DTYPE)
-"""What each level of a configuration says of itself."""
+"""Keys that apply only to the level of the configuration at which they stand."""
 QUANTISATION = ("quantization_config", "compression_config", "quantization")
-"""Read where the checkpoint is opened: families know nothing of how a tensor is stored."""
+"""Keys that opening the checkpoint reads: families do not know how a tensor is stored."""
 
 
 class CheckpointLike(Protocol):
-    """What reading a configuration needs of an opened checkpoint."""
+    """An opened checkpoint, as far as reading its configuration uses it."""
 
     @property
     def label(self) -> str:
-        """How the user named it."""
+        """The name that the user gave the checkpoint."""
 
     @property
     def config(self) -> dict[str, Any]:
-        """Parsed config.json."""
+        """The parsed config.json."""
 
     @property
     def logical(self) -> Mapping[str, Stored]:
-        """Tensors by name, quantised ones as they are once decoded."""
+        """Tensors by name; a quantised tensor stands in its decoded form."""
 
 
 def resolve(checkpoint: TensorSource, accepted: Mapping[str, Any] = MappingProxyType({})) -> ModelSpec:
-    """Recognise the architecture and bind every tensor.
+    """Recognise the architecture of a checkpoint and bind its tensors.
 
     Args:
-        checkpoint: opened.
-        accepted: keys that may stand in config.json with these values although nothing reads them; the spec says
-            which of them did.
+        checkpoint: an opened checkpoint.
+        accepted: keys that config.json may hold with these values although nothing reads them; the spec records the
+            keys that config.json does hold.
 
     Raises:
-        InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, a missing
-            tensor, a wrong shape, a tensor that nothing reads, a head that is said to be the embedding and is not,
-            or a table that names experts which there are not.
+        InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, a missing tensor, a
+            wrong shape, a tensor that nothing reads, a stored head that differs from the embedding to which
+            config.json ties it, or a table that names an expert which the layer does not have.
     """
     family, blueprint = read_config(checkpoint, accepted)
     spec = bind(blueprint, family, checkpoint.logical, checkpoint.label)
     if blueprint.model.tied and not spec.tied:
         from moe_atlas.loading.tied_head import (
-            require_equal,  # reads tensors, with torch; nothing else here does
+            require_equal,  # imports torch; the rest of this module must not
         )
 
         require_equal(checkpoint, spec)
@@ -165,11 +165,11 @@ def resolve(checkpoint: TensorSource, accepted: Mapping[str, Any] = MappingProxy
 def read_config(
     checkpoint: CheckpointLike, accepted: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[str, Blueprint]:
-    """The family's name and its answer to the configuration, before any tensor is looked for.
+    """Return the family's name and the blueprint that it makes of the configuration, without reading any tensor.
 
     Raises:
-        InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, and a configuration
-            that describes the language model twice, each time otherwise.
+        InputRefused: `E_FAMILY` for an unknown architecture, a config key that nothing reads, or a configuration that
+            describes two different language models.
     """
     refused = refusal(checkpoint.config, checkpoint.logical, checkpoint.label)
     if refused is not None:
@@ -186,7 +186,7 @@ def read_config(
 
 
 def _language_models(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Every part of a configuration that describes a known language model: its place, its keys, those around it."""
+    """Yield each part of a configuration that describes a known language model: its place, its keys, the outer keys."""
     if _known(config) is not None:
         others = [path[0] for path in TEXT_SECTIONS if _known(section(config, path)) is not None]
         yield "the top level", {key: value for key, value in config.items() if key not in others}, {}
@@ -197,13 +197,13 @@ def _language_models(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[s
                 key: value for end in range(len(path)) for key, value in section(config, path[:end]).items()
             }
             outer = {key: value for key, value in around.items() if key not in OWN}
-            # Whether the head is tied is decided by the model around the section, which owns the head.
+            # The outer model owns the head, so the outer level decides whether the head is tied.
             decided = {} if around.get(TIED) is None else {TIED: around[TIED]}
             yield ".".join(path), {**inner, **decided}, outer
 
 
 def _known(value: Any) -> Mapping[str, Any] | None:
-    """A level of a configuration that describes a known language model."""
+    """Return this level of a configuration if it describes a known language model, else None."""
     family = value.get("model_type") if isinstance(value, Mapping) else None
     return value if isinstance(family, str) and family in FAMILIES else None
 
@@ -215,7 +215,7 @@ def _read(
     values: Mapping[str, Any],
     outer: Mapping[str, Any],
 ) -> tuple[str, str, Blueprint]:
-    """Place, family and blueprint of one language model that a configuration describes."""
+    """Return place, family and blueprint of one language model that a configuration describes."""
     values = {key: value for key, value in values.items() if key not in QUANTISATION}
     family = values["model_type"]
     file = f"{FAMILIES[family].__module__.replace('.', '/')}.py"

@@ -1,4 +1,4 @@
-"""A head that a configuration calls the embedding and a checkpoint stores all the same: both must be one.
+"""Check a stored head that the configuration ties to the embedding: the two tensors must hold the same values.
 
 Legend: C rows at a time, D model width.
 """
@@ -13,18 +13,18 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.loading.load import load_rows
 from moe_atlas.models.spec import ModelSpec
 
-PIECE = 1 << 22  # elements of each that are held at a time
+PIECE = 1 << 22  # elements of each tensor held in memory at a time
 
 
 def require_equal(checkpoint: TensorSource, spec: ModelSpec) -> None:
-    """Compare the stored head with the stored embedding, in pieces, up to the first difference.
+    """Compare the stored head with the stored embedding, piece by piece, up to the first difference.
 
-    transformers 5 ties two equal tensors and uses the stored head otherwise; transformers 4 and servers that skip the
-    head use the embedding. So only equal ones are one model.
+    transformers 5 ties the two tensors if they are equal and uses the stored head otherwise. transformers 4, and
+    servers that skip the head, use the embedding. So every loader sees the same model only if the tensors are equal.
 
     Raises:
-        InputRefused: `E_FAMILY` where they hold different values.
-        IntegrityError: `E_CHANGED` when a file is no longer the one that was opened.
+        InputRefused: `E_FAMILY` when the tensors hold different values.
+        IntegrityError: `E_CHANGED` when a file changed after it was opened.
     """
     embedding, head = spec.embed_refs[0], next(ref for ref in spec.final_refs if ref.role == "head")
     reader, step = Reader(checkpoint), max(1, PIECE // spec.width)
@@ -43,6 +43,6 @@ def require_equal(checkpoint: TensorSource, spec: ModelSpec) -> None:
 
 
 def different_rows(one_CD: Tensor, other_CD: Tensor) -> Tensor:
-    """Which rows hold different values, bool [C]; the dtype does not matter, and NaN equals NaN."""
+    """Return which rows hold different values, bool [C]; the dtype does not matter, and NaN equals NaN."""
     same_CD = (one_CD == other_CD) | (one_CD.isnan() & other_CD.isnan())
     return ~same_CD.all(-1)

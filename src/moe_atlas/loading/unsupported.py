@@ -9,14 +9,14 @@ from typing import Any
 from moe_atlas.errors import InputRefused
 from moe_atlas.loading.bind import Stored
 
-LISTED = 30  # tensors of a layer that a message names
+LISTED = 30  # most tensors of a layer that a message names
 TEXT_SECTIONS = (
     ("text_config",),
     ("llm_config",),
     ("language_config",),
     ("thinker_config", "text_config"),
 )
-"""Where a multimodal configuration keeps its language model: the keys on the way to it."""
+"""Paths of keys at which a multimodal configuration may describe its language model."""
 COUNT = re.compile(r"(moe_)?(num|n)_(local_|routed_|primary_)?experts")
 """Keys that say how many experts a layer has."""
 REMOTE = "its rules and the names of its tensors: they stand in remote code alone"
@@ -69,7 +69,7 @@ NEW_FAMILY = (
 
 
 def names(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a configuration calls its language model, each with its place: sections first, then what is around them."""
+    """Yield each name of the language model in a configuration, with its place: inner sections first."""
     for path in TEXT_SECTIONS:
         for depth in range(len(path), 0, -1):
             level = section(config, path[:depth])
@@ -83,7 +83,7 @@ def names(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def section(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
-    """The object at the end of a path of keys; an empty one where there is none."""
+    """Return the object at the end of a path of keys, or an empty mapping if there is none."""
     found: Any = config
     for key in path:
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -91,7 +91,7 @@ def section(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, An
 
 
 def refusal(config: Mapping[str, Any], tensors: Mapping[str, Stored], label: str) -> InputRefused | None:
-    """The refusal of a model that says it is dense, or that is known by name and not replayed; None of any other."""
+    """Return the refusal of a model that its configuration shows as dense, or that MISSING lists; None of any other."""
     called = list(names(config))
     listed = next((each for each in called if each[1] in MISSING), None)
     counts = list(expert_counts(config))
@@ -105,7 +105,7 @@ def refusal(config: Mapping[str, Any], tensors: Mapping[str, Stored], label: str
 
 
 def unknown(config: Mapping[str, Any], tensors: Mapping[str, Stored], label: str) -> InputRefused:
-    """The refusal of a name that nothing knows: a dense model, or a family that is still to be written."""
+    """Return the refusal of an unknown name: a dense model, or a family that nobody has written yet."""
     called = list(names(config))
     if not called:
         problem = "the key is missing, and nothing else says what the model computes"
@@ -118,7 +118,7 @@ def unknown(config: Mapping[str, Any], tensors: Mapping[str, Stored], label: str
 
 
 def dense(label: str, place: str, name: str) -> InputRefused:
-    """The refusal of a model without routed experts."""
+    """Return the refusal of a model without routed experts."""
     problem = "no routed experts: this is a dense model, and atlas audits mixtures of experts alone"
     return _refuse(
         label, place, name, problem, "there is nothing to audit in it, and nothing in it to change"
@@ -126,7 +126,7 @@ def dense(label: str, place: str, name: str) -> InputRefused:
 
 
 def expert_counts(config: Mapping[str, Any]) -> Iterator[Any]:
-    """What keys at any depth say of how many experts there are."""
+    """Yield the values of all keys, at any depth, that count experts."""
     for key, value in config.items():
         if COUNT.fullmatch(key):
             yield value
@@ -135,7 +135,7 @@ def expert_counts(config: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def several(count: Any) -> bool:
-    """Whether a count, or any of a list, is of more than one expert; a count of an unknown kind is."""
+    """Return whether a count, or any count of a list, exceeds one expert; a value of an unknown kind counts as such."""
     if isinstance(count, list):
         return any(map(several, count))
     return count is not None and not (type(count) is int and count <= 1)
@@ -146,7 +146,7 @@ def _refuse(label: str, place: str, name: str, problem: str, step: str) -> Input
 
 
 def largest_layer(tensors: Mapping[str, Stored]) -> str:
-    """The tensors of the layer that has the most of them, experts counted and not listed."""
+    """Describe the tensors of the layer that stores the most; tensors that differ only by expert are counted."""
     layers: dict[str, dict[str, list[Stored]]] = {}
     for name, tensor in tensors.items():
         found = re.match(r"(.*?\.\d+)\.(.*)", name)

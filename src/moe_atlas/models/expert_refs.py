@@ -1,4 +1,4 @@
-"""Where the routed experts are: one tensor each, or fused, transposed or stacked into one per layer."""
+"""Where routed experts are stored: as one tensor each, or fused, transposed or stacked into one tensor per layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from moe_atlas.models.tensors import Need, feed_forward
 
 
 def expert_refs(moe: MoESpec, expert: int) -> tuple[TensorRef, ...]:
-    """The tensors of one routed expert, the same roles and canonical names whatever the stored layout."""
+    """Return references to the tensors of one routed expert.
+
+    Roles and canonical names do not depend on the stored layout. An identity expert has no tensors.
+    """
     real = moe.router.experts - moe.identity_experts
     if expert >= real:
         return ()
@@ -16,8 +19,7 @@ def expert_refs(moe: MoESpec, expert: int) -> tuple[TensorRef, ...]:
 
 
 def _ref(moe: MoESpec, expert: int, need: Need) -> TensorRef:
-    layout = moe.layout
-    assert layout is not None, "expert tensors are known only after binding to a checkpoint"
+    layout = moe.bound_layout
     role, shape = need
     matrix = role.split(".")[0]
     name = layout.canonical[matrix].format(e=expert) + stored_suffix(role)
@@ -29,20 +31,21 @@ def _ref(moe: MoESpec, expert: int, need: Need) -> TensorRef:
         return TensorRef(name, "routed_expert", shape, role, stored, index=expert)
     if layout.kind == "stacked":
         span = (expert * moe.experts.width, (expert + 1) * moe.experts.width)
-        turned = matrix == "down_proj"
+        transposed = matrix == "down_proj"
         stored = layout.stored[matrix]
-        return TensorRef(name, "routed_expert", shape, role, stored, span=span, transpose=turned)
+        return TensorRef(name, "routed_expert", shape, role, stored, span=span, transpose=transposed)
     bias = role.endswith(".bias")
     stored = layout.stored[f"{matrix}.bias" if bias else matrix]
-    rows_of = None if matrix == "down_proj" or not moe.gated else _rows(moe, matrix)
-    turned = layout.kind == "fused_transposed" and not bias
-    return TensorRef(name, "routed_expert", shape, role, stored, index=expert, rows=rows_of, transpose=turned)
+    rows = None if matrix == "down_proj" or not moe.gated else _rows(moe, matrix)
+    transposed = layout.kind == "fused_transposed" and not bias
+    return TensorRef(
+        name, "routed_expert", shape, role, stored, index=expert, rows=rows, transpose=transposed
+    )
 
 
 def _rows(moe: MoESpec, matrix: str) -> tuple[int, int, int]:
-    """Which rows of the fused first matrix are gate and which are up."""
-    assert moe.layout is not None, "expert tensors are known only after binding to a checkpoint"
+    """Return the rows (start, stop, step) of the fused first matrix that belong to the gate or the up projection."""
     height, second = moe.experts.width, int(matrix == "up_proj")
-    if moe.layout.interleaved:
+    if moe.bound_layout.interleaved:
         return (second, 2 * height, 2)
     return (second * height, (second + 1) * height, 1)

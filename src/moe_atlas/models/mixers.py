@@ -1,6 +1,6 @@
-"""How a decoder mixes its tokens, as data: attention and recurrences, with the norms and rotations they are made of.
+"""Token mixers as data: attention and recurrences, with their norms and rotations.
 
-Part of the vocabulary of `moe_atlas.models.spec`; nothing here touches a tensor.
+These dataclasses belong to the vocabulary of `moe_atlas.models.spec`. This module touches no tensor.
 """
 
 from __future__ import annotations
@@ -10,43 +10,43 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Precision = Literal["float32", "native"]
-"""`native`: the dtype of the activations, as the reference implementation does; `float32`: upcast first."""
+"""`native`: compute in the activation dtype, as the reference implementation does; `float32`: upcast first."""
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation: kind and the model's own epsilon."""
+    """A normalisation: its kind and the model's own epsilon."""
 
     kind: Literal["rms", "rms32", "rms32_stored", "rms1p", "layer"]
-    """`rms`: w·cast(y); `rms32`: cast(w·y); `rms32_stored`: the same with w as stored, not in the activation
-    dtype; `rms1p`: cast((1+w)·y); `layer`: LayerNorm, y = (x−mean)/σ."""
+    """`rms`: w·cast(y); `rms32`: cast(w·y); `rms32_stored`: cast(w·y) with w in its stored dtype;
+    `rms1p`: cast((1+w)·y); `layer`: LayerNorm, y = (x−mean)/σ."""
     eps: float
     bias: bool = False
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding of the first `dim` dimensions of a head (latent attention: the last ones)."""
+    """Rotary position embedding of the first `dim` dimensions of a head; in latent attention, of the last `dim`."""
 
     dim: int
     theta: float
     pairing: Literal["halves", "pairs"]
     arithmetic: Literal["native", "float32", "mixed"]
-    """`native`: cos and sin cast to the activation dtype and multiplied there; `float32`: everything in
-    float32; `mixed`: cos and sin rounded to the activation dtype, multiplied in float32."""
+    """`native`: cast cos and sin to the activation dtype and multiply there; `float32`: compute everything in
+    float32; `mixed`: round cos and sin to the activation dtype, multiply in float32."""
     kind: Literal["default", "linear", "ntk_alpha", "llama3", "yarn", "longrope", "proportional"] = "default"
     params: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters of the scaling kind, names as in config.json, with every implied default filled in."""
+    """Parameters of the scaling kind under their names in config.json, implied defaults included."""
 
 
 @dataclass(frozen=True)
 class Mixer:
-    """Base of every token mixer (attention or recurrent); the replay dispatches on the concrete type."""
+    """Base class of every token mixer, attention or recurrent; the replay dispatches on the concrete type."""
 
 
 @dataclass(frozen=True)
 class GroupedQuery(Mixer):
-    """Softmax attention with shared key and value heads."""
+    """Softmax attention in which groups of query heads share key and value heads."""
 
     heads: int
     kv_heads: int
@@ -55,21 +55,21 @@ class GroupedQuery(Mixer):
     rope: Rope | None
     v_dim: int
     window: int | None = None
-    """Keys seen by a query, itself included."""
+    """Number of keys that a query sees, its own key included."""
     chunk: int | None = None
-    """Queries see only keys of their own block of this many positions."""
+    """Positions per block; a query sees only the keys of its own block."""
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: Literal["head", "head_after_rope", "full", "l2_after_rope"] | None = None
-    """`head`: per head; `full`: over the whole projected width; `l2_after_rope`: without weight."""
+    """`head`: normalise each head; `full`: normalise the whole projected width; `l2_after_rope`: without weight."""
     qk_norm_spec: Norm | None = None
     clip: float | None = None
-    """Clamp of the projected q, k and v."""
+    """Absolute limit to which projected q, k and v are clamped."""
     sinks: bool = False
     softmax: Precision = "float32"
     output_gate: Literal["sigmoid", "sigmoid_from_q", "softplus", "softplus_head"] | None = None
-    """Factor on the attention output from its own projection of the input: per element or per head;
-    `sigmoid_from_q`: the second half of each head of the q projection."""
+    """Factor on the attention output, per element or per head, from a projection of the input;
+    `sigmoid_from_q`: from the second half of each head of the q projection."""
     value_scale: float = 1.0
     keys_as_values: bool = False
     """Values are the projected keys, as they are in front of their norm and rotation."""
@@ -81,7 +81,7 @@ class GroupedQuery(Mixer):
 
 @dataclass(frozen=True)
 class Indexer:
-    """A cheap attention of its own that picks which keys a query sees at all, once there are more than `top_k`."""
+    """A cheap scoring attention that selects the `top_k` keys each query sees; with fewer keys it selects all."""
 
     heads: int
     dim: int
@@ -91,7 +91,7 @@ class Indexer:
 
 @dataclass(frozen=True)
 class Latent(Mixer):
-    """Multi-head latent attention: low-rank q and kv, position in a key part that all heads share."""
+    """Multi-head latent attention: q, k and v have low rank, and all heads share the rotated part of the key."""
 
     heads: int
     q_rank: int | None
@@ -105,32 +105,33 @@ class Latent(Mixer):
     bias: bool
     latent_eps: float
     q_multiplier: float = 1.0
-    """Factor on q, before it is rotated."""
+    """Factor on q before rotation."""
     kv_multiplier: float = 1.0
-    """Factor on the normalised latent of k and v; the shared key part goes without."""
+    """Factor on the normalised latent of k and v; it does not apply to the shared key part."""
     temperature: tuple[float, float] | None = None
     """(floor, scale) of the query factor log1p(floor(t / floor))·scale + 1 at position t."""
     indexer: Indexer | None = None
     longest: int | None = None
-    """Tokens of the longest window that is replayed as the model computes it; None without a limit."""
+    """Longest window, in tokens, that the replay computes as the model does; None: no limit."""
 
 
 @dataclass(frozen=True)
 class Compressor:
-    """Keys that each stand for `rate` tokens: their mean under a softmax gate, channel by channel."""
+    """Compressed keys: each is the mean of `rate` tokens under a softmax gate, channel by channel."""
 
     rate: int
     overlap: bool
-    """A block also takes in the tokens of the one before, by projections of their own."""
+    """Each block also includes the tokens of the previous block, through separate projections."""
     indexer: Indexer | None
-    """Picks which blocks a query sees, from keys compressed alike; None: all that are complete."""
+    """Selects the blocks that a query sees, from its own compressed keys; None: a query sees all complete blocks."""
 
 
 @dataclass(frozen=True)
 class SharedKeyValue(Mixer):
-    """Attention to one sequence of vectors that are key and value of every head at once.
+    """Attention in which one sequence of vectors serves every head as both keys and values.
 
-    They are rotated as keys, so the output is rotated back; it is projected in groups of heads, then together.
+    The vectors are rotated as keys, so the output is rotated back. The output is projected first by groups of heads,
+    then as a whole.
     """
 
     heads: int
@@ -141,15 +142,15 @@ class SharedKeyValue(Mixer):
     scale: float
     rope: Rope
     norm: Norm
-    """Of q's latent, of the keys and, without weight, of every head's q."""
+    """Norm of the latent of q and of the keys; without weight, also of each head's q."""
     window: int
-    """Single tokens seen by a query, itself included."""
+    """Number of single tokens that a query sees, its own token included."""
     compressor: Compressor | None
 
 
 @dataclass(frozen=True)
 class DeltaNet(Mixer):
-    """Gated delta rule: a matrix per head that decays and is corrected towards v at k, read at q."""
+    """Gated delta rule: each head keeps a matrix that decays, is corrected towards v at k, and is read at q."""
 
     key_heads: int
     value_heads: int
@@ -158,14 +159,14 @@ class DeltaNet(Mixer):
     kernel: int
     """Width of the causal convolution in front of q, k and v."""
     norm: Norm
-    """Of each head's output, before it meets its gate."""
+    """Norm of each head's output, applied before the output gate."""
     grouped: bool
-    """Projections come in two matrices, their rows grouped by key head; False: in four."""
+    """True: two projection matrices whose rows are grouped by key head; False: four matrices."""
 
 
 @dataclass(frozen=True)
 class KimiDelta(Mixer):
-    """Gated delta rule whose state decays by channel of the key; decay and output gate are projected at low rank."""
+    """Gated delta rule with a decay per key channel; decay and output gate have low-rank projections."""
 
     heads: int
     dim: int
@@ -173,21 +174,21 @@ class KimiDelta(Mixer):
     kernel: int
     """Width of the causal convolutions in front of q, k and v."""
     norm: Norm
-    """Of each head's output, before it meets its gate."""
+    """Norm of each head's output, applied before the output gate."""
 
 
 @dataclass(frozen=True)
 class Mamba2(Mixer):
-    """State-space duality: a matrix per head that decays and takes in x at B, read at C."""
+    """State-space duality: each head keeps a matrix that decays, adds x at B, and is read at C."""
 
     heads: int
     head_dim: int
     state_dim: int
     groups: int
-    """Sets of B and C, shared by equal numbers of heads; as many parts of the output are normalised by themselves."""
+    """Number of (B, C) sets, each shared by an equal number of heads; the output norm has as many separate parts."""
     kernel: int
     norm: Norm
-    """Of the output, after it has met its gate."""
+    """Norm of the output, applied after the output gate."""
     least_step: float
     """Lower clamp of the step size."""
     conv_bias: bool
@@ -229,7 +230,7 @@ class Lightning(Mixer):
 
 @dataclass(frozen=True)
 class ShortConv(Mixer):
-    """Gated short convolution: out(C · conv(B · x)) with B, C and x projected from the input."""
+    """Gated short convolution: out(C · conv(B · x)), where B, C and x are projections of the input."""
 
     kernel: int
     bias: bool = False

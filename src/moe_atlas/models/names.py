@@ -1,4 +1,4 @@
-"""What tensors are called and which ledger class they belong to."""
+"""Names of tensors by role, and the ledger class of each role."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STANDARD: dict[str, str] = {
     "experts.gate_up_proj": "mlp.experts.gate_up_proj",
     "experts.down_proj": "mlp.experts.down_proj",
 }
-"""Role to name in the layout most families share; a family overrides what it calls otherwise."""
+"""Role to name in the layout that most families share; a family overrides the names that differ."""
 
 MIXTRAL_EXPERTS: dict[str, str] = {
     "router": "block_sparse_moe.gate",
@@ -59,15 +59,15 @@ BARE = (
     | STREAM_TENSORS
     | POSITION_BIASES
 )
-"""Roles whose tensor has no `.weight` behind its name."""
+"""Roles whose stored tensor name has no `.weight` suffix."""
 
 
 def kind_of(role: str) -> str:
-    """Ledger class of a role."""
+    """Return the ledger class of a role."""
     if role == "selection_bias":
         return "selection_bias"
     if role in STREAM_TENSORS | POSITION_BIASES | {LAYER_SCALE}:
-        return "other"  # small, and never multiplied in the compute dtype
+        return "other"  # small tensors that no matrix product in the compute dtype uses
     role = role.removeprefix("after.")
     head = role.split(".")[0]
     kinds = {
@@ -87,7 +87,7 @@ def kind_of(role: str) -> str:
 
 
 def stored_suffix(role: str) -> str:
-    """What follows the role's name on disk."""
+    """Return the suffix that the name of a role's tensor has on disk."""
     if role in BARE:
         return ""
     return ".bias" if role.endswith(".bias") else ".weight"

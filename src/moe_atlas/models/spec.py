@@ -1,8 +1,8 @@
-"""What a mixture-of-experts decoder is, as data: the one vocabulary that every family is written in.
+"""A mixture-of-experts decoder as data: the vocabulary in which every family describes its model.
 
-Nothing here touches a tensor. A family file (`moe_atlas.families.*`) fills these dataclasses from
-config.json, `moe_atlas.loading.bind` adds where each tensor is stored, and `moe_atlas.replay` computes from
-them. A field that changes routing has no default, so that no family can forget to decide it.
+This module touches no tensor. A family file (`moe_atlas.families.*`) fills these dataclasses from config.json,
+`moe_atlas.loading.bind` adds where each tensor is stored, and `moe_atlas.replay` computes from them. A field that
+changes routing has no default, so no family can forget to decide it.
 """
 
 from __future__ import annotations
@@ -15,70 +15,66 @@ from moe_atlas.models.mixers import Mixer, Norm, Precision
 
 
 class Skipped(NamedTuple):
-    """A stored tensor that is not replayed.
-
-    Attributes:
-        name: the tensor, by the name it stands for where it is quantised.
-        reason: why it is not replayed, in words.
-        part: the part of the checkpoint it belongs to: ``mtp`` (multi-token prediction), ``modalities`` (vision,
-            audio), ``activation_scales``, ``derived`` or ``idle``. A server may use the first three.
-    """
+    """A stored tensor that the replay does not use."""
 
     name: str
+    """Logical name: for a quantised tensor, the name of the decoded tensor."""
     reason: str
+    """Why the replay does not use the tensor, in words."""
     part: str
+    """Part of the checkpoint to which the tensor belongs: ``mtp`` (multi-token prediction), ``modalities`` (vision,
+    audio), ``activation_scales``, ``derived`` or ``idle``. A server may use the first three."""
 
 
 @dataclass(frozen=True)
 class TensorRef:
-    """One logical tensor and where its bytes are.
+    """One logical tensor and the place of its bytes.
 
-    The bytes of `stored` are read (entry `index` of its leading dimension where given), transposed where
-    asked, and cut to `rows` (start, stop, step).
+    Loading reads the tensor `stored`, or entry `index` of its leading dimension; transposes it if `transpose` is
+    set; and cuts it to `rows` (start, stop, step).
     """
 
     name: str
-    """Canonical name: what a plain checkpoint with one tensor per expert calls it, whatever the stored
-    layout."""
+    """Canonical name: the name in a plain checkpoint with one tensor per expert, whatever the stored layout."""
     kind: str
     """Ledger class: router, selection_bias, routed_expert, shared_expert, dense_mlp, attention, norm,
     embedding, head or other."""
     shape: tuple[int, ...]
-    """Logical shape, after index, transpose and rows."""
+    """Logical shape, after `index`, `transpose` and `rows` are applied."""
     role: str
-    """Key under which the replay finds it, unique within a layer: `q_proj`, `router`, `gate_proj`, …"""
+    """Key under which the replay finds the tensor, unique within a layer: `q_proj`, `router`, `gate_proj`, …"""
     stored: str
     index: int | None = None
     span: tuple[int, int] | None = None
-    """Entries of the stored leading dimension that are read at all, before transposing."""
+    """Entries (start, stop) of the stored leading dimension to read, before transposing."""
     rows: tuple[int, int, int] | None = None
     transpose: bool = False
 
     @property
     def whole(self) -> bool:
-        """Whether it is everything that is stored under its name, in the order in which it is stored."""
+        """Whether this reference covers the whole stored tensor in its stored order."""
         return self.index is None and self.span is None and self.rows is None and not self.transpose
 
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """How scores become an expert set and combine weights. Every field moves a number; none has a default."""
+    """How scores become an expert set and combine weights. Every field affects a number, so none has a default."""
 
     experts: int
     top_k: int
     score: Literal["softmax", "sigmoid", "sqrtsoftplus"]
-    """The map from logits to scores; also defines the full gate probability ρ."""
+    """The map from logits to scores; it also defines the full gate probability ρ."""
     dispatch: Literal["logits", "scores"]
-    """What top-k is taken on, before bias and masks."""
+    """The values from which top-k selects, before bias and masks."""
     linear_bias: bool
     selection_bias: bool
-    """A bias added to the dispatch score only; it never enters the combine weights."""
+    """Whether a bias is added to the dispatch score; this bias never enters the combine weights."""
     selection_bias_dtype: Precision
     groups: int
     kept_groups: int
     group_score: Literal["none", "max", "top2_sum"]
     combine: Literal["scores", "softmax_of_chosen", "sigmoid_of_chosen", "sparsemixer"]
-    """`scores`: the unbiased scores of the chosen; `…_of_chosen`: a map over the chosen logits alone."""
+    """`scores`: the unbiased scores of the chosen experts; `…_of_chosen`: a map of the chosen logits alone."""
     renormalise: bool
     epsilon: float
     """Added to the denominator of the renormalisation."""
@@ -94,11 +90,11 @@ class RouterSpec:
     """The router reads z times a learned gain of its own, times this factor; None: what the experts read."""
     matmul: Precision
     probabilities: Precision
-    """Dtype in which softmax or sigmoid is evaluated."""
+    """Dtype in which the softmax or sigmoid is evaluated."""
     weight_dtype: Precision
-    """Dtype of the combine weight when it meets the expert output."""
+    """Dtype of the combine weight when it multiplies the expert output."""
     jitter: float
-    """Relative band of sparsemixer; 0 elsewhere."""
+    """Relative band of sparsemixer; 0 for other combine rules."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class FeedForward:
     gated: bool = True
     bias: bool = False
     limit: float | None = None
-    """Upper clamp of the gate and clamp of the up projection, in front of the activation."""
+    """Upper clamp of the gate and absolute clamp of the up projection, applied before the activation."""
     alpha: float | None = None
     """Slope of the sigmoid of `clamped_swiglu`."""
     separate_bias: bool = False
@@ -119,7 +115,7 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Where the routed experts of one layer are stored; filled in by `moe_atlas.loading.bind`."""
+    """Where the routed experts of one layer are stored; `moe_atlas.loading.bind` fills this in."""
 
     kind: Literal["split", "by_matrix", "fused", "fused_transposed", "stacked"]
     """`split`: one tensor per expert and matrix; `by_matrix`: [E, H, D], [E, H, D] and [E, D, H]; `fused`: [E, 2H, D]
@@ -127,9 +123,9 @@ class ExpertLayout:
     canonical: Mapping[str, str]
     """Role to canonical name with `{e}`."""
     stored: Mapping[str, str]
-    """Role to stored name, with `{e}` where split."""
+    """Role to stored name, with `{e}` in the layout `split`."""
     interleaved: bool = False
-    """Fused gate and up rows alternate instead of standing in two halves."""
+    """True: fused gate and up rows alternate; False: they form two halves."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ class MoESpec:
     """The output is added to the normalised state, and not to the one that entered the norm."""
     weight_on_input: bool = False
     identity_experts: int = 0
-    """The last so many of the router's experts return their input."""
+    """How many of the router's experts, counted from the last, return their input unchanged."""
     shared: FeedForward | None = None
     shared_gate: bool = False
     routed_scale: float = 1.0
@@ -158,6 +154,18 @@ class MoESpec:
     accumulate: Precision = "native"
     """Dtype in which the weighted outputs of the experts are added up."""
     layout: ExpertLayout | None = None
+    """None until `moe_atlas.loading.bind` sets it."""
+
+    @property
+    def bound_layout(self) -> ExpertLayout:
+        """The layout of a bound spec.
+
+        Raises:
+            ValueError: the spec is not bound to a checkpoint yet.
+        """
+        if self.layout is None:
+            raise ValueError("expert tensors are known only after binding to a checkpoint")
+        return self.layout
 
     @property
     def expert_width(self) -> int:
@@ -175,25 +183,25 @@ class MoESpec:
         return self.experts.width * (2 if self.experts.gated else 1)
 
     def describe(self) -> dict[str, Any]:
-        """Every choice that moves a number, as plain JSON values."""
+        """Return every choice that affects a number, as plain JSON values."""
         described: dict[str, Any] = plain(self)
         return described
 
 
 @dataclass(frozen=True)
 class Streams:
-    """A residual of several streams: a block reads a mixture of them and writes into all (hyper-connections).
+    """A residual of several streams (hyper-connections): a block reads a mixture of them and writes to all of them.
 
-    The streams are mixed among each other by a matrix made doubly stochastic (mHC, arXiv 2512.24880).
+    A doubly stochastic matrix mixes the streams with each other (mHC, arXiv 2512.24880).
     """
 
     count: int
     iterations: int
     """Rounds of Sinkhorn-Knopp normalisation."""
     eps: float
-    """Added to reading weights, to the entries of the matrix and to its sums."""
+    """Added to the reading weights, to the entries of the mixing matrix and to its sums."""
     norm_eps: float
-    """Of the RMS norm, without gain, over all streams together."""
+    """Epsilon of the RMS norm, without gain, over all streams together."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,8 @@ class NormedResidual:
 class LayerSpec:
     """One decoder layer: a mixer, then a mixture-of-experts or a dense block, each with its norms.
 
-    With both, the dense block stands beside the experts and reads the same normalised state, unless `own_norms`.
+    In a layer with both blocks, the dense block runs beside the experts; it reads the same normalised state, unless
+    `own_norms`.
     """
 
     index: int
@@ -223,7 +232,7 @@ class LayerSpec:
     pre_ffn_norm: bool = True
     post_ffn_norm: bool = False
     block: Literal["sequential", "parallel"] = "sequential"
-    """`parallel`: mixer and feed-forward read the same normalised state and are added together."""
+    """`parallel`: mixer and feed-forward read the same normalised state, and their outputs are added together."""
     own_norms: bool = False
     """A dense block beside the experts has a norm in front and one behind, the routed sum one behind; both are added up
     in front of the norm behind the block."""
@@ -233,14 +242,25 @@ class LayerSpec:
     output_scale: bool = False
     """The state behind the layer is multiplied by a stored number."""
     streams: Streams | None = None
-    """How the blocks read and write a residual of several streams; then they are sequential."""
+    """How the blocks read and write a residual of several streams; such blocks are sequential."""
     after: LayerSpec | None = None
-    """A second layer, without router, between this one's mixture of experts and where its routed sum is added."""
+    """A second layer without router, computed before this layer's routed sum is added to the residual."""
     refs: tuple[TensorRef, ...] = ()
-    """Everything of the layer except the routed experts."""
+    """All tensors of the layer except the routed experts."""
+
+    @property
+    def routed(self) -> MoESpec:
+        """The mixture-of-experts block of a routed layer.
+
+        Raises:
+            ValueError: the layer has no router.
+        """
+        if self.moe is None:
+            raise ValueError(f"layer {self.index} has no router")
+        return self.moe
 
     def describe(self) -> dict[str, Any]:
-        """Every choice that moves a number, as plain JSON values."""
+        """Return every choice that affects a number, as plain JSON values."""
         described: dict[str, Any] = plain(self)
         return described
 
@@ -256,7 +276,7 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]
     final_norm: Norm
     tied: bool
-    """The head is the embedding; its reference then carries the embedding's name and kind."""
+    """Whether the head is the embedding; the head's reference then has the embedding's name and kind."""
     embed_scale: float = 1.0
     embed_scale_precision: Precision = "float32"
     """`native`: the factor is rounded to the activation dtype first."""
@@ -268,22 +288,22 @@ class ModelSpec:
     embed_refs: tuple[TensorRef, ...] = ()
     final_refs: tuple[TensorRef, ...] = ()
     skipped: tuple[Skipped, ...] = ()
-    """Everything on disk that is not replayed."""
+    """All stored tensors that the replay does not use."""
     accepted: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """Keys of config.json that nothing reads and that the user accepted, with their values."""
+    """Keys of config.json that nothing reads and the user accepted, with their values."""
 
     @property
     def streams(self) -> Streams | None:
-        """Of a residual of several streams, alike in every layer; the embedding starts, the final norm ends them."""
+        """The residual streams, the same in every layer, from the embedding to the final norm; None: one residual."""
         return self.layers[0].streams if self.layers else None
 
     @property
     def routed_layers(self) -> list[int]:
-        """Indices of the layers with a router."""
+        """Indices of the layers that have a router."""
         return [layer.index for layer in self.layers if layer.moe]
 
     def describe(self) -> dict[str, Any]:
-        """Every choice that moves a number, as JSON values; equal neighbouring layers are listed once."""
+        """Return every choice that affects a number, as JSON values; equal neighbouring layers are listed once."""
         model = {
             key: value for key, value in plain(self).items() if key not in ("layers", "skipped", "accepted")
         }
@@ -302,7 +322,7 @@ _PLACES = {"refs", "embed_refs", "final_refs", "layout"}
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, mappings and sequences as JSON values, leaving out where the tensors are stored."""
+    """Return dataclasses, mappings and sequences as JSON values, without the places of stored tensors."""
     if is_dataclass(value) and not isinstance(value, type):
         body = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name not in _PLACES}
         return {"mixer": type(value).__name__, **body} if isinstance(value, Mixer) else body

@@ -1,4 +1,4 @@
-"""Which tensors a spec needs, with their shapes: derived from the spec alone, before looking at a file."""
+"""The tensors that a spec needs, with their shapes, derived from the spec alone before any file is read."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN, ROUTE
 from moe_atlas.models.spec import FeedForward, LayerSpec, Streams
 
 INDEX_NORM = Norm("layer", 1e-6, bias=True)
-"""In front of an indexer's keys, in every model that has one."""
+"""The norm of an indexer's keys, the same in every model that has an indexer."""
 LATENT = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj",
           "o_proj")  # fmt: skip
-"""Roles of latent attention."""
+"""Roles of the tensors of latent attention."""
 Shape = tuple[int, ...]
 Need = tuple[str, Shape]
 
 
 def linear(role: str, rows: int, columns: int, *, bias: bool = False) -> Iterator[Need]:
-    """A matrix [rows, columns] and its bias."""
+    """Yield a matrix [rows, columns] and, if asked, its bias."""
     yield role, (rows, columns)
     if bias:
         yield f"{role}.bias", (rows,)
 
 
 def norm(role: str, width: int, spec: Norm) -> Iterator[Need]:
-    """Gain and, where the norm has one, bias."""
+    """Yield the gain and, if the norm has one, the bias."""
     yield role, (width,)
     if spec.bias:
         yield f"{role}.bias", (width,)
 
 
 def grouped_query(m: GroupedQuery, width: int) -> Iterator[Need]:
-    """Projections, q/k norms and sinks of softmax attention."""
+    """Yield the projections, q/k norms and sinks of softmax attention."""
     q_rows = m.heads * m.head_dim
     k_rows = m.kv_heads * m.head_dim
     yield from linear(
@@ -66,7 +66,7 @@ def grouped_query(m: GroupedQuery, width: int) -> Iterator[Need]:
 
 
 def latent(m: Latent, width: int) -> Iterator[Need]:
-    """Low-rank projections and their norms."""
+    """Yield the low-rank projections, their norms, and the indexer of latent attention."""
     q_rows = m.heads * (m.nope_dim + m.rope_dim)
     if m.q_rank is None:
         yield from linear("q_proj", q_rows, width)
@@ -86,7 +86,7 @@ def latent(m: Latent, width: int) -> Iterator[Need]:
 
 
 def shared_key_value(m: SharedKeyValue, width: int) -> Iterator[Need]:
-    """Low-rank q, the one projection of keys and values, grouped output, sinks, and what compresses keys."""
+    """Yield the low-rank q, the joint projection of keys and values, grouped output, sinks and the compressor."""
     inner = m.heads * m.head_dim
     yield "q_a_proj", (m.q_rank, width)
     yield from norm("q_a_layernorm", m.q_rank, m.norm)
@@ -107,7 +107,7 @@ def shared_key_value(m: SharedKeyValue, width: int) -> Iterator[Need]:
 
 
 def compressor(role: str, c: Compressor, dim: int, width: int, spec: Norm) -> Iterator[Need]:
-    """Projections of tokens and of their gates, the gates' bias by place in the block, and a norm."""
+    """Yield the projections of tokens and gates, the bias of each position in a block, and a norm."""
     rows = dim * (2 if c.overlap else 1)
     yield f"{role}.kv_proj", (rows, width)
     yield f"{role}.gate_proj", (rows, width)
@@ -116,14 +116,14 @@ def compressor(role: str, c: Compressor, dim: int, width: int, spec: Norm) -> It
 
 
 def streams(role: str, s: Streams, width: int, coefficients: int, scales: int) -> Iterator[Need]:
-    """The linear map from all streams to mixing coefficients, its bias, and a scale for each kind of them."""
+    """Yield the linear map from all streams to mixing coefficients, its bias, and a scale per kind of coefficient."""
     yield f"{role}.fn", (coefficients, s.count * width)
     yield f"{role}.base", (coefficients,)
     yield f"{role}.scale", (scales,)
 
 
 def feed_forward(f: FeedForward, width: int, prefix: str = "") -> Iterator[Need]:
-    """Matrices of a perceptron, roles prefixed."""
+    """Yield the matrices of a perceptron under roles that start with `prefix`."""
     if f.gated:
         yield from linear(f"{prefix}gate_proj", f.width, width, bias=f.bias)
     yield from linear(f"{prefix}up_proj", f.width, width, bias=f.bias)
@@ -131,7 +131,7 @@ def feed_forward(f: FeedForward, width: int, prefix: str = "") -> Iterator[Need]
 
 
 def delta_net(m: DeltaNet, width: int) -> Iterator[Need]:
-    """Projections, convolution, decay and output norm of the gated delta rule."""
+    """Yield the projections, convolution, decay and output norm of the gated delta rule."""
     keys, values = m.key_heads * m.key_dim, m.value_heads * m.value_dim
     if m.grouped:
         yield "in_proj_qkvz", (2 * keys + 2 * values, width)
@@ -149,7 +149,7 @@ def delta_net(m: DeltaNet, width: int) -> Iterator[Need]:
 
 
 def kimi_delta(m: KimiDelta, width: int) -> Iterator[Need]:
-    """Projections and convolutions of q, k and v, and what decay, update strength and output gate come from."""
+    """Yield projections and convolutions of q, k and v, and the tensors of decay, update strength and output gate."""
     inner = m.heads * m.dim
     for part in ("q", "k", "v"):
         yield f"{part}_proj", (inner, width)
@@ -165,7 +165,7 @@ def kimi_delta(m: KimiDelta, width: int) -> Iterator[Need]:
 
 
 def mamba2(m: Mamba2, width: int) -> Iterator[Need]:
-    """One projection in, convolution, step size, decay and skip of every head, norm, one projection out."""
+    """Yield the input projection, convolution, per-head step size, decay and skip, norm, and output projection."""
     inner = m.heads * m.head_dim
     mixed = inner + 2 * m.groups * m.state_dim
     yield from linear("in_proj", inner + mixed + m.heads, width, bias=m.bias)
@@ -206,7 +206,7 @@ def lightning(m: Lightning, width: int) -> Iterator[Need]:
 
 
 def short_conv(m: ShortConv, width: int) -> Iterator[Need]:
-    """Two projections around a convolution of every channel by itself."""
+    """Yield two projections and the depthwise convolution between them."""
     yield from linear("in_proj", 3 * width, width, bias=m.bias)
     yield "conv1d", (width, 1, m.kernel)
     if m.bias:
@@ -225,11 +225,11 @@ MIXERS: dict[type, Callable[[Any, int], Iterator[Need]]] = {
     SharedKeyValue: shared_key_value,
     ShortConv: short_conv,
 }
-"""Mixer type to its tensors."""
+"""Mixer type to the function that yields its tensors."""
 
 
 def layer(spec: LayerSpec, width: int) -> Iterator[Need]:
-    """Everything of one layer except the routed experts."""
+    """Yield all tensors of one layer except the routed experts."""
     for name in ("pre_mixer_norm", "post_mixer_norm", "pre_ffn_norm", "post_ffn_norm"):
         if getattr(spec, name):
             yield from norm(name, width, spec.norm)

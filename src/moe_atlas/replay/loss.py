@@ -1,9 +1,10 @@
 """State3 and the output shift: next-token NLL, KL divergence, agreement and task success, per window.
 
-The vocabulary passes in parts, each of them all scored positions before the next, so that neither a head nor a row of
-logits is ever held; sums over it are kept relative to the largest logit so far, in float64.
+The audit processes the vocabulary in parts and applies each part to all scored positions before it reads the next
+part. So memory never holds a whole head or a whole row of logits. Sums over the vocabulary are float64 and relative to
+the largest logit so far.
 
-Legend: P scored positions, V vocabulary, C its part at hand.
+Legend: P scored positions, V vocabulary, C entries of one part of the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ from torch import Tensor
 
 from moe_atlas.window_arrays import SIDES
 
-PART = 4096  # rows of embedding and head in memory at a time
-POSITIONS = 512  # positions a part is multiplied with at a time
+PART = 4096  # vocabulary entries per part: rows of embedding or head in memory at a time
+POSITIONS = 512  # positions that a part of the head is multiplied with at a time
 LOWEST = torch.finfo(torch.float32).min
 
 
-def vocabulary(entries: int, begin: int = 0) -> list[range]:
-    """The parts in which a vocabulary passes from id `begin` on, in order."""
+def vocabulary_parts(entries: int, begin: int = 0) -> list[range]:
+    """Return the parts of a vocabulary of `entries` entries from id `begin` on, in order."""
     return [range(first, min(first + PART, entries)) for first in range(begin, entries, PART)]
 
 
 class OnlineSoftmax:
-    """The softmax of some positions while the vocabulary passes: largest logit and normaliser so far.
+    """The running softmax of some positions over the parts of the vocabulary: largest logit and normaliser so far.
 
-    Rescaled whenever a larger logit comes, as in Milakov and Gimelshein, "Online normalizer calculation for softmax"
-    (arXiv:1805.02867).
+    Every larger logit rescales the normaliser, as in Milakov and Gimelshein, "Online normalizer calculation for
+    softmax" (arXiv:1805.02867).
 
     Attributes:
-        max_P: largest logit so far, float32; the lowest number there is before the first.
+        max_P: largest logit so far, float32; before the first part, the lowest finite float32.
         normaliser_P: Σ exp(logit − max), float64.
         target_P: logit of the target, float32.
-        best_P: index of the largest logit, the lowest one of equals.
+        best_P: index of the largest logit; of equal logits, the lowest index.
     """
 
     def __init__(self, targets_P: Tensor) -> None:
@@ -45,11 +46,11 @@ class OnlineSoftmax:
         self.target_P = torch.full_like(self.max_P, torch.nan)
         self.best_P = torch.zeros_like(targets_P)
 
-    def see(self, logits_PC: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Take in the logits of vocabulary entries from `first` on.
+    def add(self, logits_PC: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Add the logits of the vocabulary entries that start at `first`.
 
         Returns:
-            exp(logit − max), float32 [P, C], and the factor by which what was added up before shrinks, float64 [P].
+            exp(logit − max), float32 [P, C], and the factor that rescales earlier sums, float64 [P].
         """
         here_P = logits_PC.amax(-1)
         higher = (here_P > self.max_P).nonzero().squeeze(1)
@@ -57,7 +58,7 @@ class OnlineSoftmax:
         max_P = torch.maximum(self.max_P, here_P)
         shrink_P = (self.max_P - max_P).double().exp()
         terms_PC = (logits_PC - max_P[:, None]).exp_()
-        # In place: small survivors between the freed logits would keep these from the system.
+        # In place: small new tensors between the freed logits would keep that memory from returning to the system.
         self.normaliser_P.mul_(shrink_P).add_(terms_PC.sum(-1))
         self.max_P.copy_(max_P)
         inside = ((self._targets_P >= first) & (self._targets_P < first + logits_PC.shape[1])).nonzero()
@@ -67,63 +68,63 @@ class OnlineSoftmax:
 
     @property
     def log_normaliser_P(self) -> Tensor:
-        """Ln Σ exp(logit), float64 [P]."""
+        """The logarithm of Σ exp(logit), float64 [P]."""
         return self.max_P.double() + self.normaliser_P.log()
 
 
-class Scored:
-    """What some scored positions of a window have said while the vocabulary passes.
+class OutputSums:
+    """Running output sums of some scored positions of one window, for each checkpoint and for the pair.
 
-    Of a pair the ids that both checkpoints have pass first, both checkpoints together; then those of the one that has
-    more, alone.
+    Logits of the ids that both checkpoints have come first, from both together; then those of the ids that only one
+    checkpoint has, from that checkpoint alone.
 
     Args:
-        targets_P: the token that follows each position, int64, where the logits will be.
-        names: the checkpoints, `base` and in a pair `tuned`.
+        targets_P: the token that follows each position, int64, on the device of the logits.
+        names: the checkpoints: `base` and, in a pair, `tuned`.
     """
 
     def __init__(self, targets_P: Tensor, names: Sequence[str]) -> None:
         self._targets_P = targets_P
-        self._seen = {name: OnlineSoftmax(targets_P) for name in names}
+        self._softmax = {name: OnlineSoftmax(targets_P) for name in names}
         self._shift_P = torch.zeros(targets_P.shape, dtype=torch.float64, device=targets_P.device)
         self._shared_passed = False
 
-    def see(self, logits: Mapping[str, Tensor], first: int) -> None:
-        """Take in logits, float32 [P, C], of vocabulary entries from `first` on, of each checkpoint that has them."""
-        if len(logits) < len(self._seen):
+    def add(self, logits: Mapping[str, Tensor], first: int) -> None:
+        """Add logits, float32 [P, C], of the entries that start at `first`, for each checkpoint that has them."""
+        if len(logits) < len(self._softmax):
             self._close_shared()
-        terms = {name: self._seen[name].see(logits_PC, first) for name, logits_PC in logits.items()}
+        terms = {name: self._softmax[name].add(logits_PC, first) for name, logits_PC in logits.items()}
         if len(logits) == 2:
             base_PC, shrink_P = terms["base"]
             difference_PC = logits["base"] - logits["tuned"]
             self._shift_P.mul_(shrink_P).add_(_weighted(base_PC, difference_PC))
 
     def sums(self) -> dict[str, float]:
-        """Sums over the positions, once the whole vocabulary has passed; `positions` says how many they are."""
+        """Return sums over the positions after the whole vocabulary; `positions` is the number of positions."""
         sums = {"positions": float(len(self._targets_P))}
-        for name, one in self._seen.items():
-            sums[f"nll_{name}"] = float((one.log_normaliser_P - one.target_P.double()).sum())
-            sums[f"token_accuracy_{name}"] = float((one.best_P == self._targets_P).sum())
-        if len(self._seen) == 2:
-            base, tuned = self._seen["base"], self._seen["tuned"]
+        for name, softmax in self._softmax.items():
+            sums[f"nll_{name}"] = float((softmax.log_normaliser_P - softmax.target_P.double()).sum())
+            sums[f"token_accuracy_{name}"] = float((softmax.best_P == self._targets_P).sum())
+        if len(self._softmax) == 2:
+            base, tuned = self._softmax["base"], self._softmax["tuned"]
             self._close_shared()
             sums["kl"] = float((self._shift_P + tuned.log_normaliser_P).sum())
             sums["top1_agreement"] = float((base.best_P == tuned.best_P).sum())
         return sums
 
     def _close_shared(self) -> None:
-        """Σ p·(logit⁰ − logit¹) − ln Σ exp(logit⁰) over the shared ids, before the base's sum takes in others."""
+        """Form Σ p·(logit⁰ − logit¹) − ln Σ exp(logit⁰) over the shared ids, before the base's sum adds other ids."""
         if not self._shared_passed:
-            base = self._seen["base"]
+            base = self._softmax["base"]
             self._shift_P.div_(base.normaliser_P).sub_(base.log_normaliser_P)
             self._shared_passed = True
 
 
-def window_outputs(parts: Sequence[Scored]) -> dict[str, float]:
-    """Means over the scored positions of one window, nats per token; infinite where not finite.
+def window_outputs(parts: Sequence[OutputSums]) -> dict[str, float]:
+    """Return means over the scored positions of one window, nats per token; infinite where a mean is not finite.
 
     Args:
-        parts: all of its scored positions, the whole vocabulary having passed.
+        parts: the sums of all scored positions of the window, over the whole vocabulary.
 
     Returns:
         `nll_base`, `token_accuracy_base`, `exact_match_base`, with a pair also `…_tuned`, `kl` (θ0‖θ1, the base
@@ -144,7 +145,7 @@ def window_outputs(parts: Sequence[Scored]) -> dict[str, float]:
 
 
 def _weighted(terms_PC: Tensor, difference_PC: Tensor) -> Tensor:
-    """Σ exp(logit⁰ − max)·(logit⁰ − logit¹) over a part of the vocabulary, [P]; a term of weight 0 is 0."""
+    """Return Σ exp(logit⁰ − max)·(logit⁰ − logit¹) over a part of the vocabulary, [P]; a term of weight 0 is 0."""
     sum_P = (terms_PC * difference_PC).sum(-1)
     if bool(torch.isfinite(sum_P).all()):
         return sum_P

@@ -1,6 +1,6 @@
-"""The forward pass, cut where the audit measures.
+"""The forward pass as separate steps, split at the points where the audit measures.
 
-Shapes: W windows, S tokens of a window, T tokens (W·S), D width, E experts, K top-k, P evaluated (token,
+Legend: W windows, S tokens of a window, T tokens (W·S), D model width, E experts, K top-k, P evaluated (token,
 expert) pairs, V vocabulary.
 """
 
@@ -29,7 +29,7 @@ from moe_atlas.models.mixers import (
     ShortConv,
 )
 from moe_atlas.models.names import EXPERT_SCALE, LAYER_SCALE, ROUTER_GAIN, ROUTER_TABLE
-from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
+from moe_atlas.models.spec import LayerSpec, ModelSpec
 from moe_atlas.replay import streams
 from moe_atlas.replay.mixers import (
     attention,
@@ -58,20 +58,20 @@ MIXERS: Mapping[type, Callable[[Any, Weights, Tensor], Tensor]] = {
     SharedKeyValue: shared_kv.shared_key_value,
     ShortConv: convolution.short_conv,
 }
-"""Mixer type to its primitive."""
+"""Mixer type to the function that computes it."""
 
-TOGETHER = 1024  # tokens that pass a mixer or a dense block together
-FEW = 16  # rows of a product: up to so many take as long as one
-STEPS = 8  # counts of rows between one power of two and the next
+TOKENS_AT_ONCE = 1024  # tokens that pass a mixer or a dense block at once
+MIN_ROWS = 16  # a product of up to so many rows takes as long as a product of one row
+STEPS = 8  # padded row counts between one power of two and the next
 SUMMED = 256  # tokens whose expert outputs are added up at a time
 
 
 @dataclass
 class GateInput:
-    """What stands in front of a router: canonical state, what experts read, what the router reads."""
+    """The states in front of a router: canonical state, input of the experts, input of the router."""
 
     z_TD: Tensor | None
-    """Canonical pre-gain state, float32; None where the router reads the raw residual."""
+    """Canonical pre-gain state, float32; None if the router reads the raw residual."""
     g_TD: Tensor
     """Gate coordinate in the compute dtype: the experts' input."""
     router_TD: Tensor
@@ -79,17 +79,17 @@ class GateInput:
 
 
 class Replay:
-    """A model's forward pass as separate steps. Holds no state but the spec and the numeric options.
+    """A model's forward pass as separate steps. A replay holds only the spec and the numeric options.
 
-    Weights arrive as stored; every step casts them to the compute dtype, apart from the router's, which
-    follow the router arithmetic. Results are deterministic functions of their arguments.
+    Callers pass weights in their stored dtype. Every step casts them to the compute dtype, except the router's
+    weights, which follow the router arithmetic. Results are deterministic functions of the arguments.
 
     Args:
         spec: the model.
         dtype: compute dtype of the residual stream and of all matrix products.
-        device: where to compute.
-        router_arithmetic: `float32` routes in float32 from the float32 gate coordinate; `native` rounds
-            wherever the reference implementation rounds, which is what is bit-exact against it.
+        device: the device on which to compute.
+        router_arithmetic: `float32` routes in float32 from the float32 gate coordinate; `native` rounds wherever the
+            reference implementation rounds, which makes the replay bit-exact against it.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Replay:
         self.native = router_arithmetic == "native"
 
     def computes_like(self, other: Replay) -> bool:
-        """Whether `other` turns equal weights and equal states into equal bits, layer specs being equal."""
+        """Return whether `other` gives equal bits for equal weights, equal states and equal layer specs."""
         options = [
             (type(r), r.dtype, r.device, r.native, r.embed_scale, r.spec.streams) for r in (self, other)
         ]
@@ -119,16 +119,16 @@ class Replay:
         return float(torch.tensor(scale, dtype=self.dtype)) if rounded else scale
 
     def embed(self, w: Weights, tokens_WS: Tensor) -> Tensor:
-        """Residual state [W, S, D], with N streams [W, S, N, D], from token ids, int64 [W, S]."""
+        """Return the residual state of token ids, int64 [W, S]: [W, S, D], or [W, S, N, D] with N streams."""
         return self.start(w["embedding"][tokens_WS])
 
     def start(self, rows_WSD: Tensor) -> Tensor:
-        """Residual state of tokens, from their rows of the embedding as stored or in the compute dtype."""
+        """Return the residual state of tokens from their embedding rows, in the stored or the compute dtype."""
         state = _scaled(rows_WSD.to(self.device, self.dtype), self.embed_scale)
         return state if self.spec.streams is None else streams.start(self.spec.streams, state)
 
     def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
-        """Residual in front of the layer's mixture-of-experts or dense block, shaped as it came."""
+        """Return the residual in front of the layer's mixture-of-experts or dense block, in the shape of the input."""
         if layer.mixer is None or (layer.block == "parallel" and layer.streams is None):
             return state_WSD
         return _by_windows(partial(self._attention, layer, w), state_WSD)
@@ -145,25 +145,25 @@ class Replay:
         return state_WSD + _scaled(self._mixer_branch(layer, w, state_WSD), layer.residual_scale)
 
     def block_input(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
-        """What enters the norm in front of the block [W, S, D]: the residual, or what is read from its streams."""
+        """Return the input of the norm in front of the block, [W, S, D]: the residual or a mixture of its streams."""
         if layer.streams is None:
             return state_WSD
         return streams.read(layer.streams, w, "ffn_streams", state_WSD)
 
     def gate_input(self, layer: LayerSpec, w: Weights, x_TD: Tensor) -> GateInput:
-        """Canonical state and gate coordinate of every token, from the residual."""
+        """Return the canonical state and gate coordinate of every token, from the residual."""
         if not layer.pre_ffn_norm:
             return self.anchored(layer, w, None, x_TD)
         return self.anchored(layer, w, standardise(x_TD, layer.norm), x_TD)
 
     def anchored(self, layer: LayerSpec, w: Weights, z_TD: Tensor | None, x_TD: Tensor) -> GateInput:
-        """Another checkpoint's canonical state pushed through this checkpoint's own gain.
+        """Apply this checkpoint's gain to a canonical state, which may come from another checkpoint.
 
         Args:
             layer: the layer.
             w: this checkpoint's weights.
-            z_TD: the other's canonical state, float32; None where the router reads the raw residual.
-            x_TD: the other's residual, the anchor where there is no z.
+            z_TD: the canonical state, float32; None if the router reads the raw residual.
+            x_TD: the residual of that state, used where there is no z.
         """
         if z_TD is None:
             return GateInput(None, x_TD, x_TD if self.native else x_TD.float())
@@ -172,10 +172,10 @@ class Replay:
         return GateInput(z_TD, g_TD, g_TD if self.native else self._gain32(layer, w, z_TD))
 
     def route(self, layer: LayerSpec, w: Weights, gate: GateInput, tokens_T: Tensor) -> Routing:
-        """Scores, routed sets, margins and combine weights of every token; `tokens_T` are their ids, int64."""
+        """Return scores, routed sets, margins and combine weights of every token; `tokens_T` are their ids, int64."""
         table_VK = w.get(ROUTER_TABLE)
         return route(
-            _moe(layer).router,
+            layer.routed.router,
             w["router"],
             self._router_input(layer, w, gate),
             bias_E=w.get("router.bias"),
@@ -186,8 +186,8 @@ class Replay:
         )
 
     def _router_input(self, layer: LayerSpec, w: Weights, gate: GateInput) -> Tensor:
-        """What the router reads [T, D]: the gate coordinate, or z through a gain of the router's own."""
-        factor = _moe(layer).router.own_gain
+        """Return the router's input, [T, D]: the gate coordinate, or z times a gain of the router's own."""
+        factor = layer.routed.router.own_gain
         if factor is None:
             return gate.router_TD
         assert gate.z_TD is not None, "a router's own gain acts on z"
@@ -197,48 +197,48 @@ class Replay:
     def combine(
         self, layer: LayerSpec, logits_TE: Tensor, ids_TK: Tensor, expert_scale_E: Tensor | None
     ) -> Tensor:
-        """The model's combine rule applied to a given set, with this replay's rounding."""
+        """Apply the model's combine rule to a given set of experts, with this replay's rounding."""
         dtype = self.dtype if self.native else torch.float32
-        return combine_weights(_moe(layer).router, logits_TE, ids_TK, dtype, expert_scale_E)
+        return combine_weights(layer.routed.router, logits_TE, ids_TK, dtype, expert_scale_E)
 
     def expert(
         self, layer: LayerSpec, w_expert: Weights, g_TD: Tensor, tokens_P: Tensor, weights_P: Tensor
     ) -> Tensor:
-        """Raw outputs of one expert on some tokens, compute dtype [P, D].
+        """Return raw outputs of one expert on some tokens, compute dtype [P, D].
 
         Args:
             layer: the layer.
-            w_expert: the expert's tensors; none for an identity expert.
-            g_TD: gate coordinates.
-            tokens_P: which of them.
-            weights_P: gate weights, which matter only where they scale the input.
+            w_expert: the expert's tensors; empty for an identity expert.
+            g_TD: gate coordinates of all tokens.
+            tokens_P: the tokens on which to evaluate the expert.
+            weights_P: gate weights of these tokens; they matter only if the family weights the input.
         """
-        moe, count = _moe(layer), len(tokens_P)
-        more = self.filled(count) - count
-        g_PD = g_TD.index_select(0, F.pad(tokens_P, (0, more)))
+        moe, count = layer.routed, len(tokens_P)
+        padding = self.padded_rows(count) - count
+        g_PD = g_TD.index_select(0, F.pad(tokens_P, (0, padding)))
         if moe.weight_on_input:
-            g_PD = g_PD * F.pad(weights_P, (0, more)).to(g_PD.dtype)[:, None]
+            g_PD = g_PD * F.pad(weights_P, (0, padding)).to(g_PD.dtype)[:, None]
         return (feed_forward(moe.experts, w_expert, g_PD) if w_expert else g_PD)[:count]
 
     @staticmethod
-    def filled(rows: int) -> int:
-        """Rows that an expert's are filled up to, so that a product once prepared serves other experts as well.
+    def padded_rows(rows: int) -> int:
+        """Return the row count to which an expert's rows are padded, so that experts share prepared products.
 
-        To prepare one for another count of rows takes up to ten milliseconds, often longer than to multiply them.
+        Preparing a product for a new row count takes up to ten milliseconds, often longer than multiplying.
         """
-        step = max(FEW, (1 << rows.bit_length()) // (2 * STEPS))
+        step = max(MIN_ROWS, (1 << rows.bit_length()) // (2 * STEPS))
         return -(-rows // step) * step
 
     def weighted_sum(self, layer: LayerSpec, rows_RD: Tensor, place_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Σ ω_e u_e of every token, [T, D], added up and rounded as the family does.
+        """Return Σ ω_e u_e of every token, [T, D], added up and rounded as the family does.
 
         Args:
             layer: the layer.
             rows_RD: expert outputs, compute dtype.
-            place_TK: the row of each of a token's experts, in rising expert order.
-            weights_TK: their combine weights, float32.
+            place_TK: the row of each expert of a token, in ascending expert order.
+            weights_TK: combine weights of these experts, float32.
         """
-        wide = _moe(layer).accumulate == "float32"
+        wide = layer.routed.accumulate == "float32"
         dtype = torch.float32 if wide else rows_RD.dtype
         out_TD = rows_RD.new_zeros(len(place_TK), rows_RD.shape[1], dtype=dtype)
         for out_PD, place_PK, weights_PK in zip(
@@ -249,8 +249,8 @@ class Replay:
         return out_TD
 
     def _weighted(self, layer: LayerSpec, u_PD: Tensor, weights_P: Tensor) -> Tensor:
-        """One expert's outputs as they enter the sum."""
-        moe = _moe(layer)
+        """Return one expert's outputs multiplied by their combine weights, in the family's rounding."""
+        moe = layer.routed
         if moe.weight_on_input:
             return u_PD
         weight = weights_P.to(u_PD.dtype) if moe.router.weight_dtype == "native" else weights_P
@@ -259,11 +259,11 @@ class Replay:
     def finish(
         self, layer: LayerSpec, w: Weights, x_WSD: Tensor, gate: GateInput, routed_TD: Tensor
     ) -> Tensor:
-        """State after the layer: shared experts, scales, norms and residual around the routed sum.
+        """Return the state after the layer: add shared experts, scales, norms and residual to the routed sum.
 
-        `x_WSD` is what `attention` left: with streams, all of them.
+        `x_WSD` is the result of `attention`; a residual of several streams comes with all its streams.
         """
-        moe = _moe(layer)
+        moe = layer.routed
         y_TD = _scaled(routed_TD.to(x_WSD.dtype), moe.routed_scale)
         if moe.shared is not None:
             shared_TD = feed_forward(moe.shared, w, gate.g_TD, "shared.")
@@ -295,25 +295,25 @@ class Replay:
         return normalise(y_WSD, layer.norm, *_norm_weights(layer, w, "post_dense_ffn_norm"))
 
     def dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
-        """State after a layer without router."""
+        """Return the state after a layer without router."""
         return x_WSD if layer.dense is None else _by_windows(partial(self._dense, layer, w), x_WSD)
 
     def _dense(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
-        assert layer.dense is not None, "a layer without a block is left as it is"
+        assert layer.dense is not None, "`dense` returns the state of a layer without a block unchanged"
         norm = _norm_weights(layer, w, "pre_ffn_norm") if layer.pre_ffn_norm else None
         g_WSD = self.block_input(layer, w, x_WSD)
         g_WSD = g_WSD if norm is None else normalise(g_WSD, layer.norm, *norm)
         return self._residual(layer, w, x_WSD, feed_forward(layer.dense, w, g_WSD, "dense."), g_WSD)
 
     def hidden(self, w: Weights, state_TD: Tensor) -> Tensor:
-        """What the head is multiplied with [T, D], from states [T, D] or, with streams, [T, N, D]."""
+        """Return the input of the head, [T, D], from states [T, D] or, with streams, [T, N, D]."""
         spec = self.spec
         if spec.streams is not None:
             state_TD = streams.end(spec.streams, w, state_TD)
         return normalise(state_TD, spec.final_norm, w["final_norm"], w.get("final_norm.bias"))
 
     def logits(self, w: Weights, hidden_TD: Tensor) -> Tensor:
-        """Next-token logits float32 [T, V], from `hidden`, of as much of the vocabulary as the head at hand has."""
+        """Return next-token logits, float32 [T, V], for the vocabulary entries whose head rows `w` holds."""
         spec = self.spec
         logits = _scaled(linear(w, "head", hidden_TD), spec.logit_scale)
         logits = logits if spec.logit_divisor == 1.0 else logits / spec.logit_divisor
@@ -328,12 +328,12 @@ class Replay:
         tokens_WS: Tensor,
         observe: Callable[[LayerSpec, GateInput, Routing], None] | None = None,
     ) -> Tensor:
-        """Plain unmeasured forward pass, layer by layer: logits, float32 [W, S, V].
+        """Run a plain forward pass, layer by layer, without measuring; return logits, float32 [W, S, V].
 
         Args:
-            reader: reads stored tensors.
+            reader: the reader of stored tensors.
             tokens_WS: token ids, int64.
-            observe: called after every router.
+            observe: a function to call after every router.
         """
         state = self.embed(self.place(load_all(reader, self.spec.embed_refs)), tokens_WS)
         for layer in self.spec.layers:
@@ -353,22 +353,22 @@ class Replay:
         )
 
     def routed(self, reader: ReaderLike, layer: LayerSpec, gate: GateInput, routing: Routing) -> Tensor:
-        """Weighted sum of the routed experts, one expert in memory at a time."""
+        """Return the weighted sum of the routed experts, with one expert in memory at a time."""
         ids_TK, order_TK = routing.topk_TK.sort(dim=1)
         weights_TK = routing.weights_TK.gather(1, order_TK)
         rows_TKD = gate.g_TD.new_empty(*ids_TK.shape, gate.g_TD.shape[1])
-        for expert in range(_moe(layer).router.experts):
+        for expert in range(layer.routed.router.experts):
             tokens_P, slots_P = torch.where(ids_TK == expert)
             if not len(tokens_P):
                 continue
-            w = self.place(load_all(reader, expert_refs(_moe(layer), expert)))
+            w = self.place(load_all(reader, expert_refs(layer.routed, expert)))
             omega_P = weights_TK[tokens_P, slots_P]
             rows_TKD[tokens_P, slots_P] = self.expert(layer, w, gate.g_TD, tokens_P, omega_P)
         place_TK = torch.arange(ids_TK.numel(), device=ids_TK.device).view_as(ids_TK)
         return self.weighted_sum(layer, rows_TKD.flatten(0, 1), place_TK, weights_TK)
 
     def place(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights on the compute device, in their stored dtype."""
+        """Return the weights on the compute device, in their stored dtype."""
         return {role: tensor.to(self.device) for role, tensor in w.items()}
 
     def _gain32(self, layer: LayerSpec, w: Weights, z_TD: Tensor) -> Tensor:
@@ -404,8 +404,8 @@ class Replay:
 
 
 def _by_windows(step: Callable[[Tensor], Tensor], state_WSD: Tensor) -> Tensor:
-    """`step` of a few windows at a time, so that what it makes on the way stays small; windows never mix."""
-    few = max(1, TOGETHER // state_WSD.shape[1])
+    """Apply `step` to a few windows at a time, which keeps its temporaries small; windows never mix."""
+    few = max(1, TOKENS_AT_ONCE // state_WSD.shape[1])
     if len(state_WSD) <= few:
         return step(state_WSD)
     return torch.cat([step(part) for part in state_WSD.split(few)])
@@ -417,8 +417,3 @@ def _norm_weights(layer: LayerSpec, w: Weights, role: str) -> tuple[Tensor, Tens
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1.0 else x * factor
-
-
-def _moe(layer: LayerSpec) -> MoESpec:
-    assert layer.moe is not None, f"layer {layer.index} has no router"
-    return layer.moe

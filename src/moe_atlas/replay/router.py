@@ -1,6 +1,6 @@
 """The router: dispatch scores, exact top-k set, margins and combine weights, as pure functions.
 
-Shapes: T tokens, D width, E experts, K top-k, G groups.
+Legend: T tokens, D model width, E experts, K top-k, G groups.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "sqrtsoftplus": lambda x: F.softplus(x).sqrt(),
 }
-"""Score map by name."""
+"""Score functions by name."""
 
 
 @dataclass
 class Routing:
-    """Everything one router decides for T tokens. Float values are float32, indices int64."""
+    """All that one router decides for T tokens. Floating-point values are float32, indices int64."""
 
     logits_TE: Tensor
     """Router output, linear bias included."""
     probs_TE: Tensor
-    """Full gate probability ρ: softmax(logits), or s(logits) / Σs(logits); no selection bias, no mask."""
+    """Full gate probability ρ: softmax(logits), or s(logits) / Σs(logits); without selection bias and mask."""
     scores_TE: Tensor
-    """Dispatch score: the very vector that top-k is taken on; −inf where a group was dropped. Where the set is looked
+    """Dispatch score: the values from which top-k selects; −inf in dropped groups. Where the set is looked
     up, the score that orders and weighs it."""
     topk_TK: Tensor
-    """The routed set by falling dispatch score; equal scores by rising index."""
+    """The routed set by descending dispatch score; equal scores by ascending index."""
     competitor_T: Tensor
-    """Best unselected expert that is not masked; −1 where there is none."""
+    """Best unselected, unmasked expert; −1 if there is none."""
     weights_TK: Tensor
     """Combine weights ω in the order of `topk_TK`."""
     margin_T: Tensor
-    """Dispatch score of the last selected minus that of the competitor; NaN where there is no competitor."""
+    """Dispatch score of the last selected expert minus that of the competitor; NaN without competitor."""
     ties_T: Tensor
-    """Whether that margin is exactly 0."""
+    """Whether `margin_T` is exactly 0."""
     group_scores_TG: Tensor | None
-    """Group scores, in the units of the dispatch score; None where no group is ever dropped."""
+    """Group scores, in the units of the dispatch score; None if the router never drops a group."""
     group_margin_T: Tensor | None
-    """Last kept minus first dropped group score."""
+    """Score of the last kept group minus that of the first dropped group; None if the router never drops a group."""
     expert_scale_E: Tensor | None
     """Learned factor of each expert on its combine weight; None where the router has none."""
 
@@ -66,13 +66,13 @@ def route(
 
     Args:
         router: the spec.
-        weight_ED: router matrix, any floating dtype.
-        x_TD: what the router reads; its dtype is the activation dtype when `native`.
+        weight_ED: router matrix, any floating-point dtype.
+        x_TD: the router's input; with `native`, its dtype is the activation dtype.
         bias_E: bias of the router's linear map, if the spec has one.
         selection_bias_E: bias of the dispatch score, if the spec has one.
         expert_scale_E: factor of each expert on its combine weight, if the spec has one.
         sets_TK: the set of every token, if the spec looks it up and no score decides.
-        native: round everywhere the reference implementation rounds; otherwise all in float32.
+        native: round wherever the reference implementation rounds; otherwise compute everything in float32.
     """
     dtype = x_TD.dtype if native else torch.float32
     logits_TE = router_logits(router, weight_ED, x_TD, bias_E, native=native)
@@ -105,20 +105,20 @@ def route(
 def router_logits(
     router: RouterSpec, weight_ED: Tensor, x_TD: Tensor, bias_E: Tensor | None, *, native: bool
 ) -> Tensor:
-    """Linear map of the router, returned in float32 and computed in float32 or in the activation dtype."""
+    """Return the router's logits in float32, computed in float32 or in the activation dtype."""
     dtype = x_TD.dtype if native and router.matmul == "native" else torch.float32
     bias = None if bias_E is None else bias_E.to(dtype)
     return F.linear(x_TD.to(dtype), weight_ED.to(dtype), bias).float()
 
 
 def router_scores(router: RouterSpec, logits_TE: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The score map of the logits, float32, evaluated in `dtype` where the family does so."""
+    """Return the scores of the logits in float32, evaluated in `dtype` if the family does so."""
     x_TE = logits_TE.to(dtype) if router.probabilities == "native" else logits_TE
     return SCORES[router.score](x_TE).float()
 
 
 def gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
-    """Full routed gate probability ρ over all experts, float32; every row sums to 1."""
+    """Return the full gate probability ρ over all experts, float32; every row sums to 1."""
     if router.score == "softmax":
         return torch.softmax(logits_TE, dim=-1)
     scores_TE = SCORES[router.score](logits_TE)
@@ -126,7 +126,7 @@ def gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
 
 
 def limit_groups(router: RouterSpec, dispatch_TE: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Group scores, group margin, and the dispatch scores with the dropped groups at −inf."""
+    """Return group scores, group margin, and the dispatch scores with dropped groups at −inf."""
     if router.group_score == "none" or router.kept_groups >= router.groups:
         return None, None, dispatch_TE
     grouped_TGE = dispatch_TE.view(len(dispatch_TE), router.groups, -1)
@@ -142,7 +142,7 @@ def limit_groups(router: RouterSpec, dispatch_TE: Tensor) -> tuple[Tensor | None
 
 
 def select(scores_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Top-k set, best competitor and set margin; equal scores go to the lower index."""
+    """Return top-k set, best competitor and set margin; of equal scores, the lower index wins."""
     order_TE = scores_TE.argsort(dim=-1, descending=True, stable=True)
     topk_TK = order_TE[:, :top_k]
     if scores_TE.shape[-1] == top_k:
@@ -169,12 +169,12 @@ def combine_weights(
     dtype: torch.dtype = torch.float32,
     expert_scale_E: Tensor | None = None,
 ) -> Tensor:
-    """The family's combine rule applied to any given set, float32 [T, K].
+    """Apply the family's combine rule to any given set of experts; return weights, float32 [T, K].
 
     Args:
         router: the spec.
         logits_TE: router logits, float32.
-        ids_TK: the set, in falling dispatch score where the rule depends on the order.
+        ids_TK: the set; in descending dispatch score if the rule depends on the order.
         dtype: activation dtype, to round where the family rounds; float32 rounds nowhere.
         expert_scale_E: learned factor of each expert, if the spec has one.
     """
@@ -200,9 +200,9 @@ def combine_weights(
 
 
 def sparsemixer(logits_TE: Tensor, ids_TK: Tensor, jitter: float) -> Tensor:
-    """Weights of sparsemixer in evaluation: each choice competes in a softmax with those inside its own band.
+    """Return the weights of sparsemixer in evaluation: a softmax of each choice among the experts inside its band.
 
-    The weights need not sum to 1. The first choice is left out of the second one's softmax.
+    The weights need not sum to 1. The softmax of the second choice leaves out the first choice.
     """
     weights = []
     open_TE = logits_TE

@@ -1,9 +1,10 @@
 """Hyper-connections: a residual of several streams (mHC, arXiv 2512.24880; DeepSeek-V4, section 2.2).
 
-A block reads x = Σ pre_n · h_n and writes h'_n = post_n · y + Σ_m comb_mn · h_m. The three come from all streams of the
-token, normalised together, and comb is driven towards a doubly stochastic matrix by Sinkhorn-Knopp rounds.
+A block reads x = Σ pre_n · h_n and writes h'_n = post_n · y + Σ_m comb_mn · h_m. The coefficients pre, post and comb
+are computed from all streams of the token, normalised together. Sinkhorn-Knopp rounds make comb nearly doubly
+stochastic.
 
-Shapes: N and M streams, D width, … any leading dimensions.
+Legend: N and M streams, D model width, … any leading dimensions.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ Weights = Mapping[str, Tensor]
 
 
 def start(s: Streams, x_WSD: Tensor) -> Tensor:
-    """Every stream [W, S, N, D] begins as the embedding."""
+    """Return the initial streams, [W, S, N, D]: every stream starts as the embedding."""
     return x_WSD[:, :, None].expand(-1, -1, s.count, -1).contiguous()
 
 
 def read(s: Streams, w: Weights, role: str, state_ND: Tensor) -> Tensor:
-    """What a block reads [..., D], in the dtype of the state."""
+    """Return the input of a block, [..., D], in the dtype of the state."""
     raw = coefficients(s, w, role, state_ND)[..., : s.count]
     scale = w[f"{role}.scale"].float()[0]
     return _mixture(s, raw, scale, w[f"{role}.base"].float()[: s.count], state_ND)
 
 
 def write(s: Streams, w: Weights, role: str, state_ND: Tensor, y_D: Tensor) -> Tensor:
-    """The streams [..., N, D] after a block, from those in front of it and its output [..., D]."""
+    """Return the streams after a block, [..., N, D], from the streams before it and its output [..., D]."""
     n = s.count
     raw, base = coefficients(s, w, role, state_ND), w[f"{role}.base"].float()
     _, post_scale, comb_scale = w[f"{role}.scale"].float()
@@ -45,20 +46,20 @@ def write(s: Streams, w: Weights, role: str, state_ND: Tensor, y_D: Tensor) -> T
 
 
 def end(s: Streams, w: Weights, state_ND: Tensor) -> Tensor:
-    """What the final norm reads [..., D]."""
+    """Return the input of the final norm, [..., D]."""
     raw = coefficients(s, w, "head_streams", state_ND)
     scale, base = w["head_streams.scale"].float(), w["head_streams.base"].float()
     return _mixture(s, raw, scale, base, state_ND)
 
 
 def coefficients(s: Streams, w: Weights, role: str, state_ND: Tensor) -> Tensor:
-    """Linear map of all streams of a token, normalised together, float32."""
+    """Return the linear map of all streams of a token, normalised together, float32."""
     flat = standardise(state_ND.flatten(-2), Norm("rms", s.norm_eps))
     return F.linear(flat, w[f"{role}.fn"].float())
 
 
 def doubly_stochastic(logits_MN: Tensor, iterations: int, eps: float) -> Tensor:
-    """Rows by softmax, then columns and rows in turn to sum 1, columns last: `iterations` rounds."""
+    """Normalise rows by softmax, then columns and rows in turn for `iterations` rounds; columns come last."""
     comb_MN = torch.softmax(logits_MN, dim=-1) + eps
     for turn in range(iterations):
         if turn:

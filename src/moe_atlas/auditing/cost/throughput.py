@@ -98,7 +98,7 @@ def softmax(vocab: int) -> float:
     """Logits a second that the output's readings take in, of one checkpoint."""
     logits_PC = torch.randn(POSITIONS, min(PART, vocab))
     seen = OnlineSoftmax(torch.zeros(POSITIONS, dtype=torch.int64))
-    return logits_PC.numel() / typical(lambda: seen.see(logits_PC, 0))
+    return logits_PC.numel() / typical(lambda: seen.add(logits_PC, 0))
 
 
 def reading(checkpoints: Sequence[TensorSource]) -> float:

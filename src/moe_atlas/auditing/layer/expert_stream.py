@@ -125,9 +125,7 @@ class LayerExperts:
         depth: int = DEPTH,
     ) -> None:
         self.sides, self._layers, self._ledger, self._pool, self._group = sides, layers, ledger, pool, group
-        moe = layers[0].moe
-        assert moe is not None
-        self.count, self._depth = moe.router.experts, depth
+        self.count, self._depth = layers[0].routed.router.experts, depth
         self._samples: dict[tuple[int, int], Sample] = {}
         self._found: dict[int, Found] = {}
         self._recorded = False
@@ -256,9 +254,7 @@ class LayerExperts:
 
     def chart_maps(self, side: int, samples: int) -> list[dict[str, Any]]:
         """Rank of W1 and conditioning of the overlap map (Eq. 13) for `samples` neighbouring pairs of experts."""
-        moe = self._layers[side].moe
-        assert moe is not None
-        real = self.count - moe.identity_experts
+        real = self.count - self._layers[side].routed.identity_experts
         step = max(1, real // samples)
         pairs = [(e, (e + 1) % real) for e in range(0, real, step)][:samples]
         return [{"from": a, "to": b, **overlap_map(self._w1(side, a), self._w1(side, b))} for a, b in pairs]
@@ -320,9 +316,7 @@ class LayerExperts:
 
     def _refs(self, side: int, expert: int) -> tuple[TensorRef, ...]:
         """The tensors of an expert of one checkpoint, by its own index there."""
-        moe = self._layers[side].moe
-        assert moe is not None
-        return expert_refs(moe, expert)
+        return expert_refs(self._layers[side].routed, expert)
 
     def _changes(self, expert: int, looks: Looks) -> list[TensorChange]:
         layer = self._layers[0].index
@@ -366,8 +360,7 @@ def _stacked(rows: list[Tensor]) -> Tensor:
 
 def router_rows(resident: Weights, layer: LayerSpec) -> RouterRows:
     """The router's rows and biases of one checkpoint, as stored."""
-    assert layer.moe is not None
-    router = layer.moe.router
+    router = layer.routed.router
     refs = [r for r in layer.refs if r.role not in (ROUTER_GAIN, ROUTER_TABLE)]
     rows = [resident[r.role].float() for r in refs if r.kind == "router" and len(r.shape) == 2]
     biases = [

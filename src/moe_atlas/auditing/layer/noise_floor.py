@@ -30,7 +30,7 @@ class ReorderedReplay(Replay):
     """The same arithmetic in another order: windows one at a time and last first, expert rows in small pieces."""
 
     @staticmethod
-    def filled(rows: int) -> int:
+    def padded_rows(rows: int) -> int:
         """No more rows than there are."""
         return rows
 

@@ -98,8 +98,7 @@ class Side:
 
     def expert(self, layer: LayerSpec, expert: int) -> Weights:
         """The tensors of one routed expert, as stored, by role."""
-        assert layer.moe is not None
-        return load_all(self.reader, expert_refs(layer.moe, expert))
+        return load_all(self.reader, expert_refs(layer.routed, expert))
 
 
 def _renumbered(role: str, tensor: Tensor, match_E: Tensor) -> Tensor:

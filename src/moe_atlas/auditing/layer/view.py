@@ -93,7 +93,6 @@ def look(
     side: Side, layer: LayerSpec, state_WSD: Tensor, batch: Batch, scope: Scope, stored_E: Tensor
 ) -> View:
     """Route a batch from its residual in front of the block, and decide what to evaluate there."""
-    assert layer.moe is not None
     replay, weights = side.replay, side.weights
     x_WSD = replay.block_input(layer, weights, state_WSD)
     x_TD = x_WSD.reshape(-1, x_WSD.shape[-1])
@@ -112,7 +111,7 @@ def look(
         places_M.numpy() % length,
         layer.index,
         renumbered(excluded, stored_E),
-        layer.moe.router.experts,
+        layer.routed.router.experts,
     )
     fields.keep(renumbered(partner_M, torch.argsort(stored_E)), everyone=scope.everyone and batch.measured)
     tangent = tangent_of(layer, x_TD, measured_M)
@@ -121,6 +120,5 @@ def look(
 
 def tangent_of(layer: LayerSpec, x_TD: Tensor, measured_M: Tensor) -> TangentMap:
     """P_z at the measured tokens' canonical states."""
-    assert layer.moe is not None
     z_MD = Canonical(x_TD, layer.norm, measured_M) if layer.pre_ffn_norm else None
-    return TangentMap(z_MD, removes_mean=layer.moe.norm_kind == "layer")
+    return TangentMap(z_MD, removes_mean=layer.routed.norm_kind == "layer")

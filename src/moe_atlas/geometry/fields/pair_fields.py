@@ -59,7 +59,7 @@ class PairFields:
         self.omega0_MP = slot_weights(base.layer, base.routing, m, self.table_MP)
         self.omega1_MP = slot_weights(tuned.layer, routing, m, self.table_MP)
         self._weights1_TE = expert_weights(tuned.replay, tuned.layer, routing)
-        self._weighs_input = tuned.layer.moe is not None and tuned.layer.moe.weight_on_input
+        self._weighs_input = tuned.layer.routed.weight_on_input
         unknown = torch.full(self.table_MP.shape, torch.nan, dtype=torch.float64, device=self.table_MP.device)
         self.ratio_MP, self.ratio_native_MP = unknown, unknown.clone()
         self.norm0_MP, self.change_MP = unknown.clone(), unknown.clone()

@@ -43,9 +43,7 @@ class NativeFields:
         self.replay, self.layer, self.gate, self.routing = replay, layer, gate, routing
         self.measured_M = measured_M
         self._weights_TE = expert_weights(replay, layer, routing)
-        assert layer.moe is not None
-        self.experts = layer.moe.router.experts
-        self.top_k = layer.moe.router.top_k
+        self.experts, self.top_k = layer.routed.router.experts, layer.routed.router.top_k
         self.follows = False
 
     def keep(self, partner_M: Tensor, *, everyone: bool) -> None:
@@ -153,9 +151,8 @@ def expert_weights(replay: Replay, layer: LayerSpec, routing: Routing) -> Tensor
     Where experts are weighted on their input, an expert that is not routed is evaluated with the weight that it
     would have if it were; at weight 0 it would say nothing.
     """
-    assert layer.moe is not None
     weights_TE = torch.zeros_like(routing.probs_TE)
-    if layer.moe.weight_on_input:
+    if layer.routed.weight_on_input:
         everyone_TE = torch.arange(weights_TE.shape[1], device=weights_TE.device).expand_as(weights_TE)
         weights_TE = replay.combine(layer, routing.logits_TE, everyone_TE, routing.expert_scale_E)
     return weights_TE.scatter(1, routing.topk_TK, routing.weights_TK)
@@ -163,8 +160,7 @@ def expert_weights(replay: Replay, layer: LayerSpec, routing: Routing) -> Tensor
 
 def output_weights(layer: LayerSpec, weights_TK: Tensor) -> Tensor:
     """What multiplies the expert outputs in the routed sum: ω, or 1 where the input was weighted already."""
-    assert layer.moe is not None
-    return torch.ones_like(weights_TK) if layer.moe.weight_on_input else weights_TK
+    return torch.ones_like(weights_TK) if layer.routed.weight_on_input else weights_TK
 
 
 def slot_weights(layer: LayerSpec, routing: Routing, measured_M: Tensor, table_MP: Tensor) -> Tensor:

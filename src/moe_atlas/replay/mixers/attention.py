@@ -1,6 +1,6 @@
-"""Softmax attention with shared key and value heads.
+"""Softmax attention in which groups of query heads share key and value heads.
 
-Shapes: W windows, S tokens of a window, D width, H heads, C head dimensions.
+Legend: W windows, S tokens of a window, D model width, H heads, C head dimensions.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from moe_atlas.replay.primitives.linear import Weights, linear
 from moe_atlas.replay.primitives.norm import normalise, standardise
 from moe_atlas.replay.primitives.rope import rotate, tables
 
-PROBABILITIES = 1 << 21  # attention probabilities held at a time
+PROBABILITIES = 1 << 21  # attention probabilities in memory at a time
 
 
 def grouped_query(m: GroupedQuery, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Attention output [W, S, D], before the residual is added."""
+    """Return the attention output, [W, S, D], before the residual is added."""
     windows, length, _ = x_WSD.shape
     q, k = linear(w, "q_proj", x_WSD), linear(w, "k_proj", x_WSD)
     v = k if m.keys_as_values else linear(w, "v_proj", x_WSD)
@@ -64,7 +64,7 @@ def attend(
     softmax: Precision = "float32",
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """Attention output of every head [W, H, S, C], no more than `PROBABILITIES` probabilities at a time."""
+    """Return the attention output of every head, [W, H, S, C], with at most `PROBABILITIES` probabilities at a time."""
     windows, heads, length = q_WHSC.shape[:3]
     rows = max(1, PROBABILITIES // (heads * length))
     if rows >= windows * length:
@@ -99,7 +99,7 @@ def probabilities(
     softmax: Precision = "float32",
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """Attention probabilities [W, H, S, S] in the dtype of q; a sink takes its share and is dropped."""
+    """Return attention probabilities, [W, H, S, S] in the dtype of q; a sink takes a share, which is then dropped."""
     scores = torch.matmul(q_WHSC, k_WHSC.transpose(2, 3)).mul_(scale).masked_fill_(~mask_SS, float("-inf"))
     if sinks_H is not None:
         kept = scores.dtype if softmax == "native" else torch.float32
@@ -113,18 +113,18 @@ def probabilities(
 
 
 def position_factor(floor: float, scale: float, first: float, length: int, device: torch.device) -> Tensor:
-    """Query factor that grows with the position, counted from `first`, float32 [S, 1]."""
+    """Return the query factor that grows with the position, float32 [S, 1]; positions start at `first`."""
     position_S = torch.arange(length, dtype=torch.float32, device=device)
     return (torch.log1p(torch.floor((position_S + first) / floor)) * scale + 1.0)[:, None]
 
 
 def merge_heads(o_WHSC: Tensor) -> Tensor:
-    """[W, H, S, C] to [W, S, H·C]."""
+    """Rearrange [W, H, S, C] to [W, S, H·C]."""
     return o_WHSC.transpose(1, 2).flatten(2).contiguous()
 
 
 def causal_mask(length: int, window: int | None, chunk: int | None, device: torch.device) -> Tensor:
-    """Which keys (columns) a query (row) may see: the past, within its window or block."""
+    """Return which keys (columns) a query (row) may see, bool [S, S]: the past within its window or block."""
     query = torch.arange(length, device=device)[:, None]
     key = torch.arange(length, device=device)[None, :]
     seen = key <= query
@@ -136,7 +136,7 @@ def causal_mask(length: int, window: int | None, chunk: int | None, device: torc
 
 
 def _gated(m: GroupedQuery, w: Weights, x_WSD: Tensor, o_WSD: Tensor, from_q: Tensor | None) -> Tensor:
-    """The attention output times its gate."""
+    """Return the attention output multiplied by its gate."""
     if m.output_gate is None:
         return o_WSD
     if m.output_gate == "sigmoid_from_q":

@@ -1,6 +1,6 @@
-"""Causal convolutions of every channel by itself.
+"""Causal depthwise convolutions.
 
-Shapes: W windows, S tokens of a window, D channels, N width of the kernel.
+Legend: W windows, S tokens of a window, D channels, N width of the kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from moe_atlas.replay.primitives.linear import Weights, linear
 
 
 def causal(w: Weights, role: str, x_WDS: Tensor) -> Tensor:
-    """Convolve each channel with its own kernel [1, N] over the present and the N − 1 tokens before it."""
+    """Convolve each channel with its own kernel [1, N] over the current token and the N − 1 tokens before it."""
     kernel, bias = w[role].to(x_WDS.dtype), w.get(f"{role}.bias")
     bias = None if bias is None else bias.to(x_WDS.dtype)
     padded = F.conv1d(x_WDS, kernel, bias, padding=kernel.shape[-1] - 1, groups=len(kernel))
@@ -21,7 +21,7 @@ def causal(w: Weights, role: str, x_WDS: Tensor) -> Tensor:
 
 
 def short_conv(m: ShortConv, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Mixer output [W, S, D], before the residual is added."""
+    """Return the mixer output, [W, S, D], before the residual is added."""
     before, after, value = linear(w, "in_proj", x_WSD).transpose(-1, -2).chunk(3, dim=-2)
     mixed_WDS = after * causal(w, "conv1d", before * value)
     return linear(w, "mixer_out_proj", mixed_WDS.transpose(-1, -2).contiguous())

@@ -1,9 +1,10 @@
 """The gated delta rule (Yang et al. 2024, Gated Delta Networks), chunk by chunk.
 
-Every head keeps a matrix S: at each token it decays by exp(g), moves by β towards holding v at the key k, and is
-read at the query q. Within a chunk the moves are solved for at once (the UT transform of section 3.3).
+Every head keeps a state matrix. At each token the matrix decays by exp(g), is updated with strength β so that it
+returns v at the key k, and is read at the query q. One triangular solve gives all updates of a chunk (the UT transform
+of section 3.3).
 
-Shapes: W windows, S tokens of a window, H value heads, K dimensions of a key, V of a value, C tokens of a chunk.
+Legend: W windows, S tokens of a window, H value heads, K dimensions of a key, V of a value, C tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ CHUNK = 64
 
 
 def gated_delta(m: DeltaNet, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Mixer output [W, S, D], before the residual is added."""
+    """Return the mixer output, [W, S, D], before the residual is added."""
     qkv, z_WSHV, b_WSH, a_WSH = _grouped(m, w, x_WSD) if m.grouped else _separate(m, w, x_WSD)
     mixed = F.silu(causal(w, "conv1d", qkv.transpose(1, 2))).transpose(1, 2)
     keys = m.key_heads * m.key_dim
@@ -35,13 +36,13 @@ def gated_delta(m: DeltaNet, w: Weights, x_WSD: Tensor) -> Tensor:
 
 
 def _separate(m: DeltaNet, w: Weights, x_WSD: Tensor) -> tuple[Tensor, ...]:
-    """q, k and v side by side, output gate, update strength and decay, each from its own matrix."""
+    """Return q, k and v side by side, output gate, update strength and decay, each projected by its own matrix."""
     qkv, z, b, a = (linear(w, f"in_proj_{part}", x_WSD) for part in ("qkv", "z", "b", "a"))
     return qkv, z.unflatten(-1, (m.value_heads, -1)), b, a
 
 
 def _grouped(m: DeltaNet, w: Weights, x_WSD: Tensor) -> tuple[Tensor, ...]:
-    """The same from two matrices whose rows are grouped by key head."""
+    """Return the values of `_separate`, projected by two matrices whose rows are grouped by key head."""
     values = m.value_heads // m.key_heads
     width = values * m.value_dim
     by_head = linear(w, "in_proj_qkvz", x_WSD).unflatten(-1, (m.key_heads, -1))
@@ -52,13 +53,13 @@ def _grouped(m: DeltaNet, w: Weights, x_WSD: Tensor) -> tuple[Tensor, ...]:
 
 
 def delta_rule(q_WSHK: Tensor, k_WSHK: Tensor, v_WSHV: Tensor, decay_WSH: Tensor, beta_WSH: Tensor) -> Tensor:
-    """What the queries read, float32 [W, S, H, V]; q and k are brought to unit length, q scaled by K^-½.
+    """Return the values that the queries read, float32 [W, S, H, V]; scale q and k to unit length, then q by K^-½.
 
     Args:
         q_WSHK: queries.
         k_WSHK: keys.
         v_WSHV: values.
-        decay_WSH: logarithm of the factor on the state, at most 0.
+        decay_WSH: logarithm of the decay factor of the state, at most 0.
         beta_WSH: strength of the update.
     """
     length = q_WSHK.shape[1]
@@ -84,7 +85,7 @@ def delta_rule(q_WSHK: Tensor, k_WSHK: Tensor, v_WSHV: Tensor, decay_WSH: Tensor
 
 
 def decays(decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay since the chunk's start [..., C], logarithmic, and the factor from token j to token i ≥ j [..., C, C]."""
+    """Return the log decay since the chunk's start, [..., C], and the factor from token j to i ≥ j, [..., C, C]."""
     passed = decay.cumsum(-1)
     between = passed[..., :, None] - passed[..., None, :]
     later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=decay.device).triu(1)
@@ -92,18 +93,18 @@ def decays(decay: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunks(x: Tensor) -> Tensor:
-    """[W, S, H, X] to float32 [W, H, S/C, C, X], padded with zeros to whole chunks."""
+    """Rearrange [W, S, H, X] to float32 [W, H, S/C, C, X], padded with zeros to whole chunks."""
     x = F.pad(x.transpose(1, 2).float(), (0, 0, 0, -x.shape[1] % CHUNK))
     chunked: Tensor = x.unflatten(2, (-1, CHUNK))
     return chunked
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors brought to unit length."""
+    """Return the vectors scaled to unit length."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 
 def solve(system: Tensor, right: Tensor) -> Tensor:
-    """(I + strictly lower part of `system`)⁻¹ · right."""
+    """Return (I + strictly lower part of `system`)⁻¹ · right."""
     solved: Tensor = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     return solved

@@ -1,9 +1,9 @@
-"""Sparse attention's indexer (DeepSeek-V3.2-Exp, Eq. 1-2): which keys a query sees.
+"""The indexer of sparse attention (DeepSeek-V3.2-Exp, Eq. 1-2): it selects the keys that a query sees.
 
-The released kernels score in float8 after a Hadamard rotation, which changes no product but for rounding; here, as in
-the reference implementation, scores are float32.
+The released kernels score in float8 after a Hadamard rotation, which changes products only by rounding. This module
+scores in float32, as the reference implementation does.
 
-Shapes: W windows, S tokens of a window, D width, H index heads, C index dimensions, R rank of the q latent.
+Legend: W windows, S tokens of a window, D model width, H index heads, C index dimensions, R rank of the q latent.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from moe_atlas.replay.primitives.rope import rotate, tables
 
 
 def chosen_keys(m: Latent, w: Weights, x_WSD: Tensor, latent_WSR: Tensor, mask_SS: Tensor) -> Tensor:
-    """Which keys (last dimension) each query sees, bool [W, 1, S, S]: the `top_k` best of those in `mask_SS`."""
+    """Return which keys (last dimension) each query sees, bool [W, 1, S, S]: the best `top_k` keys inside `mask_SS`."""
     index = m.indexer
     assert index is not None, "only attention with an indexer chooses its keys"
-    assert m.rope is not None, "an indexer turns its queries and keys"
+    assert m.rope is not None, "an indexer rotates its queries and keys"
     length = x_WSD.shape[1]
-    turning = replace(m.rope, pairing=index.pairing)
-    cos, sin = tables(turning, length, x_WSD.dtype, x_WSD.device)
+    rope = replace(m.rope, pairing=index.pairing)
+    cos, sin = tables(rope, length, x_WSD.dtype, x_WSD.device)
     q_WHSC = linear(w, "indexer.wq_b", latent_WSR).unflatten(-1, (index.heads, -1)).transpose(1, 2)
     k_WSC = normalise(
         linear(w, "indexer.wk", x_WSD), INDEX_NORM, w["indexer.k_norm"], w["indexer.k_norm.bias"]
     )
-    q_WHSC, k_W1SC = rotate(q_WHSC, cos, sin, turning), rotate(k_WSC[:, None], cos, sin, turning)
+    q_WHSC, k_W1SC = rotate(q_WHSC, cos, sin, rope), rotate(k_WSC[:, None], cos, sin, rope)
     scores_WHSS = torch.relu(q_WHSC.float() @ k_W1SC.float().transpose(-1, -2) * index.dim**-0.5)
     weights_WSH = linear(w, "indexer.weights_proj", x_WSD).float() * index.heads**-0.5
     total_WSS = (weights_WSH.transpose(1, 2)[..., None] * scores_WHSS).sum(1)

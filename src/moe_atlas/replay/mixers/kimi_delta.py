@@ -1,6 +1,6 @@
-"""Kimi delta attention (Kimi Linear, 2025, section 3): the gated delta rule with a decay for every channel of the key.
+"""Kimi delta attention (Kimi Linear, 2025, section 3): the gated delta rule with a decay per key channel.
 
-Shapes: W windows, S tokens of a window, H heads, K dimensions of key and value, C tokens of a chunk.
+Legend: W windows, S tokens of a window, H heads, K dimensions of key and value, C tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moe_atlas.replay.primitives.norm import gain_float32, standardise
 
 
 def kimi_delta(m: KimiDelta, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Mixer output [W, S, D], before the residual is added."""
+    """Return the mixer output, [W, S, D], before the residual is added."""
 
     def heads(x: Tensor) -> Tensor:
         split: Tensor = x.unflatten(-1, (m.heads, m.dim))
@@ -39,7 +39,7 @@ def kimi_delta(m: KimiDelta, w: Weights, x_WSD: Tensor) -> Tensor:
 def channel_delta_rule(
     q_WSHK: Tensor, k_WSHK: Tensor, v_WSHK: Tensor, decay_WSHK: Tensor, beta_WSH: Tensor
 ) -> Tensor:
-    """What the queries read, float32 [W, S, H, K]; arguments as in `delta.delta_rule`, the decay by channel."""
+    """Return the values that the queries read, float32 [W, S, H, K]; arguments as `delta_rule`, decay per channel."""
     length = q_WSHK.shape[1]
     q, k, v, decay, beta = (chunks(x) for x in (q_WSHK, k_WSHK, v_WSHK, decay_WSHK, beta_WSH[..., None]))
     q, k = unit(q) * q.shape[-1] ** -0.5, unit(k)
@@ -58,14 +58,15 @@ def channel_delta_rule(
 
 
 def decayed_products(a_WHCK: Tensor, b_WHCK: Tensor, passed_WHCK: Tensor) -> Tensor:
-    """Σ_k a_ik · b_jk · exp(passed_ik − passed_jk) for j ≤ i, 0 for j > i, [W, H, C, C]; a window at a time.
+    """Return Σ_k a_ik · b_jk · exp(passed_ik − passed_jk) for j ≤ i, 0 for j > i, [W, H, C, C].
 
-    The exponential is taken of the difference, at most 0: of either term alone it would overflow.
+    The difference in the exponent is at most 0; the exponential of either term alone would overflow. The function
+    computes one window at a time.
     """
     later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=a_WHCK.device).triu(1)[..., None]
 
-    def one(a_HCK: Tensor, b_HCK: Tensor, passed_HCK: Tensor) -> Tensor:
+    def window_products(a_HCK: Tensor, b_HCK: Tensor, passed_HCK: Tensor) -> Tensor:
         between = (passed_HCK[:, :, None] - passed_HCK[:, None]).masked_fill(later, float("-inf")).exp()
         return (a_HCK[:, :, None] * b_HCK[:, None] * between).sum(-1)
 
-    return torch.stack([one(*window) for window in zip(a_WHCK, b_WHCK, passed_WHCK, strict=True)])
+    return torch.stack([window_products(*window) for window in zip(a_WHCK, b_WHCK, passed_WHCK, strict=True)])

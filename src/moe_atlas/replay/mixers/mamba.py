@@ -1,6 +1,6 @@
 """Mamba-2 (Dao and Gu 2024, Transformers are SSMs), chunk by chunk.
 
-Shapes: W windows, S tokens of a window, H heads, P dimensions of a head, N dimensions of the state, G groups.
+Legend: W windows, S tokens of a window, H heads, P dimensions of a head, N dimensions of the state, G groups.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moe_atlas.replay.primitives.norm import apply_gain, standardise
 
 
 def mamba2(m: Mamba2, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Mixer output [W, S, D], before the residual is added."""
+    """Return the mixer output, [W, S, D], before the residual is added."""
     inner, shared = m.heads * m.head_dim, m.groups * m.state_dim
     gate, mixed, step = linear(w, "in_proj", x_WSD).split([inner, inner + 2 * shared, m.heads], dim=-1)
     mixed = F.silu(causal(w, "conv1d", mixed.transpose(1, 2))).transpose(1, 2)
@@ -33,7 +33,7 @@ def mamba2(m: Mamba2, w: Weights, x_WSD: Tensor) -> Tensor:
 
 
 def state_space(x_WSHP: Tensor, step_WSH: Tensor, rate_H: Tensor, b_WSHN: Tensor, c_WSHN: Tensor) -> Tensor:
-    """Σ_{s ≤ t} (c_t · b_s) · exp(rate · steps from s to t) · step_s · x_s, float32 [W, S, H, P]."""
+    """Return Σ_{s ≤ t} (c_t · b_s) · exp(rate · steps from s to t) · step_s · x_s, float32 [W, S, H, P]."""
     length = x_WSHP.shape[1]
     x = chunks(x_WSHP * step_WSH[..., None])
     b, c, decay = chunks(b_WSHN), chunks(c_WSHN), chunks((rate_H * step_WSH)[..., None])
@@ -51,7 +51,7 @@ def state_space(x_WSHP: Tensor, step_WSH: Tensor, rate_H: Tensor, b_WSHN: Tensor
 
 
 def segments(decay: Tensor) -> Tensor:
-    """Sum of the decay after token j up to token i, summed by itself and not as a difference; −∞ for j > i."""
+    """Return the summed decay after token j up to token i, −∞ for j > i; each sum is direct, never a difference."""
     size = decay.shape[-1]
     ones = torch.ones(size, size, dtype=torch.bool, device=decay.device)
     summands = decay[..., :, None].expand(*decay.shape, size).masked_fill(~ones.tril(-1), 0.0)
@@ -59,7 +59,7 @@ def segments(decay: Tensor) -> Tensor:
 
 
 def _gated_norm(m: Mamba2, w: Weights, out_WSD: Tensor, gate_WSD: Tensor) -> Tensor:
-    """The gated output, each of its parts normalised by itself, times the gain."""
+    """Gate the output, normalise each group of channels separately, and apply the gain."""
     gated = out_WSD.float() * F.silu(gate_WSD.float())
     unit = standardise(gated.unflatten(-1, (m.groups, -1)), m.norm).flatten(-2)
     return apply_gain(unit, m.norm, w["output_norm"].to(gate_WSD.dtype), None, out_WSD.dtype)

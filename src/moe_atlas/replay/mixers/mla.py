@@ -1,6 +1,6 @@
 """Multi-head latent attention.
 
-Shapes: W windows, S tokens of a window, D width, H heads, C dimensions of a head (nope and rope parts).
+Legend: W windows, S tokens of a window, D model width, H heads, C dimensions of a head (nope and rope parts).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moe_atlas.replay.primitives.rope import rotate, tables
 
 
 def latent(m: Latent, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Attention output [W, S, D], before the residual is added."""
+    """Return the attention output, [W, S, D], before the residual is added."""
     windows, length, _ = x_WSD.shape
     norm = Norm("rms", m.latent_eps)
     latent_WSR = None if m.q_rank is None else _latent_q(w, norm, x_WSD)

@@ -1,7 +1,9 @@
-"""Attention to vectors that are key and value at once, near ones singly and far ones compressed (DeepSeek-V4, 2.3).
+"""Attention with vectors that serve as both keys and values (DeepSeek-V4, 2.3).
 
-Shapes: W windows, S tokens of a window, B complete blocks of R tokens, D width, H heads, C head dimensions, Q rank of
-the q latent.
+A query sees near tokens one by one, and far tokens as compressed blocks.
+
+Legend: W windows, S tokens of a window, B complete blocks of R tokens, D model width, H heads, C head dimensions, Q
+rank of the q latent.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from moe_atlas.replay.primitives.rope import rotate_last, tables
 
 
 def shared_key_value(m: SharedKeyValue, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Attention output [W, S, D], before the residual is added."""
+    """Return the attention output, [W, S, D], before the residual is added."""
     length = x_WSD.shape[1]
     cos, sin = tables(m.rope, length, x_WSD.dtype, x_WSD.device)
     latent_WSQ = normalise(linear(w, "q_a_proj", x_WSD), m.norm, w["q_a_layernorm"])
     q_WHSC = linear(w, "q_b_proj", latent_WSQ).unflatten(-1, (m.heads, -1)).transpose(1, 2)
     mean_WHS1 = q_WHSC.float().square().mean(-1, keepdim=True)
-    q_WHSC = q_WHSC * torch.rsqrt(mean_WHS1 + m.norm.eps).to(q_WHSC.dtype)  # the factor is rounded, too
+    q_WHSC = q_WHSC * torch.rsqrt(mean_WHS1 + m.norm.eps).to(
+        q_WHSC.dtype
+    )  # the reference rounds this factor as well
     kv_W1SC = normalise(linear(w, "kv_proj", x_WSD), m.norm, w["kv_norm"])[:, None]
     q_WHSC, kv_W1SC = rotate_last(q_WHSC, cos, sin, m.rope), rotate_last(kv_W1SC, cos, sin, m.rope)
     mask = causal_mask(length, m.window, None, x_WSD.device)
@@ -42,7 +46,7 @@ def shared_key_value(m: SharedKeyValue, w: Weights, x_WSD: Tensor) -> Tensor:
 
 
 def grouped_output(m: SharedKeyValue, w: Weights, o_WHSC: Tensor) -> Tensor:
-    """Output [W, S, D]: each group of heads projected by itself, then all together."""
+    """Return the output, [W, S, D]: project each group of heads separately, then all groups together."""
     windows, heads, length, dim = o_WHSC.shape
     rows = o_WHSC.transpose(1, 2).reshape(windows * length, m.groups, heads // m.groups * dim).transpose(0, 1)
     matrices = w["o_a_proj"].to(rows.dtype).unflatten(0, (m.groups, -1)).mT
@@ -50,15 +54,15 @@ def grouped_output(m: SharedKeyValue, w: Weights, o_WHSC: Tensor) -> Tensor:
 
 
 def complete_blocks(rate: int, length: int, device: torch.device) -> Tensor:
-    """Which blocks a query may see, bool [S, B]: those whose last token is not after it."""
+    """Return which blocks a query may see, bool [S, B]: blocks that end at or before the query."""
     position_S1 = torch.arange(length, device=device)[:, None]
     return torch.arange(length // rate, device=device) < (position_S1 + 1) // rate
 
 
 def compress(m: SharedKeyValue, c: Compressor, w: Weights, role: str, x_WSD: Tensor) -> Tensor:
-    """One vector for each complete block [W, 1, B, C], rotated to its first position (Eq. 9-12, 20-23).
+    """Return one vector per complete block, [W, 1, B, C], rotated to its first position (Eq. 9-12, 20-23).
 
-    Gates and their softmax are float32, since the bias by position is.
+    Gates and their softmax are float32 because the position bias is float32.
     """
     count = x_WSD.shape[1] // c.rate
     kv_WBRC, gate_WBRC = (
@@ -77,7 +81,11 @@ def compress(m: SharedKeyValue, c: Compressor, w: Weights, role: str, x_WSD: Ten
 
 
 def overlapped(x_WBRC: Tensor, nothing: float) -> Tensor:
-    """Blocks of 2R places [W, B, 2R, C/2]: the first channels of the block before, then the last ones of its own."""
+    """Return blocks of 2R positions, [W, B, 2R, C/2].
+
+    The first R positions hold the first half of the previous block's channels, the last R the second half of the
+    block's own channels.
+    """
     ahead, own = x_WBRC.chunk(2, dim=-1)
     before = torch.cat((torch.full_like(ahead[:, :1], nothing), ahead[:, :-1]), dim=1)
     return torch.cat((before, own), dim=2)
@@ -86,14 +94,14 @@ def overlapped(x_WBRC: Tensor, nothing: float) -> Tensor:
 def chosen_blocks(
     m: SharedKeyValue, c: Compressor, w: Weights, x_WSD: Tensor, latent_WSQ: Tensor, seen_SB: Tensor
 ) -> Tensor:
-    """Which blocks each query sees, bool [W, 1, S, B]: the indexer's `top_k` best of those in `seen_SB` (Eq. 13-17)."""
+    """Return which blocks each query sees, bool [W, 1, S, B]: the indexer's best `top_k` in `seen_SB` (Eq. 13-17)."""
     index = c.indexer
     assert index is not None, "only a compressor with an indexer chooses its blocks"
-    turning = replace(m, rope=replace(m.rope, pairing=index.pairing))
-    keys_W1BC = compress(turning, c, w, "indexer", x_WSD)
+    indexed = replace(m, rope=replace(m.rope, pairing=index.pairing))
+    keys_W1BC = compress(indexed, c, w, "indexer", x_WSD)
     cos, sin = tables(m.rope, x_WSD.shape[1], x_WSD.dtype, x_WSD.device)
     q_WHSC = linear(w, "indexer.wq_b", latent_WSQ).unflatten(-1, (index.heads, -1)).transpose(1, 2)
-    q_WSHC = rotate_last(q_WHSC, cos, sin, turning.rope).transpose(1, 2)
+    q_WSHC = rotate_last(q_WHSC, cos, sin, indexed.rope).transpose(1, 2)
     scores_WSHB = torch.relu(q_WSHC.float() @ keys_W1BC.float().mT) * index.dim**-0.5
     weights_WSH = linear(w, "indexer.weights_proj", x_WSD).float() * index.heads**-0.5
     total_WSB = (scores_WSHB * weights_WSH[..., None]).sum(2).masked_fill(~seen_SB, float("-inf"))

@@ -1,6 +1,6 @@
 """Perceptrons: routed experts, shared experts and dense layers.
 
-Shapes: P rows (evaluated token-expert pairs, or tokens), D width, H hidden width.
+Legend: P rows (evaluated token-expert pairs, or tokens), D model width, H hidden width.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def feed_forward(f: FeedForward, w: Weights, x_PD: Tensor, prefix: str = "") -> Tensor:
-    """Output [P, D] of one perceptron, in the dtype of `x_PD`."""
+    """Return the output of one perceptron, [P, D] in the dtype of `x_PD`."""
     product = separate_linear if f.separate_bias else linear
     up_PH = product(w, f"{prefix}up_proj", x_PD)
     if f.gated:
         gate_PH = product(w, f"{prefix}gate_proj", x_PD)
-        hidden_PH = gate(f, gate_PH, up_PH)
+        hidden_PH = gated_activation(f, gate_PH, up_PH)
     else:
         hidden_PH = ACTIVATIONS[f.activation](up_PH)
     return product(w, f"{prefix}down_proj", hidden_PH)
 
 
 def separate_linear(w: Weights, role: str, x: Tensor) -> Tensor:
-    """Matrix product, rounded, then the bias."""
+    """Multiply, round the product to the activation dtype, then add the bias."""
     return F.linear(x, w[role].to(x.dtype)) + w[f"{role}.bias"].to(x.dtype)
 
 
-def gate(f: FeedForward, gate_PH: Tensor, up_PH: Tensor) -> Tensor:
-    """Gated activation."""
+def gated_activation(f: FeedForward, gate_PH: Tensor, up_PH: Tensor) -> Tensor:
+    """Return the hidden state of a gated perceptron, [P, H]: the activated gate times the up projection."""
     if f.limit is not None:
         gate_PH, up_PH = gate_PH.clamp(max=f.limit), up_PH.clamp(-f.limit, f.limit)
     if f.activation == "clamped_swiglu":

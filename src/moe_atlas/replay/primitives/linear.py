@@ -1,4 +1,4 @@
-"""The linear maps of a layer, by the role of their weights."""
+"""Linear maps, addressed by the role of their weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ Weights = Mapping[str, Tensor]
 
 
 def linear(w: Weights, role: str, x: Tensor) -> Tensor:
-    """Matrix product with the weight of `role` and its bias where there is one, in the dtype of `x`."""
+    """Multiply `x` by the weight of `role` and add its bias if there is one, in the dtype of `x`."""
     bias = w.get(f"{role}.bias")
     return F.linear(x, w[role].to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -1,6 +1,6 @@
-"""Normalisations, split where the theory splits them: the canonical state z, then the gain.
+"""Normalisations in the two steps of the theory: the canonical state z, then the gain.
 
-Shapes: T tokens (any leading dimensions), D width.
+Legend: T tokens (any leading dimensions), D model width.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from moe_atlas.models.mixers import Norm
 
 
 def standardise(x_TD: Tensor, spec: Norm) -> Tensor:
-    """Canonical pre-gain state z in float32 (Eq. 1-2): x / rms(x), or (x − mean) / σ for LayerNorm.
+    """Return the canonical pre-gain state z in float32 (Eq. 1-2): x / rms(x), or (x − mean) / σ for LayerNorm.
 
     Args:
-        x_TD: residual state, any floating dtype.
-        spec: kind and the model's own epsilon, added to the mean square.
+        x_TD: residual state, any floating-point dtype.
+        spec: kind and the model's own epsilon, which is added to the mean square.
     """
     x = x_TD.float()
     if spec.kind == "layer":
@@ -25,12 +25,12 @@ def standardise(x_TD: Tensor, spec: Norm) -> Tensor:
 
 
 class Canonical:
-    """Canonical states of some tokens, as residual and factor: kept, they would be twice the residuals.
+    """Canonical states of some tokens, computed on demand; stored, they would take twice the memory of the residuals.
 
     Args:
-        x_TD: residuals of a batch, any floating dtype.
+        x_TD: residuals of a batch, any floating-point dtype.
         spec: the norm in front of the router.
-        tokens_M: which of them, int64; the states are numbered by this.
+        tokens_M: indices of these tokens in the batch, int64; state m belongs to token `tokens_M[m]`.
     """
 
     def __init__(self, x_TD: Tensor, spec: Norm, tokens_M: Tensor) -> None:
@@ -38,7 +38,7 @@ class Canonical:
         self.shape = (len(tokens_M), x_TD.shape[1])
 
     def parts(self, tokens_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Residuals of some tokens, less their mean for LayerNorm, and what each is multiplied by in z.
+        """Return residuals (minus their mean for LayerNorm) and the factors that turn them into z, for some states.
 
         Returns:
             float32 [P, D] and [P].
@@ -53,7 +53,7 @@ class Canonical:
 def apply_gain(
     z_TD: Tensor, spec: Norm, weight_D: Tensor, bias_D: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Gate coordinate Γz (Eq. 3) in `dtype`, rounded where the reference implementation rounds."""
+    """Return the gate coordinate Γz (Eq. 3) in `dtype`, rounded where the reference implementation rounds."""
     if spec.kind == "rms":
         return weight_D.to(dtype) * z_TD.to(dtype)
     weight = weight_D.float() if spec.kind == "rms32_stored" else weight_D.to(dtype).float()
@@ -64,10 +64,10 @@ def apply_gain(
 
 
 def gain_float32(z_TD: Tensor, spec: Norm, weight_D: Tensor, bias_D: Tensor | None) -> Tensor:
-    """Gate coordinate Γz in float32 from the stored gain, with no rounding in between."""
+    """Return the gate coordinate Γz in float32 from the stored gain, with no rounding in between."""
     return apply_gain(z_TD, spec, weight_D.float(), None if bias_D is None else bias_D.float(), torch.float32)
 
 
 def normalise(x_TD: Tensor, spec: Norm, weight_D: Tensor, bias_D: Tensor | None = None) -> Tensor:
-    """The whole normalisation, in the dtype of `x_TD`."""
+    """Normalise and apply the gain, in the dtype of `x_TD`."""
     return apply_gain(standardise(x_TD, spec), spec, weight_D, bias_D, x_TD.dtype)

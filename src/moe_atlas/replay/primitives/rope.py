@@ -1,6 +1,6 @@
 """Rotary position embeddings.
 
-Shapes: S positions, R rotated dimensions of a head, W windows, H heads.
+Legend: S positions, R rotated dimensions of a head, W windows, H heads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moe_atlas.models.mixers import Rope
 
 
 def frequencies(rope: Rope, device: torch.device | None = None) -> tuple[Tensor, float]:
-    """Angular frequency of each plane, float32 [R/2], and the factor on cos and sin."""
+    """Return the angular frequency of each plane, float32 [R/2], and the factor on cos and sin."""
     theta = rope.theta
     if rope.kind == "ntk_alpha":
         theta *= rope.params["alpha"] ** (rope.dim / (rope.dim - 2))
@@ -38,7 +38,7 @@ def _linear(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
 
 
 def _yarn(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
-    """Interpolate slow planes, keep fast ones, and ramp between the two rotation counts."""
+    """Interpolate slow planes, keep fast planes, and ramp between the two rotation counts."""
     p = rope.params
     low, high = (_dimension(p[beta], rope, p) for beta in ("beta_fast", "beta_slow"))
     if p["truncate"]:
@@ -52,18 +52,18 @@ def _yarn(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
 
 
 def _dimension(rotations: float, rope: Rope, p: Mapping[str, Any]) -> float:
-    """The dimension whose plane turns `rotations` times within the original context."""
+    """Return the dimension whose plane rotates `rotations` times within the original context."""
     return rope.dim * math.log(p["original"] / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
 
 def _llama3(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
-    """Slow planes divided by the factor, fast ones kept, blended by wavelength in between."""
+    """Divide slow planes by the factor, keep fast planes, and blend by wavelength in between."""
     p = rope.params
     wavelength = 2 * math.pi / plain
     slow = wavelength > p["original"] / p["low_freq_factor"]
     fast = wavelength < p["original"] / p["high_freq_factor"]
     scaled = torch.where(slow, plain / p["factor"], plain)
-    # equal factors make this 0/0 or x/0, but then no plane lies in between and the value is never selected
+    # Equal factors make this 0/0 or x/0; no plane lies in between then, so the value is never selected.
     blend = (p["original"] / wavelength - p["low_freq_factor"]) / torch.tensor(
         p["high_freq_factor"] - p["low_freq_factor"]
     )
@@ -83,7 +83,7 @@ def _proportional(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
 
 
 def tables(rope: Rope, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cos and sin [S, R/2] for positions 0 … S−1, in the dtype in which they meet q and k."""
+    """Return cos and sin, [S, R/2], for positions 0 … S−1, in the dtype in which they multiply q and k."""
     inverse, factor = frequencies(rope, device)
     angle_SR = torch.arange(length, dtype=torch.float32, device=device)[:, None] * inverse
     cos, sin = angle_SR.cos() * factor, angle_SR.sin() * factor
@@ -94,9 +94,9 @@ def tables(rope: Rope, length: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def rotate_last(x_WHSR: Tensor, cos_SR: Tensor, sin_SR: Tensor, rope: Rope) -> Tensor:
-    """Rotate the last `rope.dim` dimensions of every head, each staying in its place; the rest passes through."""
-    rest, turned = x_WHSR[..., : -rope.dim], x_WHSR[..., -rope.dim :].to(cos_SR.dtype)
-    paired = turned.unflatten(-1, (-1, 2)) if rope.pairing == "pairs" else turned.unflatten(-1, (2, -1)).mT
+    """Rotate the last `rope.dim` dimensions of every head in place; the other dimensions stay as they are."""
+    rest, rotated = x_WHSR[..., : -rope.dim], x_WHSR[..., -rope.dim :].to(cos_SR.dtype)
+    paired = rotated.unflatten(-1, (-1, 2)) if rope.pairing == "pairs" else rotated.unflatten(-1, (2, -1)).mT
     first, second = paired.unbind(-1)
     both = torch.stack((first * cos_SR - second * sin_SR, second * cos_SR + first * sin_SR), dim=-1)
     whole = (both if rope.pairing == "pairs" else both.mT).flatten(-2)
@@ -104,15 +104,15 @@ def rotate_last(x_WHSR: Tensor, cos_SR: Tensor, sin_SR: Tensor, rope: Rope) -> T
 
 
 def rotate(x_WHSR: Tensor, cos_SR: Tensor, sin_SR: Tensor, rope: Rope) -> Tensor:
-    """Rotate the first `rope.dim` dimensions of every head; the rest passes through.
+    """Rotate the first `rope.dim` dimensions of every head; the other dimensions stay as they are.
 
-    Planes come out as two halves whatever the pairing: q and k are permuted alike, so their products are the
-    same.
+    The result holds the planes as two halves whatever the pairing. This permutes q and k alike, so their products
+    stay the same.
     """
-    turned, rest = x_WHSR[..., : rope.dim].to(cos_SR.dtype), x_WHSR[..., rope.dim :]
+    rotated, rest = x_WHSR[..., : rope.dim].to(cos_SR.dtype), x_WHSR[..., rope.dim :]
     if rope.pairing == "pairs":
-        first, second = turned[..., 0::2], turned[..., 1::2]
+        first, second = rotated[..., 0::2], rotated[..., 1::2]
     else:
-        first, second = turned.chunk(2, dim=-1)
+        first, second = rotated.chunk(2, dim=-1)
     halves = (first * cos_SR - second * sin_SR, second * cos_SR + first * sin_SR)
     return torch.cat((*(half.to(x_WHSR.dtype) for half in halves), rest), dim=-1)
