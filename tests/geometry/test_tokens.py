@@ -11,9 +11,15 @@ from torch import Tensor
 
 from moe_atlas.geometry import drift
 from moe_atlas.geometry.assumptions import gain_anisotropy, radial_mean
-from moe_atlas.geometry.fields.evaluation import EMPTY, all_others, join, renumbered, specificity_partner
+from moe_atlas.geometry.fields.evaluation import (
+    EMPTY,
+    append_all,
+    append_missing,
+    renumbered,
+    specificity_partner,
+)
 from moe_atlas.geometry.fields.tangent import TangentMap, relative_change
-from moe_atlas.geometry.fields.undefined_values import settle, window_means
+from moe_atlas.geometry.fields.undefined_values import mark_undefined, window_means
 from moe_atlas.geometry.occupancy import cells, window_counts, window_mean_probs
 from moe_atlas.geometry.pair import controls
 
@@ -26,10 +32,10 @@ def rows(*values: object) -> Tensor:
 
 def test_settle_tells_undefined_from_broken() -> None:
     defined = torch.tensor([True, True, True, False, False])
-    assert settle(rows(1.0, NAN, -INF, 2.0, NAN), defined).tolist()[:3] == [1.0, INF, INF]
-    assert settle(rows(1.0, NAN, -INF, 2.0, NAN), defined)[3:].isnan().all()
-    assert settle(rows(0.5, NAN)).tolist() == [0.5, INF]
-    assert settle(torch.tensor([0.1])).dtype == torch.float64
+    assert mark_undefined(rows(1.0, NAN, -INF, 2.0, NAN), defined).tolist()[:3] == [1.0, INF, INF]
+    assert mark_undefined(rows(1.0, NAN, -INF, 2.0, NAN), defined)[3:].isnan().all()
+    assert mark_undefined(rows(0.5, NAN)).tolist() == [0.5, INF]
+    assert mark_undefined(torch.tensor([0.1])).dtype == torch.float64
 
 
 def test_window_means_leave_out_what_is_undefined_and_keep_what_broke() -> None:
@@ -100,8 +106,11 @@ def test_relative_change_and_its_parts() -> None:
 
 def test_evaluation_tables() -> None:
     table = torch.tensor([[0, 3], [2, EMPTY]])
-    assert join(table, torch.tensor([[3, 1], [2, 0]])).tolist() == [[0, 3, EMPTY, 1], [2, EMPTY, EMPTY, 0]]
-    assert all_others(table, 4).tolist() == [[0, 3, EMPTY, 1, 2, EMPTY], [2, EMPTY, 0, 1, EMPTY, 3]]
+    assert append_missing(table, torch.tensor([[3, 1], [2, 0]])).tolist() == [
+        [0, 3, EMPTY, 1],
+        [2, EMPTY, EMPTY, 0],
+    ]
+    assert append_all(table, 4).tolist() == [[0, 3, EMPTY, 1, 2, EMPTY], [2, EMPTY, 0, 1, EMPTY, 3]]
     assert renumbered(table, torch.tensor([3, 2, 1, 0])).tolist() == [[3, 0], [1, EMPTY]]
 
 

@@ -1,8 +1,8 @@
-"""The routed object of one layer, read from two checkpoints: what is measured, token by token.
+"""Measurements of the routed object of one layer, token by token, for one checkpoint or a pair.
 
-Every function here is pure: tensors of one batch in, one value per token out. Windows, intervals and
-verdicts are somebody else's business.
+The functions are pure: they take tensors of one batch and return one value per token. Other packages handle windows,
+intervals and verdicts.
 
-Shape legend used throughout: W windows, S tokens per window, T tokens (W·S), D model width, H expert
-width, E experts, K top-k, G expert groups, P evaluated experts per token, V vocabulary.
+Legend used throughout: W windows, S tokens per window, T tokens (W·S), D model width, H hidden width of an expert, E
+experts, K top-k, G expert groups, P evaluated experts per token, V vocabulary.
 """

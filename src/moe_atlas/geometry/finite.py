@@ -1,7 +1,7 @@
-"""Which tokens a checkpoint leaves the finite numbers on, whatever is measured there.
+"""Tokens on which a checkpoint computes NaN or an infinity, whatever the audit measures there.
 
-A quantity that is undefined at a token, or not measured at it, must not hide that the checkpoint computed NaN or an
-infinity. So states, router and expert outputs are looked at themselves, on every token of every window.
+A quantity that is undefined or not measured at a token must not hide a non-finite computation. So these functions
+check states, router values and expert outputs directly, on every token of every window.
 
 Legend: T tokens, M measured tokens, R rows, D width, E experts, K top-k, P slots.
 """
@@ -18,10 +18,10 @@ from moe_atlas.replay.router import Routing
 
 
 def broken_rows(values_RD: Tensor) -> Tensor:
-    """Which rows hold NaN or an infinity, bool [R].
+    """Return which rows hold NaN or an infinity, bool [R].
 
-    One sum finds every suspect, and costs a fraction of looking at each value; a sum of large finite values may
-    overflow, so suspects are looked at themselves.
+    The sum of a row finds every suspect at a fraction of the cost of checking each value. The sum of large finite
+    values may overflow, so the function checks each value of the suspect rows.
     """
     broken_R = ~torch.isfinite(values_RD.sum(-1, dtype=torch.float32))
     suspects = broken_R.nonzero().squeeze(1)
@@ -31,9 +31,9 @@ def broken_rows(values_RD: Tensor) -> Tensor:
 
 
 def broken_routing(routing: Routing) -> Tensor:
-    """Which tokens the router has no finite logits, probabilities or weights for, bool [T].
+    """Return the tokens with a non-finite logit, probability, dispatch score or combine weight, bool [T].
 
-    A dispatch score may be −inf, which is how a dropped group is masked; any other one must be finite.
+    A dispatch score of −inf marks a dropped group and is allowed.
     """
     broken_T = torch.isnan(routing.scores_TE).any(-1) | (routing.scores_TE == torch.inf).any(-1)
     for values in (routing.logits_TE, routing.probs_TE, routing.weights_TK):
@@ -42,11 +42,11 @@ def broken_routing(routing: Routing) -> Tensor:
 
 
 def broken_tokens(x_TD: Tensor, fields: NativeFields) -> Tensor:
-    """Which tokens a checkpoint breaks at one layer at its own states, bool [T]: state, router, expert outputs.
+    """Return the tokens with a non-finite state, router value or expert output at a checkpoint's own states, bool [T].
 
     Args:
         x_TD: the residual in front of the block.
-        fields: the evaluated experts; every expert must have passed.
+        fields: the expert outputs of the checkpoint, after `add` of every expert.
     """
     broken_R, m = broken_rows(fields.rows_RD), fields.measured_M
     broken_T = broken_rows(x_TD) | broken_routing(fields.routing) | broken_R[fields.routed_TK].any(1)
@@ -55,11 +55,11 @@ def broken_tokens(x_TD: Tensor, fields: NativeFields) -> Tensor:
 
 
 def broken_at_anchor(fields: PairFields, routing: Routing) -> tuple[Tensor, Tensor]:
-    """Which tokens each checkpoint breaks at the base's canonical states, bool [T]: (base, tuned).
+    """Return the tokens on which each checkpoint is not finite at the base's canonical states, bool [T]: (base, tuned).
 
     Args:
-        fields: both checkpoints' experts there.
-        routing: of the tuned checkpoint there.
+        fields: the expert outputs of both checkpoints at these states.
+        routing: the routing of the tuned checkpoint at these states.
     """
     base_T, tuned_T = torch.zeros_like(routing.ties_T), broken_routing(routing)
     evaluated_MP, m = fields.table_MP != EMPTY, fields.base.measured_M

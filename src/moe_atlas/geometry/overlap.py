@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.geometry.fields.chunking import length
+from moe_atlas.geometry.fields.chunking import row_norms
 from moe_atlas.geometry.fields.tangent import KAPPA_EPS
 from moe_atlas.models.spec import RouterSpec
 
 
 def compatibility(v_TPD: Tensor) -> Tensor:
-    """Stabilised field compatibility κ of every pair of experts of a token (Eq. 20), float64 [T, P, P].
+    """Return the stabilised field compatibility κ of every pair of experts of a token (Eq. 20), float64 [T, P, P].
 
-    Inner products are added up in the dtype of the fields.
+    The dtype of the fields is the dtype in which inner products are summed.
     """
     gram_TPP = torch.bmm(v_TPD, v_TPD.transpose(1, 2)).double()
     norm_TP = gram_TPP.diagonal(dim1=1, dim2=2).sqrt()
@@ -24,7 +24,7 @@ def compatibility(v_TPD: Tensor) -> Tensor:
 
 
 def log_gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
-    """Log gate probability ln ρ, float64 [T, E], without forming ρ: a confident router would underflow."""
+    """Return ln ρ, float64 [T, E], without computing ρ, which would underflow for a confident router."""
     logits_TE = logits_TE.double()
     if router.score == "softmax":
         return torch.log_softmax(logits_TE, dim=-1)
@@ -33,22 +33,22 @@ def log_gate_probability(router: RouterSpec, logits_TE: Tensor) -> Tensor:
 
 
 def log_score(router: RouterSpec, logits_TE: Tensor) -> Tensor:
-    """Logarithm of an expert's own score, float64 [T, E]."""
+    """Return the logarithm of each expert's score, float64 [T, E]."""
     if router.score == "sigmoid":
         return torch.nn.functional.logsigmoid(logits_TE)
-    # ½ ln ln(1 + eˣ), and eˣ is far below the last bit of 1 where the inner logarithm would underflow
+    # ½ ln ln(1 + eˣ). Below −40, ln(1 + eˣ) equals eˣ to the last bit, and the inner logarithm could underflow.
     small_TE = logits_TE < -40
     return 0.5 * torch.where(small_TE, logits_TE, torch.nn.functional.softplus(logits_TE).log())
 
 
 def overlap(kappa_TPP: Tensor, log_probs_TK: Tensor) -> Tensor:
-    """Exact co-active overlap (the C2 of Eq. 31), float64 [T], an absolute level in −1..1.
+    """Return the exact co-active overlap (the C2 of Eq. 31), float64 [T], an absolute level in −1..1; NaN for k = 1.
 
-    κ of the pairs adjacent in dispatch-score rank, (e_1,e_2) … (e_{k−1},e_k), weighted by ρ_e ρ_e' normalised
-    over those pairs, in log space so that a confident router does not underflow. NaN for k = 1.
+    The overlap is the weighted mean of κ over the pairs adjacent in dispatch-score rank, (e_1,e_2) … (e_{k−1},e_k).
+    The weights are ρ_e ρ_e', normalised over these pairs in log space, so a confident router does not underflow.
 
     Args:
-        kappa_TPP: compatibilities whose first K slots are the top-k set in rank order.
+        kappa_TPP: compatibilities; the first K slots are the top-k set in rank order.
         log_probs_TK: ln ρ of the top-k set in the same order.
     """
     k = log_probs_TK.shape[1]
@@ -61,11 +61,11 @@ def overlap(kappa_TPP: Tensor, log_probs_TK: Tensor) -> Tensor:
 
 
 def swap_coefficients(weights_TK: Tensor, swapped_weights_TK: Tensor) -> Tensor:
-    """What each of e_1 … e_k, e_{k+1} adds to the routed sum when e_k is swapped for e_{k+1}, float64 [T, K+1].
+    """Return the change of the weights of e_1 … e_k, e_{k+1} when e_{k+1} replaces e_k, float64 [T, K+1].
 
     Args:
         weights_TK: combine weights ω of the top-k set.
-        swapped_weights_TK: the model's own combine rule applied to the swapped set, e_{k+1} in the last slot.
+        swapped_weights_TK: weights of the model's combine rule for the swapped set, with e_{k+1} in the last slot.
     """
     before_TK, after_TK = weights_TK.double(), swapped_weights_TK.double()
     kept_TK = after_TK[:, :-1] - before_TK[:, :-1]
@@ -73,6 +73,6 @@ def swap_coefficients(weights_TK: Tensor, swapped_weights_TK: Tensor) -> Tensor:
 
 
 def field_norm(v_TPD: Tensor, coefficients_TP: Tensor) -> Tensor:
-    """‖Σ c_e v_e‖, float64 [T]; the sum is added up in the dtype of the fields."""
+    """Return ‖Σ c_e v_e‖, float64 [T]; the sum has the dtype of the fields."""
     field_TD = torch.bmm(coefficients_TP.to(v_TPD.dtype)[:, None], v_TPD).squeeze(1)
-    return length(field_TD)
+    return row_norms(field_TD)

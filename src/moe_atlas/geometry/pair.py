@@ -1,4 +1,4 @@
-"""What a pair of checkpoints says about one batch of one layer, token by token.
+"""Channels of a pair of checkpoints on one batch of one layer, one value per token.
 
 Legend: W windows, T tokens of the batch, M measured tokens, D model width, E experts, K top-k, P slots.
 """
@@ -13,37 +13,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_atlas.geometry import drift, smooth
-from moe_atlas.geometry.fields.chunking import each, length
+from moe_atlas.geometry.fields.chunking import map_chunks, row_norms
 from moe_atlas.geometry.fields.evaluation import EMPTY, contains, renumbered
 from moe_atlas.geometry.fields.pair_fields import PairFields
-from moe_atlas.geometry.fields.undefined_values import settle
+from moe_atlas.geometry.fields.undefined_values import mark_undefined
 from moe_atlas.replay.model import GateInput
 from moe_atlas.replay.router import Routing
 
 
 @dataclass(frozen=True)
 class NoiseBand:
-    """δ = max |Δa| and δ_g = max |Δ group score| of a noise-floor run; 0 where none was measured."""
+    """δ = max |Δa| and δ_g = max |Δ group score| of a noise-floor run; both are 0 without such a run."""
 
     delta: float = 0.0
     group_delta: float = 0.0
 
 
 def coordinate_channels(gate0: GateInput, gate1: GateInput) -> dict[str, Tensor]:
-    """Native coordinate drift of the gate coordinate g (as published) and of z (the gated one), float64 [T]."""
-    values = {"coordinate_drift": settle(drift.coordinate_drift(gate0.router_TD, gate1.router_TD))}
+    """Return the native coordinate drift of g (as published) and of z (used by the gate), float64 [T]."""
+    values = {"coordinate_drift": mark_undefined(drift.coordinate_drift(gate0.router_TD, gate1.router_TD))}
     if gate0.z_TD is not None and gate1.z_TD is not None:
-        values["coordinate_drift_z"] = settle(drift.coordinate_drift(gate0.z_TD, gate1.z_TD))
+        values["coordinate_drift_z"] = mark_undefined(drift.coordinate_drift(gate0.z_TD, gate1.z_TD))
     return values
 
 
 def routing_channels(base: Routing, anchored: Routing, tuned: Routing, band: NoiseBand) -> dict[str, Tensor]:
-    """Boundary, transition and smooth boundary drift, and the flips, float64 [T] (flips 0/1).
+    """Return boundary, transition and smooth boundary drift, and the flips, float64 [T] (flips are 0 or 1).
 
     Args:
-        base: θ0 routed at its own states (g^{0→0}).
-        anchored: θ1 routed at the base's canonical states (g^{0→1}), in the base's expert numbering.
-        tuned: θ1 at its own states, in the base's expert numbering.
+        base: routing of θ0 at its own states (g^{0→0}).
+        anchored: routing of θ1 at the base's canonical states (g^{0→1}), in the base's expert numbering.
+        tuned: routing of θ1 at its own states, in the base's expert numbering.
         band: the noise band of this layer.
     """
     boundary_T = drift.boundary_drift(base.topk_TK, anchored.topk_TK)
@@ -51,11 +51,13 @@ def routing_channels(base: Routing, anchored: Routing, tuned: Routing, band: Noi
         boundary_T > 0, base.margin_T, base.group_margin_T, band.delta, band.group_delta
     )
     return {
-        "boundary_drift": settle(boundary_T),
-        "native_boundary_drift": settle(drift.boundary_drift(base.topk_TK, tuned.topk_TK)),
-        "transition_drift": settle(drift.transition_drift(base.probs_TE, anchored.probs_TE)),
-        "smooth_boundary": settle(smooth.smooth_boundary(base.probs_TE, anchored.probs_TE)),
-        "smooth_boundary_published": settle(smooth.smooth_boundary_published(base.probs_TE, tuned.probs_TE)),
+        "boundary_drift": mark_undefined(boundary_T),
+        "native_boundary_drift": mark_undefined(drift.boundary_drift(base.topk_TK, tuned.topk_TK)),
+        "transition_drift": mark_undefined(drift.transition_drift(base.probs_TE, anchored.probs_TE)),
+        "smooth_boundary": mark_undefined(smooth.smooth_boundary(base.probs_TE, anchored.probs_TE)),
+        "smooth_boundary_published": mark_undefined(
+            smooth.smooth_boundary_published(base.probs_TE, tuned.probs_TE)
+        ),
         "flips.changed": (inside_T | outside_T).double(),
         "flips.inside": inside_T.double(),
         "flips.outside": outside_T.double(),
@@ -65,7 +67,7 @@ def routing_channels(base: Routing, anchored: Routing, tuned: Routing, band: Noi
 def content_channels(
     fields: PairFields, base: Routing, anchored: Routing, tuned: Routing, quantile: float
 ) -> dict[str, Tensor]:
-    """Content drift, its smooth surrogate and the perturbation budget (Eq. 15), float64 [M]."""
+    """Return content drift, its smooth surrogate and the perturbation budget (Eq. 15), float64 [M]."""
     evaluated_MP = fields.table_MP != EMPTY
     ids_MP, m = fields.table_MP.clamp_min(0), fields.base.measured_M
     rho0_MP = base.probs_TE[m].gather(1, ids_MP)
@@ -84,22 +86,22 @@ def content_channels(
             fields.ratio_requantised_MP, evaluated_MP, quantile
         )
     values |= perturbation_budget(fields, evaluated_MP)
-    return {key: settle(value) for key, value in values.items()} | {
-        # A mean with weights that are all 0 is undefined, which is no fault of the checkpoint.
-        "smooth_content": settle(content_M, coverage_M != 0),
-        "smooth_content_published": settle(published_M, native_coverage_M != 0),
+    return {key: mark_undefined(value) for key, value in values.items()} | {
+        # If all weights are 0, the mean is undefined; the checkpoint is not at fault.
+        "smooth_content": mark_undefined(content_M, coverage_M != 0),
+        "smooth_content_published": mark_undefined(published_M, native_coverage_M != 0),
     }
 
 
 def expert_changes(
     fields: PairFields, anchored: Routing, windows: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """What content drift averages over experts, kept apart: sum and count over the tokens that use an expert.
+    """Return the sum and count of relative changes of each expert over the tokens that use it.
 
-    A token uses the experts of S0 ∪ S1': the runner-up is evaluated, but not used.
+    A token uses the experts of S0 ∪ S1'. The audit evaluates the runner-up of S0, but the token does not use it.
 
     Returns:
-        Sums of the relative changes, float64 [W, E], infinite where one is not finite, and token counts, int32 [W, E].
+        Sums of the relative changes, float64 [W, E], infinite where a change is not finite; token counts, int32 [W, E].
     """
     k, experts = fields.base.top_k, fields.base.experts
     used_MP = contains(anchored.topk_TK[fields.base.measured_M], fields.table_MP)
@@ -108,22 +110,22 @@ def expert_changes(
     window_M = torch.arange(len(used_MP)) // max(1, len(used_MP) // windows)
     cell_MP = window_M[:, None] * experts + fields.table_MP.cpu()
     chosen_MP = used_MP.cpu()
-    # Added up one after the other on the processor, so that the order, and with it the last bit, is always the same.
+    # Summation in sequence on the CPU keeps the order, and so the last bit, always the same.
     cells = cell_MP[chosen_MP].numpy()
-    ratios = settle(fields.ratio_MP.cpu()[chosen_MP]).numpy()
+    ratios = mark_undefined(fields.ratio_MP.cpu()[chosen_MP]).numpy()
     sums_WE = np.bincount(cells, ratios, windows * experts).reshape(windows, experts)
     counts_WE = np.bincount(cells, minlength=windows * experts).reshape(windows, experts)
     return sums_WE.astype(np.float64), counts_WE.astype(np.int32)
 
 
 def perturbation_budget(fields: PairFields, evaluated_MP: Tensor) -> dict[str, Tensor]:
-    """Eq. 15 at the anchor with ω as weights: ‖ΔV‖, its two bounding terms, and ‖V⁰‖, float64 [M]."""
+    """Return Eq. 15 at the anchor with ω as weights: ‖ΔV‖, its two bounding terms, and ‖V⁰‖, float64 [M]."""
     omega0_MP, omega1_MP = fields.omega0_MP.double(), fields.omega1_MP.double()
     router_MP = (omega1_MP - omega0_MP).abs() * fields.norm0_MP
     content_MP = omega1_MP * fields.change_MP
     router_M = torch.where(evaluated_MP, router_MP, 0.0).sum(1)
     content_M = torch.where(evaluated_MP, content_MP, 0.0).sum(1)
-    change_M, norm0_M = fields.changes()
+    change_M, norm0_M = fields.field_norms()
     return {
         "perturbation_budget.actual": change_M,
         "perturbation_budget.router_term": router_M,
@@ -134,22 +136,22 @@ def perturbation_budget(fields: PairFields, evaluated_MP: Tensor) -> dict[str, T
 
 
 def controls(x0_TD: Tensor, x1_TD: Tensor) -> dict[str, Tensor]:
-    """Raw-norm controls for falsification, float64 [T]: |‖x¹‖−‖x⁰‖|/‖x⁰‖ and ‖x¹−x⁰‖/‖x⁰‖."""
+    """Return the raw-norm controls for falsification, float64 [T]: |‖x¹‖−‖x⁰‖|/‖x⁰‖ and ‖x¹−x⁰‖/‖x⁰‖."""
 
     def norms(p: slice) -> Tensor:
         piece0_TD, piece1_TD = x0_TD[p].float(), x1_TD[p].float()
-        return torch.stack([length(x) for x in (piece0_TD, piece1_TD, piece1_TD - piece0_TD)])
+        return torch.stack([row_norms(x) for x in (piece0_TD, piece1_TD, piece1_TD - piece0_TD)])
 
-    norm0_T, norm1_T, change_T = torch.cat(each(norms, *x0_TD.shape, on=x0_TD.device), dim=1)
+    norm0_T, norm1_T, change_T = torch.cat(map_chunks(norms, *x0_TD.shape, on=x0_TD.device), dim=1)
     defined_T = norm0_T != 0
     return {
-        "raw_norm_drift": settle((norm1_T - norm0_T).abs() / norm0_T, defined_T),
-        "raw_state_drift": settle(change_T / norm0_T, defined_T),
+        "raw_norm_drift": mark_undefined((norm1_T - norm0_T).abs() / norm0_T, defined_T),
+        "raw_state_drift": mark_undefined(change_T / norm0_T, defined_T),
     }
 
 
 def relabelled(routing: Routing, match_E: Tensor) -> Routing:
-    """`routing` in another expert numbering: expert e of the result is expert `match_E[e]` of the input."""
+    """Return `routing` in another expert numbering: expert e of the result is expert `match_E[e]` of the input."""
     match_E = match_E.to(routing.topk_TK.device)
     inverse_E = torch.argsort(match_E)
     return Routing(

@@ -1,4 +1,4 @@
-"""Smooth surrogates of the exact channels (Eq. 20–28), one value per token; they never gate.
+"""Smooth surrogates of the exact channels (Eq. 20–28), one value per token. No gate uses them.
 
 Legend: T tokens, E experts, P evaluated experts per token.
 """
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def smooth_boundary(probs0_TE: Tensor, probs1_TE: Tensor) -> Tensor:
-    """Eq. 27 corrected: ½‖ρ0−ρ1‖² / ½(‖ρ0‖²+‖ρ1‖²), float64 [T]; 0 when equal, 1 when disjoint."""
+    """Return Eq. 27 corrected: ½‖ρ0−ρ1‖² / ½(‖ρ0‖²+‖ρ1‖²), float64 [T]; 0 for equal, 1 for disjoint distributions."""
     p_TE, q_TE = probs0_TE.double(), probs1_TE.double()
     return (p_TE - q_TE).square().sum(-1) / (p_TE.square().sum(-1) + q_TE.square().sum(-1))
 
 
 def smooth_boundary_published(probs0_TE: Tensor, probs1_TE: Tensor) -> Tensor:
-    """Eq. 27 as printed, at native states: 1 − Σ ρ0 ρ1, float64 [T]; not 0 for equal checkpoints."""
+    """Return Eq. 27 as printed, at native states: 1 − Σ ρ0 ρ1, float64 [T]; not 0 for equal checkpoints."""
     return 1.0 - (probs0_TE.double() * probs1_TE.double()).sum(-1)
 
 
 def smooth_content(ratio_TP: Tensor, weight_TP: Tensor, evaluated_TP: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 28 over the evaluation set, renormalised: (value, coverage = Σρ̄), float64 [T] each."""
+    """Return Eq. 28 over the evaluation set, renormalised: (value, coverage = Σρ̄), float64 [T] each."""
     weight_TP = torch.where(evaluated_TP, weight_TP.double(), 0.0)
     coverage_T = weight_TP.sum(-1)
     ratio_TP = torch.where(evaluated_TP, ratio_TP, 0.0)
@@ -31,12 +31,12 @@ def smooth_content(ratio_TP: Tensor, weight_TP: Tensor, evaluated_TP: Tensor) ->
 def smooth_overlap(
     kappa_TPP: Tensor, log_probs_TP: Tensor, scores_TP: Tensor, member_TP: Tensor, beta: float
 ) -> Tensor:
-    """Eq. 20–22 over a set of evaluated experts, float64 [T].
+    """Return Eq. 20–22 over a set of evaluated experts, float64 [T].
 
     Args:
         kappa_TPP: field compatibility of every pair.
         log_probs_TP: ln ρ of the members.
-        scores_TP: dispatch scores a (−inf where masked: such a pair weighs 0).
+        scores_TP: dispatch scores a; a pair with a masked score (−inf) has weight 0.
         member_TP: bool, which slots hold a member of the set.
         beta: inverse temperature β_adj.
     """

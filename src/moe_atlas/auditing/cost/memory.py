@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from moe_atlas.auditing.layer.batches import BATCH_TOKENS
 from moe_atlas.auditing.layer.prefetch import DEPTH
 from moe_atlas.errors import ResourceExhausted
-from moe_atlas.geometry.fields.chunking import PIECE
+from moe_atlas.geometry.fields.chunking import CHUNK
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.spec import ModelSpec, TensorRef
 from moe_atlas.replay.loss import PART, POSITIONS
@@ -89,7 +89,7 @@ def needs(
     streams = specs[0].streams.count if specs[0].streams else 0
     states = RUNTIME + sides * tokens * max(streams, 1) * width * itemsize
     # One batch in front of its router: canonical state and router input in float32; scores and probabilities.
-    work = sides * batch * width * 8 + PROBABILITIES * 16 + PIECE * 32
+    work = sides * batch * width * 8 + PROBABILITIES * 16 + CHUNK * 32
     # The part of the vocabulary at hand and the next one; what stands beside the head.
     vocab = max(spec.vocab for spec in specs)
     end = 2 * min(PART, vocab) * width

@@ -71,7 +71,7 @@ class Passage:
         for index, (side, layer) in enumerate(zip(sides, layers, strict=True)):
             if index and shared.view:
                 base = self.views[0]
-                self.views.append(replace(base, side=side, layer=layer, fields=base.fields.follower()))
+                self.views.append(replace(base, side=side, layer=layer, fields=base.fields.shared_copy()))
                 continue
             state_WSD = group.broadcast(side.states[number], self._owner)
             self.views.append(look(side, layer, state_WSD, batch, scope, experts.stored(index)))
@@ -104,14 +104,14 @@ class Passage:
         self._group.agree(sets | {f"the routing at the anchor ({n})": s for n, s in enumerate(anchored_sets)})
         for view in self.views:
             if not identical:
-                view.fields.part()
-            if not view.fields.follows:
+                view.fields.stop_sharing()
+            if not view.fields.shares_rows:
                 count = view.fields.experts
-                self._group.collect(view.fields.rows_RD, view.fields.parts, count, self._owner)
+                self._group.collect(view.fields.rows_RD, view.fields.rows_of, count, self._owner)
         for anchored in self.pairs:
             fields = anchored.fields
-            for values_MP in fields.entries():
-                self._group.collect(values_MP, fields.parts, fields.base.experts, self._owner)
+            for values_MP in fields.slot_values():
+                self._group.collect(values_MP, fields.slots_of, fields.base.experts, self._owner)
             self._group.add_up(fields.delta_MD, self._owner)
 
     def read(self, reading: LayerReading, band: pair.NoiseBand) -> None:
@@ -122,7 +122,7 @@ class Passage:
             return
         values: dict[str, Tensor] = {}
         for view in self.views:
-            if not view.fields.follows:
+            if not view.fields.shares_rows:
                 values = self._health(view)
             name = view.side.name
             reading.routing(name, pair.relabelled(view.routing, torch.argsort(view.stored_E)), windows)
@@ -138,7 +138,7 @@ class Passage:
     def finish(self) -> None:
         """Leave the layer: the routed sums join shared experts and residual."""
         for view in self.views:
-            if view.fields.follows:
+            if view.fields.shares_rows:
                 view.side.states[self.number] = self.views[0].side.states[self.number]
             else:
                 view.finish(self.number)
@@ -147,7 +147,7 @@ class Passage:
         """Tokens on which a checkpoint is not finite, at its own states and, of a pair, at the anchor."""
         broken: list[Tensor] = []
         for view in self.views:
-            same = view.fields.follows
+            same = view.fields.shares_rows
             broken.append(broken[0].clone() if same else finite.broken_tokens(view.x_TD, view.fields))
         for anchored in self.pairs[:1]:
             at_anchor = finite.broken_at_anchor(anchored.fields, anchored.routing)
@@ -209,9 +209,14 @@ class Anchored:
         if not self.as_numbered and expert.by_index is not None:
             weights = expert.by_index
         identical = expert.identical and weights is expert.weights[1]
-        self.fields.add(expert.index, counterpart, expert.weights[0], weights, identical=identical)
-        if expert.requantised is not None:
-            self.fields.add_requantised(expert.index, expert.requantised)
+        self.fields.add(
+            expert.index,
+            counterpart,
+            expert.weights[0],
+            weights,
+            identical=identical,
+            requantised=expert.requantised,
+        )
 
 
 def correspondences(experts: LayerExperts) -> list[Tensor]:

@@ -101,7 +101,6 @@ def look(
     routing = replay.route(layer, weights, gate, tokens_T)
     places_M = scope.measured(batch)
     measured_M = places_M.to(replay.device)
-    fields = NativeFields(replay, layer, gate, routing, measured_M)
     length = batch.tokens_WS.shape[1]
     excluded = distinct(torch.cat([routing.topk_TK, routing.competitor_T[:, None]], dim=1)[measured_M])
     # Drawn in the checkpoint's own numbering, so that its health does not depend on the other checkpoint.
@@ -113,7 +112,15 @@ def look(
         renumbered(excluded, stored_E),
         layer.routed.router.experts,
     )
-    fields.keep(renumbered(partner_M, torch.argsort(stored_E)), everyone=scope.everyone and batch.measured)
+    fields = NativeFields(
+        replay,
+        layer,
+        gate,
+        routing,
+        measured_M,
+        renumbered(partner_M, torch.argsort(stored_E)),
+        everyone=scope.everyone and batch.measured,
+    )
     tangent = tangent_of(layer, x_TD, measured_M)
     return View(side, layer, state_WSD, x_WSD, gate, routing, fields, tangent, tokens_T, stored_E)
 

@@ -1,9 +1,9 @@
-"""Geometry a few rows at a time: pieces that stay in the cache, several of them at once.
+"""Process rows in chunks that fit into the processor's cache, several chunks in parallel.
 
-Products are divided among torch's own threads; everything else here is so little work per operation that waking
-those threads takes longer than the work. So whole pieces are divided instead, one thread each.
+Torch divides matrix products among its own threads. The other operations of this package are so small that waking
+those threads takes longer than the operation. So each chunk runs on one thread of a pool.
 
-Legend: P rows, D model width.
+Legend: P and R rows, M tokens, D model width.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-PIECE = 1 << 19  # elements of a piece
-LARGE = 1 << 25  # elements of a piece on a GPU
+CHUNK = 1 << 19  # elements of a chunk on the CPU
+GPU_CHUNK = 1 << 25  # elements of a chunk on a GPU
 CPU = torch.device("cpu")
 
 
-def pieces(rows: int, width: int, elements: int) -> list[slice]:
-    """Consecutive slices of rows of `width` elements, of so many elements at most, the same whatever the machine."""
+def row_slices(rows: int, width: int, elements: int) -> list[slice]:
+    """Return consecutive slices of rows, each with at most `elements` elements; the slices depend on no machine."""
     step = max(1, elements // max(width, 1))
     return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
-def each(work: Callable[[slice], T], rows: int, width: int, *, on: torch.device = CPU) -> list[T]:
-    """`work` of every piece, in order; pieces must not touch what another one writes.
+def map_chunks(work: Callable[[slice], T], rows: int, width: int, *, on: torch.device = CPU) -> list[T]:
+    """Return the results of `work` for every chunk of rows, in order; chunks must write to disjoint memory.
 
-    A GPU divides a piece itself and has no cache that it should stay in: there they are large, one after the other.
+    A GPU divides the work of a chunk itself and needs no small chunks, so its chunks are large and run in sequence.
     """
     if on != CPU:
-        return [work(part) for part in pieces(rows, width, LARGE)]
-    parts, threads = pieces(rows, width, PIECE), torch.get_num_threads()
+        return [work(part) for part in row_slices(rows, width, GPU_CHUNK)]
+    parts, threads = row_slices(rows, width, CHUNK), torch.get_num_threads()
     if threads == 1 or len(parts) == 1:
         return [work(part) for part in parts]
 
-    def quietly(part: slice) -> T:
-        with torch.inference_mode():  # is a matter of the thread
+    def in_inference_mode(part: slice) -> T:
+        with torch.inference_mode():  # each thread sets this mode for itself
             return work(part)
 
-    return list(_workers(threads).map(quietly, parts))
+    return list(_workers(threads).map(in_inference_mode, parts))
 
 
 @cache
@@ -52,16 +52,16 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "geometry", torch.set_num_threads, (1,))
 
 
-if hasattr(os, "register_at_fork"):  # a child has the pool but none of its threads
+if hasattr(os, "register_at_fork"):  # a forked child inherits the pool without its threads
     os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
-def length(v_PD: Tensor) -> Tensor:
-    """Euclidean norm of every row, float64 [P], added up in float32."""
+def row_norms(v_PD: Tensor) -> Tensor:
+    """Return the Euclidean norm of every row, float64 [P], summed in float32."""
     norm_P: Tensor = torch.linalg.vector_norm(v_PD, dim=-1, dtype=torch.float32)
     return norm_P.double()
 
 
-def chosen(rows_RD: Tensor, place_MP: Tensor) -> Tensor:
-    """Rows by their numbers, [M, P, D]: whole rows are moved, which indexing with a tensor does not do."""
+def gather_rows(rows_RD: Tensor, place_MP: Tensor) -> Tensor:
+    """Return the rows with these numbers, [M, P, D]; `index_select` copies whole rows, tensor indexing does not."""
     return rows_RD.index_select(0, place_MP.reshape(-1)).view(*place_MP.shape, rows_RD.shape[1])

@@ -1,19 +1,21 @@
-"""The routed experts of one checkpoint on one batch, at its own states.
+"""Outputs of the routed experts of one checkpoint on one batch, at its own states.
 
-The audit walks over the experts in ascending order and hands each one's weights to `NativeFields.add` and
-`PairFields.add`; no other place evaluates an expert.
+The audit passes the weights of each expert, in ascending order, to `NativeFields.add` and `PairFields.add`. Only these
+two classes evaluate experts.
 
-Legend: T tokens of the batch, M measured tokens (every n-th of a window), P slots, R rows, D model width, K top-k.
+Legend: T tokens of the batch, M measured tokens (every n-th of a window), P slots or rows, R rows, D model width, E
+experts, K top-k.
 """
 
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from moe_atlas.geometry.fields.evaluation import EMPTY, RowGroup, all_others
+from moe_atlas.geometry.fields.evaluation import EMPTY, RowGroup, append_all
 from moe_atlas.models.spec import LayerSpec
 from moe_atlas.replay.model import GateInput, Replay
 from moe_atlas.replay.router import Routing
@@ -21,106 +23,138 @@ from moe_atlas.replay.router import Routing
 Weights = dict[str, Tensor]
 
 
-class NativeFields:
-    """One checkpoint's experts at its own states.
+@dataclass(frozen=True)
+class _Section:
+    """Consecutive output rows.
 
-    Rows are multiplied and kept in the order of their experts: first the routed experts and the competitor of the
-    measured tokens, then whatever else is evaluated on them, then the routed experts of the other tokens.
+    Attributes:
+        group: the rows in expert order.
+        tokens: the token of the batch behind each token number of the group, int64.
+        first: number of the first output row.
+    """
+
+    group: RowGroup
+    tokens: Tensor
+    first: int
+
+
+class NativeFields:
+    """Outputs of one checkpoint's experts at its own states.
+
+    The output rows form three sections, each in expert order: the routed experts and the competitor of the measured
+    tokens; the other experts evaluated on the measured tokens; the routed experts of all other tokens.
+
+    Args:
+        replay: the forward pass of the checkpoint.
+        layer: the routed layer.
+        gate: gate coordinates of the batch.
+        routing: routing of the batch.
+        measured_M: indices of the measured tokens, int64.
+        partner_M: specificity partner of each measured token, int64; −1 if there is none.
+        everyone: whether to evaluate all experts on the measured tokens.
 
     Attributes:
         table_MP: experts evaluated on the measured tokens: top-k in rank order, e_{k+1}, the specificity partner,
-            and with `experts: all` everyone else.
-        routed: the group of the first k + 1 slots.
+            and with `everyone` all other experts.
+        routed: the rows of the first k + 1 slots of `table_MP`.
         rows_RD: raw outputs u_e of every evaluated (token, expert), compute dtype; the last row is 0.
-        place_MP: the row of each slot; that of an empty slot is the last one.
+        place_MP: the row of each slot; an empty slot has the last row.
         routed_TK: the row of each routed expert of every token.
-        follows: whether these are still another checkpoint's rows, see `follower`.
+        shares_rows: whether the rows still belong to another checkpoint; see `shared_copy`.
     """
 
     def __init__(
-        self, replay: Replay, layer: LayerSpec, gate: GateInput, routing: Routing, measured_M: Tensor
+        self,
+        replay: Replay,
+        layer: LayerSpec,
+        gate: GateInput,
+        routing: Routing,
+        measured_M: Tensor,
+        partner_M: Tensor,
+        *,
+        everyone: bool,
     ) -> None:
         self.replay, self.layer, self.gate, self.routing = replay, layer, gate, routing
         self.measured_M = measured_M
         self._weights_TE = expert_weights(replay, layer, routing)
         self.experts, self.top_k = layer.routed.router.experts, layer.routed.router.top_k
-        self.follows = False
-
-    def keep(self, partner_M: Tensor, *, everyone: bool) -> None:
-        """Decide what is evaluated on the measured tokens beside the routed experts."""
-        k, m, topk_TK = self.top_k, self.measured_M, self.routing.topk_TK
-        table_MP = torch.cat([topk_TK[m], self.routing.competitor_T[m, None], partner_M[:, None]], dim=1)
-        self.table_MP = table_MP if not everyone else all_others(table_MP, self.experts)
+        self.shares_rows = False
+        m, topk_TK = measured_M, routing.topk_TK
+        table_MP = torch.cat([topk_TK[m], routing.competitor_T[m, None], partner_M[:, None]], dim=1)
+        self.table_MP = append_all(table_MP, self.experts) if everyone else table_MP
         rest_T = torch.ones(len(topk_TK), dtype=torch.bool, device=topk_TK.device)
         rest_T[m] = False
-        rest = rest_T.nonzero().squeeze(1)
-        self.routed = RowGroup(self.table_MP, slice(0, k + 1), self.experts)
-        others = RowGroup(self.table_MP, slice(k + 1, self.table_MP.shape[1]), self.experts)
-        unmeasured = RowGroup(topk_TK[rest], slice(0, k), self.experts)
-        self._groups = [
-            (self.routed, m, 0),
-            (others, m, self.routed.count),
-            (unmeasured, rest, self.routed.count + others.count),
-        ]
-        self._arrange(rest)
+        self._arrange(rest_T.nonzero().squeeze(1))
 
     def _arrange(self, rest: Tensor) -> None:
-        """Decide where every row is kept."""
-        total = sum(group.count for group, _, _ in self._groups)
-        g_TD = self.gate.g_TD
-        self.rows_RD = g_TD.new_empty(total + 1, g_TD.shape[1])
+        """Assign a row to every evaluated (token, expert); `rest` holds the tokens that are not measured."""
+        k, table_MP = self.top_k, self.table_MP
+        self.routed = RowGroup(table_MP, slice(0, k + 1), self.experts)
+        others = RowGroup(table_MP, slice(k + 1, table_MP.shape[1]), self.experts)
+        unmeasured = RowGroup(self.routing.topk_TK[rest], slice(0, k), self.experts)
+        self._sections = [
+            _Section(self.routed, self.measured_M, 0),
+            _Section(others, self.measured_M, self.routed.count),
+            _Section(unmeasured, rest, self.routed.count + others.count),
+        ]
+        total = sum(section.group.count for section in self._sections)
+        self.rows_RD = self.gate.g_TD.new_empty(total + 1, self.gate.g_TD.shape[1])
         self.rows_RD[total] = 0
-        places = [group.places(first, total) for group, _, first in self._groups]
+        self._index_rows(rest, [section.group.places(section.first, total) for section in self._sections])
+
+    def _index_rows(self, rest: Tensor, places: list[Tensor]) -> None:
+        """Set the row numbers by slot, by routed expert and by expert from each section's row numbers."""
         self.place_MP = torch.cat(places[:2], dim=1)
         self.routed_TK = torch.empty_like(self.routing.topk_TK)
         self.routed_TK[self.measured_M] = self.place_MP[:, : self.top_k]
         self.routed_TK[rest] = places[2]
-        row_ME = torch.full((len(self.table_MP), self.experts + 1), -1, dtype=torch.int32, device=g_TD.device)
+        shape = (len(self.table_MP), self.experts + 1)
+        row_ME = torch.full(shape, -1, dtype=torch.int32, device=self.table_MP.device)
         columns_MP = self.table_MP.masked_fill(self.table_MP == EMPTY, self.experts)
         self._row_ME = row_ME.scatter_(1, columns_MP, self.place_MP.int())
 
-    def follower(self) -> NativeFields:
-        """The same rows for another checkpoint, which holds the same states and router.
+    def shared_copy(self) -> NativeFields:
+        """Return the fields of another checkpoint that has the same states and router, sharing these rows.
 
-        It shares what is evaluated here until an expert comes whose bytes differ; from there on it goes on alone, with
-        the very values that it would have found itself.
+        The copy shares rows until `add` receives an expert with other values. From then on the copy owns its rows. The
+        rows shared so far have the values that the copy would have computed itself.
         """
         other = copy(self)
-        other.follows = True
+        other.shares_rows = True
         return other
 
     def add(self, expert: int, weights: Weights, *, identical: bool = False) -> None:
         """Evaluate `expert` on every token that needs it.
 
         Args:
-            expert: its index; to a follower experts come before they come to whom it follows.
-            weights: its tensors.
-            identical: whether the followed checkpoint's expert holds the same values.
+            expert: the expert's index. Call `add` of a shared copy before `add` of its original.
+            weights: the expert's tensors.
+            identical: whether the original's expert holds the same values; only a shared copy uses this.
         """
-        if self.follows:
+        if self.shares_rows:
             if identical:
                 return
-            self.part()
-        for group, tokens_M, first in self._groups:
-            part = group.part(expert)
+            self.stop_sharing()
+        for section in self._sections:
+            part = section.group.slice_of(expert)
             if part.start < part.stop:
-                tokens_P = tokens_M[group.tokens_R[part]]
-                kept = slice(first + part.start, first + part.stop)
-                self.rows_RD[kept] = self.evaluate(expert, weights, tokens_P)
+                tokens_P = section.tokens[section.group.tokens_R[part]]
+                rows = slice(section.first + part.start, section.first + part.stop)
+                self.rows_RD[rows] = self.evaluate(expert, weights, tokens_P)
 
-    def part(self) -> None:
-        """Go on alone, if these were another checkpoint's rows until now."""
-        if self.follows:
-            self.follows = False
+    def stop_sharing(self) -> None:
+        """Copy the rows if they still belong to another checkpoint."""
+        if self.shares_rows:
+            self.shares_rows = False
             self.rows_RD = self.rows_RD.clone()
 
-    def parts(self, experts: range) -> list[slice]:
-        """Which of the kept rows are those of consecutive experts."""
-        spans = [(first, group.span(experts)) for group, _, first in self._groups]
-        return [slice(first + span.start, first + span.stop) for first, span in spans]
+    def rows_of(self, experts: range) -> list[slice]:
+        """Return the slices of `rows_RD` that belong to consecutive experts."""
+        parts = [(section.first, section.group.slice_of_range(experts)) for section in self._sections]
+        return [slice(first + part.start, first + part.stop) for first, part in parts]
 
     def rows(self, expert: int, tokens_P: Tensor, weights: Weights) -> Tensor:
-        """u_e of `expert` on measured tokens: kept rows where there are any, evaluated where not; [P, D]."""
+        """Return u_e of `expert` on measured tokens, [P, D]: stored rows, or newly evaluated rows where none exist."""
         row_P = self._row_ME[tokens_P, expert].long()
         u_PD = self.rows_RD.index_select(0, row_P.clamp_min(0))
         missing = (row_P < 0).nonzero().squeeze(1)
@@ -129,16 +163,16 @@ class NativeFields:
         return u_PD
 
     def evaluate(self, expert: int, weights: Weights, tokens_P: Tensor) -> Tensor:
-        """u_e of `expert` at this checkpoint's own states of any tokens of the batch, compute dtype [P, D]."""
+        """Return u_e of `expert` at this checkpoint's own states, for any tokens of the batch, compute dtype [P, D]."""
         omega_P = self.input_weights(expert, tokens_P)
         return self.replay.expert(self.layer, weights, self.gate.g_TD, tokens_P, omega_P)
 
     def input_weights(self, expert: int, tokens_P: Tensor) -> Tensor:
-        """Gate weight that `expert` is evaluated with on these tokens, float32 [P]; see `expert_weights`."""
+        """Return the gate weight with which to evaluate `expert` on these tokens, float32 [P]; see `expert_weights`."""
         return self._weights_TE[tokens_P, expert]
 
     def routed_sum(self) -> Tensor:
-        """What the model itself adds up, compute dtype [T, D], for every token; every expert must have passed."""
+        """Return the model's routed sum of every token, compute dtype [T, D]; call `add` of every expert first."""
         ids_TK, order_TK = self.routing.topk_TK.sort(dim=1)
         return self.replay.weighted_sum(
             self.layer, self.rows_RD, self.routed_TK.gather(1, order_TK), self._weights_TE.gather(1, ids_TK)
@@ -146,25 +180,25 @@ class NativeFields:
 
 
 def expert_weights(replay: Replay, layer: LayerSpec, routing: Routing) -> Tensor:
-    """Gate weight that each expert is evaluated with, float32 [T, E]: ω on the routed set, 0 elsewhere.
+    """Return the gate weight with which to evaluate each expert, float32 [T, E]: ω on the routed set, 0 elsewhere.
 
-    Where experts are weighted on their input, an expert that is not routed is evaluated with the weight that it
-    would have if it were; at weight 0 it would say nothing.
+    If the family weights the input, an unrouted expert gets the weight that it would have if it were routed, because
+    weight 0 would give no information.
     """
     weights_TE = torch.zeros_like(routing.probs_TE)
     if layer.routed.weight_on_input:
-        everyone_TE = torch.arange(weights_TE.shape[1], device=weights_TE.device).expand_as(weights_TE)
-        weights_TE = replay.combine(layer, routing.logits_TE, everyone_TE, routing.expert_scale_E)
+        all_TE = torch.arange(weights_TE.shape[1], device=weights_TE.device).expand_as(weights_TE)
+        weights_TE = replay.combine(layer, routing.logits_TE, all_TE, routing.expert_scale_E)
     return weights_TE.scatter(1, routing.topk_TK, routing.weights_TK)
 
 
 def output_weights(layer: LayerSpec, weights_TK: Tensor) -> Tensor:
-    """What multiplies the expert outputs in the routed sum: ω, or 1 where the input was weighted already."""
+    """Return the factors of the expert outputs in the routed sum: ω, or 1 if the family weights the input."""
     return torch.ones_like(weights_TK) if layer.routed.weight_on_input else weights_TK
 
 
 def slot_weights(layer: LayerSpec, routing: Routing, measured_M: Tensor, table_MP: Tensor) -> Tensor:
-    """Weight of each slot's expert in the routed sum, 0 where it is not routed, float32 [M, P]."""
+    """Return the weight of each slot's expert in the routed sum, float32 [M, P]; 0 if the expert is not routed."""
     weights_TE = torch.zeros_like(routing.probs_TE)
     weights_TE.scatter_add_(1, routing.topk_TK, output_weights(layer, routing.weights_TK))
     weights_MP = weights_TE[measured_M].gather(1, table_MP.clamp_min(0))

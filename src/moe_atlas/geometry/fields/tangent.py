@@ -1,4 +1,4 @@
-"""The directional visible field (Eq. 10): what of an expert's output survives the next normalisation.
+"""The directional visible field (Eq. 10): the part of an expert's output that survives the next normalisation.
 
 Legend: T tokens, P experts per token, D model width.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_atlas.geometry.fields.chunking import length
+from moe_atlas.geometry.fields.chunking import row_norms
 from moe_atlas.replay.primitives.norm import Canonical
 
 KAPPA_EPS = 1e-12  # ε_κ of Eq. 20
@@ -18,8 +18,12 @@ RATIO_EPS = 1e-12  # ε of the content drift and of Eq. 28
 class TangentMap:
     """P_z = I − z zᵀ/d at one canonical state per token (Eq. 10).
 
-    A LayerNorm discards the mean as well, so there P also removes the direction of ones. Where the router reads
-    the raw residual there is no z and the map is the identity; `defined` says so.
+    A LayerNorm also discards the mean, so its P also removes the direction of ones. If the router reads the raw
+    residual, there is no z and the map is the identity.
+
+    Args:
+        z_TD: canonical states, float32; None for the identity.
+        removes_mean: whether the map also removes the direction of ones.
     """
 
     def __init__(self, z_TD: Tensor | Canonical | None, *, removes_mean: bool = False) -> None:
@@ -27,16 +31,16 @@ class TangentMap:
         self.removes_mean = removes_mean
 
     def __call__(self, u_TXD: Tensor, tokens_T: Tensor | None = None) -> Tensor:
-        """Tangent-visible part of `u`, float32, for the tokens given (all of them when omitted).
+        """Return the tangent-visible part of `u`, float32.
 
         Args:
-            u_TXD: raw expert outputs [T, D] or [T, P, D].
-            tokens_T: int64 indices of the tokens the rows belong to.
+            u_TXD: raw expert outputs, [T, D] or [T, P, D].
+            tokens_T: the token of each row, int64; all tokens in order by default.
         """
         return self.at(torch.arange(len(u_TXD), device=u_TXD.device) if tokens_T is None else tokens_T)(u_TXD)
 
     def at(self, tokens_P: Tensor) -> Tangent:
-        """The map of some tokens, to be applied to several updates of theirs."""
+        """Return the map of some tokens, for use on several outputs of these tokens."""
         if self.z_TD is None:
             return Tangent(None, None, removes_mean=self.removes_mean)
         if isinstance(self.z_TD, Canonical):
@@ -48,9 +52,9 @@ class Tangent:
     """P_z of some tokens.
 
     Args:
-        x_PD: z up to its length, float32; None for the identity.
-        scale_P: what `x_PD` is multiplied by in z, float32; 1 when None.
-        removes_mean: whether the direction of ones is removed as well.
+        x_PD: z divided by `scale_P`, float32; None for the identity.
+        scale_P: factor of each row, float32; None: 1.
+        removes_mean: whether the map also removes the direction of ones.
     """
 
     def __init__(self, x_PD: Tensor | None, scale_P: Tensor | None, *, removes_mean: bool) -> None:
@@ -60,7 +64,7 @@ class Tangent:
             self._factor_P = (ones_P if scale_P is None else scale_P.square()) / x_PD.shape[-1]
 
     def __call__(self, u_PXD: Tensor) -> Tensor:
-        """Tangent-visible part of [P, D] or [P, X, D], float32."""
+        """Return the tangent-visible part of [P, D] or [P, X, D], float32."""
         u_PXD = u_PXD.float()
         if self._x_PD is None:
             return u_PXD
@@ -72,6 +76,6 @@ class Tangent:
 
 
 def relative_change(v0_PD: Tensor, v1_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """‖v¹−v⁰‖/(‖v¹‖+‖v⁰‖+ε) with its parts: (ratio, ‖v⁰‖, ‖v¹‖, ‖v¹−v⁰‖), each float64 [P] (content drift, Eq. 28)."""
-    norm0_P, norm1_P, change_P = length(v0_PD), length(v1_PD), length(v1_PD - v0_PD)
+    """Return ‖v¹−v⁰‖/(‖v¹‖+‖v⁰‖+ε) of content drift and Eq. 28, then ‖v⁰‖, ‖v¹‖ and ‖v¹−v⁰‖, each float64 [P]."""
+    norm0_P, norm1_P, change_P = row_norms(v0_PD), row_norms(v1_PD), row_norms(v1_PD - v0_PD)
     return change_P / (norm0_P + norm1_P + RATIO_EPS), norm0_P, norm1_P, change_P

@@ -1,8 +1,7 @@
-"""How a value per token says that it is undefined, or that it went wrong.
+"""Marks for undefined and for non-finite values per token.
 
-NaN means *undefined here* (left out of the mean, counted where the definition asks for it); infinity means
-*computed and not finite* (never passes a gate). Keeping the two apart is what lets a broken checkpoint fail
-instead of looking like an undefined one.
+NaN means *undefined at this token*: a mean leaves the value out. Infinity means *computed and not finite*: the value
+never passes a gate. The two marks differ, so a broken checkpoint fails instead of looking undefined.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 
-def settle(values_T: Tensor, defined_T: Tensor | None = None) -> Tensor:
-    """Float64 values with NaN exactly where undefined and +inf where computed but not finite.
+def mark_undefined(values_T: Tensor, defined_T: Tensor | None = None) -> Tensor:
+    """Return float64 values with NaN exactly where undefined and +inf where computed but not finite.
 
     Args:
-        values_T: raw values of any floating dtype.
-        defined_T: bool, where the quantity is defined; everywhere when omitted.
+        values_T: raw values of any floating-point dtype.
+        defined_T: bool, where the quantity is defined; everywhere by default.
     """
     values_T = values_T.double()
     values_T = torch.where(torch.isfinite(values_T), values_T, torch.inf)
@@ -26,7 +25,7 @@ def settle(values_T: Tensor, defined_T: Tensor | None = None) -> Tensor:
 
 
 def window_means(values_WS: Tensor) -> Tensor:
-    """Mean over the defined tokens of each window, float64 [W]; NaN for a window without any."""
+    """Return the mean over the defined tokens of each window, float64 [W]; NaN for a window without defined tokens."""
     return values_WS.nanmean(dim=1)
 
 
