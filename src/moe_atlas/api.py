@@ -1,11 +1,11 @@
-"""The Python interface: what the command line does, as functions.
+"""The Python interface: the commands `audit` and `baseline` as functions.
 
 from moe_atlas import audit
 receipt = audit("base.ckpt", "tuned.ckpt", "probes.yaml", receipt="receipt.json")
 receipt.verdict            # "pass", "fail" or "inconclusive"
 receipt.exit_code          # 0, 1 or 3
 receipt.layer_array("pair.boundary_drift")        # estimate, low, high of every routed layer, float64 [L, 3]
-receipt.windows()["output.nll_tuned"]             # one number a window, float64 [W]
+receipt.windows()["output.nll_tuned"]             # one number per window, float64 [W]
 receipt.frame("domains")                          # a pandas table, where pandas is installed
 receipt.report("report.html")
 """
@@ -47,19 +47,20 @@ def audit(
 
     Args:
         base: base checkpoint: folder, Hugging Face snapshot or `.safetensors` file.
-        tuned: tuned checkpoint.
+        tuned: tuned checkpoint, in one of the same forms.
         probe: registered probe file.
-        receipt: where the receipt goes.
+        receipt: path of the receipt to write.
         force: replace an existing receipt.
-        resume: keep the state after every layer beside the receipt, and go on from what an interrupted audit left.
-        recording: the run whose ledger takes the result.
-        options: how to run.
+        resume: keep the state after every layer beside the receipt, and continue from the state that an interrupted
+            audit left there.
+        recording: the run whose ledger records the receipt.
+        options: options of how the audit runs.
 
     Raises:
-        AtlasError: for everything a user can cause; no receipt has been written then.
+        AtlasError: for every error that a user can cause; no receipt is written.
     """
-    place = _Place(Path(receipt), force, resume, recording or Recording())
-    return _run(Path(base), Path(tuned), Path(probe), place, options or AuditOptions())
+    target = _Target(Path(receipt), force, resume, recording or Recording())
+    return _run(Path(base), Path(tuned), Path(probe), target, options or AuditOptions())
 
 
 def baseline(
@@ -73,19 +74,28 @@ def baseline(
     recording: Recording | None = None,
     options: AuditOptions | None = None,
 ) -> Receipt:
-    """Record the state of one checkpoint; it licenses no claim of preservation.
+    """Measure one checkpoint on a registered probe set and write a receipt, which licenses no claim of preservation.
 
-    Arguments and errors are those of `audit`, and `previous`: an earlier receipt of the run, whose checkpoint's bytes
-    this one's are held against, class by class.
+    The other arguments and the errors are those of `audit`.
+
+    Args:
+        checkpoint: the checkpoint: folder, Hugging Face snapshot or `.safetensors` file.
+        probe: registered probe file.
+        receipt: path of the receipt to write.
+        force: see `audit`.
+        resume: see `audit`.
+        previous: an earlier receipt of the run; the receipt compares the bytes of both checkpoints, class by class.
+        recording: see `audit`.
+        options: see `audit`.
     """
     earlier = None if previous is None else Path(previous)
-    place = _Place(Path(receipt), force, resume, recording or Recording(), earlier)
-    return _run(Path(checkpoint), None, Path(probe), place, options or AuditOptions())
+    target = _Target(Path(receipt), force, resume, recording or Recording(), earlier)
+    return _run(Path(checkpoint), None, Path(probe), target, options or AuditOptions())
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a result goes and what it follows."""
+class _Target:
+    """Where the receipt goes, and which earlier receipt it follows."""
 
     receipt: Path
     force: bool
@@ -94,41 +104,43 @@ class _Place:
     previous: Path | None = None
 
 
-def _run(base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions) -> Receipt:
-    from moe_atlas.auditing.processes.join import joined  # imports torch, which reading a receipt must not
+def _run(base: Path, tuned: Path | None, probe: Path, target: _Target, options: AuditOptions) -> Receipt:
+    from moe_atlas.auditing.processes.join import (
+        joined,  # this imports torch, which readers of receipts do not need
+    )
 
-    if options.place is not None and place.resume:
+    if options.place is not None and target.resume:
         step = "leave it out, or run the audit in one process"
         raise UsageError("E_RANK", "--resume", "several processes keep no state between layers", step)
     with joined(options.place, cuda=options.device == "cuda") as group:
-        body = _recorded(base, tuned, probe, place, options, group)
-        return Receipt(place.receipt, group.leave(body))
+        body = _measure_and_record(base, tuned, probe, target, options, group)
+        return Receipt(target.receipt, group.leave(body))
 
 
-def _recorded(
-    base: Path, tuned: Path | None, probe: Path, place: _Place, options: AuditOptions, group: Group
+def _measure_and_record(
+    base: Path, tuned: Path | None, probe: Path, target: _Target, options: AuditOptions, group: Group
 ) -> dict[str, Any] | None:
-    """Do this process's part of the work; the one that leads writes the receipt and returns it."""
+    """Do this process's share of the audit; the leading process writes, records and returns the receipt."""
     from moe_atlas.auditing.resume import owns, state_paths
     from moe_atlas.auditing.run import measure
 
     if not group.leads:
         measure(base, tuned, probe, options, group)
         return None
-    kept = state_paths(place.receipt)
-    # A receipt that this audit wrote itself, and was killed before it was recorded, is written anew.
-    force = place.force or (place.resume and owns(kept[0], place.receipt))
-    check_writable(place.receipt, force)
-    inputs = (base, tuned, probe, lock_path(probe), options.policy_from, options.baseline, place.previous)
-    require_apart((place.receipt, window_path(place.receipt)), (*inputs, *options.attempts))
-    head = place.recording.head()
-    previous = None if place.previous is None else previous_facts(place.previous)
-    options = replace(options, resume=kept if place.resume else None)
+    states = state_paths(target.receipt)
+    # If this audit was killed after writing the receipt and before recording it, it writes the receipt again.
+    force = target.force or (target.resume and owns(states[0], target.receipt))
+    check_writable(target.receipt, force)
+    inputs = (base, tuned, probe, lock_path(probe), options.policy_from, options.baseline, target.previous)
+    require_apart((target.receipt, window_path(target.receipt)), (*inputs, *options.attempts))
+    head = target.recording.head()
+    previous = None if target.previous is None else previous_facts(target.previous)
+    options = replace(options, resume=states if target.resume else None)
     facts, arrays = measure(base, tuned, probe, options, group)
-    parent = _parent(place.recording, head, previous, facts["checkpoints"]["base"])
-    body = write_receipt(facts | {"parent": parent}, as_arrays(arrays), place.receipt, force=force)
-    place.recording.record(place.receipt)
-    for path in kept if place.resume else ():
+    parent = _parent(target.recording, head, previous, facts["checkpoints"]["base"])
+    body = write_receipt(facts | {"parent": parent}, as_arrays(arrays), target.receipt, force=force)
+    target.recording.record(target.receipt)
+    for path in states if target.resume else ():
         path.unlink(missing_ok=True)
     return body
 
@@ -139,7 +151,7 @@ def _parent(
     previous: dict[str, Any] | None,
     checkpoint: dict[str, Any],
 ) -> dict[str, Any] | None:
-    """What a receipt follows: the ledger's head, an earlier receipt, and why; None when nothing."""
+    """Return the facts that a receipt follows: the ledger's head, an earlier receipt and a reason; None without any."""
     parent = {
         "ledger": head,
         "receipt": None if previous is None else against_previous(previous, checkpoint),

@@ -1,6 +1,6 @@
-"""Every error a user can meet, with its stable code and the exit code it ends in.
+"""All errors that a user can cause, with their stable codes and exit codes.
 
-The command line catches `AtlasError` and nothing else; anything else is a bug and shows its traceback.
+The command line catches only `AtlasError`. Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """The exit codes of every command; a pipeline may rely on them."""
+    """The exit codes of all commands; a pipeline may rely on them."""
 
     PASS = 0
     FAIL = 1
@@ -25,7 +25,7 @@ VERDICT_EXIT = {
     "pass": Exit.PASS,
     "fail": Exit.FAIL,
     "inconclusive": Exit.INCONCLUSIVE,
-    None: Exit.PASS,  # a baseline is recorded, nothing is tested
+    None: Exit.PASS,  # a baseline tests nothing
 }
 
 
@@ -58,11 +58,11 @@ NEXT_STEPS = {
     "E_WINDOWS": "restore the window data that were written with the receipt",
     "E_WRITE": "free some space, or choose a place that can be written",
 }
-"""What to do about an error whose place of origin knows nothing better."""
+"""Default next step by error code, for an error that is raised without a more specific one."""
 
 
 _ALLOCATIONS = (
-    "not enough memory",  # torch's own words
+    "not enough memory",  # torch
     "can't allocate memory",
     "out of memory",  # CUDA
     "cannot allocate memory",  # the dynamic loader, fork
@@ -72,7 +72,7 @@ _ALLOCATIONS = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is an allocation that failed: Python and libraries have several words for it."""
+    """Return whether an error is a failed allocation, which Python and libraries report in several ways."""
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     named = isinstance(error, RuntimeError | ImportError | OSError)
@@ -82,14 +82,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class AtlasError(Exception):
-    """One clear line: code, where, what was expected and found, and what to do next.
+    """An error that prints as one line: code, place, problem and next step.
 
     Attributes:
         code: stable identifier such as ``E_COVER``.
-        where: the file, tensor or key concerned.
-        problem: what was expected and what was found.
-        next_step: what the reader can do about it.
-        exit_code: the process exit code this class of error ends in.
+        where: the file, tensor or key with the problem.
+        problem: the expected and the found state.
+        next_step: an action that helps the reader.
+        exit_code: exit code of the process for this class of errors.
     """
 
     exit_code: Exit = Exit.REFUSED
@@ -102,7 +102,7 @@ class AtlasError(Exception):
         self.next_step = next_step or NEXT_STEPS.get(code, "")
 
     def lines(self) -> list[str]:
-        """What people are told, line by line."""
+        """Return the lines to print."""
         return [str(self)]
 
     def __str__(self) -> str:
@@ -111,11 +111,11 @@ class AtlasError(Exception):
 
 
 class InputRefused(AtlasError):
-    """A checkpoint, probe, lock or receipt that must not be trusted or cannot be read (exit 4)."""
+    """A checkpoint, probe, lock or receipt is unreadable or must not be trusted (exit 4)."""
 
 
 class UsageError(AtlasError):
-    """A command line or configuration that cannot be carried out as given (exit 2)."""
+    """A command line or configuration cannot be carried out as given (exit 2)."""
 
     exit_code = Exit.USAGE
 
@@ -127,6 +127,6 @@ class IntegrityError(AtlasError):
 
 
 class ResourceExhausted(AtlasError):
-    """Out of memory, disk or time (exit 6)."""
+    """The process ran out of memory, disk space or time (exit 6)."""
 
     exit_code = Exit.EXHAUSTED

@@ -1,4 +1,4 @@
-"""How an audit is run, as opposed to what is asked (that is the probe file's business). Torch-free."""
+"""Options of how an audit runs; the probe file says what the audit measures. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ Execution = Literal["order", "float32", "bfloat16"]
 
 
 class Progress(Protocol):
-    """Who watches: told the phase, and every step passed with the bytes read so far."""
+    """A display of the audit's progress."""
 
     def phase(self, name: str, steps: int) -> None:
-        """A phase of `steps` steps begins."""
+        """Show the start of a phase of `steps` steps."""
 
     def step(self, detail: str, bytes_read: int) -> None:
-        """One step of the phase is done."""
+        """Show the end of one step of the phase, with the bytes read so far."""
 
 
 class Silent:
-    """Nobody watches."""
+    """A display that shows nothing."""
 
     def phase(self, name: str, steps: int) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def step(self, detail: str, bytes_read: int) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands among those that share an audit.
+    """The rank of a process among the processes that share an audit.
 
     Attributes:
-        rank: its number; 0 leads.
-        size: how many there are.
-        local: its number on its machine, which is also that of its GPU.
+        rank: number of the process; process 0 leads.
+        size: number of processes.
+        local: number of the process on its machine, which is also the number of its GPU.
     """
 
     rank: int
@@ -50,28 +50,30 @@ class Place:
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """How to run.
+    """Options of one audit.
 
     Attributes:
-        dtype: dtype of the matrix products; `auto` is the base checkpoint's own.
-        router: `float32` reads dispatch scores exactly; `native` rounds where the reference implementation does,
-            which shows the routing a serving stack takes.
+        dtype: dtype of the matrix products; `auto`: the dtype of the base checkpoint.
+        router: `float32` computes dispatch scores in float32; `native` rounds where the reference implementation
+            rounds, which shows the routing of a serving stack.
         device: `cpu` or `cuda`.
-        threads: CPU threads of the matrix products; torch's choice when None. Recorded: bits depend on it.
-        memory: bytes the audit may use, or None for no stated limit.
-        noise_floor: also audit the base against itself: `order` under another execution order, `float32` or
-            `bfloat16` in another compute dtype. Measured without being asked where a budget is within ten times of
-            the floor that the baseline receipt stored.
-        skips: leave out what equal values make unnecessary; the numbers are the same, bit for bit, either way.
-        chart_maps: pairs of experts per layer whose overlap map is measured; 0 for none.
-        baseline: a baseline receipt whose overlap and occupancy are the handoff reference.
+        threads: CPU threads of the matrix products; None: torch's default. The receipt records the number, because
+            the last bits depend on it.
+        memory: bytes that the audit may use; None: no stated limit.
+        noise_floor: also audit the base against itself: `order` in another execution order, `float32` or `bfloat16`
+            in another compute dtype. If None, the audit still measures the noise floor when a budget is within ten
+            times the floor in the baseline receipt.
+        skips: skip computations that equal values make unnecessary; every number is the same, bit for bit, either way.
+        chart_maps: number of expert pairs per layer whose overlap map is measured.
+        baseline: a baseline receipt; its overlap and occupancy are the handoff reference.
         policy_from: the central policy file under which the probe set was registered.
-        resume: keep the state after every layer in this file, and in the second that of the noise floor, and go on
-            from there if an interrupted audit left one; None keeps nothing.
-        place: this process's among those that share the audit; None when it is alone.
+        resume: files that keep the state of the audit and of its noise floor after every layer; an audit continues
+            from a state that an interrupted audit left there. None: keep no state.
+        place: rank of this process among the processes that share the audit; None for a single process.
         attempts: receipts of registered attempts at the same objective.
-        accepted: keys of config.json, as messages name them, that may stand there with these values although nothing
-            reads them; the receipt records those that do. A central policy must allow it.
+        accepted: keys of config.json, spelled as in messages, that may have these values although nothing reads them;
+            the receipt records the keys that occur. A central policy must allow this.
+        progress: display of the audit's progress.
     """
 
     dtype: Dtype = "auto"

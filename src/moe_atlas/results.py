@@ -1,4 +1,4 @@
-"""A receipt as an object: verdict, arrays, tables, and how it shows itself. Torch-free."""
+"""A receipt as a Python object: verdict, arrays, tables and displays. Torch-free."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ BOUNDS = ("estimate", "low", "high")
 
 @dataclass(frozen=True)
 class Receipt:
-    """A receipt that is on disk and re-derives.
+    """A receipt on disk whose numbers follow from its window data.
 
     Attributes:
-        path: where it lies; the window data lie beside it.
-        body: its content, as documented in the receipt format.
+        path: path of the receipt; the window data are beside it.
+        body: content of the receipt, as the receipt format documents it.
     """
 
     path: Path
@@ -38,16 +38,16 @@ class Receipt:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Receipt:
-        """Read a receipt, re-deriving every number from its window data.
+        """Read a receipt and derive every number again from its window data.
 
         Raises:
-            IntegrityError: E_RECEIPT when anything does not agree.
+            IntegrityError: E_RECEIPT if the receipt and its window data disagree.
         """
         return cls(Path(path), intact_receipt(Path(path)))
 
     @property
     def verdict(self) -> str | None:
-        """`pass`, `fail` or `inconclusive`; None for a baseline, which tests nothing."""
+        """The verdict `pass`, `fail` or `inconclusive`; None for a baseline, which tests nothing."""
         verdict: str | None = self.body["verdict"]
         return verdict
 
@@ -58,17 +58,18 @@ class Receipt:
 
     @property
     def layers(self) -> list[int]:
-        """The model's own 0-based indices of the routed layers, in order."""
+        """The model's 0-based indices of the routed layers, in order."""
         return [layer["layer"] for layer in self.body["layers"]]
 
     def layer_array(self, key: str) -> NDArray[np.float64]:
-        """One interval of every routed layer, float64 [L, 3]: estimate, low, high; NaN where undefined.
+        """Return one interval of every routed layer, float64 [L, 3]: estimate, low, high; NaN where undefined.
 
         Args:
-            key: dotted, such as ``pair.boundary_drift``, ``tuned.overlap`` or ``pair.perturbation_budget.ratio``.
+            key: a dotted key, such as ``pair.boundary_drift``, ``tuned.overlap`` or
+                ``pair.perturbation_budget.ratio``.
 
         Raises:
-            UsageError: E_KEY when no layer has such a key.
+            UsageError: E_KEY if no layer has this key.
         """
         found = [_at(layer, key) for layer in self.body["layers"]]
         if all(value is None for value in found):
@@ -77,17 +78,17 @@ class Receipt:
         return np.array([_triple(value) for value in found], dtype=np.float64)
 
     def windows(self) -> dict[str, NDArray[Any]]:
-        """The window arrays by name, float64 or int32; errors as `recorded_windows`."""
+        """Return the window arrays by name, float64 or int32; the errors are those of `recorded_windows`."""
         return dict(recorded_windows(self.path, self.body))
 
     def rows(self, table: Table) -> list[dict[str, Any]]:
-        """A table as plain rows; intervals become three columns: ``x``, ``x_low`` and ``x_high``.
+        """Return a table as a list of rows; an interval ``x`` has three columns: ``x``, ``x_low`` and ``x_high``.
 
         Args:
             table: ``layers``, ``domains``, ``evidence``, ``claims`` or ``weights``.
 
         Raises:
-            UsageError: E_TABLE for another name.
+            UsageError: E_TABLE for any other name.
         """
         if table not in TABLES:
             raise UsageError("E_TABLE", shown(str(table)), "is no table", f"one of {', '.join(TABLES)}")
@@ -104,10 +105,10 @@ class Receipt:
         return [_flat(row) for row in self.body[table]]
 
     def frame(self, table: Table) -> pd.DataFrame:
-        """A table as a pandas data frame; columns and errors as `rows`.
+        """Return a table as a pandas data frame; columns and errors are those of `rows`.
 
         Raises:
-            UsageError: E_PANDAS when pandas is not installed.
+            UsageError: E_PANDAS if pandas is not installed.
         """
         rows = self.rows(table)
         try:
@@ -119,7 +120,7 @@ class Receipt:
         return pd.DataFrame(rows)
 
     def report(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
-        """Write a report; the suffix tells the format: ``.html``, ``.md``, ``.xml`` (JUnit) or ``.json``.
+        """Write a report; the suffix selects the format: ``.html``, ``.md``, ``.xml`` (JUnit) or ``.json``.
 
         Raises:
             UsageError: E_FORMAT, E_EXISTS or E_NO_FOLDER.
@@ -137,7 +138,7 @@ class Receipt:
         return f"Receipt({str(self.path)!r}, verdict={self.verdict!r}, {outcomes})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: verdict, reasons and outcomes, without style sheet or script."""
+        """Return the HTML that a notebook shows: verdict, reasons and outcomes, without style sheet or script."""
         from moe_atlas.report.formats.outputs import readable
         from moe_atlas.report.html.page import notebook
 
@@ -153,13 +154,13 @@ def _at(layer: Mapping[str, Any], key: str) -> Any:
 
 
 def _triple(value: Any) -> list[float]:
-    """Estimate, low, high; a point value stands for its estimate alone."""
+    """Return estimate, low and high; a plain number has only an estimate."""
     parts = [value.get(bound) for bound in BOUNDS] if isinstance(value, Mapping) else [value, None, None]
     return [float(part) if isinstance(part, int | float) else float("nan") for part in parts]
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested facts as one row of scalars: intervals in three columns, other objects by dotted names, lists left out."""
+    """Flatten nested facts to one row: an interval gives three columns, other objects dotted names, lists nothing."""
     out: dict[str, Any] = {}
     for key, value in row.items():
         name = f"{prefix}{key}"

@@ -1,7 +1,7 @@
-"""How names from files are shown to people, and how numbers and sizes are spelled.
+"""Safe display of text from files, and the spelling of numbers and sizes.
 
-One family of escapes, each on top of `shown`: a terminal takes `shown` itself, Markdown `markdown`, lines that
-steer GitHub Actions `workflow`; HTML and XML pass `shown` through an escaping writer (Jinja2, ElementTree).
+Every escape builds on `shown`: a terminal prints `shown`, Markdown prints `markdown`, and a workflow command of GitHub
+Actions prints `workflow`. HTML and XML pass `shown` through an escaping writer (Jinja2, ElementTree).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _UNITS = {
 
 
 def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:
-    """Text from a file or a path so that it can neither break the line nor steer a terminal or a pipeline's log.
+    """Return text from a file or path in a form that cannot break a line or control a terminal or a pipeline's log.
 
-    Characters that do not print (controls, bidi and other format characters, lone surrogates) become backslash
-    escapes; anything longer than the limit is cut in the middle. GitHub Actions obeys ``::`` at the start of a line,
-    blanks before it or not, and ``##[`` anywhere in one; as a table may break its lines anywhere, both are escaped.
+    Unprintable characters (controls, bidi and other format characters, lone surrogates) become backslash escapes. Text
+    longer than the limit loses its middle. GitHub Actions obeys ``::`` at the start of a line, also after blanks, and
+    ``##[`` anywhere in a line. A table may break lines anywhere, so both are escaped everywhere.
     """
     if len(text) > limit:
         half = limit // 2
@@ -48,26 +48,26 @@ def not_there(path: str | os.PathLike[str], said: str = "does not exist") -> str
 
 
 def markdown(text: str, limit: int = _NAME_CHARACTERS) -> str:
-    """`shown`, and inert in Markdown: no link, image, mention, mathematics, HTML or table cell can begin in it."""
+    """Return `shown` text escaped for Markdown: it cannot start a link, image, mention, formula, tag or table cell."""
     escaped = _MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", shown(text, limit))
     return escaped.replace("www.", "www&#46;")
 
 
 def workflow(text: str, limit: int = 400) -> str:
-    """`shown`, for the message or a property of a ``::error::`` line of GitHub Actions."""
+    """Return `shown` text escaped for the message or a property of a ``::error::`` line of GitHub Actions."""
     escapes = {"%": "%25", "\r": "%0D", "\n": "%0A", ":": "%3A", ",": "%2C"}
     return "".join(escapes.get(character, character) for character in shown(text, limit))
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number in a few significant digits, a dash where there is none."""
+    """Format a number with a few significant digits; a missing or non-finite value becomes a dash."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return "–"
     return "0" if value == 0 else f"{value:.{digits}g}"
 
 
 def interval(value: Any) -> str:
-    """An interval as ``estimate [low, high]``; with one bound, ``estimate, at most high`` or ``at least low``."""
+    """Format an interval as ``estimate [low, high]``; with one bound, ``estimate, at most high`` or ``at least low``."""
     if not isinstance(value, dict) or value.get("estimate") is None:
         return "–"
     estimate, low, high = (number(value.get(bound)) for bound in ("estimate", "low", "high"))
@@ -82,7 +82,7 @@ def interval(value: Any) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Rising numbers, those that follow each other joined: ``0–2, 5``."""
+    """Format ascending numbers with consecutive numbers joined: ``0–2, 5``."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:
@@ -93,7 +93,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes in binary units."""
+    """Format a number of bytes in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -102,10 +102,10 @@ def size(count: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from ``1500M``, ``2GiB`` or ``4096``.
+    """Parse a size such as ``1500M``, ``2GiB`` or ``4096`` to bytes.
 
     Raises:
-        UsageError: E_SIZE.
+        UsageError: E_SIZE if the text is not a size.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     if match is None or match[2] not in _UNITS:

@@ -1,23 +1,22 @@
-"""The cluster bootstrap: which interval is taken for which quantity, and why.
+"""The cluster bootstrap: the kind of interval for each kind of quantity, and the reason.
 
-* Means over windows, domains weighted equally: **bootstrap-t**. Each resample is studentised with its own
-  cluster standard error, which is what keeps the coverage of skewed values on few documents. All columns at
-  once: resample weights times a matrix of sufficient statistics (`domain_means`).
-* Smooth functionals (entropy, load CV, ratios of means, the layer loads of the margins): **bootstrap-t**, the
-  standard error of `linearised` taken anew on each resample (`studentised`). It reflects the small-sample
-  bias of entropies and extrema instead of doubling it, as the percentile interval would.
-* Where resamples without variance leave a bootstrap-t bound infinite (a handful of documents moved):
-  functionals fall back on the **basic** interval, and a non-negative mean that is zero in most documents on
-  Stringer's bound (`stringer`), which needs no variance.
-* Extrema over experts (minimum share, and the margin loads with a ratio of two of them): the wider tail of the
-  resamples on both sides (`switching`). Their influence belongs to the expert that is extreme just then: where a
-  resample switches to another one, its standard error says nothing about how far the value jumped, and the
-  bootstrap-t bound misses several times as often as stated and is now and then ten times too wide.
+* Means over windows with equally weighted domains: **bootstrap-t**. Each resample is studentised with its own cluster
+  standard error, which keeps the coverage for skewed values on few documents. One product of resample weights and a
+  matrix of sufficient statistics serves all columns (`domain_means`).
+* Smooth functionals (entropy, load CV, ratios of means, the layer loads of the margins): **bootstrap-t** with the
+  standard error of `linearised`, computed on each resample (`studentised`). The interval reflects the small-sample bias
+  of entropies and extrema; a percentile interval would double this bias.
+* A bootstrap-t bound is infinite if resamples have no variance, for example when few documents moved. Then functionals
+  use the **basic** interval. A non-negative mean that is zero in most documents uses Stringer's bound (`stringer`),
+  which needs no variance.
+* Extrema over experts (minimum share, and the margin loads with a ratio of two minimum shares): the wider tail of the
+  resamples on both sides (`switching`). The influence of an extremum belongs to the expert that is extreme in that
+  resample. If a resample switches to another expert, its standard error does not reflect the size of the jump. The
+  bootstrap-t bound would then miss several times as often as stated, and would sometimes be ten times too wide.
 * Step functions (dead and active experts) and minima over layers that never gate: the **basic** interval,
-  2 estimate - resamples (`basic`); resampling can only lose experts, and the reflection takes that bias out.
+  2 estimate - resamples (`basic`). Resampling can only lose experts, and the reflection removes this bias.
 
-Shape legend: W windows, C documents, N documents of one stratum, B resamples, R resamples of a batch, Q
-quantities.
+Legend: W windows, C documents, N documents of one stratum, B resamples, R resamples of a batch, Q quantities.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from moe_atlas.statistics.sample import NO_VARIANCE, Sample, undefined
 
 F64 = NDArray[np.float64]
 
-BATCH_CELLS = 1 << 18  # resamples x documents held at a time: bounded memory
+BATCH_CELLS = 1 << 18  # resamples times documents in memory at a time
 NOT_FINITE = "a window is not finite"
 ONE_DOCUMENT = "a domain has fewer than two documents"
 
@@ -43,10 +42,10 @@ Functional = Callable[[Batch], Mapping[str, Linearised]]
 
 
 def domain_means(values_WQ: F64, design: Design) -> list[Sample]:
-    """Bootstrap-t of the domain-equal-weighted mean of every column.
+    """Return the bootstrap-t sample of every column's mean, with equally weighted domains.
 
-    NaN windows are left out; a column with an infinite window has no estimate; a column undefined in all
-    windows of a domain is undefined.
+    The mean leaves out NaN windows. A column with an infinite window has no estimate. A column that is undefined in
+    all windows of a domain is undefined.
 
     Args:
         values_WQ: per-window values, float64 [W, Q].
@@ -60,13 +59,13 @@ def domain_means(values_WQ: F64, design: Design) -> list[Sample]:
 
 
 def column_means(total_CQ: F64, count_CQ: F64, design: Design, infinite_Q: NDArray[np.bool_]) -> list[Sample]:
-    """Bootstrap-t of domain-equal-weighted ratios total/count, from per-document sums.
+    """Return the bootstrap-t sample of every column's ratio total/count, with equally weighted domains.
 
     Args:
-        total_CQ: per-document sums, float64 [C, Q].
-        count_CQ: per-document counts of what was summed.
+        total_CQ: sums per document, float64 [C, Q].
+        count_CQ: number of summed values per document.
         design: strata, documents and resamples.
-        infinite_Q: columns that had a non-finite window.
+        infinite_Q: columns that have a non-finite window.
     """
     quantities = total_CQ.shape[1]
     if not design.slices:
@@ -99,9 +98,9 @@ def column_means(total_CQ: F64, count_CQ: F64, design: Design, infinite_Q: NDArr
 
 
 def _stratum(total_NQ: F64, count_NQ: F64, weights_BN: F64) -> tuple[F64, F64, F64, F64, NDArray[np.bool_]]:
-    """Mean, variance, resampled shift of the mean, resampled variance and flatness of one stratum.
+    """Return mean, variance, resampled shift of the mean, resampled variance and flatness of one stratum.
 
-    Sums are centred at the stratum's own mean first: the resampled second moments then lose no digits.
+    The sums are first centred at the stratum's mean, so the resampled second moments lose no digits.
     """
     size = len(total_NQ)
     factor = size / (size - 1) if size > 1 else np.inf
@@ -112,7 +111,7 @@ def _stratum(total_NQ: F64, count_NQ: F64, weights_BN: F64) -> tuple[F64, F64, F
         own_Q = factor * (centred_NQ**2).sum(axis=0) / count_NQ.sum(axis=0) ** 2
         first_BQ = weights_BN @ centred_NQ
         second_BQ = weights_BN @ centred_NQ**2
-        if np.all(count_NQ == count_NQ[0, 0]):  # the usual case: every document counts alike
+        if np.all(count_NQ == count_NQ[0, 0]):  # the usual case: all documents have equal counts
             total_BQ: F64 = np.full(1, size * count_NQ[0, 0])
             shift_BQ = first_BQ / total_BQ
             squares_BQ = second_BQ - shift_BQ * first_BQ * count_NQ[0, 0]
@@ -129,7 +128,7 @@ def _stratum(total_NQ: F64, count_NQ: F64, weights_BN: F64) -> tuple[F64, F64, F
 
 
 def studentise_shift(shift: F64, variance: F64) -> F64:
-    """Return shift / se; +-inf where a shifted resample has no variance, 0 where it has not moved."""
+    """Return shift / se; without variance, +-inf for a shifted resample and 0 for an unshifted one."""
     with np.errstate(divide="ignore", invalid="ignore"):
         t = shift / np.sqrt(variance)
     return np.where((variance == 0.0) & (shift == 0.0), 0.0, t)
@@ -146,12 +145,12 @@ def _reason(design: Design, count_C: F64, infinite: bool, flat: bool, lonely: bo
 
 
 def studentised(functional: Functional, design: Design, windows: int) -> dict[str, Sample]:
-    """Bootstrap-t of smooth functionals, each with its standard error taken anew on every resample.
+    """Return the bootstrap-t samples of smooth functionals; every resample gets its own standard error.
 
     Args:
         functional: maps a batch of resamples to named values with influences.
         design: strata, documents and resamples.
-        windows: windows that take part, for the record.
+        windows: number of windows, which the samples report.
     """
     whole = Batch(design, np.ones((1, design.documents)))
     at_data = functional(whole)
@@ -166,7 +165,7 @@ def studentised(functional: Functional, design: Design, windows: int) -> dict[st
     out = {}
     for key, result in at_data.items():
         estimate, variance = float(result.value_R[0]), float(whole.variance(result.psi_RC)[0])
-        t_B = studentise_shift(_settled(values[key] - estimate, estimate), variances[key])
+        t_B = studentise_shift(_without_rounding(values[key] - estimate, estimate), variances[key])
         reason = _functional_reason(design, estimate, variance)
         out[key] = Sample(
             estimate, float(np.sqrt(variance)), t_B, windows, design.documents, reason, values_B=values[key]
@@ -174,8 +173,8 @@ def studentised(functional: Functional, design: Design, windows: int) -> dict[st
     return out
 
 
-def _settled(shift_B: F64, estimate: float) -> F64:
-    """Rounding is no movement: shifts below 12 digits of the estimate are 0."""
+def _without_rounding(shift_B: F64, estimate: float) -> F64:
+    """Set shifts below the twelfth digit of the estimate to 0: they are rounding errors."""
     return np.where(np.abs(shift_B) <= 1e-12 * max(1e-300, abs(estimate)), 0.0, shift_B)
 
 
@@ -188,10 +187,11 @@ def _functional_reason(design: Design, estimate: float, variance: float) -> str 
 
 
 def switching(sample: Sample) -> Sample:
-    """The same functional bounded from its resamples alone, by the wider of their two tails on either side.
+    """Return a sample of the same functional whose bounds come from the resamples alone.
 
-    That is the union of the percentile and the reflected interval: each misses on one side when a minimum is
-    taken anew on resamples. Data without variance have a bound all the same where the resamples differ.
+    Each bound uses the wider of the two tails, which gives the union of the percentile and the reflected interval.
+    Each of these intervals misses on one side for a minimum that is recomputed on resamples. Data without variance
+    still have a bound if the resamples differ.
     """
     if sample.values_B is None or sample.reason not in (None, NO_VARIANCE):
         return sample
@@ -203,10 +203,10 @@ def switching(sample: Sample) -> Sample:
 
 
 def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Sample:
-    """The basic (reflected) interval of a functional recomputed on every resample.
+    """Return the sample of a basic (reflected) interval, from a functional recomputed on every resample.
 
-    Resamples that all agree give an interval of width 0 without a reason: for a count of dead experts that
-    is what the data say, as long as the counts themselves vary; the caller knows whether they do.
+    If all resamples agree, the interval has width 0 and no reason. For a count of dead experts this is correct as long
+    as the token counts vary between documents; the caller checks this.
     """
     if not (np.isfinite(estimate) and np.isfinite(values_B).all()):
         return undefined("undefined on the data or on a resample", windows, design.documents)
@@ -218,9 +218,10 @@ def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Sampl
 
 
 def resampled_means(values_WQ: F64, design: Design) -> tuple[F64, F64]:
-    """Domain-equal-weighted means on the data, float64 [Q], and on every resample, float64 [B, Q].
+    """Return means with equally weighted domains on the data, float64 [Q], and on every resample, float64 [B, Q].
 
-    For functionals over several layers. NaN windows are left out; infinite ones make their column NaN.
+    Functionals over several layers use these means. The means leave out NaN windows; an infinite window makes its
+    column NaN.
     """
     defined_WQ = np.isfinite(values_WQ)
     total_CQ = design.sums(np.where(defined_WQ, values_WQ, 0.0))

@@ -1,7 +1,7 @@
-"""The tail guard: how large may the share of damaged documents be, given the few that were seen damaged?
+"""The tail guard: an upper bound on the share of damaged documents, from the number of damaged documents in the sample.
 
-A mean hides damage that sits in a tenth of the documents. The exact Clopper-Pearson bound on their share does
-not; it needs the quantiles of the beta distribution, got here from binomial tails by bisection.
+A mean hides damage in a tenth of the documents; the exact Clopper-Pearson bound on their share does not. The bound is a
+quantile of the beta distribution. This module computes it from binomial tails by bisection.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def clopper_pearson_lower(successes: int, trials: int, tail: float = TAIL) -> fl
 
 
 def _solve(decreasing: Callable[[float], float]) -> float:
-    """Return the root in (0, 1) of a decreasing function, to the last representable step, from above."""
+    """Return the smallest representable number in (0, 1) at or above the root of a decreasing function."""
     low, high = 0.0, 1.0
     while True:
         middle = 0.5 * (low + high)

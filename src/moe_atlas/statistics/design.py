@@ -1,6 +1,6 @@
-"""The resampling design: windows belong to documents (clusters), documents to domains (strata).
+"""The resampling design: windows belong to documents (clusters), and documents belong to domains (strata).
 
-Shape legend: W windows, C documents, B resamples, Q quantities.
+Legend: W windows, C documents, B resamples, Q quantities.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Design:
-    """Which window belongs to which document and domain, and how documents are resampled.
+    """The document and domain of every window, and the resamples of documents.
 
     Attributes:
-        domains: the domain numbers present, ascending; one stratum each.
-        slices: where each stratum's documents lie among the C documents.
+        domains: the domain numbers in use, ascending; each domain is one stratum.
+        slices: the slice of each stratum among the C documents.
         document_W: compact document number 0..C-1 of every window; documents are sorted by domain.
-        seed: registered seed; together with the domain number it fixes every resample.
-        resamples: B.
+        seed: the registered seed; with the domain number, it determines every resample.
+        resamples: B, the number of resamples.
     """
 
     domains: tuple[int, ...]
@@ -42,15 +42,15 @@ class Design:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Documents in each stratum."""
+        """The number of documents in each stratum."""
         return tuple(s.stop - s.start for s in self.slices)
 
     @cached_property
     def weights_BC(self) -> F64:
-        """How often each document is drawn in each resample, float64 [B, C] of small integers.
+        """How often each resample draws each document, float64 [B, C] of small integers.
 
-        Every stratum keeps its number of documents. A stratum's draws depend on (seed, domain) alone, so a
-        domain on its own is resampled exactly as it is among others.
+        Every stratum keeps its number of documents. The draws of a stratum depend only on (seed, domain), so the
+        resamples of a domain do not depend on the other domains.
         """
         weights_BC = np.empty((self.resamples, self.documents), dtype=np.float64)
         for domain, part in zip(self.domains, self.slices, strict=True):
@@ -67,9 +67,12 @@ class Design:
 def make_design(
     domain_W: NDArray[np.integer], document_W: NDArray[np.integer], seed: int, resamples: int
 ) -> Design:
-    """Build the design of W windows from their domain and document numbers.
+    """Return the design of W windows from their domain and document numbers.
 
-    A document is a (domain, document) pair. Raises ValueError when the two arrays differ in length.
+    A pair (domain, document) identifies a document.
+
+    Raises:
+        ValueError: the two arrays are not vectors of equal length.
     """
     if domain_W.shape != document_W.shape or domain_W.ndim != 1:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Random numbers that are the same on every machine, Python and NumPy version.
+"""Random numbers that are the same on every machine and with every version of Python and NumPy.
 
-A counter-based generator: the value at (seed, stream, counter) is a pure function of those three integers,
-so a verifier draws any part of any stream without replaying the rest. The mixing function is the finaliser
-of SplitMix64 (Steele, Lea and Flood, 2014); at a fixed key the sequence over counters *is* SplitMix64, which
-is what the known-answer tests check. Only 64-bit integer arithmetic takes part.
+The generator is counter-based: the value at (seed, stream, counter) is a pure function of these three integers, so a
+verifier can draw any part of a stream without the rest. The mixing function is the finaliser of SplitMix64 (Steele, Lea
+and Flood, 2014). At a fixed key, the sequence over counters *is* SplitMix64; the known-answer tests check this. The
+generator uses only 64-bit integer arithmetic.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def draw(key: int, count: int, start: int = 0) -> U64:
 def integers(key: int, bound: int, count: int, start: int = 0) -> NDArray[np.int64]:
     """Return ``count`` integers in ``0 .. bound - 1``, int64 [count].
 
-    The high 32 bits are scaled by the bound, so the bias is below ``bound / 2**32``.
+    The bound scales the high 32 bits, so the bias is below ``bound / 2**32``.
 
     Raises:
         ValueError: if the bound is not in ``1 .. 2**31``.

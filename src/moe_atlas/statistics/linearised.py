@@ -1,11 +1,11 @@
-"""Statistics carried together with their influence: a value and what each document contributes to it.
+"""Functionals with their influences: a value, and the first-order effect of each document on it.
 
-A `Linearised` holds, for a batch of resamples, the value of a functional and its first-order influence on
-every document. Arithmetic follows the chain rule, so a functional written once (a ratio, an entropy, the load
-of a margin) brings its own standard error, sqrt of sum over domains of n/(n-1) sum w (psi - mean psi)^2:
-the infinitesimal jackknife of a stratified cluster sample, taken anew on each resample.
+For a batch of resamples, a `Linearised` holds the value of a functional and the first-order influence of every document
+on this value. Its arithmetic follows the chain rule. So a functional that is written once (a ratio, an entropy, the
+load of a margin) provides its own standard error: the square root of the sum over domains of
+n/(n-1) sum w (psi - mean psi)^2. This is the infinitesimal jackknife of a stratified cluster sample on each resample.
 
-Shape legend: R resamples in the batch (1 for the data itself), C documents, E experts.
+Legend: R resamples in the batch (1 for the data itself), C documents, N documents of one stratum, E experts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Linearised:
     """A functional on a batch of resamples.
 
     Attributes:
-        value_R: its value, float64 [R].
+        value_R: value of the functional, float64 [R].
         psi_RC: influence of one more draw of each document, up to a constant per stratum, float64 [R, C].
     """
 
@@ -62,14 +62,14 @@ class Linearised:
         return Linearised(ratio_R, psi_RC)
 
     def exp(self) -> Linearised:
-        """Return e to the power of it."""
+        """Return e to the power of this functional."""
         value_R = np.exp(self.value_R)
         return Linearised(value_R, value_R[:, None] * self.psi_RC)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of resamples of one design: what functionals are evaluated on.
+    """A batch of resamples of one design, on which functionals are evaluated.
 
     Attributes:
         design: strata and documents.
@@ -84,7 +84,7 @@ class Batch:
 
         Args:
             total_C: sum of the quantity over the defined windows (or tokens) of each document.
-            count_C: how many of them there are.
+            count_C: number of defined windows (or tokens) of each document.
         """
         value_R = np.zeros(len(self.weights_RC))
         psi_RC = np.empty_like(self.weights_RC)
@@ -104,7 +104,7 @@ class Batch:
     def variance(self, psi_RC: F64) -> F64:
         """Return the stratified cluster variance of a functional with these influences, float64 [R].
 
-        Influences that agree to 12 digits within every stratum count as no variance at all.
+        If the influences agree to 12 digits within every stratum, the variance is 0.
         """
         variance_R = np.zeros(len(psi_RC))
         scale_R = np.zeros(len(psi_RC))
@@ -114,14 +114,14 @@ class Batch:
             first_R = np.einsum("rn,rn->r", weights_RN, psi_RN) / size
             second_R = np.einsum("rn,rn->r", weights_RN, psi_RN**2)
             spread_R = np.einsum("rn,rn->r", weights_RN, (psi_RN - first_R[:, None]) ** 2)
-            with np.errstate(invalid="ignore"):  # one document alone says nothing: undefined
+            with np.errstate(invalid="ignore"):  # the variance of a single document is undefined
                 variance_R += spread_R * (size / (size - 1) if size > 1 else np.inf)
             scale_R += second_R
         return np.where(variance_R <= 1e-24 * scale_R, 0.0, variance_R)
 
 
 class Counts:
-    """Pooled expert counts of one checkpoint in a batch: occupancy functionals of §4.5.
+    """Pooled expert counts of one checkpoint in a batch, for the occupancy functionals of §4.5.
 
     Args:
         batch: the resamples.
@@ -139,7 +139,7 @@ class Counts:
         self.experts = counts_CE.shape[1]
 
     def load_entropy(self) -> Linearised:
-        """Entropy of counts / sum of counts, in nats."""
+        """Return the entropy of counts / sum of counts, in nats."""
         share_RE = self.pooled_RE / self.total_R[:, None]
         log_RE = np.log(np.where(share_RE > 0, share_RE, 1.0))
         value_R = -np.einsum("re,re->r", share_RE, log_RE)
@@ -148,7 +148,7 @@ class Counts:
         return Linearised(value_R, psi_RC)
 
     def load_cv(self) -> Linearised:
-        """Population standard deviation over mean of the counts (a ratio)."""
+        """Return the population standard deviation of the counts divided by their mean."""
         mean_R = self.total_R / self.experts
         centred_RE = self.pooled_RE - mean_R[:, None]
         value_R = np.sqrt(np.mean(centred_RE**2, axis=1)) / mean_R
@@ -161,19 +161,19 @@ class Counts:
         return Linearised(value_R, np.where(value_R[:, None] > 0, psi_RC, 0.0))
 
     def max_violation(self) -> Linearised:
-        """(largest count - mean count) / mean count."""
+        """Return (largest count - mean count) / mean count."""
         top_R = self.pooled_RE.argmax(axis=1)
         scaled_R = self.experts * self.pooled_RE.max(axis=1) / self.total_R
         influence_RC = self.experts * self.counts_CE.T[top_R] - np.outer(scaled_R, self.total_C)
         return Linearised(scaled_R - 1.0, influence_RC / self.total_R[:, None])
 
     def min_share(self) -> Linearised:
-        """(smallest count + 1/2) / (tokens + 1): stays positive, so that ratios of it stay finite."""
+        """Return (smallest count + 1/2) / (tokens + 1), which is positive, so that ratios of it are finite."""
         low_R = self.pooled_RE.argmin(axis=1)
         value_R = (self.pooled_RE.min(axis=1) + 0.5) / (self.tokens_R + 1.0)
         influence_RC = self.counts_CE.T[low_R] - np.outer(value_R, self.tokens_C)
         return Linearised(value_R, influence_RC / (self.tokens_R + 1.0)[:, None])
 
     def dead(self) -> F64:
-        """Experts that no token reached, float64 [R]; a step function without an influence."""
+        """Return the number of experts that no token reached, float64 [R]; this step function has no influence."""
         return np.asarray((self.pooled_RE == 0).sum(axis=1), dtype=np.float64)

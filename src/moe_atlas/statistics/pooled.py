@@ -1,9 +1,9 @@
-"""Ratios pooled over all documents, resampled within domains: for what a domain need not have at all.
+"""Ratios pooled over all documents, for quantities that some domains may lack.
 
-An expert that only code uses has a mean over the tokens that use it, and none in prose. So documents weigh by their
-counts here, where every other mean weighs domains equally.
+An expert that only code uses has a mean over the tokens that use it, but no mean in the domain prose. So these ratios
+weight documents by their counts, whereas all other means weight domains equally. Resampling stays within domains.
 
-Shape legend: C documents, N documents of one stratum, R resamples (1 for the data), B resamples, Q quantities.
+Legend: C documents, N documents of one stratum, R resamples (1 for the data), B resamples, Q quantities.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ from moe_atlas.statistics.sample import NO_VARIANCE, Sample
 
 F64 = NDArray[np.float64]
 
-COLUMNS = 64  # held at a time: bounded memory
+COLUMNS = 64  # columns in memory at a time
 
 
 def pooled_ratios(total_CQ: F64, count_CQ: F64, design: Design) -> list[Sample]:
-    """Bootstrap-t of ratios total/count pooled over all documents, resampled within domains.
+    """Return bootstrap-t samples of ratios total/count pooled over all documents, resampled within domains.
 
-    For what a domain need not have at all, such as an expert that only code uses: domains weigh by their counts.
-    A column that is 0 throughout is exactly 0; one whose documents all agree otherwise has no bound above.
+    A column of zeros is exactly 0. A column of equal ratios other than 0 has no upper bound.
 
     Args:
         total_CQ: finite sums of each document, float64 [C, Q].
-        count_CQ: how many values each sum has; above 0 in some document of every column.
+        count_CQ: number of values in each sum; at least one document of every column has a positive count.
         design: strata, documents and resamples.
     """
     samples: list[Sample] = []
@@ -61,7 +60,7 @@ def _pooled(total_CQ: F64, count_CQ: F64, design: Design) -> list[Sample]:
 
 
 def _pooled_variance(weights_RC: F64, centred_CQ: F64, count_CQ: F64, design: Design) -> tuple[F64, F64]:
-    """Stratified cluster variance of a pooled ratio on resamples, and its shift, float64 [R, Q] each."""
+    """Return the stratified cluster variance of pooled ratios on resamples, and their shift, float64 [R, Q] each."""
     with np.errstate(divide="ignore", invalid="ignore"):
         count_RQ = weights_RC @ count_CQ
         shift_RQ = (weights_RC @ centred_CQ) / count_RQ

@@ -1,6 +1,6 @@
-"""An estimate together with its resampling distribution, and the interval it gives.
+"""An estimate with its resampling distribution, and the interval that follows from both.
 
-Shape legend: B resamples.
+Legend: B resamples.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ class Sample:
     """A number, its standard error and its studentised resamples.
 
     Attributes:
-        estimate: the value on the data; NaN when undefined.
+        estimate: the value on the data; NaN if undefined.
         se: standard error on the data (bootstrap-t), or the spread of the resamples (basic).
-        t_B: studentised resamples, float64 [B]; a resample that cannot be studentised is +-inf or NaN and
-            counts against both bounds.
-        windows: windows that took part.
-        documents: documents that took part.
-        reason: why the number or its interval is undefined; None when both are defined.
-        exact: the value follows from inputs of equal values and has no sampling error.
-        values_B: the functional itself on every resample, where something is built on it; takes over where
-            the studentised resamples give no bound.
-        switching: the functional sits on an extremum over experts that switches from resample to resample; a
-            bound takes the wider of the two tails (`switching` in `bootstrap`).
-        rare_high: an upper bound that needs no variance (`stringer`), for a non-negative quantity that is zero
-            in most documents; takes over where the resamples give none.
-        effective: of a mean, how many equal documents weigh as its own do (`passing`).
+        t_B: studentised resamples, float64 [B]; a resample that cannot be studentised is +-inf or NaN and counts
+            against both bounds.
+        windows: number of windows behind the number.
+        documents: number of documents behind the number.
+        reason: why the number or its interval is undefined; None if both are defined.
+        exact: whether the value follows from inputs of equal values and has no sampling error.
+        values_B: the value on every resample; it gives the bound if the studentised resamples give none.
+        rare_high: an upper bound that needs no variance (`stringer`), for a non-negative quantity that is zero in most
+            documents; it replaces a missing bound.
+        switching: whether the functional is an extremum over experts that may switch experts between resamples; each
+            bound then uses the wider of the two tails (`switching` in `bootstrap`).
+        effective: effective documents of a mean (`passing`); None for other quantities.
     """
 
     estimate: float
@@ -59,21 +58,21 @@ def undefined(reason: str, windows: int = 0, documents: int = 0) -> Sample:
 
 
 def exact_zero(windows: int, documents: int) -> Sample:
-    """Return the sample of a difference between things of equal values."""
+    """Return the sample of a difference between equal values."""
     return Sample(0.0, 0.0, None, windows, documents, None, exact=True)
 
 
 def tail_rank(resamples: int, tail: float) -> int:
-    """Return how many resamples lie at or beyond a one-sided bound; 0 when there are too few of them.
+    """Return how many resamples lie at or beyond a one-sided bound; 0 if there are too few resamples.
 
-    The order statistic at rank floor((B + 1) * tail), never an interpolation: bounds stay finite only when
-    the resamples themselves support them.
+    The rank of the order statistic is floor((B + 1) * tail), without interpolation, so a bound is finite only if the
+    resamples support it.
     """
     return int(np.floor((resamples + 1) * tail + 1e-9))
 
 
 def upper_quantile(t_B: F64, tail: float) -> float:
-    """Return the value that a share ``tail`` of resamples reach; undefined resamples count as +inf."""
+    """Return the value that a share ``tail`` of the resamples reaches; undefined resamples count as +inf."""
     rank = tail_rank(len(t_B), tail)
     if rank < 1:
         return float("inf")
@@ -81,45 +80,46 @@ def upper_quantile(t_B: F64, tail: float) -> float:
 
 
 def lower_bound(sample: Sample, tail: float) -> float:
-    """Return the one-sided lower bound at error ``tail``; -inf when the resamples do not bound it."""
+    """Return the one-sided lower bound at error ``tail``; -inf if the resamples do not bound it."""
     return _bound(sample, tail, 1.0)
 
 
 def upper_bound(sample: Sample, tail: float) -> float:
-    """Return the one-sided upper bound at error ``tail``; +inf when the resamples do not bound it."""
+    """Return the one-sided upper bound at error ``tail``; +inf if the resamples do not bound it."""
     return _bound(sample, tail, -1.0)
 
 
-def _bound(sample: Sample, tail: float, side: float) -> float:
+def _bound(sample: Sample, tail: float, sign: float) -> float:
+    """Return the lower bound for sign 1, the upper bound for sign -1."""
     if sample.exact:
         return sample.estimate
     if sample.reason is not None or sample.t_B is None:
-        return -side * float("inf")
-    step = upper_quantile(side * sample.t_B, tail)
+        return -sign * float("inf")
+    step = upper_quantile(sign * sample.t_B, tail)
     if sample.switching:
-        step = max(step, upper_quantile(-side * sample.t_B, tail))
-    bound = sample.estimate if sample.se == 0.0 else sample.estimate - side * step * sample.se
+        step = max(step, upper_quantile(-sign * sample.t_B, tail))
+    bound = sample.estimate if sample.se == 0.0 else sample.estimate - sign * step * sample.se
     if np.isfinite(bound):
         return bound
     if sample.values_B is not None:
-        return sample.estimate - side * upper_quantile(side * (sample.values_B - sample.estimate), tail)
+        return sample.estimate - sign * upper_quantile(sign * (sample.values_B - sample.estimate), tail)
     if sample.rare_high is not None:
-        return sample.rare_high if side < 0 else 0.0
+        return sample.rare_high if sign < 0 else 0.0
     return bound
 
 
 def interval(sample: Sample, confidence: float, floor: float = -np.inf, ceiling: float = np.inf) -> Interval:
-    """Return the two-sided interval as it stands in a receipt.
+    """Return the two-sided interval in the form of a receipt.
 
     Args:
         sample: the number and its resamples.
-        confidence: two-sided confidence; each tail gets half of what is left.
-        floor: smallest value the quantity can take; the interval is clipped there.
-        ceiling: largest value the quantity can take.
+        confidence: two-sided confidence; each tail gets half of the error.
+        floor: smallest value that the quantity can take; the interval is clipped there.
+        ceiling: largest value that the quantity can take; the interval is clipped there.
 
     Returns:
-        ``{"estimate", "low", "high", "windows", "documents"}``, a bound that is not finite being null with a
-        ``reason``; ``"exact": True`` for differences between things of equal values.
+        ``{"estimate", "low", "high", "windows", "documents"}``. A bound that is not finite is null and comes with a
+        ``reason``. A difference between equal values also has ``"exact": True``.
     """
     tail = (1.0 - confidence) / 2.0
     low, high = lower_bound(sample, tail), upper_bound(sample, tail)
@@ -140,5 +140,5 @@ def interval(sample: Sample, confidence: float, floor: float = -np.inf, ceiling:
 
 
 def finite(value: float) -> float | None:
-    """Return the value as a JSON number, or None when it is not finite."""
+    """Return the value as a JSON number, or None if it is not finite."""
     return float(value) if np.isfinite(value) else None

@@ -1,8 +1,8 @@
 """Bounds that hold for all protected layers at once (studentised max-T).
 
-With 48 undamaged layers at 5 %, pointwise bounds flag some layer in 53-93 % of runs; these in 3-5 %.
+With 48 undamaged layers at 5 %, pointwise bounds flag some layer in 53-93 % of runs; simultaneous bounds do so in 3-5 %.
 
-Shape legend: L layers, B resamples.
+Legend: L layers, B resamples.
 """
 
 from __future__ import annotations
@@ -15,25 +15,23 @@ from moe_atlas.statistics.sample import Sample, upper_quantile
 
 
 def simultaneous_lower(samples: Sequence[Sample], tail: float) -> list[float | None]:
-    """Return lower bounds of all layers that hold together with error at most ``tail``.
+    """Return lower bounds of all layers that hold simultaneously with an error of at most ``tail``.
 
-    One quantity over its layers: T = max over layers of the studentised resample, the same resamples for all
-    layers, so their correlation counts; every layer's bound is estimate - T's upper quantile x its own se.
+    T is the maximum over layers of the studentised resamples of one quantity. All layers use the same resamples, so T
+    reflects their correlation. The bound of a layer is its estimate minus the upper quantile of T times its own se.
 
     Args:
-        samples: the quantity in each layer. Undefined ones and ones without a reasoned variance get None and
-            take no part; exact ones, and counts that agree on every resample, keep their value.
+        samples: the quantity in each layer. A layer whose sample is undefined or has no variance gets None and does not
+            contribute to T. An exact sample, or a count that agrees on every resample, keeps its value.
         tail: one-sided error of the whole family.
 
     Returns:
-        A bound per layer; None where there is none.
+        A bound per layer; None for a layer without a bound.
     """
-    taking_part = [
-        np.abs(s.t_B) if s.switching else s.t_B for s in samples if _usable(s) and s.t_B is not None
-    ]
+    usable = [np.abs(s.t_B) if s.switching else s.t_B for s in samples if _usable(s) and s.t_B is not None]
     step = 0.0
-    if taking_part:
-        stacked_LB = np.stack([np.where(np.isnan(t_B), np.inf, t_B) for t_B in taking_part])
+    if usable:
+        stacked_LB = np.stack([np.where(np.isnan(t_B), np.inf, t_B) for t_B in usable])
         step = upper_quantile(stacked_LB.max(axis=0), tail)
     return [_layer_bound(s, step) for s in samples]
 

@@ -1,4 +1,4 @@
-"""Writing that survives a crash: whole or not at all, and on the disk before anybody is told."""
+"""Crash-safe writing: a file appears whole or not at all, and it is on the disk before the caller continues."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a crash leaves the old file or the new one, never a part.
+    """Replace the content of `path` by `data`; a crash leaves either the old file or the new file.
 
-    The bytes go to a temporary file of the same folder, reach the disk, take the name, and the folder reaches
-    the disk too.
+    The function writes a temporary file in the same folder, syncs it to the disk, renames it, and syncs the folder.
 
     Raises:
-        OSError: the folder is not writable or the disk is full; the temporary file is then removed.
+        OSError: the folder is not writable or the disk is full; the temporary file is removed.
     """
     take_place(write_temporary(path, data), path)
 
@@ -56,14 +55,14 @@ def take_place(temporary: Path, path: Path) -> None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write every byte of `data`: one `os.write` may take only a part without saying so."""
+    """Write every byte of `data`; a single `os.write` may write only part of it without an error."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk, so that a rename survives a power cut."""
+    """Sync a folder's entries to the disk, so that a rename survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

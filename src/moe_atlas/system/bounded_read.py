@@ -1,4 +1,4 @@
-"""Reading whole files of a bounded length: the one place where a file of unknown size meets the memory."""
+"""Read whole files of bounded length; every file of unknown size is read into memory here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _PIECE = 64 << 20
 
 @dataclass
 class Unreadable(Exception):
-    """Why a file was not read.
+    """The reason why a file was not read.
 
     Attributes:
         kind: ``missing``, ``unreadable``, ``irregular`` or ``long``.
-        reason: the rest of a sentence that the file's name begins.
+        reason: the predicate of a sentence whose subject is the file's name.
     """
 
     kind: str
@@ -24,13 +24,13 @@ class Unreadable(Exception):
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most `limit` bytes, in memory that follows its length and not the limit.
+    """Read a regular file of at most `limit` bytes; memory use follows the file's length, not the limit.
 
-    The file is opened without blocking and checked after opening, so that a FIFO, a device or a file that grows
-    meanwhile is refused instead of hanging or filling the memory.
+    The function opens the file without blocking and checks it after opening. So it refuses a FIFO, a device or a
+    growing file instead of hanging or filling the memory.
 
     Raises:
-        Unreadable: there is none, it cannot be read, it is no regular file, or it is longer.
+        Unreadable: the file is missing, unreadable, not regular, or longer than `limit`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,7 +52,7 @@ def _read(descriptor: int, limit: int) -> bytes:
         raise Unreadable("long", f"is longer than the limit of {limit} bytes: {found.st_size} bytes")
     pieces: list[bytes] = []
     length = 0
-    # One byte more than the file says it has shows whether it grew; os.read sets aside what it is asked for.
+    # Reading one byte more than the stated size shows whether the file grew. os.read allocates the requested size.
     while length <= limit:
         wanted = min(max(found.st_size - length, 0) + 1, limit + 1 - length, _PIECE)
         piece = os.read(descriptor, wanted)

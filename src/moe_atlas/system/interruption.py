@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: stop once, undo what is half-done, and say one line. Torch-free."""
+"""SIGINT and SIGTERM: stop at the first signal, undo unfinished work, and print one line. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from typing import Any
 
 LINE = "stopped before a result was acknowledged"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE = (
-    5.0  # seconds after which whoever asks again is not kept waiting; shells and launchers ask twice at once
-)
+PATIENCE = 5.0  # seconds during which further signals are ignored: shells and launchers send two at once
 RETRY = 0.05  # seconds
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM: nothing catches it on the way out but what undoes the half-done."""
+    """SIGINT or SIGTERM arrived; only code that undoes unfinished work may catch this exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -27,25 +25,26 @@ class Stopped(BaseException):
 
 
 def end_at_once() -> None:
-    """End at the first signal: for the time in which nothing has been begun."""
-    for number in _heard():
+    """End the process at the first signal, as long as there is no unfinished work."""
+    for number in _active():
         signal.signal(number, _end)
 
 
 def listen() -> None:
-    """Raise `Stopped` in the main thread at the first signal that is not ignored already."""
-    sys.unraisablehook = _swallowed
-    for number in _heard():
+    """Raise `Stopped` in the main thread at the first signal; signals that are already ignored stay ignored."""
+    sys.unraisablehook = _repeat_swallowed
+    for number in _active():
         signal.signal(number, _stop)
 
 
 def ignore() -> None:
-    """Let nothing stop what is left to do: the exit code is known."""
+    """Ignore both signals while the process finishes with a known exit code."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _heard() -> list[signal.Signals]:
+def _active() -> list[signal.Signals]:
+    """Return the signals that are not ignored."""
     return [number for number in NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
@@ -62,13 +61,13 @@ def _stop(number: int, frame: object) -> None:
         if time.monotonic() - began > PATIENCE:
             _end(number, frame)
 
-    for each in _heard():
-        signal.signal(each, again)
+    for active in _active():
+        signal.signal(active, again)
     raise Stopped(number)
 
 
-def _swallowed(unraisable: Any) -> None:
-    """Send a signal again that came while a finaliser ran: nothing that is raised there gets out."""
+def _repeat_swallowed(unraisable: Any) -> None:
+    """Send a signal again if it arrived while a finaliser ran, because Python swallows exceptions of finalisers."""
     stop = unraisable.exc_value
     if not isinstance(stop, Stopped):
         sys.__unraisablehook__(unraisable)

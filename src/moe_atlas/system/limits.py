@@ -1,28 +1,28 @@
-"""What a verifier reads and holds, checked before an audit begins: nothing may be measured that no receipt can hold."""
+"""Limits of a verifier, checked before an audit begins, so that no audit measures more than a receipt can hold."""
 
 from __future__ import annotations
 
 from moe_atlas.errors import InputRefused
 
 MAX_CELLS = 1 << 28
-"""Documents times resamples; the bootstrap's weights are held, 8 bytes each."""
+"""Documents times resamples; the bootstrap holds a weight of 8 bytes for each."""
 MAX_RECEIPT_BYTES = 64 << 20
 MAX_WINDOW_BYTES = 8 << 30
 MAX_LOCK_BYTES = 256 << 20
 
-# Least that every audit writes. Estimates from below: only what is certain to fail is refused beforehand.
-_LAYER_BYTES = 3000  # of a receipt, for each checkpoint's layer
-_DOMAIN_BYTES = 1000
-_SKIPPED_BYTES = 40  # beside the tensor's name
-_WINDOW_BYTES = 64  # of window data for a window, layer and checkpoint, and for the pair
-_EXPERT_BYTES = 12  # rho in float64 and a count in int32, for a window, layer, expert and checkpoint
+# Lower bounds of the bytes that an audit writes, so that only an audit that is certain to fail is refused here.
+_LAYER_BYTES = 3000  # receipt bytes per layer and checkpoint
+_DOMAIN_BYTES = 1000  # receipt bytes per domain
+_SKIPPED_BYTES = 40  # receipt bytes per skipped tensor, its name aside
+_WINDOW_BYTES = 64  # window data per window and layer, for each checkpoint and for the pair
+_EXPERT_BYTES = 12  # window data per window, layer, expert and checkpoint: rho in float64, a count in int32
 
 
 def require_resamples(documents: int, resamples: int, where: str) -> None:
     """Refuse more resamples of documents than a verifier holds.
 
     Raises:
-        InputRefused: E_PROBE_SIZE, with what to lower.
+        InputRefused: E_PROBE_SIZE, with the number to lower.
     """
     if documents * resamples > MAX_CELLS:
         problem = (
@@ -39,14 +39,14 @@ def require_room(
     """Refuse an audit whose receipt or window data would be longer than a verifier reads.
 
     Args:
-        experts: how many experts each routed layer has.
-        windows: windows of base domains, and all windows.
-        domains: how many domains are registered.
-        skipped: of each checkpoint the names of the tensors that a receipt lists.
+        experts: number of experts of each routed layer.
+        windows: number of windows of base domains, and number of all windows.
+        domains: number of registered domains.
+        skipped: for each checkpoint, the names of the skipped tensors, which the receipt lists.
         where: the probe file.
 
     Raises:
-        InputRefused: E_PROBE_SIZE, with what to lower.
+        InputRefused: E_PROBE_SIZE, with the number to lower.
     """
     measured, everything = windows
     sides, pair = len(skipped), len(skipped) == 2

@@ -1,8 +1,8 @@
-"""A process that ends with the one that started it, however that one ends. Torch-free.
+"""End a child process when its parent process ends, however the parent ends. Torch-free.
 
-The child asks who its parent is: the answer changes when the parent is gone, whatever killed it. A pipe would not do,
-because workers that a training forks hold its ends open, nor would Linux's signal at a parent's death, which comes when
-the thread that started the child ends.
+The child polls the id of its parent, which changes when the parent is gone, whatever killed it. Two alternatives fail.
+Workers that a training forks would keep the ends of a pipe open. Linux sends its parent-death signal as soon as the
+thread that started the child ends.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import time
 from threading import Thread
 
 VARIABLE = "ATLAS_PARENT"
-EVERY = 0.5  # seconds between two looks
-GRACE = 5.0  # seconds to undo what is half-done
+EVERY = 0.5  # seconds between two polls
+GRACE = 5.0  # seconds to undo unfinished work
 
 
 def named_parent() -> dict[str, str]:
-    """Return the environment variable by which a child of this process knows its parent."""
+    """Return the environment variable that tells a child the id of this process."""
     return {VARIABLE: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """Stop this process, as SIGTERM does, once the parent named in its environment is gone; do nothing without one."""
+    """Stop this process as SIGTERM does once the parent named in its environment is gone; without a name, do nothing."""
     parent = os.environ.pop(VARIABLE, "")
     if parent.isdecimal():
         Thread(target=_watch, args=(int(parent),), name="parent", daemon=True).start()
