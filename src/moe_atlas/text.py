@@ -67,7 +67,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def interval(value: Any) -> str:
-    """Format an interval as ``estimate [low, high]``; with one bound, ``estimate, at most high`` or ``at least low``."""
+    """Format an interval: ``estimate [low, high]``; with one bound ``estimate, at most high`` or ``at least low``."""
     if not isinstance(value, dict) or value.get("estimate") is None:
         return "–"
     estimate, low, high = (number(value.get(bound)) for bound in ("estimate", "low", "high"))

@@ -9,14 +9,14 @@ from threading import Event
 import pytest
 import torch
 
-from moe_atlas.auditing.layer.prefetch import background, reading
+from moe_atlas.auditing.layer.prefetch import low_priority_pool, reader_thread
 from moe_atlas.checkpoint.digest import TensorHash
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import BEHIND, Reader
 from scripts.oracle import tiny
 
 
-@pytest.mark.parametrize("threads", [background, reading])
+@pytest.mark.parametrize("threads", [low_priority_pool, reader_thread])
 def test_background_threads_leave_torch_threads_alone(threads):
     before = torch.get_num_threads()
     with threads() as pool:

@@ -16,7 +16,7 @@ from moe_atlas.api import AuditOptions, audit
 from moe_atlas.auditing import run
 from moe_atlas.auditing.cost.machine import full_precision
 from moe_atlas.auditing.layer.batches import partition
-from moe_atlas.auditing.layer.reading import LayerReading
+from moe_atlas.auditing.layer.measurements import LayerMeasurements
 from moe_atlas.checkpoint import reader
 from scripts.oracle import tiny
 from tests.auditing.device_pairs import BUILD, moved, probe
@@ -41,14 +41,14 @@ def probes(tmp_path_factory):
 @pytest.fixture
 def both(monkeypatch, probes):
     """A pair's audit on the processor and on the card, and of each the routed set of every token, as it was read."""
-    enter, sets = LayerReading.routing, []
+    enter, sets = LayerMeasurements.add_routing, []
 
     def entering(self, side, routing, windows):
         sets.append((self.layer, side, windows.start, routing.topk_TK.sort(1).values.tolist()))
         enter(self, side, routing, windows)
 
     def audited(base, tuned, **options):
-        monkeypatch.setattr(LayerReading, "routing", entering)
+        monkeypatch.setattr(LayerMeasurements, "add_routing", entering)
         found = []
         for device in ("cpu", DEVICE):
             found.append((*pairs.audited(base, tuned, probes, device=device, **options), sets.copy()))

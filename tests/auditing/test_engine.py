@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moe_atlas.auditing import loop, run
-from moe_atlas.auditing.layer.batches import partition, rounds
+from moe_atlas.auditing.layer.batches import layer_passes, partition
 from moe_atlas.auditing.layer.expert_stream import LayerExperts
-from moe_atlas.auditing.layer.prefetch import ahead
+from moe_atlas.auditing.layer.prefetch import prefetch
 from moe_atlas.checkpoint.reader import Reader
 from scripts.oracle import tiny
 from tests.support import pairs
@@ -111,8 +111,8 @@ def audited_in_rounds(base, tuned, probes, monkeypatch, held_tokens, threads, de
     class Walk(loop.Walk):
         def __init__(self, **options):
             pool = ThreadPoolExecutor(threads)
-            super().__init__(**options | {"held_tokens": held_tokens, "pool": pool, "depth": depth})
-            parts.extend(rounds(self.batches, held_tokens))
+            super().__init__(**options | {"held_tokens": held_tokens, "pool": pool, "read_ahead": depth})
+            parts.extend(layer_passes(self.batches, held_tokens))
 
     monkeypatch.setattr(run, "partition", partial(partition, limit=64))
     monkeypatch.setattr(run, "Walk", Walk)
@@ -151,7 +151,7 @@ def test_all_passes_but_the_last_keep_experts_in_the_cache(base, probes, monkeyp
 def test_nothing_ahead_is_only_what_is_asked_for():
     started = []
     with ThreadPoolExecutor(2) as pool:
-        results = ahead(lambda step: pool.submit(lambda: started.append(step) or step), range(3), depth=0)
+        results = prefetch(lambda step: pool.submit(lambda: started.append(step) or step), range(3), depth=0)
         for step in range(3):
             assert started == list(range(step))
             assert next(results) == step
@@ -161,7 +161,7 @@ def test_nothing_ahead_is_only_what_is_asked_for():
 @pytest.mark.parametrize("depth", [0, 1])
 def test_no_more_experts_are_read_ahead_than_the_walk_allows(base, probes, monkeypatch, depth):
     reads, most = [], 0
-    begin, recycle = LayerExperts._begin, LayerExperts._recycle
+    begin, recycle = LayerExperts._start, LayerExperts._recycle
 
     def beginning(self, expert):
         reads.append(expert)
@@ -173,7 +173,7 @@ def test_no_more_experts_are_read_ahead_than_the_walk_allows(base, probes, monke
         reads.pop(0)
         recycle(self, one)
 
-    monkeypatch.setattr(LayerExperts, "_begin", beginning)
+    monkeypatch.setattr(LayerExperts, "_start", beginning)
     monkeypatch.setattr(LayerExperts, "_recycle", recycling)
     monkeypatch.setattr(run, "Walk", partial(loop.Walk, pool=ThreadPoolExecutor(4)))
     monkeypatch.setattr(run.memory, "read_ahead", lambda limit, room: depth)
@@ -192,7 +192,7 @@ def test_work_ahead_is_ordered_bounded_and_stops():
         return step * step
 
     with ThreadPoolExecutor(2) as pool:
-        results = ahead(partial(pool.submit, work), range(100), depth=3)
+        results = prefetch(partial(pool.submit, work), range(100), depth=3)
         for _ in range(3):
             running.acquire()
         assert sorted(started) == [0, 1, 2]  # begun before anything was asked for, and no more than that

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_atlas.auditing import plan, run
 from moe_atlas.auditing.cost import flops as work
 from moe_atlas.auditing.cost import memory, throughput
-from moe_atlas.auditing.cost.flops import Tokens
+from moe_atlas.auditing.cost.flops import TokenCounts
 from moe_atlas.auditing.layer.batches import partition
 from moe_atlas.cli import run as atlas
 from moe_atlas.options import AuditOptions
@@ -57,7 +57,7 @@ def test_operations_are_those_that_torch_counts(base, root, which, monkeypatch):
     """Of an A/A audit that skips nothing; comparing sketches is no part of it."""
     monkeypatch.setattr(identity, "distances", torch.cdist)
     # Rows that only fill up are not counted.
-    monkeypatch.setattr(Replay, "filled", staticmethod(lambda rows: rows))
+    monkeypatch.setattr(Replay, "padded_rows", staticmethod(lambda rows: rows))
     probe = pairs.probe(root / f"probe-{which}", documents=6, evaluation=ACTIVE | {"experts": which})
     with FlopCounterMode(display=False) as counter:
         pairs.audited(base, base, probe, skips=False)
@@ -73,7 +73,7 @@ def test_operations_are_those_that_torch_counts(base, root, which, monkeypatch):
 def test_operations_by_hand(root):
     """D 32, 4 heads of 8 over 2, 2 layers, 8 experts of 12, top 3, vocabulary 48; windows of 5 and 3 tokens."""
     spec, _ = tiny.open_tiny(tiny.save("qwen3_moe", root / "hand", seed=5, head_dim=8))
-    found = work.flops([spec, spec], Tokens([5, 3], 4, 6), everyone=False, requantised=True)
+    found = work.flops([spec, spec], TokenCounts([5, 3], 4, 6), everyone=False, requantised=True)
     expert = 2 * 3 * 32 * 12
     assert found == {
         "projections": 2 * (2 * 2 * 8 * (2 * 32 * 32 + 2 * 32 * 16 + 8 * 32) + 2 * 8 * 8 * 32),
@@ -88,7 +88,7 @@ def test_operations_by_hand(root):
 
 def test_experts_that_are_too_large_for_the_limit_are_not_read_ahead():
     mib = 1 << 20
-    room = memory.Needs(fixed=400 * mib, expert=100 * mib, token=mib, ends=0, batch=300)
+    room = memory.Needs(fixed=400 * mib, expert=100 * mib, token=mib, vocabulary=0, batch=300)
     assert room.minimum == 900 * mib  # one evaluated, one being read
     for limit, depth, tokens in (
         (900, 0, 300),
@@ -101,7 +101,7 @@ def test_experts_that_are_too_large_for_the_limit_are_not_read_ahead():
         assert memory.held_tokens(limit * mib, room) == tokens
         assert room.peak(tokens, depth) <= limit * mib
     assert memory.read_ahead(None, room) == 2
-    huge = memory.Needs(fixed=400 * mib, expert=1200 * mib, token=mib, ends=0, batch=300)
+    huge = memory.Needs(fixed=400 * mib, expert=1200 * mib, token=mib, vocabulary=0, batch=300)
     assert (memory.read_ahead(None, huge), memory.held_tokens(None, huge)) == (0, 300)
 
 
@@ -189,4 +189,4 @@ def test_a_rate_is_the_typical_one_not_that_of_a_burst(monkeypatch):
     times = iter([0.0, 0.0, 0.01, 0.01, 0.11, 0.11, 0.51])  # start; 10 ms, 100 ms, 400 ms
     monkeypatch.setattr(throughput, "SECONDS", 0.4)
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    assert throughput.typical(lambda: None) == pytest.approx(0.1)
+    assert throughput.median_seconds(lambda: None) == pytest.approx(0.1)

@@ -162,4 +162,4 @@ def test_files_are_shared_where_their_identities_are_equal(source, place):
 
 
 def test_the_speed_of_a_source_can_be_tried(source):
-    assert throughput.reading([source]) > 0
+    assert throughput.read_rate([source]) > 0

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from moe_atlas.auditing.opening.tokenizer_check import hold_tokenizer
+from moe_atlas.auditing.opening.tokenizer_check import check_tokenizer
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.cli import run
 from moe_atlas.derivation.derive import derive
@@ -75,7 +75,7 @@ def held(root, tmp_path):
         if content is not None:
             (folder / "tokenizer.json").write_text(content)
         registered = load_registered(probes or root / "probe/probes.yaml")
-        return hold_tokenizer(registered, open_checkpoint(folder), tuned=tuned)
+        return check_tokenizer(registered, open_checkpoint(folder), tuned=tuned)
 
     return call
 
@@ -112,7 +112,7 @@ def test_a_link_that_leads_elsewhere_cannot_be_compared(root, tmp_path):
     folder = shutil.copytree(root / "base", tmp_path / "checkpoint")
     (folder / "tokenizer.json").symlink_to(root / "probe/tokenizer.json")
     with pytest.raises(InputRefused, match="E_PROBE_TOKENIZER"):
-        hold_tokenizer(load_registered(root / "probe/probes.yaml"), open_checkpoint(folder), tuned=True)
+        check_tokenizer(load_registered(root / "probe/probes.yaml"), open_checkpoint(folder), tuned=True)
 
 
 def test_a_policy_may_allow_it_for_the_tuned_checkpoint_alone(held, tmp_path, root):

@@ -22,19 +22,20 @@ HEARD = (
 
 AMID_EXPERTS = """\
 import gc, os, sys
-from moe_atlas import cli, stopping
+from moe_atlas import cli
 from moe_atlas.auditing import loop
 from moe_atlas.errors import IntegrityError
-real, seen = loop.Passage.add, []
+from moe_atlas.system import interruption
+real, seen = loop.BatchPass.add, []
 
-def add(passage, expert):
+def add(batch_pass, expert):
     seen.append(expert.index)
     if len(seen) == 3:
         {strike}
-    return real(passage, expert)
+    return real(batch_pass, expert)
 
-loop.Passage.add = add
-stopping.listen()
+loop.BatchPass.add = add
+interruption.listen()
 code = cli.run(sys.argv[1:])
 gc.collect()  # whatever was left to finalisers speaks now
 sys.exit(code)
@@ -125,16 +126,16 @@ main()
 def test_what_is_raised_in_a_finaliser_is_raised_again_outside() -> None:
     text = """\
 import time
-from moe_atlas import stopping
+from moe_atlas.system import interruption
 class Held:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
         time.sleep(0)
-stopping.listen()
+interruption.listen()
 try:
     Held()
     time.sleep(20)
-except stopping.Stopped as stop:
+except interruption.Stopped as stop:
     print("stopped by", stop.number)
 """
     found = program(text)
@@ -143,11 +144,11 @@ except stopping.Stopped as stop:
 
 def test_what_else_a_finaliser_raises_is_shown() -> None:
     text = """\
-from moe_atlas import stopping
+from moe_atlas.system import interruption
 class Held:
     def __del__(self):
         raise ValueError("kept")
-stopping.listen()
+interruption.listen()
 Held()
 """
     assert "ValueError: kept" in program(text).stderr
@@ -159,12 +160,12 @@ def test_asked_twice_at_once_it_undoes_first_asked_again_later_it_ends(
 ) -> None:
     text = """\
 import sys
-from moe_atlas import stopping
-stopping.PATIENCE = float(sys.argv[1])
-stopping.listen()
+from moe_atlas.system import interruption
+interruption.PATIENCE = float(sys.argv[1])
+interruption.listen()
 try:
     signal.raise_signal(signal.SIGINT)
-except stopping.Stopped:
+except interruption.Stopped:
     signal.raise_signal(signal.SIGTERM)
     print("undone")
 """
@@ -187,10 +188,10 @@ cli.main()
 
 def test_an_ignored_signal_stays_ignored() -> None:
     text = """\
-from moe_atlas import stopping
+from moe_atlas.system import interruption
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-stopping.end_at_once()
-stopping.listen()
+interruption.end_at_once()
+interruption.listen()
 signal.raise_signal(signal.SIGINT)
 print("went on")
 """

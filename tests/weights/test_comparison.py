@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moe_atlas.weights import comparison
-from moe_atlas.weights.comparison import AS_STORED, Comparison, Narrowing
+from moe_atlas.weights.comparison import AS_STORED, Narrowing, TensorComparison
 from moe_atlas.weights.values import PIECE, same_bytes
 
 SHAPES = [(), (1,), (7,), (1031,), (0, 4), (96, 64), (40, 2 * 1031), (3, 50, 48), (2, 5 * PIECE)]
@@ -18,7 +18,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 
 def compare(name, kind, layer, base, tuned, **options):
-    look = Comparison(base.shape, options.pop("narrowing", None))
+    look = TensorComparison(base.shape, options.pop("narrowing", None))
     look.add(base, tuned, **options)
     return look.change(name, kind, layer)
 
@@ -84,7 +84,7 @@ def test_what_only_rounds_to_another_dtype_is_told_from_a_change():
     unsure = Narrowing(lambda tensor: tensor.bfloat16(), certain=False)
     found = compare("w", "attention", 3, base, rounded, narrowing=unsure)
     assert (found.identical, found.rounded, found.moved) == (False, None, False)
-    looks = Comparison(base.shape, narrowing)  # in parts, all of which must be rounded only
+    looks = TensorComparison(base.shape, narrowing)  # in parts, all of which must be rounded only
     looks.add(base[:90], rounded[:90])
     looks.add(base[90:], rounded[90:])
     assert looks.change("w", "attention", 3).rounded is False
@@ -118,7 +118,7 @@ def test_values_that_part_late_have_their_own_digest(first):
     base, tuned = drawn((97, 640), torch.bfloat16), drawn((97, 640), torch.bfloat16, seed=1)
     tuned[:first] = base[:first]
     tuned[60:] = base[60:]
-    looks = Comparison(base.shape)
+    looks = TensorComparison(base.shape)
     for begin, end in ((0, 10), (10, 20), (20, 60), (60, 97)):
         looks.add(base[begin:end], tuned[begin:end])
     whole = compare("w", "head", None, tuned, None).values[0]
@@ -129,9 +129,9 @@ def test_values_that_part_late_have_their_own_digest(first):
 def test_squares_that_float32_would_lose_or_overflow(scale):
     base, tuned = drawn((96, 64), torch.float32) * scale, drawn((96, 64), torch.float32, seed=1) * scale
     base[:48], tuned[:48] = drawn((48, 64), torch.float32), drawn((48, 64), torch.float32, seed=2)
-    looks = Comparison(base.shape)
+    looks = TensorComparison(base.shape)
     looks.add(base, tuned)
-    rows = looks.squares_of_rows(0), looks.squares_of_rows(1)
+    rows = looks.row_squares(0), looks.row_squares(1)
     for side, tensor in enumerate((base, tuned)):
         assert rows[side] == pytest.approx(np.square(tensor.double().numpy()).sum(1), rel=1e-6, abs=0)
     square, change, _ = expected(base, tuned)
@@ -186,19 +186,19 @@ def test_parts_add_up_to_the_same_bits(dtype, monkeypatch):
     whole = compare("w", "embedding", None, base, tuned)
     for piece in (PIECE, 2000):
         monkeypatch.setattr(comparison, "PIECE", piece)
-        looks = Comparison(base.shape)
+        looks = TensorComparison(base.shape)
         for begin, end in ((0, 10), (10, 40), (40, 41), (41, 97)):
             looks.add(base[begin:end], tuned[begin:end])
         assert looks.change("w", "embedding", None) == whole
     for first, second in ((base, tuned), (tuned, base)):
-        looks = Comparison(base.shape)
+        looks = TensorComparison(base.shape)
         looks.add(base[:40], first[:40])
         looks.add(base[40:], second[40:])
         assert looks.change("w", "embedding", None).identical is False
 
 
 def test_a_side_that_is_zero_throughout():
-    looks = Comparison((4, 6))
+    looks = TensorComparison((4, 6))
     looks.add(drawn((4, 6), torch.bfloat16), -torch.zeros(4, 6, dtype=torch.bfloat16))
     assert (looks.zeroed(0), looks.zeroed(1)) == (False, True)
 

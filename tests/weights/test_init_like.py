@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_atlas.weights import identity
-from moe_atlas.weights.identity import layer_identity, looks_initialised, sketch
+from moe_atlas.weights.identity import ExpertTraits, layer_identity, looks_initialised, sketch
 
 EXPERTS = 6
 
@@ -28,10 +28,14 @@ def fresh(expert):
 
 
 def accounts(base, tuned, match=None):
-    sides = [torch.stack([sketch(expert) for expert in side]) for side in (base, tuned)]
-    untrained = tuple([e for e, expert in enumerate(side) if fresh(expert)] for side in (base, tuned))
     match_E = None if match is None else torch.tensor(match)
-    return layer_identity(3, *sides, match_E, ([], []), untrained, ([], []))
+    return layer_identity(3, traits(base), traits(tuned), match_E)
+
+
+def traits(experts):
+    sketches_EN = torch.stack([sketch(expert) for expert in experts])
+    untrained = [e for e, expert in enumerate(experts) if fresh(expert)]
+    return ExpertTraits(sketches_EN, clones=[], initialised=untrained, zeroed=[])
 
 
 def kinds(account):

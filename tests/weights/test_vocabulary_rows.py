@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from moe_atlas.weights.comparison import Comparison
-from moe_atlas.weights.rows import Rows, unseen_limit
+from moe_atlas.weights.comparison import TensorComparison
+from moe_atlas.weights.rows import RowChanges, unseen_limit
 
 VOCAB, WIDTH, SEEN = 600, 96, 100
 
 
 def rows_of(base, tuned, part=VOCAB, special=None):
-    comparison = Comparison(base.shape)
+    comparison = TensorComparison(base.shape)
     seen_V = np.arange(len(base)) < SEEN
-    rows = Rows(comparison, seen_V)
+    rows = RowChanges(comparison, seen_V)
     for begin in range(0, len(base), part):
         here = range(begin, min(begin + part, len(base)))
         pieces = base[begin : here.stop], tuned[begin : here.stop]
@@ -87,9 +87,9 @@ def test_a_row_of_any_value_lies_out(base, value, longer):
 
 
 def test_a_lone_checkpoint_has_nothing_to_say(base):
-    comparison = Comparison(base.shape)
+    comparison = TensorComparison(base.shape)
     comparison.add(base, None)
-    rows = Rows(comparison, np.ones(VOCAB, dtype=bool))
+    rows = RowChanges(comparison, np.ones(VOCAB, dtype=bool))
     rows.add(range(VOCAB), base, None)
     assert rows.facts({}) is None
 

@@ -1,1 +1,1 @@
-"""The audit itself: two checkpoints replayed in lock-step, and the facts and window arrays that come out."""
+"""The audit: replay two checkpoints in lock-step, and collect facts and window arrays."""

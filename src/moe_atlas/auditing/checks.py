@@ -1,10 +1,10 @@
-"""What an audit refuses before it reads a tensor: probes that do not fit the model, processes that do not agree."""
+"""Checks before the audit reads a tensor: the probes must fit the model, and all processes must agree."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_atlas.auditing.layer.batches import rounds
+from moe_atlas.auditing.layer.batches import layer_passes
 from moe_atlas.auditing.resume import dependencies
 from moe_atlas.auditing.walk import Walk
 from moe_atlas.checkpoint.source import TensorSource
@@ -16,13 +16,13 @@ from moe_atlas.probes.registration import ProbeSet
 from moe_atlas.text import shown
 
 
-def require_alike(walk: Walk, probes: ProbeSet, options: AuditOptions) -> None:
-    """Refuse processes that share an audit and do not see and compute the same, or that outnumber the experts.
+def require_agreement(walk: Walk, probes: ProbeSet, options: AuditOptions) -> None:
+    """Refuse processes that differ in inputs or options, or that outnumber the experts of a layer.
 
     Raises:
         UsageError: E_RANK.
     """
-    passes = [list(part) for part in rounds(walk.batches, walk.held_tokens)]
+    passes = list(layer_passes(walk.batches, walk.held_tokens))
     walk.group.agree(dependencies(walk, probes, options) | {"the memory": passes, "skipping": walk.skips})
     fewest = min(layer.moe.router.experts for layer in walk.sides[0].spec.layers if layer.moe)
     if walk.group.size > fewest:
@@ -35,7 +35,11 @@ def require_alike(walk: Walk, probes: ProbeSet, options: AuditOptions) -> None:
 
 
 def require_allowed(probes: ProbeSet, spec: ModelSpec, label: str) -> None:
-    """Refuse configuration keys that were accepted by hand where a central policy rules and does not allow it."""
+    """Refuse configuration keys that the user accepted and a central policy does not allow.
+
+    Raises:
+        InputRefused: E_POLICY.
+    """
     central = probes.config.central
     if spec.accepted and central is not None and "config_keys" not in probes.config.policy.allow:
         raise InputRefused(
@@ -49,7 +53,11 @@ def require_allowed(probes: ProbeSet, spec: ModelSpec, label: str) -> None:
 def require_measurable(
     probes: ProbeSet, checkpoints: Sequence[TensorSource], specs: Sequence[ModelSpec]
 ) -> None:
-    """Refuse a model without routed layers, and token ids that a checkpoint has no embedding for."""
+    """Refuse a model without routed layers, windows that the replay cannot compute, and ids beyond a vocabulary.
+
+    Raises:
+        InputRefused: E_FAMILY or E_PROBE_TOKENS.
+    """
     spec = specs[0]
     if not spec.routed_layers:
         raise InputRefused(
@@ -74,7 +82,7 @@ def require_measurable(
 
 
 def _require_ids(probes: ProbeSet, label: str, vocab: int) -> None:
-    """Refuse token ids that a checkpoint with so many has no embedding for."""
+    """Refuse token ids beyond the vocabulary of a checkpoint."""
     beyond = [window for window in probes.windows if int(window.tokens.max()) >= vocab]
     if beyond:
         first = beyond[0]

@@ -1,4 +1,4 @@
-"""Where the time of an audit goes, by phase."""
+"""The wall-clock time of an audit by phase."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Wall-clock seconds by phase, in the order in which the phases came up; phases do not nest."""
+    """Wall-clock seconds by phase, in the order of their first use; phases do not nest."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what happens inside as `name`."""
+        """Count the time inside this context as phase `name`."""
         begin = time.perf_counter()
         try:
             yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begin
 
-    def waiting(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, counting as `name` the time until each is there."""
+    def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, and count the wait for each item as phase `name`."""
         source = iter(items)
         while True:
             with self.phase(name):
@@ -36,5 +36,5 @@ class Clock:
             yield item
 
     def facts(self) -> dict[str, float]:
-        """Seconds by phase, to the millisecond."""
+        """Return seconds by phase, rounded to the millisecond."""
         return {name: round(seconds, 3) for name, seconds in self._seconds.items()}

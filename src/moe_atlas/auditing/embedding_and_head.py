@@ -1,10 +1,10 @@
-"""The two ends of a model: embedding and head, a part of the vocabulary at a time, neither of them ever held whole.
+"""Embedding and head of every checkpoint, one part of the vocabulary at a time; neither is ever in memory as a whole.
 
-Of each part the rows of every checkpoint are read once, the next ones meanwhile, and serve all of this process's
-windows and the weights ledger. Ids that both checkpoints have come first. Those that one of them alone has come last:
-no window holds them, and they take part in that checkpoint's softmax.
+The audit reads each part once per checkpoint, while it reads the next part in the background. The rows serve all
+windows of this process and the weights ledger. Ids that both checkpoints have come first. Ids that only one checkpoint
+has come last: no window holds them, and they take part in that checkpoint's softmax.
 
-Legend: W windows, S tokens per window, P scored positions, V vocabulary, C its part at hand, D model width.
+Legend: W windows, S tokens per window, P scored positions, V vocabulary, C rows of one part, D model width.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from moe_atlas.models.spec import TensorRef
 from moe_atlas.probes.windows import Window
 from moe_atlas.replay import loss
 from moe_atlas.replay.loss import OutputSums, window_outputs
-from moe_atlas.weights.comparison import Comparison, TensorChange
-from moe_atlas.weights.rows import Rows, seen_ids
+from moe_atlas.weights.comparison import TensorChange, TensorComparison
+from moe_atlas.weights.rows import RowChanges, seen_ids
 from moe_atlas.weights.values import same_bytes, same_values
 from moe_atlas.window_arrays import OUTPUTS
 
@@ -39,8 +39,8 @@ class Part:
 
     Attributes:
         rows: their ids.
-        tensors: the rows as stored, [C, D], of every checkpoint; of one alone where only that one has these ids.
-        lone: the number of that checkpoint, or None.
+        tensors: the rows as stored, [C, D], of every checkpoint that has these ids.
+        lone: number of the checkpoint, if only one has these ids; else None.
     """
 
     rows: range
@@ -49,130 +49,140 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some scored positions of a window on their way through the head.
+class ScoredPositions:
+    """Some scored positions of a window during the pass over the head.
 
     Attributes:
         window: index of the window.
-        hidden: what the head is multiplied with, [P, D], per checkpoint.
-        scored: what came of it so far.
+        hidden: input of the head, [P, D], per checkpoint.
+        sums: running output sums of these positions.
     """
 
     window: int
     hidden: Sequence[Tensor]
-    scored: OutputSums
+    sums: OutputSums
 
 
 def embed(walk: Walk) -> None:
-    """Start every window from its tokens."""
+    """Set the state of every batch to the embeddings of its tokens, and record the embedding."""
     sides = walk.sides
     refs = [side.spec.embed_refs[0] for side in sides]
-    comparison, changes = compared_rows(walk, refs)
-    starts = [{number: empty(side, walk.batches[number].tokens_WS) for number in walk.own} for side in sides]
-    for part in parts_of(walk, refs):
+    vocabulary = VocabularyChanges(walk, refs)
+    starts = [
+        {number: empty(side, walk.batches[number].tokens_WS) for number in walk.own_batches} for side in sides
+    ]
+    for part in read_parts(walk, refs):
         if walk.group.owns(0):
-            take_in(comparison, changes, part)
+            vocabulary.add(part)
         if part.lone is not None:
             continue
-        settled_parts = settled(part.tensors)
-        for number in walk.own:
-            for start, part_CD in zip(starts, settled_parts, strict=True):
+        tensors = share_equal_rows(part.tensors)
+        for number in walk.own_batches:
+            for start, part_CD in zip(starts, tensors, strict=True):
                 scatter(part_CD, part.rows, walk.batches[number].tokens_WS, start[number])
-
-    def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
-        return comparison.change(ref.name, ref.kind, None), changes.facts(*map(special, sides))
-
-    for change, facts in walk.group.spread(found, refs[:1]):
-        walk.evidence.ledger.enter(change)
-        walk.evidence.vocabulary["embedding"] = facts
-    walk.in_step = walk.alike and not walk.evidence.ledger.changed_layers
+    vocabulary.record("embedding", refs[:1])
+    walk.in_step = walk.same_arithmetic and not walk.evidence.ledger.changed_layers
     for side, start in zip(sides, starts, strict=True):
         side.states = [torch.empty(0)] * len(walk.batches)
         for number, start_WSD in start.items():
-            shared = walk.in_step and side is not sides[0]
-            side.states[number] = sides[0].states[number] if shared else side.replay.start(start_WSD)
+            reuse = walk.in_step and side is not sides[0]
+            side.states[number] = sides[0].states[number] if reuse else side.replay.start(start_WSD)
+
+
+class VocabularyChanges:
+    """The comparison of embedding or head between the checkpoints, for the weights ledger and row by row.
+
+    Args:
+        walk: the walk.
+        refs: reference to the tensor in each checkpoint.
+    """
+
+    def __init__(self, walk: Walk, refs: Sequence[TensorRef]) -> None:
+        self._walk, shared = walk, shared_ids(walk.sides)
+        self._comparison = TensorComparison(
+            (shared, refs[0].shape[1]),
+            narrowing(walk.sides, [ref.stored for ref in refs]),
+            lone_rows=any(side.spec.vocab > shared for side in walk.sides),
+        )
+        seen_V = seen_ids([batch.tokens_WS for batch in walk.batches], shared)
+        self._changes = RowChanges(self._comparison, seen_V)
+
+    def add(self, part: Part) -> None:
+        """Compare some rows of all checkpoints, or add rows that only one checkpoint has."""
+        if part.lone is not None:
+            self._comparison.add_lone(part.lone, part.tensors[0])
+            self._changes.add_lone(part.lone, part.rows, part.tensors[0])
+            return
+        base_CD, tuned_CD = part.tensors[0], part.tensors[1] if len(part.tensors) == 2 else None
+        self._comparison.add(base_CD, tuned_CD)
+        self._changes.add(part.rows, base_CD, tuned_CD)
+
+    def record(self, key: str, refs: Sequence[TensorRef]) -> None:
+        """Enter the result in the evidence of every process; `refs` is the base's reference, or empty for nothing."""
+
+        def result(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
+            specials = [special_ids(side.checkpoint) for side in self._walk.sides]
+            return self._comparison.change(ref.name, ref.kind, None), self._changes.facts(*specials)
+
+        for change, facts in self._walk.group.spread(result, refs):
+            self._walk.evidence.ledger.enter(change)
+            self._walk.evidence.vocabulary[key] = facts
 
 
 def empty(side: Side, tokens_WS: Tensor) -> Tensor:
-    """Where the embeddings of some tokens will be, [W, S, D]."""
+    """Return uninitialised memory for the embeddings of some tokens, [W, S, D]."""
     shape = (*tokens_WS.shape, side.spec.width)
     return torch.empty(shape, dtype=side.replay.dtype, device=side.replay.device)
 
 
 def scatter(part_CD: Tensor, rows: range, tokens_WS: Tensor, start_WSD: Tensor) -> None:
-    """Put some rows of the embedding wherever their tokens stand."""
+    """Copy some rows of the embedding to the positions of their tokens."""
     here_WS = (tokens_WS >= rows.start) & (tokens_WS < rows.stop)
     found_PD = part_CD[tokens_WS[here_WS] - rows.start]
     start_WSD[here_WS] = found_PD.to(start_WSD.device, start_WSD.dtype)
 
 
 def outputs(walk: Walk, windows: Sequence[Window]) -> None:
-    """Final norm and head: NLL, divergence and agreement of every window, task windows included."""
+    """Apply final norm and head: record NLL, divergence and agreement of every window, task windows included."""
     sides = walk.sides
     refs = [next(ref for ref in side.spec.final_refs if ref.role == "head") for side in sides]
     others = [[ref for ref in side.spec.final_refs if ref.role != "head"] for side in sides]
-    walk.enter(others)
+    walk.load(others)
     record_weights(walk, None, others)
-    walk.settle()
-    alike = walk.in_step and ends_alike(sides)
+    walk.share_equal()
+    comparable = walk.in_step and same_output_arithmetic(sides)
     with walk.clock.phase("output"):
-        broken = broken_states(walk)
-        pieces = list(final_states(walk, windows, alike))
-    # A head that is tied on every side was recorded as the embedding; on one side only, it is held against the other's.
+        broken = non_finite_states(walk)
+        positions = list(final_states(walk, windows, comparable))
+    # If the head is tied in all checkpoints, the embedding's row covers it. If one head is tied, the ledger compares it
+    # with the other checkpoint's head.
     recorded = [ref for ref in refs if ref.kind != "embedding"][:1]
-    comparison, changes = compared_rows(walk, refs)
+    vocabulary = VocabularyChanges(walk, refs)
     compares = bool(recorded) and walk.group.owns(0)
     walk.progress.phase("reading the output", len(vocabulary_parts(sides)))
-    for part in walk.clock.waiting("reading the rest", parts_of(walk, refs)):
+    for part in walk.clock.timed("reading the rest", read_parts(walk, refs)):
         with walk.clock.phase("output"):
-            comparing = walk.pool.submit(take_in, comparison, changes, part) if compares else None
+            comparing = walk.pool.submit(vocabulary.add, part) if compares else None
             if part.lone is None:
-                heads = settled(part.tensors)
-                multiply(sides, part.rows, heads, pieces, same=alike and heads[0] is heads[-1])
+                heads = share_equal_rows(part.tensors)
+                multiply(sides, part.rows, heads, positions, same=comparable and heads[0] is heads[-1])
             else:
-                multiply_lone(sides[part.lone], part, pieces)
+                multiply_lone(sides[part.lone], part, positions)
             if comparing is not None:
                 comparing.result()
         read = sum(side.reader.bytes_read for side in sides)
         walk.progress.step(f"vocabulary to {part.rows.stop}", read)
-
-    def found(ref: TensorRef) -> tuple[TensorChange, dict[str, Any] | None]:
-        return comparison.change(ref.name, ref.kind, None), changes.facts(*map(special, sides))
-
-    for change, facts in walk.group.spread(found, recorded):
-        walk.evidence.ledger.enter(change)
-        walk.evidence.vocabulary["head"] = facts
-    enter_outputs(walk, pieces, broken)
-
-
-def compared_rows(walk: Walk, refs: Sequence[TensorRef]) -> tuple[Comparison, Rows]:
-    """What takes in embedding or head for the weights ledger, and row by row; `refs` has that of each checkpoint."""
-    shared = shared_ids(walk.sides)
-    comparison = Comparison(
-        (shared, refs[0].shape[1]),
-        narrowing(walk.sides, [ref.stored for ref in refs]),
-        lone_rows=any(side.spec.vocab > shared for side in walk.sides),
-    )
-    return comparison, Rows(comparison, seen_ids([batch.tokens_WS for batch in walk.batches], shared))
-
-
-def take_in(comparison: Comparison, changes: Rows, part: Part) -> None:
-    """Compare some rows of each checkpoint, or look at those that one of them alone has."""
-    if part.lone is None:
-        comparison.add(*pair_of(part.tensors))
-        changes.add(part.rows, *pair_of(part.tensors))
-    else:
-        comparison.add_lone(part.lone, part.tensors[0])
-        changes.add_lone(part.lone, part.rows, part.tensors[0])
+    vocabulary.record("head", recorded)
+    record_outputs(walk, positions, broken)
 
 
 def shared_ids(sides: Sequence[Side]) -> int:
-    """How many ids every checkpoint has: 0 up to this number."""
+    """Return the number of ids that every checkpoint has; they count from 0."""
     return min(side.spec.vocab for side in sides)
 
 
 def vocabulary_parts(sides: Sequence[Side]) -> list[list[range | None]]:
-    """The parts in which the vocabulary passes, a range for each checkpoint: the shared ids, then the others."""
+    """Return the ids of each part of the vocabulary, per checkpoint: first shared ids, then ids of one checkpoint."""
     shared = shared_ids(sides)
     parts: list[list[range | None]] = [[rows] * len(sides) for rows in loss.vocabulary_parts(shared)]
     for side in sides:
@@ -181,63 +191,54 @@ def vocabulary_parts(sides: Sequence[Side]) -> list[list[range | None]]:
     return parts
 
 
-def special(side: Side) -> dict[int, str]:
-    """Ids of a checkpoint that have names."""
-    return special_ids(side.checkpoint)
-
-
-def parts_of(walk: Walk, refs: Sequence[TensorRef]) -> Iterator[Part]:
-    """Parts of the vocabulary, with their rows of one tensor of each checkpoint, good until the next is asked for."""
+def read_parts(walk: Walk, refs: Sequence[TensorRef]) -> Iterator[Part]:
+    """Yield the rows of each part of the vocabulary, per checkpoint; they are valid until the next part is taken."""
     parts, readers = vocabulary_parts(walk.sides), [side.reader for side in walk.sides]
     for rows, tensors in zip(parts, walk.group.rows(readers, refs, parts, walk.pool), strict=True):
         found = {number: tensor for number, tensor in enumerate(tensors) if tensor is not None}
-        alone = next(iter(found)) if len(found) < len(readers) else None
-        yield Part(next(filter(None, rows)), list(found.values()), alone)
+        lone = next(iter(found)) if len(found) < len(readers) else None
+        yield Part(next(filter(None, rows)), list(found.values()), lone)
         for number, tensor in found.items():
             readers[number].recycle([tensor])
     for reader in readers:
         reader.forget()
 
 
-def pair_of(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """The base's tensor, and the tuned checkpoint's where there is one."""
-    return tensors[0], tensors[1] if len(tensors) == 2 else None
-
-
-def settled(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Rows of every checkpoint; the base's own for the tuned one, too, where the values are the same."""
+def share_equal_rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the rows of every checkpoint, with the base's tensor for both checkpoints if the values are equal."""
     return [
         tensors[0],
         *(tensors[0] if same_values(tensors[0], tensor) else tensor for tensor in tensors[1:]),
     ]
 
 
-def final_states(walk: Walk, windows: Sequence[Window], alike: bool) -> Iterator[Piece]:
-    """The scored positions of this process's windows, up to 512 of a window at a time; the states are let go of."""
+def final_states(walk: Walk, windows: Sequence[Window], comparable: bool) -> Iterator[ScoredPositions]:
+    """Yield the scored positions of this process's windows, at most 512 at a time, and free the states."""
     sides = walk.sides
-    for number in walk.own:
+    for number in walk.own_batches:
         batch = walk.batches[number]
         for row, window in enumerate(batch.windows):
             positions_P = torch.from_numpy(windows[window].scored).nonzero().squeeze(1)
             for chosen_P in positions_P.split(loss.POSITIONS):
                 hidden: list[Tensor] = []
                 for side in sides:
-                    again = alike and side is not sides[0]
+                    reuse = comparable and side is not sides[0]
                     state_PD = side.states[number][row][chosen_P]
-                    hidden.append(hidden[0] if again else side.replay.hidden(side.weights, state_PD))
+                    hidden.append(hidden[0] if reuse else side.replay.hidden(side.weights, state_PD))
                 targets_P = batch.tokens_WS[row][1:][chosen_P].to(hidden[0].device)
-                yield Piece(window, hidden, OutputSums(targets_P, [side.name for side in sides]))
+                sums = OutputSums(targets_P, [side.name for side in sides])
+                yield ScoredPositions(window, hidden, sums)
         for side in sides:
             side.states[number] = torch.empty(0)
 
 
-def broken_states(walk: Walk) -> dict[int, dict[str, float]]:
-    """On how many tokens of each of this process's windows the last state is not finite, scored or not.
+def non_finite_states(walk: Walk) -> dict[int, dict[str, float]]:
+    """Count the tokens of each of this process's windows, scored or not, whose last state is not finite.
 
-    What is not finite anywhere in front stays so: a residual only ever adds to it.
+    A non-finite value in an earlier layer persists to the last state, because layers only add to a residual.
     """
     found: dict[int, dict[str, float]] = {}
-    for number in walk.own:
+    for number in walk.own_batches:
         for side in walk.sides:
             state = side.states[number]  # [W, S, D], with streams [W, S, N, D]
             broken = broken_rows(state.reshape(-1, state.shape[-1])).view(*state.shape[:2], -1)
@@ -248,48 +249,55 @@ def broken_states(walk: Walk) -> dict[int, dict[str, float]]:
     return found
 
 
-def ends_alike(sides: Sequence[Side]) -> bool:
-    """Whether equal final states and equal rows of the head give equal logits."""
+def same_output_arithmetic(sides: Sequence[Side]) -> bool:
+    """Return whether equal final states and equal head rows give equal logits."""
     specs = [(s.spec.final_norm, s.spec.logit_scale, s.spec.logit_divisor) for s in sides]
     base, tuned = (side.resident for side in sides)
     return specs[0] == specs[1] and all(same_bytes(base[role], tuned[role]) for role in base)
 
 
 def multiply(
-    sides: Sequence[Side], rows: range, tensors: Sequence[Tensor], pieces: Sequence[Piece], *, same: bool
+    sides: Sequence[Side],
+    rows: range,
+    tensors: Sequence[Tensor],
+    positions: Sequence[ScoredPositions],
+    *,
+    same: bool,
 ) -> None:
-    """Multiply a part of each head with all pieces; where everything is the same, once for both checkpoints."""
+    """Multiply one part of each head with all scored positions; with `same`, once for both checkpoints."""
     multiplied = zip(sides[:1] if same else sides, tensors, strict=False)
     heads = [(side, head_of(side, rows, tensor)) for side, tensor in multiplied]
-    for piece in pieces:
+    for part in positions:
         logits = {
             side.name: side.replay.logits(head, hidden_PD)
-            for (side, head), hidden_PD in zip(heads, piece.hidden, strict=False)
+            for (side, head), hidden_PD in zip(heads, part.hidden, strict=False)
         }
-        piece.scored.add({side.name: logits.get(side.name, logits["base"]) for side in sides}, rows.start)
+        part.sums.add({side.name: logits.get(side.name, logits["base"]) for side in sides}, rows.start)
 
 
-def multiply_lone(side: Side, part: Part, pieces: Sequence[Piece]) -> None:
-    """Multiply the rows that one checkpoint's head alone has with all pieces."""
+def multiply_lone(side: Side, part: Part, positions: Sequence[ScoredPositions]) -> None:
+    """Multiply rows that only one checkpoint's head has with all scored positions."""
     assert part.lone is not None
     head = head_of(side, part.rows, part.tensors[0])
-    for piece in pieces:
-        piece.scored.add({side.name: side.replay.logits(head, piece.hidden[part.lone])}, part.rows.start)
+    for scored in positions:
+        scored.sums.add({side.name: side.replay.logits(head, scored.hidden[part.lone])}, part.rows.start)
 
 
 def head_of(side: Side, rows: range, tensor: Tensor) -> Weights:
-    """Some rows of a head, and of its bias where it has one, as they are multiplied."""
+    """Return some rows of a head, and of its bias if it has one, ready for the product."""
     bias = {role: b[rows.start : rows.stop] for role, b in side.weights.items() if role == "head.bias"}
     return side.multiplied({"head": tensor}) | bias
 
 
-def enter_outputs(walk: Walk, pieces: Sequence[Piece], broken: dict[int, dict[str, float]]) -> None:
-    """Turn what came of all processes' pieces into window arrays."""
-    mine: dict[int, list[OutputSums]] = {}
-    for piece in pieces:
-        mine.setdefault(piece.window, []).append(piece.scored)
-    found = {window: window_outputs(scored) | broken[window] for window, scored in mine.items()}
-    everyone = {window: values for part in walk.group.bring(found) for window, values in part.items()}
-    for key in everyone.get(0, {}):
-        column = [everyone[window][key] for window in range(len(everyone))]
+def record_outputs(
+    walk: Walk, positions: Sequence[ScoredPositions], broken: dict[int, dict[str, float]]
+) -> None:
+    """Turn the output sums of all processes into window arrays, in the leading process."""
+    sums: dict[int, list[OutputSums]] = {}
+    for part in positions:
+        sums.setdefault(part.window, []).append(part.sums)
+    mine = {window: window_outputs(parts) | broken[window] for window, parts in sums.items()}
+    values = {window: row for part in walk.group.gather_to_leader(mine) for window, row in part.items()}
+    for key in values.get(0, {}):
+        column = [values[window][key] for window in range(len(values))]
         walk.evidence.arrays[OUTPUTS[key].name] = np.array(column, dtype=OUTPUTS[key].dtype)

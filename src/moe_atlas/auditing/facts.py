@@ -1,4 +1,4 @@
-"""What a receipt says of an audit beside its window arrays: the probe, the checkpoints, their identity, the method."""
+"""Facts of a receipt beside the window arrays: probe, checkpoints, identity and method."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from moe_atlas.configuration.accepting import written
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions
 from moe_atlas.probes.registration import ProbeSet
-from moe_atlas.weights.class_digests import resolved, value_digests
+from moe_atlas.weights.class_digests import resolve_values, value_digests
 from moe_atlas.window_arrays import WINDOWS
 
 Arrays = dict[str, np.ndarray]
 
 
 def probe_facts(probes: ProbeSet, spec: ModelSpec) -> dict[str, Any]:
-    """What was asked, as registered."""
+    """Return the registered probe and policy."""
     described = probes.config.describe()
-    resolved = probes.config.protected_layers.resolve(spec.routed_layers)
+    protected = probes.config.protected_layers.resolve(spec.routed_layers)
     return {
         "name": described["name"],
         "lock": probes.lock.facts(),
@@ -40,7 +40,7 @@ def probe_facts(probes: ProbeSet, spec: ModelSpec) -> dict[str, Any]:
         "domains": described["domains"],
         "windows": described["windows"],
         "evaluation": described["evaluation"],
-        "protected_layers": resolved,
+        "protected_layers": protected,
         "overlaps": probes.lock.overlaps(),
         "special_tokens": probes.config.special_tokens,
         "chat_template": probes.lock.body.get("chat_template"),
@@ -56,21 +56,21 @@ def checkpoint_facts(
     folders: Sequence[Folder],
     shares: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What was read of each checkpoint, with its digests, by side.
+    """Return the facts of each checkpoint, with its digests, by name.
 
     Args:
         sides: the checkpoints.
-        evidence: whose ledger knows the values of their tensors.
-        alone: of each, those that the ledger does not know.
-        digests: of their stored tensors.
-        folders: what stands beside the weights of each.
-        shares: what each process read.
+        evidence: the evidence; its ledger has the value digests of most tensors.
+        alone: for each checkpoint, value digests of the tensors that the ledger lacks.
+        digests: for each checkpoint, digests of the stored tensors.
+        folders: for each checkpoint, the files beside the weights.
+        shares: the share facts of each process.
     """
     facts: dict[str, Any] = {}
     values: dict[str, str] = {}
     for number, side in enumerate(sides):
         found = evidence.ledger.values(number) | dict(alone[number])
-        values = resolved(found, values, side.spec, side.checkpoint, digests[number])
+        values = resolve_values(found, values, side.spec, side.checkpoint, digests[number])
         facts[side.name] = {
             **stored_facts(side, digests[number]),
             **value_digests(side.spec, side.checkpoint, values),
@@ -81,7 +81,7 @@ def checkpoint_facts(
 
 
 def stored_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
-    """What is stored, and its digest."""
+    """Return the facts about a checkpoint's stored tensors, with their digest."""
     stored = side.checkpoint.tensors.values()
     return {
         "path": side.checkpoint.label,
@@ -102,18 +102,18 @@ def stored_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
 
 
 def quantised_facts(checkpoint: TensorSource) -> list[dict[str, Any]]:
-    """The formats that tensors were decoded from, and how many tensors of each."""
+    """Return the quantised formats of a checkpoint with the number of tensors in each."""
     formats = Counter(entry.encoding for entry in checkpoint.encoded.values())
     return [{"tensors": count, **encoding.describe()} for encoding, count in formats.items()]
 
 
 def identity_facts(evidence: Evidence, specs: list[ModelSpec]) -> dict[str, Any]:
-    """Whether the checkpoints hold the same values (up to a relabelling), and whether expert i is still expert i."""
-    aside = {skipped.name for spec in specs for skipped in spec.skipped}
-    # Whether the head is stored apart or tied changes nothing where the ledger finds the same bytes.
+    """Return whether the checkpoints hold the same values (up to a relabelling), and the expert identity by layer."""
+    skipped = {tensor.name for spec in specs for tensor in spec.skipped}
+    # A tied head and a separately stored head are equivalent if the ledger finds equal values.
     described = [{**spec.describe(), "tied": None} for spec in specs]
     same_model = len(specs) == 2 and described[0] == described[1]
-    replayed = same_model and all(row.identical for row in evidence.ledger.rows if row.name not in aside)
+    replayed = same_model and all(row.identical for row in evidence.ledger.rows if row.name not in skipped)
     return {
         "identical_checkpoints": replayed and nothing_differs(evidence.unreplayed),
         "identical_replayed": replayed,
@@ -123,7 +123,7 @@ def identity_facts(evidence: Evidence, specs: list[ModelSpec]) -> dict[str, Any]
 
 
 def method_facts(walk: Walk, specs: list[ModelSpec], options: AuditOptions) -> dict[str, Any]:
-    """Every choice that can move a number."""
+    """Return every choice that can change a number."""
     side = walk.sides[0]
     return {
         "model": specs[0].describe(),
@@ -141,13 +141,13 @@ def method_facts(walk: Walk, specs: list[ModelSpec], options: AuditOptions) -> d
 
 
 def share_facts(walk: Walk) -> dict[str, Any]:
-    """What this process read, and where its time went."""
+    """Return the bytes that this process read, and its time by phase."""
     read = {side.name: side.reader.bytes_read for side in walk.sides}
     return {"bytes_read": read, "phases": walk.clock.facts()}
 
 
 def window_arrays(probes: ProbeSet) -> Arrays:
-    """Which window belongs to which domain and document, and how many positions it scores."""
+    """Return the domain, document, length and number of scored positions of every window."""
     windows = probes.windows
     columns = {
         "domain": [window.domain for window in windows],

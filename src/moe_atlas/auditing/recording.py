@@ -1,10 +1,10 @@
-"""Entering a layer's tensors in the weights ledger, the routed experts aside, which are looked at as they pass."""
+"""Recording of a layer's resident tensors in the weights ledger; `LayerExperts` records the routed experts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_atlas.auditing.layer.requantise import compared
+from moe_atlas.auditing.layer.requantise import compare_tensors
 from moe_atlas.auditing.layer.side import Weights
 from moe_atlas.auditing.walk import Walk
 from moe_atlas.models.spec import TensorRef
@@ -17,22 +17,28 @@ def record_weights(
     refs: Sequence[Sequence[TensorRef]],
     as_stored: Weights | None = None,
 ) -> None:
-    """Enter the tensors at hand, `refs` of each checkpoint, in the weights ledger.
+    """Enter the resident tensors in the weights ledger.
 
-    Beside them go those that a relabelling reordered, as the tuned checkpoint stores them.
+    Args:
+        walk: the walk.
+        layer: layer index; None outside the layers.
+        refs: references to the resident tensors of each checkpoint.
+        as_stored: tensors that a relabelling reordered, in the tuned checkpoint's own order; the ledger also compares
+            them with the base under equal stored indices.
     """
-    base, *others = (side.resident for side in walk.sides)
-    counterparts = [{ref.role: ref for ref in side_refs} for side_refs in refs]
-    pairs = [[by_role[ref.role] for by_role in counterparts] for ref in refs[0]]
+    residents = [side.resident for side in walk.sides]
+    by_role = [{ref.role: ref for ref in side_refs} for side_refs in refs]
+    pairs = [[counterparts[ref.role] for counterparts in by_role] for ref in refs[0]]
 
     def change(work: tuple[Sequence[TensorRef], Sequence[Weights]]) -> TensorChange:
-        both, residents = work
-        role = both[0].role
-        look = compared(walk.sides, both, [weights[role] for weights in residents])
-        return look.change(both[0].name, both[0].kind, layer)
+        pair, weights = work
+        role = pair[0].role
+        comparison = compare_tensors(walk.sides, pair, [tensors[role] for tensors in weights])
+        return comparison.change(pair[0].name, pair[0].kind, layer)
 
-    for found in walk.group.spread(change, [(both, [base, *others]) for both in pairs]):
-        walk.evidence.ledger.enter(found)
-    moved = [(both, [base, as_stored]) for both in pairs if as_stored and both[0].role in as_stored]
-    for found in walk.group.spread(change, moved):
-        walk.evidence.ledger.enter(found, as_stored=True)
+    for row in walk.group.spread(change, [(pair, residents) for pair in pairs]):
+        walk.evidence.ledger.enter(row)
+    if as_stored:
+        reordered = [(pair, [residents[0], as_stored]) for pair in pairs if pair[0].role in as_stored]
+        for row in walk.group.spread(change, reordered):
+            walk.evidence.ledger.enter(row, as_stored=True)

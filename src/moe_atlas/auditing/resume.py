@@ -1,9 +1,9 @@
-"""Continuing an audit that was killed, from what its last finished layer left on disk.
+"""Resume an audit that was killed, from the state that it saved after its last finished layer.
 
-After every layer the states of all windows, the evidence so far and what was hashed of each checkpoint replace one
-file beside the receipt. Nothing in it is taken on trust when the audit goes on: the file carries a digest of itself,
-every input and choice that can move a bit must be the same, and the bytes that were consumed are read and hashed
-again. There is no handler to rely on: killed at any moment, the audit leaves the state of a whole layer or none.
+After every layer, the audit replaces a state file beside the receipt. The file holds the states of all windows, the
+evidence so far, and the hash progress of each checkpoint. A resumed audit verifies all of it: the file has a digest of
+itself, every input and choice that can change a bit must be the same, and all bytes read so far are read and hashed
+again. No signal handler is needed: an audit that is killed at any moment leaves the state of a whole layer or none.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from moe_atlas.weights.comparison import TensorChange
 
 
 class StateFile:
-    """Keeps the state in a file.
+    """A store that keeps the state of a walk in a file.
 
     Args:
-        path: the file; it is replaced after every layer.
-        parts: everything that the state depends on, by what a reader would call it; JSON values.
+        path: the file, which `save` replaces after every layer.
+        parts: everything on which the state depends, by the name that messages use; JSON values.
 
     Attributes:
-        token: a name of this audit that nobody else has; its receipt carries it, so that a resumed audit knows the one
-            that it wrote itself.
+        path: the file.
+        token: a unique name of this audit. The receipt holds it, so a resumed audit recognises its own receipt.
     """
 
     def __init__(self, path: Path, parts: Mapping[str, Any]) -> None:
@@ -52,12 +52,12 @@ class StateFile:
         self._parts = {name: digest_of(value) for name, value in parts.items()}
 
     def restore(self, walk: Walk) -> int:
-        """Bring back the latest state.
+        """Restore the latest state; return the number of finished layers, 0 without a state.
 
         Raises:
-            UsageError: ``E_RESUME`` when the state is of another audit, with what differs.
-            IntegrityError: ``E_RESUME`` for a damaged file, ``E_CHANGED`` when a checkpoint's bytes are not those
-                that were consumed.
+            UsageError: ``E_RESUME`` for the state of another audit, with the parts that differ.
+            IntegrityError: ``E_RESUME`` for a damaged file, ``E_CHANGED`` if bytes of a checkpoint that were read
+                before have changed.
         """
         if not os.path.lexists(self.path):
             return 0
@@ -76,10 +76,10 @@ class StateFile:
         return int(facts["done"])
 
     def save(self, walk: Walk, done: int) -> None:
-        """Replace the state by that after `done` layers.
+        """Replace the file by the state after `done` layers.
 
         Raises:
-            ResourceExhausted: ``E_DISK`` when the disk is full; the state of the layer before stays.
+            ResourceExhausted: ``E_DISK`` when the disk is full; the previous file stays.
         """
         evidence = walk.evidence
         facts = {
@@ -108,7 +108,7 @@ class StateFile:
 
 
 def dependencies(walk: Walk, probes: ProbeSet, options: AuditOptions) -> dict[str, Any]:
-    """Everything that moves a bit of an audit's state, by what a reader would call it."""
+    """Return everything that can change a bit of an audit's state, by the name that messages use."""
     software = (__version__, torch.__version__, np.__version__, platform.machine())
     return {
         **{f"the {side.name} checkpoint": _stored(side) for side in walk.sides},
@@ -128,19 +128,19 @@ def dependencies(walk: Walk, probes: ProbeSet, options: AuditOptions) -> dict[st
 
 
 def _stored(side: Side) -> list[Any]:
-    """A checkpoint as its headers and its configuration describe it; its bytes are compared when they are read."""
+    """Return the headers and the configuration of a checkpoint; `restore` verifies its bytes separately."""
     tensors = [astuple(tensor) for tensor in side.checkpoint.tensors.values()]
     return [side.checkpoint.config, side.spec.describe(), tensors]
 
 
 def state_paths(receipt: Path) -> tuple[Path, Path]:
-    """Where an audit's state is kept, and that of its noise floor: hidden files beside the receipt."""
+    """Return the paths of the state files of an audit and of its noise floor: hidden files beside the receipt."""
     folder, name = receipt.parent, receipt.name
     return folder / f".{name}.resume", folder / f".{name}.floor-resume"
 
 
 def owns(state: Path, receipt: Path) -> bool:
-    """Whether the audit that left a state wrote the receipt that stands beside it, killed before it could say so."""
+    """Return whether the audit that left a state also wrote the receipt, before it was killed."""
     facts = state_facts(state)
     try:
         written = parse_receipt(read_bounded(receipt, MAX_RECEIPT_BYTES), shown(str(receipt)))
@@ -151,7 +151,7 @@ def owns(state: Path, receipt: Path) -> bool:
 
 
 def _restored(walk: Walk, side: Side, number: int, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A batch's state of one side; one that both sides shared was kept once and is shared again."""
+    """Return a batch's state of one checkpoint; a state that both checkpoints share was saved once."""
     kept = tensors.pop(f"{side.name}.{number}", None)
     return walk.sides[0].states[number] if kept is None else kept.to(side.replay.device)
 
@@ -169,6 +169,6 @@ def _restore_evidence(walk: Walk, facts: Mapping[str, Any], tensors: Mapping[str
 
 
 def _row(values: list[Any]) -> TensorChange:
-    """A ledger row; JSON made lists of its pairs."""
+    """Return a ledger row from its JSON values; JSON turns the row's pairs into lists."""
     fields: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
     return TensorChange(*fields)

@@ -1,6 +1,6 @@
-"""One whole audit or baseline: open, compare from headers, replay, and hand over a finished receipt body.
+"""One whole audit or baseline: open the checkpoints, compare headers, replay, and return the facts of the receipt.
 
-Nothing is written here; `moe_atlas.receipt` derives, writes and re-reads.
+This module writes no receipt; `moe_atlas.receipt` derives, writes and reads it back.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe_atlas.auditing.checks import require_alike, require_allowed, require_measurable
+from moe_atlas.auditing.checks import require_agreement, require_allowed, require_measurable
 from moe_atlas.auditing.cost import memory
 from moe_atlas.auditing.cost.machine import (
     environment_facts,
-    exhaustion_named,
     full_precision,
+    memory_errors_named,
     pick_device,
     threads,
 )
@@ -57,89 +57,85 @@ from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_f
 from moe_atlas.replay.model import Replay
 from moe_atlas.system.limits import require_room
 
-Receipt = dict[str, Any]
+Facts = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 Given = Path | TensorSource
 
 
 def measure(
     base: Given, tuned: Given | None, probe: Path, options: AuditOptions, group: Group | None = None
-) -> tuple[Receipt, Arrays]:
-    """Measure a pair (or, with no tuned checkpoint, a baseline) on a registered probe set.
+) -> tuple[Facts, Arrays]:
+    """Measure a pair (or, without a tuned checkpoint, a baseline) on a registered probe set.
 
     Args:
         base: the base checkpoint: its path, or the source of its tensors.
-        tuned: the tuned one.
+        tuned: the tuned checkpoint; None for a baseline.
         probe: the registered probe file.
-        options: how to run.
-        group: the processes that share the work; all of them call this alike.
+        options: options of how the audit runs.
+        group: the processes that share the audit; each process calls this function with the same arguments.
 
     Returns:
-        The facts of the receipt, from which every interval and the verdict can be derived, and the window arrays;
-        both empty but in the process that leads.
+        The facts of the receipt, from which every interval and the verdict follow, and the window arrays. Both are
+        empty except in the leading process.
 
     Raises:
-        AtlasError: for everything a user can cause; nothing has been written then.
+        AtlasError: for every error that a user can cause; nothing is written.
     """
-    started = datetime.now(UTC)
-    clock = time.monotonic()
-    group, kept = group or Group(), None
+    started, clock = datetime.now(UTC), time.monotonic()
+    group = group or Group()
     probes = load_registered(probe, options.policy_from)
-    lent = {
+    other_receipts = {
         "reference": reference_facts(options.baseline),
         "attempts": [attempt_facts(path) for path in options.attempts],
     }
-    checkpoints, specs = opened(base, tuned, probes, options.accepted)
-    folders = [Folder.of(probes, checkpoint, tuned=place > 0) for place, checkpoint in enumerate(checkpoints)]
-    options = replace(options, noise_floor=wanted_floor(probes, specs[0], options))
-    with exhaustion_named(), threads(options.threads), full_precision():
+    checkpoints, specs = open_checkpoints(base, tuned, probes, options.accepted)
+    folders = [Folder.of(probes, checkpoint, tuned=n > 0) for n, checkpoint in enumerate(checkpoints)]
+    options = replace(options, noise_floor=noise_floor_execution(probes, specs[0], options))
+    with memory_errors_named(), threads(options.threads), full_precision():
         walk = prepare(checkpoints, specs, probes, options, group)
-        require_alike(walk, probes, options)
-        floor = (
-            measure_floor(checkpoints[0], specs[0], probes, options, group) if options.noise_floor else None
-        )
+        require_agreement(walk, probes, options)
+        floor = measure_noise_floor(checkpoints[0], specs[0], probes, options, group)
         walk.bands = bands(floor) if floor else {}
+        state = None
         if options.resume is not None:
-            kept = walk.resume = StateFile(options.resume[0], dependencies(walk, probes, options))
+            state = walk.resume = StateFile(options.resume[0], dependencies(walk, probes, options))
         evidence = replay_layers(walk, probes.windows)
         evidence.unreplayed = compare_unreplayed(walk.sides, evidence.ledger, group)
         alone = [values_alone(side, evidence.ledger.values(0), group) for side in walk.sides]
         digests = [finish(side.reader, group) for side in walk.sides]
         for folder in folders:
             folder.require_unchanged()
-    shares = group.bring(share_facts(walk))
+    shares = group.gather_to_leader(share_facts(walk))
     if not group.leads:
         return {}, {}
-    read = checkpoint_facts(walk.sides, evidence, alone, digests, folders, shares)
-    receipt = body(walk, evidence, probes, options, read) | {
-        **lent,
-        "noise_floor": floor,
-        "timing": {
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - clock, 3),
-            "phases": walk.clock.facts(),
-            **({"processes": shares} if len(shares) > 1 else {}),
-            **({"resume": kept.token} if kept is not None else {}),
-        },
+    of_checkpoints = checkpoint_facts(walk.sides, evidence, alone, digests, folders, shares)
+    timing = {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 3),
+        "phases": walk.clock.facts(),
+        **({"processes": shares} if len(shares) > 1 else {}),
+        **({"resume": state.token} if state is not None else {}),
     }
-    return receipt, window_arrays(probes) | evidence.arrays
+    facts = receipt_facts(walk, evidence, probes, options, of_checkpoints)
+    facts |= {**other_receipts, "noise_floor": floor, "timing": timing}
+    return facts, window_arrays(probes) | evidence.arrays
 
 
-def body(
+def receipt_facts(
     walk: Walk,
     evidence: Evidence,
     probes: ProbeSet,
     options: AuditOptions,
-    read: dict[str, Any],
-) -> Receipt:
-    """The facts of the receipt that depend on neither the clock, nor a noise-floor run, nor another receipt.
+    checkpoints: Facts,
+) -> Facts:
+    """Return the facts of the receipt, except timing, noise floor and the facts of other receipts.
 
     Args:
-        walk: the walk, finished.
-        evidence: what it found.
-        probes: what was asked.
-        options: how it ran.
-        read: the facts of each checkpoint.
+        walk: the finished walk.
+        evidence: its evidence.
+        probes: the registered probe set.
+        options: options of how the audit ran.
+        checkpoints: the facts of each checkpoint.
     """
     specs = [side.spec for side in walk.sides]
     pair = len(specs) == 2
@@ -147,7 +143,7 @@ def body(
         "schema": "atlas/receipt/v1",
         "kind": "audit" if pair else "baseline",
         "probe": probe_facts(probes, specs[0]),
-        "checkpoints": read,
+        "checkpoints": checkpoints,
         "layers": evidence.layers,
         "weights": evidence.ledger.facts() | {"unreplayed": evidence.unreplayed},
         "identity": identity_facts(evidence, specs),
@@ -159,10 +155,10 @@ def body(
     }
 
 
-def opened(
+def open_checkpoints(
     base: Given, tuned: Given | None, probes: ProbeSet, accepted: Mapping[str, Any]
 ) -> tuple[list[TensorSource], list[ModelSpec]]:
-    """The checkpoints under audit and what they are, from their headers, if they can be compared and measured."""
+    """Open the checkpoints under audit from their headers; refuse a pair that cannot be compared or measured."""
     given = [one for one in (base, tuned) if one is not None]
     checkpoints = [open_checkpoint(one) if isinstance(one, Path) else one for one in given]
     specs = [resolve(checkpoint, accepted) for checkpoint in checkpoints]
@@ -175,7 +171,7 @@ def opened(
         [layer.moe.router.experts for layer in specs[0].layers if layer.moe],
         (measured_windows(probes), len(probes.windows)),
         len(probes.config.domains),
-        [[skipped[0] for skipped in spec.skipped] for spec in specs],
+        [[skipped.name for skipped in spec.skipped] for spec in specs],
         str(probes.config.path),
     )
     return checkpoints, specs
@@ -188,11 +184,11 @@ def prepare(
     options: AuditOptions,
     group: Group,
 ) -> Walk:
-    """Everything a walk needs, with the memory limit checked before a tensor is read."""
+    """Return a walk that is ready to start; refuse a memory limit below the minimum before any tensor is read."""
     device = pick_device(options.device, options.place)
     dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])
     config = probes.config
-    room = needed(checkpoints, specs, probes, dtype)
+    needs = memory_needs(checkpoints, specs, probes, dtype)
     names: tuple[SideName, ...] = ("base", "tuned")
     sides = [
         Side(name, checkpoint, spec, Replay(spec, dtype=dtype, device=device, router_arithmetic=options.router),
@@ -214,8 +210,8 @@ def prepare(
         ),
         protected=frozenset(config.protected_layers.resolve(specs[0].routed_layers)),
         progress=options.progress,
-        held_tokens=memory.held_tokens(options.memory, room),
-        depth=memory.read_ahead(options.memory, room),
+        held_tokens=memory.held_tokens(options.memory, needs),
+        read_ahead=memory.read_ahead(options.memory, needs),
         skips=options.skips,
         chart_maps=options.chart_maps,
         group=group,
@@ -223,15 +219,15 @@ def prepare(
 
 
 def shared_files(checkpoint: TensorSource, other: TensorSource) -> frozenset[str]:
-    """Files of a checkpoint that are files of another one as well, whatever their names there."""
+    """Return the files of `checkpoint` that are also files of `other`, matched by identity rather than by name."""
     theirs = set(other.identities.values())
     return frozenset(file for file, found in checkpoint.identities.items() if found in theirs)
 
 
-def needed(
+def memory_needs(
     checkpoints: list[TensorSource], specs: list[ModelSpec], probes: ProbeSet, dtype: torch.dtype
 ) -> memory.Needs:
-    """The memory that an audit needs with this compute dtype."""
+    """Return the memory that an audit needs with this compute dtype."""
     tokens = sum(len(window.tokens) for window in probes.windows)
     everyone = probes.config.evaluation.experts == "all"
     stored = max(
@@ -242,12 +238,15 @@ def needed(
 
 
 def measured_windows(probes: ProbeSet) -> int:
-    """How many windows are base-role; they come first, and the routed object is read on them."""
+    """Return the number of windows of role base, which come first and on which the routed object is measured."""
     return sum(probes.config.domains[window.domain].role == "base" for window in probes.windows)
 
 
-def wanted_floor(probes: ProbeSet, spec: ModelSpec, options: AuditOptions) -> Execution | None:
-    """How to measure the noise floor: as asked, or as the baseline did where a budget is within ten times of it."""
+def noise_floor_execution(probes: ProbeSet, spec: ModelSpec, options: AuditOptions) -> Execution | None:
+    """Return the execution for measuring the noise floor; None: do not measure it.
+
+    Without a request, the execution is that of the baseline, if a budget is within ten times the baseline's floor.
+    """
     if options.noise_floor is not None:
         return options.noise_floor
     stored = stored_floor(options.baseline)
@@ -256,20 +255,21 @@ def wanted_floor(probes: ProbeSet, spec: ModelSpec, options: AuditOptions) -> Ex
     return stored["execution"] if stored and near else None
 
 
-def measure_floor(
+def measure_noise_floor(
     checkpoint: TensorSource, spec: ModelSpec, probes: ProbeSet, options: AuditOptions, group: Group
-) -> dict[str, Any]:
-    """Audit the base against itself: in reverse order and other pieces, or in another compute dtype."""
-    assert options.noise_floor is not None
-    walked = prepare([checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0), group)
-    first, second = walked.sides
+) -> Facts | None:
+    """Audit the base against itself in another execution order or compute dtype; None without `noise_floor`."""
+    if options.noise_floor is None:
+        return None
+    walk = prepare([checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0), group)
+    first, second = walk.sides
     other = first.replay.dtype if options.noise_floor == "order" else getattr(torch, options.noise_floor)
     kind = ReorderedReplay if options.noise_floor == "order" else Replay
     second.replay = kind(spec, dtype=other, device=first.replay.device, router_arithmetic=options.router)
-    walked.measures_noise = True
+    walk.measures_noise = True
     if options.resume is not None:
-        walked.resume = StateFile(options.resume[1], dependencies(walked, probes, options))
-    evidence = replay_layers(walked, probes.windows)
+        walk.resume = StateFile(options.resume[1], dependencies(walk, probes, options))
+    evidence = replay_layers(walk, probes.windows)
     if not group.leads:
-        return group.told(None)
-    return group.told(floor_facts(options.noise_floor, evidence.layers, evidence.arrays))
+        return group.broadcast_object(None)
+    return group.broadcast_object(floor_facts(options.noise_floor, evidence.layers, evidence.arrays))

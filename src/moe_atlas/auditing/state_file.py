@@ -1,7 +1,7 @@
-"""The file that an interrupted audit goes on from: JSON facts and tensors, streamed, with a digest at the end.
+"""The state file of an interrupted audit: JSON facts and tensors, streamed, with a digest at the end.
 
-Layout: a magic line, 8 bytes little-endian length of the JSON, the JSON, the tensors' bytes in its order, and the
-sha256 of everything before. Reading and writing need no more memory than the tensors themselves.
+Layout: a magic line; the length of the JSON as 8 bytes, little-endian; the JSON; the bytes of the tensors in the order
+of the JSON; the sha256 of everything before. Reading and writing need no more memory than the tensors themselves.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _DTYPES |= {"float64": torch.float64, "int32": torch.int32, "int64": torch.int64
 
 
 def write_state(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Replace the file so that a crash leaves the old one or the new one.
+    """Replace the file; a crash leaves either the old file or the new file.
 
     Raises:
         ResourceExhausted: ``E_DISK`` when the disk is full.
         UsageError: ``E_WRITE`` when the folder cannot be written.
     """
-    # One fixed name: what a killed audit leaves half-written, the next one overwrites.
+    # The fixed name lets the next audit overwrite the unfinished file of a killed audit.
     temporary = path.with_name(path.name + ".tmp")
     with write_errors(path):
         with on_disk(temporary) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
@@ -63,10 +63,10 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read facts and tensors back.
+    """Read facts and tensors.
 
     Raises:
-        IntegrityError: ``E_RESUME`` when the file is not byte for byte what was written.
+        IntegrityError: ``E_RESUME`` if the bytes of the file do not match its digest.
     """
     damaged = IntegrityError("E_RESUME", shown(str(path)), "is damaged", "remove it to start anew")
     digest = hashlib.sha256()
@@ -90,7 +90,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def state_facts(path: Path) -> dict[str, Any] | None:
-    """The facts of a state without its tensors and unchecked; None where there is none or it cannot be read."""
+    """Read the facts of a state without its tensors and without a check; None if there is no readable state."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError), _opened(path) as file:
         if file.read(len(MAGIC)) == MAGIC:
             length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
@@ -100,7 +100,7 @@ def state_facts(path: Path) -> dict[str, Any] | None:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a state without waiting for whoever writes to a pipe that stands in its place."""
+    """Open a state file without blocking, even if the path names a pipe."""
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 

@@ -1,4 +1,4 @@
-"""The state of one audit on its way through the layers, and the evidence that it collects."""
+"""The state of one audit during its walk through the layers, and the evidence that it collects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from moe_atlas.auditing.clock import Clock
 from moe_atlas.auditing.layer.batches import BATCH_TOKENS, Batch
-from moe_atlas.auditing.layer.prefetch import DEPTH, background
-from moe_atlas.auditing.layer.reading import Arrays
+from moe_atlas.auditing.layer.measurements import Arrays
+from moe_atlas.auditing.layer.prefetch import DEPTH, low_priority_pool
 from moe_atlas.auditing.layer.side import Side
 from moe_atlas.auditing.layer.view import Scope
 from moe_atlas.auditing.processes.group import Group
@@ -22,29 +22,38 @@ from moe_atlas.weights.ledger import WeightsLedger
 
 
 class Resume(Protocol):
-    """Where a walk leaves its state between layers."""
+    """A store for the state of a walk between layers."""
 
     def restore(self, walk: Walk) -> int:
-        """Bring back the latest state; how many layers it covers, 0 when there is none."""
+        """Restore the latest state; return the number of finished layers, 0 without a state."""
 
     def save(self, walk: Walk, done: int) -> None:
-        """Keep the state after `done` layers."""
+        """Save the state after `done` layers."""
 
 
-class Nowhere:
-    """Keeps nothing: an interrupted audit starts again."""
+class NoResume:
+    """A store that saves nothing: an interrupted audit starts from the beginning."""
 
     def restore(self, walk: Walk) -> int:
-        """There is no state."""
+        """Return 0: there is no state."""
         return 0
 
     def save(self, walk: Walk, done: int) -> None:
-        """Keep nothing."""
+        """Save nothing."""
 
 
 @dataclass
 class Evidence:
-    """Everything measured: window arrays, and the facts that no window carries."""
+    """The evidence of an audit.
+
+    Attributes:
+        arrays: window arrays by name.
+        layers: facts of each routed layer.
+        identity: expert identity of each routed layer.
+        vocabulary: row changes of embedding and head.
+        ledger: the weights ledger.
+        unreplayed: comparison of the skipped tensors, one row per part of the checkpoint.
+    """
 
     arrays: Arrays = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
@@ -56,21 +65,26 @@ class Evidence:
 
 @dataclass
 class Walk:
-    """One audit under way.
+    """The state of one running audit.
 
     Attributes:
-        sides: the base, and the tuned checkpoint unless a baseline is recorded.
+        sides: the base and, unless the audit records a baseline, the tuned checkpoint.
         batches: the partition of the probe windows.
-        bands: noise band per layer index.
-        pool: threads that read ahead.
-        depth: experts read ahead.
-        held_tokens: tokens whose evaluated experts may be in memory together; one batch at least.
-        skips: leave out what equal values make unnecessary; the numbers are the same, bit for bit, either way.
+        scope: settings of the evaluation.
+        protected: indices of the protected layers.
+        progress: display of the progress.
+        bands: noise band by layer index.
+        pool: background threads for reads and comparisons.
+        read_ahead: number of experts to prefetch.
+        held_tokens: most tokens in one pass over a layer's experts; a pass has at least one batch.
+        skips: whether to skip computations that equal values make unnecessary; this changes no bit of a number.
+        chart_maps: number of expert pairs per layer whose overlap map is measured.
+        measures_noise: whether the sides are one checkpoint in two executions.
         group: the processes that share the audit.
-        in_step: whether both checkpoints carry the very same states.
-        measures_noise: the sides are one checkpoint under two execution orders.
-        resume: where the state between layers is kept.
-        chart_maps: sample this many experts per layer for rank and condition of the overlap maps; 0 for none.
+        in_step: whether the states of both checkpoints are equal so far.
+        resume: store for the state between layers.
+        evidence: the evidence collected so far.
+        clock: time by phase.
     """
 
     sides: Sequence[Side]
@@ -79,50 +93,50 @@ class Walk:
     protected: frozenset[int]
     progress: Progress
     bands: dict[int, NoiseBand] = field(default_factory=dict)
-    pool: Executor = field(default_factory=background)
-    depth: int = DEPTH
+    pool: Executor = field(default_factory=low_priority_pool)
+    read_ahead: int = DEPTH
     held_tokens: int = BATCH_TOKENS
     skips: bool = True
     chart_maps: int = 0
     measures_noise: bool = False
     group: Group = field(default_factory=Group)
     in_step: bool = False
-    resume: Resume = field(default_factory=Nowhere)
+    resume: Resume = field(default_factory=NoResume)
     evidence: Evidence = field(default_factory=Evidence)
     clock: Clock = field(default_factory=Clock)
 
     @property
-    def alike(self) -> bool:
-        """Whether two checkpoints are computed by the same arithmetic, so that equal tensors give equal numbers."""
+    def same_arithmetic(self) -> bool:
+        """Whether a pair may reuse results: skipping is on, and both replays give equal bits for equal tensors."""
         return (
             self.skips and len(self.sides) == 2 and self.sides[0].replay.computes_like(self.sides[1].replay)
         )
 
     @property
-    def own(self) -> list[int]:
-        """Numbers of the batches whose states this process holds."""
+    def own_batches(self) -> list[int]:
+        """The numbers of the batches whose states this process holds."""
         return [number for number in range(len(self.batches)) if self.group.owns(number)]
 
-    def enter(self, refs: Sequence[Sequence[TensorRef]]) -> None:
-        """Read tensors of every checkpoint at once, dropping those of the last layer."""
+    def load(self, refs: Sequence[Sequence[TensorRef]]) -> None:
+        """Free the resident tensors, and read the next tensors of all checkpoints in parallel."""
         with self.clock.phase("reading the rest"):
             for side in self.sides:
-                side.leave()
-            readers = self.group.deliver([side.reader for side in self.sides], refs, self.pool)
-            list(self.pool.map(Side.enter, self.sides, refs, readers))
+                side.free()
+            readers = self.group.read_once([side.reader for side in self.sides], refs, self.pool)
+            list(self.pool.map(Side.load, self.sides, refs, readers))
 
     @cached_property
-    def alike_layers(self) -> list[bool]:
-        """For every layer, whether both checkpoints compute it alike, wherever its tensors are stored."""
+    def equal_layers(self) -> list[bool]:
+        """For every layer, whether both checkpoints have the same spec, wherever their tensors are stored."""
         pairs = zip(*(side.spec.layers for side in self.sides), strict=True)
         return [first.describe() == second.describe() for first, second in pairs]
 
     def states_identical(self, number: int) -> bool:
-        """Whether everything in front of the `number`-th layer holds the same values and is computed alike."""
+        """Return whether all tensors and specs in front of the `number`-th layer are equal."""
         indices = {None, *(layer.index for layer in self.sides[0].spec.layers[:number])}
-        return all(self.alike_layers[:number]) and not indices & self.evidence.ledger.changed_layers
+        return all(self.equal_layers[:number]) and not indices & self.evidence.ledger.changed_layers
 
-    def settle(self) -> None:
-        """Once their changes are recorded, let equal values be computed with as one tensor, the base's."""
+    def share_equal(self) -> None:
+        """Use the base's tensor for both checkpoints where values are equal; call `record_weights` first."""
         if len(self.sides) == 2:
-            self.sides[1].settle(self.sides[0])
+            self.sides[1].share_equal(self.sides[0])

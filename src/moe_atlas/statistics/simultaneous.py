@@ -1,6 +1,6 @@
 """Bounds that hold for all protected layers at once (studentised max-T).
 
-With 48 undamaged layers at 5 %, pointwise bounds flag some layer in 53-93 % of runs; simultaneous bounds do so in 3-5 %.
+With 48 undamaged layers at 5 %, pointwise bounds flag some layer in 53-93 % of runs; simultaneous bounds in 3-5 %.
 
 Legend: L layers, B resamples.
 """

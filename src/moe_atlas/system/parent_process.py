@@ -23,7 +23,7 @@ def named_parent() -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Stop this process as SIGTERM does once the parent named in its environment is gone; without a name, do nothing."""
+    """Stop this process like SIGTERM once the parent named in its environment is gone; without a name, do nothing."""
     parent = os.environ.pop(VARIABLE, "")
     if parent.isdecimal():
         Thread(target=_watch, args=(int(parent),), name="parent", daemon=True).start()

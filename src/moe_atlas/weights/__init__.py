@@ -1,1 +1,1 @@
-"""What the bytes of the two checkpoints say before any token is routed: the weights ledger and expert identity."""
+"""Comparison of the tensors of two checkpoints without routing: the weights ledger and expert identity."""

@@ -1,9 +1,9 @@
-"""Digests of what a checkpoint's tensors say: of all that are replayed, and of each class in each layer.
+"""Digests of the values of a checkpoint's tensors: one over all replayed tensors, and one per class and layer.
 
-They are over values and logical tensors, so a copy in another dtype, sharding or layout of experts has the same, while
-the digest of the stored tensors (`moe_atlas.checkpoint.digest`) is another one. The one of the whole checkpoint answers
-yes or no; a run that was resumed after a crash needs to know which part is not what it was, long after the older
-checkpoint's bytes are gone.
+These digests cover values of logical tensors, so a copy in another dtype, sharding or expert layout has equal digests.
+The digest of the stored tensors (`moe_atlas.checkpoint.digest`) differs for such a copy. The digest of the whole
+checkpoint only answers whether two checkpoints are equal. A run resumed after a crash needs to know which part differs,
+long after the bytes of the older checkpoint are gone.
 """
 
 from __future__ import annotations
@@ -19,50 +19,49 @@ from moe_atlas.models.spec import ModelSpec, TensorRef
 from moe_atlas.probes.settings.policy import UNREPLAYED
 from moe_atlas.weights.comparison import AS_STORED
 
-Place = tuple[str, int | None]
-Values = Mapping[str, str]  # a tensor's canonical name to the digest of its values
-OTHER: Place = ("other", None)
+ClassOfLayer = tuple[str, int | None]
+Values = Mapping[str, str]  # canonical name of a tensor to the digest of its values
+OTHER: ClassOfLayer = ("other", None)
 
 
-def resolved(
+def resolve_values(
     found: Mapping[str, str | None],
     base: Values,
     spec: ModelSpec,
     checkpoint: TensorSource,
     digest: CheckpointDigest,
 ) -> dict[str, str]:
-    """Digests of the values of one checkpoint's tensors by name, in which nothing refers to other ones any more.
+    """Return the digest of the values of every tensor of a checkpoint, by name, with all references resolved.
 
     Args:
-        found: what the weights ledger says of each: a digest, `AS_STORED`, or None where it holds the base's values.
-        base: those of the base; empty for the base itself.
-        spec: of the checkpoint.
-        checkpoint: whose stored tensors.
-        digest: theirs.
+        found: the ledger's entry of each tensor: a digest, `AS_STORED`, or None for a tensor with the base's values.
+        base: digests of the base's values; empty for the base itself.
+        spec: spec of the checkpoint.
+        checkpoint: the opened checkpoint.
+        digest: digests of its stored tensors.
     """
     stored = {ref.name: ref.stored for ref, _ in replayed(spec)}
     stored |= {skipped.name: skipped.name for skipped in spec.skipped}
 
-    def value(name: str, said: str | None) -> str:
-        if said == AS_STORED:
+    def value(name: str, entry: str | None) -> str:
+        if entry == AS_STORED:
             return f"{checkpoint.tensors[stored[name]].dtype} {digest.tensors[stored[name]]}"
-        return base[name] if said is None else said
+        return base[name] if entry is None else entry
 
-    return {name: value(name, said) for name, said in found.items()}
+    return {name: value(name, entry) for name, entry in found.items()}
 
 
 def value_digests(spec: ModelSpec, checkpoint: TensorSource, values: Values) -> dict[str, Any]:
-    """Return ``values_digest``, over every tensor that is replayed, and ``classes``, one row for each class and layer.
+    """Return ``values_digest`` over all replayed tensors, and ``classes`` with one row per class and layer.
 
-    A digest is over one line ``name TAB dtype TAB shape TAB sha256 NEWLINE`` for each logical tensor, sorted by name:
-    the name that a plain checkpoint with one tensor for each expert gives it, and what
-    `moe_atlas.weights.values.ValueHash` says. A head that is tied to the embedding, or holds its values, counts once,
-    as the embedding.
+    A digest covers one line ``name TAB dtype TAB shape TAB sha256 NEWLINE`` per logical tensor, sorted by name. The
+    name is that of a plain checkpoint with one tensor per expert. `moe_atlas.weights.values.ValueHash` gives dtype and
+    sha256. A head that is tied to the embedding, or holds the same values, counts only once, as the embedding.
 
     Returns:
-        The rows are objects of ``class``, ``layer`` (null outside the layers), ``tensors`` and ``values``; those that
-        nothing replays and a server may use are in the row ``other``, outside the layers, and not in
-        ``values_digest``.
+        Rows are objects with ``class``, ``layer`` (null outside the layers), ``tensors`` and ``values``. The row
+        ``other``, outside the layers, covers tensors that the replay skips and a server may use; ``values_digest``
+        leaves them out.
     """
     embedding = values[spec.embed_refs[0].name]
     places = {
@@ -76,7 +75,7 @@ def value_digests(spec: ModelSpec, checkpoint: TensorSource, values: Values) -> 
         if skipped.part in UNREPLAYED
     }
     lines = {name: _line(name, shape, values[name]) for name, (shape, _) in sorted((places | others).items())}
-    rows: dict[Place, list[bytes]] = {}
+    rows: dict[ClassOfLayer, list[bytes]] = {}
     for name, line in lines.items():
         rows.setdefault((places.get(name) or others[name])[1], []).append(line)
     return {
@@ -98,7 +97,7 @@ def _sha256(lines: Iterable[bytes]) -> str:
 
 
 def replayed(spec: ModelSpec) -> Iterator[tuple[TensorRef, int | None]]:
-    """Every logical tensor that is replayed, with its layer; a tied head is the embedding."""
+    """Yield every replayed logical tensor with its layer; a tied head counts as the embedding."""
     for ref in (*spec.embed_refs, *(ref for ref in spec.final_refs if ref.kind != "embedding")):
         yield ref, None
     for layer in spec.layers:

@@ -1,6 +1,6 @@
-"""One look at a tensor of the pair and its counterpart: did it change, by how much, and is it whole?
+"""Compare a tensor of the base with its counterpart in one pass: identity, relative change, zeros, non-finite values.
 
-Legend: R rows, C elements of a row, K runs of a row, V elements of a run, N what is squared (base, tuned, change).
+Legend: R rows, C elements of a row, K runs of a row, V elements of a run, N the squared tensor (base, tuned, change).
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from torch import Tensor
 
 from moe_atlas.weights.values import PIECE, ValueHash, integers, is_canonical, same_bytes, same_values
 
-RUN = 512  # squares added up in float32
-LOST = 1e-30  # sums of squares up to which float32 may have lost some
-AS_STORED = (
-    "as stored"  # a digest of values that is the sha256 of a stored tensor's own bytes, which is taken anyway
-)
+RUN = 512  # squares summed in float32
+LOST = 1e-30  # in smaller sums, float32 may have lost a square
+AS_STORED = "as stored"
+"""Stands for a digest of values that equals the sha256 of the stored bytes, which the reader computes anyway."""
 
 
 @dataclass(frozen=True)
 class Narrowing:
-    """What the tuned checkpoint's format makes of the base's values, where it cannot hold all of them.
+    """Rounding of the base's values by the tuned checkpoint's format, which cannot hold all of them.
 
     Attributes:
-        keep: gives the base's values as the format would keep them, by plain rounding.
-        certain: whether nobody rounds otherwise, so that values other than these were changed.
+        keep: function that rounds the base's values to the format by plain rounding.
+        certain: whether every writer rounds this way, so that any other values prove a change.
     """
 
     keep: Callable[[Tensor], Tensor]
@@ -40,20 +39,22 @@ class Narrowing:
 
 @dataclass(frozen=True)
 class TensorChange:
-    """One row of the ledger.
+    """One row of the weights ledger.
 
     Attributes:
-        identical: the same values, whatever the dtype and layout; None for a lone checkpoint.
-        base_square, change_square: ‖W0‖² and ‖W1−W0‖² in float64; `change_square` is 0 for a lone checkpoint. Both
-            are 0 where the elements number things: how far apart two of them are says nothing.
-        zeros, nonfinite: counts of exact zeros and of NaN or infinities, (base, tuned).
+        name: canonical name of the tensor.
+        kind: ledger class.
+        layer: layer index; None outside the layers.
+        identical: whether both tensors hold the same values, whatever dtype and layout; None without a counterpart.
+        base_square, change_square: ‖W0‖² and ‖W1−W0‖² in float64; `change_square` is 0 without a counterpart. Both
+            are 0 for numbers of things (ids), whose distance means nothing.
+        zeros, nonfinite: counts of exact zeros, and of NaN and infinities, (base, tuned).
         elements: number of elements.
-        expert: the base's index of the routed expert that it belongs to, if any.
-        recast: the same values in other bytes: another dtype, or zeros of the other sign.
-        rounded: whether the change is no more than what the tuned checkpoint's format makes of the base's values; None
-            where that cannot be told.
-        values: digests of the values, (base, tuned); `AS_STORED` for those of a whole stored tensor that is written as
-            a digest would write it; None for the tuned where they are the base's.
+        expert: the base's index of the routed expert that owns the tensor; None for other tensors.
+        recast: whether the values are identical and the bytes differ: another dtype, or zeros of the other sign.
+        rounded: whether rounding to the tuned checkpoint's format explains the whole change; None if undecidable.
+        values: digests of the values, (base, tuned); `AS_STORED` if the stored bytes have the same digest; None for
+            tuned values that equal the base's.
     """
 
     name: str
@@ -72,16 +73,16 @@ class TensorChange:
 
     @property
     def moved(self) -> bool:
-        """Whether it changed by more than another format's rounding, as far as that can be told."""
+        """Whether the tensor certainly changed by more than the rounding of a storage format."""
         return self.identical is False and self.rounded is False
 
     @property
     def relative_change(self) -> float | None:
-        """‖W1−W0‖ / ‖W0‖ (Frobenius); None when the base norm is 0, or something is not finite."""
+        """‖W1−W0‖ / ‖W0‖ (Frobenius); None if the base norm is 0, or a norm is not finite."""
         return relative(self.base_square, self.change_square)
 
     def row(self) -> dict[str, Any]:
-        """The row as the receipt prints it."""
+        """Return the row as JSON values of the receipt."""
         return {
             "name": self.name,
             "class": self.kind,
@@ -97,16 +98,16 @@ class TensorChange:
         }
 
 
-class Comparison:
-    """A tensor of the base and its counterpart, if any, taken in once, whole or in consecutive parts.
+class TensorComparison:
+    """A running comparison of a tensor of the base and its counterpart, if any, whole or in consecutive parts.
 
-    What it finds does not depend on the parts.
+    The result does not depend on the division into parts.
 
     Args:
-        shape: of the whole tensor.
-        narrowing: where the tuned checkpoint's format may lose some of the base's values.
-        lone_rows: whether one checkpoint has more rows, which `add_lone` takes in behind the others.
-        numbers: whether the elements number things, so that they are equal or not, and never near.
+        shape: shape of the whole tensor.
+        narrowing: rounding by the tuned checkpoint's format; None if the format holds all of the base's values.
+        lone_rows: whether one checkpoint has more rows; `add_lone` adds them after the rows that both have.
+        numbers: whether the elements are numbers of things (ids): two of them are equal or not, and no distance counts.
     """
 
     def __init__(
@@ -129,66 +130,67 @@ class Comparison:
         self._identical: bool | None = None
         self._recast = False
         self._numbers = numbers
-        self._values = [ValueHash()]  # a second one from where the values part
+        self._values = [ValueHash()]  # a second hash starts at the first difference
         self._as_stored = [False, False]
         self._zeros, self._nonfinite = [0, 0], [0, 0]
 
     def add(self, base: Tensor, tuned: Tensor | None, *, stored: tuple[bool, bool] = (False, False)) -> None:
-        """Take in the next rows (entries of all dimensions but the last) of both.
+        """Add the next rows (entries of all dimensions but the last) of both tensors.
 
         Args:
-            base: the base's.
-            tuned: the tuned checkpoint's.
-            stored: whether these are the bytes of a whole stored tensor, (base, tuned).
+            base: rows of the base's tensor.
+            tuned: rows of the counterpart; None without a counterpart.
+            stored: whether the rows are the bytes of a whole stored tensor, (base, tuned).
         """
         same = tuned is not None and same_values(base, tuned)
         if tuned is not None:
             self._recast |= same and not same_bytes(base, tuned)
             if not same and self._identical is not False:
-                self._values.append(self._values[0].copy())  # up to here it held the base's
+                self._values.append(self._values[0].copy())  # all earlier rows hold the base's values
             self._identical = same and self._identical is not False
             if self._narrowing is not None and self._rounded:
                 self._rounded = same_values(self._narrowing.keep(base), tuned)
         parts = [part.reshape(-1, self._width) for part in (base, tuned) if part is not None]
         here = slice(self._seen, self._seen + len(parts[0]))
         self._seen = here.stop
-        with np.errstate(all="ignore"):  # what is not finite is counted
-            squares_NR, zeros, minus = self._look(parts[:1] if same else parts)
+        with np.errstate(all="ignore"):  # `_nonfinite` counts non-finite values
+            squares_NR, zeros, minus = self._sums(parts[:1] if same else parts)
         self._squares_NR[: len(squares_NR), here] = squares_NR
         if same:
             self._squares_NR[1, here] = squares_NR[0]
             zeros *= 2
-        for side, part_RC in enumerate(parts):
-            self._zeros[side] += zeros[side]
-            nonfinite = _nonfinite(part_RC, self._squares_NR[side, here])
-            self._nonfinite[side] += nonfinite
-            if side < len(self._values):
-                said = 0 if same else side  # equal values have one digest
-                self._digest(side, parts[said], stored=stored[side], clean=not nonfinite and not minus[said])
+        for number, part_RC in enumerate(parts):
+            self._zeros[number] += zeros[number]
+            nonfinite = _nonfinite(part_RC, self._squares_NR[number, here])
+            self._nonfinite[number] += nonfinite
+            if number < len(self._values):
+                hashed = 0 if same else number  # equal values have one digest
+                clean = not nonfinite and not minus[hashed]
+                self._digest(number, parts[hashed], stored=stored[number], clean=clean)
 
-    def add_lone(self, side: int, part: Tensor) -> None:
-        """Take in rows that one checkpoint alone has, once all others were taken in.
+    def add_lone(self, number: int, part: Tensor) -> None:
+        """Add rows that only one checkpoint has, after all rows that both have.
 
-        They are in the digest of its values and among what is not finite. What compares leaves them out.
+        The rows count in the digest of the checkpoint's values and among its non-finite values, not in the comparison.
 
         Args:
-            side: 0 for the base, 1 for the tuned checkpoint.
+            number: 0 for the base, 1 for the tuned checkpoint.
             part: the rows.
         """
-        if len(self._values) == 1:  # up to here both hold the same values
+        if len(self._values) == 1:  # all earlier rows hold the base's values
             self._values.append(self._values[0].copy())
-        self._values[side].add(part)
-        self._nonfinite[side] += int((~torch.isfinite(part)).sum())
+        self._values[number].add(part)
+        self._nonfinite[number] += int((~torch.isfinite(part)).sum())
 
-    def _digest(self, side: int, part_RC: Tensor, *, stored: bool, clean: bool) -> None:
-        """Take in some rows for the digest of the values; `clean`: there is neither a −0 nor a NaN among them."""
+    def _digest(self, number: int, part_RC: Tensor, *, stored: bool, clean: bool) -> None:
+        """Add rows to the digest of a checkpoint's values; `clean`: the rows hold neither −0 nor NaN."""
         whole = len(part_RC) == self._squares_NR.shape[1] and not self._lone_rows
-        self._as_stored[side] = stored and clean and whole and is_canonical(part_RC)
-        if not self._as_stored[side]:
-            self._values[side].add(part_RC, whole=whole, clean=clean)
+        self._as_stored[number] = stored and clean and whole and is_canonical(part_RC)
+        if not self._as_stored[number]:
+            self._values[number].add(part_RC, whole=whole, clean=clean)
 
     def change(self, name: str, kind: str, layer: int | None, expert: int | None = None) -> TensorChange:
-        """The row of the ledger, once everything was taken in."""
+        """Return the row of the ledger; call `add` for all rows first."""
         assert self._seen == self._squares_NR.shape[1], f"{name}: {self._seen} rows"
         lone = self.lone
         (zeros0, zeros1), (nonfinite0, nonfinite1) = self._zeros, self._nonfinite
@@ -214,35 +216,35 @@ class Comparison:
 
     @property
     def _only_rounded(self) -> bool | None:
-        told = self._rounded or self._narrowing is None or self._narrowing.certain
-        return self._rounded if told else None
+        decidable = self._rounded or self._narrowing is None or self._narrowing.certain
+        return self._rounded if decidable else None
 
     @property
     def lone(self) -> bool:
-        """Whether there was no counterpart."""
+        """Whether the tensor has no counterpart."""
         return self._identical is None
 
-    def squares_of_rows(self, side: int, rows: range | None = None) -> NDArray[np.float64]:
-        """Sums of the squares of every row (entry of all dimensions but the last), float64 [rows].
+    def row_squares(self, number: int, rows: range | None = None) -> NDArray[np.float64]:
+        """Return the sum of squares of every row (entry of all dimensions but the last), float64 [rows].
 
         Args:
-            side: 0 for the base, 1 for the tuned checkpoint, 2 for their difference.
-            rows: which rows, all by default.
+            number: 0 for the base, 1 for the tuned checkpoint, 2 for their difference.
+            rows: the rows to return; all rows by default.
         """
         runs = self._length // self._width
         here = slice(None) if rows is None else slice(rows.start * runs, rows.stop * runs)
-        squares: NDArray[np.float64] = self._squares_NR[side, here].reshape(-1, runs).sum(1)
+        squares: NDArray[np.float64] = self._squares_NR[number, here].reshape(-1, runs).sum(1)
         return squares
 
-    def zeroed(self, side: int) -> bool:
-        """Whether one side is zero throughout."""
-        return self._zeros[side] == self._elements
+    def zeroed(self, number: int) -> bool:
+        """Return whether the tensor of checkpoint `number` (0 base, 1 tuned) is zero throughout."""
+        return self._zeros[number] == self._elements
 
-    def _look(self, parts: list[Tensor]) -> tuple[NDArray[np.float64], list[int], list[bool]]:
-        """Sums of squares by row, counts of zeros of a part of each side, and whether −0 is among them.
+    def _sums(self, parts: list[Tensor]) -> tuple[NDArray[np.float64], list[int], list[bool]]:
+        """Return sums of squares by row, counts of zeros per tensor, and whether a tensor holds −0.
 
-        Short runs are added up in float32, those in float64; all in float64 where float32 does not hold the values
-        exactly, or would lose or overflow a square.
+        The sum of a short run is float32, the sum of runs float64. All sums are float64 if float32 cannot hold the
+        values exactly, or would lose or overflow a square.
         """
         if not all(part.dtype.is_floating_point and part.dtype.itemsize <= 4 for part in parts):
             return self._added_up(parts, torch.float64)
@@ -266,7 +268,7 @@ class Comparison:
         for begin, values_NRC in _pieces(parts, max(1, PIECE // self._width), dtype):
             end = begin + values_NRC.shape[1]
             values_NRKV = values_NRC.reshape(len(values_NRC), -1, runs, self._run)
-            # One dot product a run.
+            # One dot product per run.
             squares_NRK[:, begin:end] = np.matmul(values_NRKV[..., None, :], values_NRKV[..., None])[
                 ..., 0, 0
             ]
@@ -277,42 +279,42 @@ class Comparison:
 
 
 def relative(base_square: float, change_square: float) -> float | None:
-    """√(change/base); None when the base norm is 0 or something is not finite."""
+    """Return √(change/base); None if the base norm is 0 or a value is not finite."""
     if base_square <= 0.0 or not math.isfinite(base_square) or not math.isfinite(change_square):
         return None
     return math.sqrt(change_square / base_square)
 
 
-def together(rows: Sequence[TensorChange]) -> float | None:
-    """√(Σ change / Σ base) of several tensors; 0 where nothing changed, be the base zero or without tensors."""
+def combined_change(rows: Sequence[TensorChange]) -> float | None:
+    """Return √(Σ change / Σ base) of several tensors; 0 if none changed, even for a zero base or no tensors."""
     change = sum(row.change_square for row in rows)
     return 0.0 if change == 0.0 else relative(sum(row.base_square for row in rows), change)
 
 
-def changes_of_rows(base_RC: Tensor, tuned_RC: Tensor) -> list[float | None]:
-    """‖w1−w0‖ / ‖w0‖ of every row of two small matrices, as `together`."""
+def row_changes(base_RC: Tensor, tuned_RC: Tensor) -> list[float | None]:
+    """Return ‖w1−w0‖ / ‖w0‖ of every row of two small matrices, with the conventions of `combined_change`."""
     base_RC, tuned_RC = base_RC.double(), tuned_RC.double()
     squares = base_RC.square().sum(1).tolist(), (tuned_RC - base_RC).square().sum(1).tolist()
     return [0.0 if change == 0.0 else relative(base, change) for base, change in zip(*squares, strict=True)]
 
 
 def _pieces(parts: list[Tensor], step: int, dtype: torch.dtype) -> Iterator[tuple[int, NDArray[Any]]]:
-    """`step` rows at a time: the first one's number, and the values of both sides and their difference, [N, R, C]."""
+    """Yield the first row number and the values [N, R, C] of both tensors and their difference, piece by piece."""
     buffer_NRC = torch.empty(
         3 if len(parts) == 2 else 1, min(step, len(parts[0])), parts[0].shape[1], dtype=dtype
     )
     values_NRC = buffer_NRC.numpy()
     for number, pieces in enumerate(zip(*(part.split(step) for part in parts), strict=True)):
         rows = len(pieces[0])
-        for side, piece_RC in enumerate(pieces):
-            buffer_NRC[side, :rows].copy_(piece_RC)
+        for n, piece_RC in enumerate(pieces):
+            buffer_NRC[n, :rows].copy_(piece_RC)
         if len(pieces) == 2:
             np.subtract(values_NRC[1, :rows], values_NRC[0, :rows], out=values_NRC[2, :rows])
         yield number * step, values_NRC[:, :rows]
 
 
 class _Zeros:
-    """Counts the exact zeros, of either sign, of some rows at a time."""
+    """A running count of the exact zeros, of either sign, in the rows of a tensor."""
 
     def __init__(self, part_RC: Tensor) -> None:
         self._bits_RC = integers(part_RC, part_RC.dtype.itemsize)
@@ -330,7 +332,7 @@ class _Zeros:
 
 
 def _nonfinite(part_RC: Tensor, squares_R: NDArray[np.float64]) -> int:
-    """NaN and infinities; a finite sum of squares says that there are none in a row."""
+    """Count NaN and infinities; a row with a finite sum of squares has none."""
     bad_R = ~np.isfinite(squares_R)
     if not bad_R.any():
         return 0
@@ -339,5 +341,5 @@ def _nonfinite(part_RC: Tensor, squares_R: NDArray[np.float64]) -> int:
 
 @cache
 def _divisor(count: int, limit: int) -> int:
-    """The largest divisor of `count` that is no larger than `limit`."""
+    """Return the largest divisor of `count` that is at most `limit`."""
     return next(divisor for divisor in range(min(count, limit), 0, -1) if count % divisor == 0)

@@ -1,7 +1,7 @@
-"""The weights ledger: for every tensor of the pair, did it change, by how much, and is it whole?
+"""The weights ledger: for every tensor of the pair, whether and how much it changed, and whether it is intact.
 
-It catches what behaviour shows late or never: a tune that did not land, a router that was meant to be frozen,
-a converter that dropped experts.
+The ledger catches faults that behaviour shows late or never: a tune that changed nothing, a router that should have
+stayed frozen, a converter that dropped experts.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from moe_atlas.weights.comparison import TensorChange, relative
 
 @dataclass
 class WeightsLedger:
-    """Rows in reading order.
+    """The rows of the ledger in reading order.
 
     Attributes:
-        rows: one per logical tensor, experts and router rows matched when they were relabelled.
-        as_stored: the same-index rows of what was relabelled, beside the others.
-        changed_layers: layers (None: outside the layers) with a row whose values changed.
+        rows: one row per logical tensor; relabelled experts and router rows are compared with their match.
+        as_stored: additional rows that compare relabelled tensors under the same index.
+        changed_layers: layers with a tensor whose values changed; None stands for tensors outside the layers.
     """
 
     rows: list[TensorChange] = field(default_factory=list)
@@ -29,11 +29,11 @@ class WeightsLedger:
     changed_layers: set[int | None] = field(default_factory=set)
 
     def enter(self, change: TensorChange, *, as_stored: bool = False) -> TensorChange:
-        """Enter a row.
+        """Add a row and return it.
 
         Raises:
-            InputRefused: E_NONFINITE when the base holds a NaN or an infinity; in the tuned checkpoint that is a
-                FAIL, in the base there is nothing left to compare with.
+            InputRefused: E_NONFINITE if the base holds a NaN or an infinity. In the tuned checkpoint this is a FAIL; a
+                base with such values cannot serve for comparison.
         """
         if change.nonfinite[0]:
             raise InputRefused(
@@ -47,13 +47,13 @@ class WeightsLedger:
             self.changed_layers.add(change.layer)
         return change
 
-    def values(self, side: int) -> dict[str, str | None]:
-        """What is known of the values of every tensor of one checkpoint, by the name under which it is stored there."""
-        # What a relabelling moved here is in a row of its own under this name; it comes last.
-        return {row.name: row.values[side] for row in (*self.rows, *(self.as_stored if side else ()))}
+    def values(self, number: int) -> dict[str, str | None]:
+        """Return value digests of the tensors of checkpoint `number` (0 base, 1 tuned), by its canonical names."""
+        # For relabelled tensors, the rows `as_stored` have the tuned checkpoint's own names; they come last and win.
+        return {row.name: row.values[number] for row in (*self.rows, *(self.as_stored if number else ()))}
 
     def facts(self) -> dict[str, Any]:
-        """The receipt's `weights` block."""
+        """Return the receipt's `weights` block."""
         facts: dict[str, Any] = {"classes": summarise(self.rows), "tensors": [row.row() for row in self.rows]}
         if self.as_stored:
             facts["as_stored"] = {
@@ -63,12 +63,12 @@ class WeightsLedger:
         return facts
 
     def parameter_distance(self) -> float | None:
-        """‖θ1−θ0‖ / ‖θ0‖ over all tensors: the undifferentiated control."""
+        """Return ‖θ1−θ0‖ / ‖θ0‖ over all tensors, the undifferentiated control."""
         return relative(sum(r.base_square for r in self.rows), sum(r.change_square for r in self.rows))
 
 
 def summarise(rows: list[TensorChange]) -> dict[str, Any]:
-    """Per class: tensors, how many are identical, relative Frobenius change, zero and non-finite counts."""
+    """Return per class the counts of tensors, identical tensors, zeros and non-finite values, and the change."""
     return {kind: _class_row([r for r in rows if r.kind == kind]) for kind in TENSOR_CLASSES}
 
 

@@ -1,6 +1,6 @@
-"""Rows of embedding or head that one checkpoint of a pair alone has: new tokens, or what an export padded.
+"""Rows of embedding or head that only one checkpoint of a pair has: new tokens, or padding of an export.
 
-Legend: C rows of a part, D model width, R all such rows.
+Legend: C rows of one part, D model width, R all such rows.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FAR_LONGER = 10.0  # times the longest row of the base
-NAMED = 16
+NAMED = 16  # rows that the receipt names
 SIDES = ("base", "tuned")
 
 
 class LoneRows:
-    """The norms of such rows, taken in part by part.
+    """The norms of the rows that only one checkpoint has, collected part by part.
 
     Args:
-        side: whose they are: 0 the base's, 1 the tuned checkpoint's.
-        first: the id of the first of them.
+        side: the checkpoint that has them: 0 for the base, 1 for the tuned checkpoint.
+        first: id of the first row.
     """
 
     def __init__(self, side: int, first: int) -> None:
@@ -32,14 +32,14 @@ class LoneRows:
         self._norms: list[NDArray[np.float64]] = []
 
     def add(self, part_CD: Tensor) -> None:
-        """Take in the next rows."""
+        """Add the next rows."""
         self._norms.append(torch.linalg.vector_norm(part_CD, dim=1, dtype=torch.float64).numpy(force=True))
 
     def facts(self, specials: Sequence[Mapping[int, str]], longest: float) -> dict[str, Any]:
-        """What the receipt says of them.
+        """Return the receipt's facts about the rows.
 
         Args:
-            specials: of each checkpoint, names of ids that have a meaning of their own, by id.
+            specials: of each checkpoint, names of special token ids, by id.
             longest: norm of the longest row of the base that both checkpoints have.
         """
         norms_R, names = np.concatenate(self._norms), specials[self._side]

@@ -1,9 +1,9 @@
-"""Embedding and head row by row: what a tune did to the tokens that no probe window holds.
+"""Changes of embedding and head row by row, which also cover tokens that no probe window contains.
 
-Of every row only three sums of squares are kept, and a few elements of those that changed so much that they may be
-other rows of the base in the wrong place.
+The comparison keeps three sums of squares per row. For rows that changed so much that they may be misplaced rows of the
+base, it also keeps a sample of elements.
 
-Legend: V vocabulary, C its part at hand, R rows kept, N elements sampled of a row, D model width.
+Legend: V vocabulary, C rows of one part of the vocabulary, R sampled rows, N sampled elements of a row, D model width.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_atlas.weights.comparison import Comparison
+from moe_atlas.weights.comparison import TensorComparison
 from moe_atlas.weights.lone_rows import FAR_LONGER, NAMED, LoneRows
 
 Norms = NDArray[np.float64]
 
-# Of ‖w1−w0‖ / (‖w0‖ + ‖w1‖): three quarters of a row's own norm of noise, or a row twice as long. A row that the probe
-# reads may go that far; one that it does not may go a third as far, or three times as far as the others usually do.
+# Limits on ‖w1−w0‖ / (‖w0‖ + ‖w1‖). A row that the probe reads may change up to LIMIT, which noise of three quarters of
+# the row's norm reaches, or a row that became twice as long. A row that the probe does not read may change up to
+# UNSEEN_LIMIT, or up to FACTOR times the median change of the rows that the probe reads.
 LIMIT = 1 / 3
 UNSEEN_LIMIT, FACTOR = 0.1, 3.0
-SAMPLED, KEPT = 64, 8192
-ALIKE = 0.9  # cosine from which on a row is another row of the base
+SAMPLED, KEPT = 64, 8192  # elements sampled per row; most rows with a sample
+ALIKE = 0.9  # least cosine at which a row counts as another row of the base
 
 
-class Rows:
-    """The rows of one end of a pair, taken in part by part beside their comparison.
+class RowChanges:
+    """The row changes of the embedding or the head of a pair, collected part by part.
 
     Args:
-        comparison: has taken in every part before this does.
-        seen_V: which ids a probe window holds, bool [V].
+        comparison: comparison of the same tensor; the caller adds each part to it first.
+        seen_V: which ids the probe windows contain, bool [V].
     """
 
-    def __init__(self, comparison: Comparison, seen_V: NDArray[np.bool_]) -> None:
+    def __init__(self, comparison: TensorComparison, seen_V: NDArray[np.bool_]) -> None:
         self._comparison, self._seen_V = comparison, seen_V
         self._lone: LoneRows | None = None
         self._ids: list[int] = []
         self._samples: list[Tensor] = []
 
     def add(self, rows: range, base_CD: Tensor, tuned_CD: Tensor | None) -> None:
-        """Keep a sample of those of these rows that may have been replaced, [2, N] each."""
+        """Sample the rows of this part that may have been replaced, [2, N] each."""
         if tuned_CD is None:
             return
         moved = np.flatnonzero(self._moved(rows) > UNSEEN_LIMIT)[: KEPT - len(self._ids)]
@@ -55,20 +56,20 @@ class Rows:
             self._samples.append(torch.stack([sampled(base_CD[part]), sampled(tuned_CD[part])], dim=1))
 
     def add_lone(self, side: int, rows: range, part_CD: Tensor) -> None:
-        """Take in rows that one checkpoint alone has: 0 the base, 1 the tuned one."""
+        """Add rows that only checkpoint `side` has: 0 for the base, 1 for the tuned checkpoint."""
         self._lone = self._lone or LoneRows(side, rows.start)
         self._lone.add(part_CD)
 
     def facts(self, *specials: Mapping[int, str]) -> dict[str, Any] | None:
-        """What the receipt says of the rows; None for a lone checkpoint.
+        """Return the receipt's facts about the rows; None without a counterpart.
 
         Args:
-            *specials: of each checkpoint, names of ids that have a meaning of their own, by id.
+            *specials: of each checkpoint, names of special token ids, by id.
         """
         if self._comparison.lone:
             return None
         special = specials[0]
-        base_V, tuned_V, changes_V = (np.sqrt(self._comparison.squares_of_rows(side)) for side in range(3))
+        base_V, tuned_V, changes_V = (np.sqrt(self._comparison.row_squares(number)) for number in range(3))
         moved_V, seen_V = relative_moves(base_V, tuned_V, changes_V), self._seen_V
         limit_V = np.where(seen_V, LIMIT, unseen_limit(moved_V[seen_V]))
         outlying_V = ~(moved_V <= limit_V)
@@ -101,13 +102,13 @@ class Rows:
         }
 
     def _moved(self, rows: range) -> Norms:
-        squares = [self._comparison.squares_of_rows(side, rows) for side in range(3)]
-        return relative_moves(*(np.sqrt(side) for side in squares))
+        squares = [self._comparison.row_squares(number, rows) for number in range(3)]
+        return relative_moves(*map(np.sqrt, squares))
 
     def _sources(self, outlying_V: NDArray[np.bool_]) -> dict[int, int]:
-        """Which row of the base an outlying row is now, where that row's own place has changed, too.
+        """Return the base row that each outlying row equals, if that base row is itself among the outlying rows.
 
-        A copy of a row that stayed where it was is how new tokens are often begun, and no permutation.
+        A copy of an unchanged row is no permutation: new tokens often start as such copies.
         """
         kept = [place for place, number in enumerate(self._ids) if outlying_V[number]]
         if len(kept) < 2:
@@ -129,7 +130,7 @@ class Rows:
 
 
 def sampled(rows_RD: Tensor) -> Tensor:
-    """Elements at even distances of each row, float32 [R, N], scaled so that their squares do not overflow."""
+    """Return evenly spaced elements of each row, float32 [R, N], scaled so that their squares do not overflow."""
     width = rows_RD.shape[1]
     index_N = torch.arange(min(SAMPLED, width)) * width // min(SAMPLED, width)
     found_RN = rows_RD[:, index_N].float()
@@ -137,20 +138,20 @@ def sampled(rows_RD: Tensor) -> Tensor:
 
 
 def relative_moves(base_V: Norms, tuned_V: Norms, changes_V: Norms) -> Norms:
-    """‖w1−w0‖ / (‖w0‖ + ‖w1‖), the formula of content drift: 0 where nothing changed, infinite where not finite."""
+    """Return ‖w1−w0‖ / (‖w0‖ + ‖w1‖), the formula of content drift: 0 for no change, infinite if not finite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         moved_V = np.where(changes_V == 0.0, 0.0, changes_V / (base_V + tuned_V))
     return np.where(np.isfinite(moved_V), moved_V, np.inf)
 
 
 def unseen_limit(moved_seen: Norms) -> float:
-    """How far a row may move that no probe window reads."""
+    """Return the limit on the change of a row that no probe window reads."""
     usual = float(np.median(moved_seen)) if len(moved_seen) else 0.0
     return min(LIMIT, max(UNSEEN_LIMIT, FACTOR * usual))
 
 
 def seen_ids(batches: Sequence[Tensor], vocabulary: int) -> NDArray[np.bool_]:
-    """Which ids some batches of tokens hold, bool [V]."""
+    """Return which ids the batches of tokens contain, bool [V]."""
     seen_V = np.zeros(vocabulary, dtype=bool)
     for tokens_WS in batches:
         seen_V[tokens_WS.reshape(-1).numpy()] = True

@@ -1,7 +1,7 @@
-"""What a tensor says, whatever dtype it is stored in: when two tensors hold the same values, and a digest of them.
+"""Values of tensors independent of their stored dtype: equality of values, and a digest of values.
 
-Two floating-point tensors hold the same values when every element is the same number: the dtype does not matter, −0 is
-0, and every NaN is the same NaN. Tensors of integers, truth values or complex numbers hold the same values when they
+Two floating-point tensors hold the same values if every element is the same number. The dtype does not matter, −0
+equals 0, and every NaN equals every NaN. Tensors of integers, booleans or complex numbers hold the same values if they
 hold the same bytes in the same dtype.
 """
 
@@ -19,26 +19,26 @@ from torch import Tensor
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-PIECE = 1 << 17  # elements looked at a time: all that is made of them stays in the cache
-FIRST = 512  # elements in which tensors that differ mostly do so
+PIECE = 1 << 17  # elements processed at a time, so that temporaries stay in the cache
+FIRST = 512  # elements compared first: most tensors that differ, differ there
 CANONICAL = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-"""What values are written in, narrowest first; each holds everything that the ones before it hold."""
+"""Dtypes for writing values, narrowest first; each holds every value of the narrower ones."""
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same bytes in the same dtype and shape (NaN equals NaN, 0 differs from −0)."""
+    """Return whether two tensors hold the same bytes in the same dtype and shape; 0 differs from −0."""
     if a is b:
         return True
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     words_a, words_b = integers(a.reshape(-1)), integers(b.reshape(-1))
-    # What differs mostly does so from the start.
+    # Most tensors that differ, differ at the start.
     return np.array_equal(words_a[:FIRST], words_b[:FIRST]) and np.array_equal(words_a, words_b)
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same number everywhere, as this module means it."""
+    """Return whether two tensors have one shape and hold the same values, as this module defines them."""
     if a.shape != b.shape:
         return False
     if same_bytes(a, b):
@@ -58,23 +58,24 @@ def _same_numbers(a: Tensor, b: Tensor) -> bool:
 
 
 class ValueHash:
-    """The digest of a tensor's values, taken in whole or in consecutive parts.
+    """A running digest of a tensor's values, added whole or in consecutive parts.
 
-    It is the sha256 of the values in the narrowest of BF16, F32 and F64 that holds all of them, little-endian, row by
-    row, with −0 as 0 and one NaN; of the stored bytes where they are no floating-point numbers. So a BF16 tensor
-    without −0 and NaN has the sha256 of its own bytes, as has its copy in F32.
+    The digest is the sha256 of the values in the narrowest of BF16, F32 and F64 that holds all of them: little-endian,
+    row by row, with −0 written as 0 and every NaN as one NaN. For tensors without floating-point numbers, it is the
+    sha256 of the stored bytes. So a BF16 tensor without −0 and NaN has the sha256 of its own bytes, and its copy in F32
+    has the same digest.
     """
 
     def __init__(self) -> None:
         self._running: dict[str, _Hash] = {name: hashlib.sha256() for name in CANONICAL}
 
     def add(self, part: Tensor, *, whole: bool = False, clean: bool = False) -> None:
-        """Take in the next part.
+        """Add the next part.
 
         Args:
-            part: of any shape.
-            whole: there is no other part, so that it need not be hashed in more than one dtype.
-            clean: there is neither a −0 nor a NaN in it, so that its bytes need not be looked through for them.
+            part: the values, in any shape.
+            whole: whether this is the only part, so that one dtype suffices for hashing.
+            clean: whether the part holds neither −0 nor NaN, so that the hash need not search for them.
         """
         if not part.is_floating_point():
             self._running = {
@@ -92,24 +93,24 @@ class ValueHash:
                 running.update(_canonical(piece, CANONICAL[name], clean=clean))
 
     def copy(self) -> ValueHash:
-        """A digest that has taken in the same parts."""
+        """Return an independent digest of the parts added so far."""
         other = ValueHash()
         other._running = {name: running.copy() for name, running in self._running.items()}
         return other
 
     def digest(self) -> str:
-        """Dtype and sha256 in hexadecimal, such as ``BF16 3b0c…``."""
+        """Return dtype and hexadecimal sha256, such as ``BF16 3b0c…``."""
         name, running = next(iter(self._running.items()))
         return f"{name} {running.hexdigest()}"
 
 
 def is_canonical(tensor: Tensor) -> bool:
-    """Whether a `ValueHash` would write a tensor in its own dtype."""
+    """Return whether a `ValueHash` writes a tensor in the tensor's own dtype."""
     return tensor.is_floating_point() and CANONICAL[names_that_hold(tensor)[0]] is tensor.dtype
 
 
 def names_that_hold(part: Tensor) -> list[str]:
-    """Which of `CANONICAL` hold every value of a floating-point tensor exactly."""
+    """Return the names in `CANONICAL` whose dtypes hold every value of a floating-point tensor exactly."""
     if part.dtype is torch.bfloat16 or part.dtype.itemsize == 1:
         return list(CANONICAL)
     names = ["F32", "F64"] if part.dtype is not torch.float64 else ["F64"]
@@ -121,14 +122,14 @@ def names_that_hold(part: Tensor) -> list[str]:
 
 
 def integers(tensor: Tensor, size: int = 8) -> NDArray[Any]:
-    """The bytes of a tensor as integers of `size` bytes, smaller ones where they do not divide its last dimension."""
+    """Return the bytes of a tensor as integers of `size` bytes, or smaller if `size` does not divide a row's bytes."""
     raw = tensor.contiguous().view(torch.uint8).numpy(force=True)
     width = next(width for width in (size, 4, 2, 1) if width <= size and raw.shape[-1] % width == 0)
     return raw.view(np.dtype(f"i{width}"))
 
 
 def _canonical(piece: Tensor, dtype: torch.dtype, *, clean: bool) -> memoryview:
-    """The bytes of some values in a dtype that holds them, with one zero and one NaN."""
+    """Return the bytes of some values in a dtype that holds them, with one zero and one NaN."""
     if clean:
         return memoryview(piece.to(dtype).view(_BITS[dtype]).numpy().data)
     values = piece.to(dtype, copy=True)

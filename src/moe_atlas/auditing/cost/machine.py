@@ -1,4 +1,4 @@
-"""The machine an audit runs on: its device, its threads, its memory's end, and what the receipt says of it."""
+"""The machine of an audit: device, threads, precision, memory errors, and the environment facts of the receipt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moe_atlas.version import __version__
 
 
 def environment_facts() -> dict[str, str]:
-    """Versions and machine."""
+    """Return the versions of software and the kind of machine."""
     return {
         "moe_atlas": __version__,
         "python": platform.python_version(),
@@ -29,10 +29,10 @@ def environment_facts() -> dict[str, str]:
 
 
 def pick_device(name: str, place: Place | None = None) -> torch.device:
-    """The device asked for; where processes share an audit, each has its own GPU.
+    """Return the requested device; processes that share an audit have one GPU each.
 
     Raises:
-        UsageError: E_DEVICE when CUDA is asked for and there is none, or it does not start.
+        UsageError: E_DEVICE if CUDA is requested and no device is available, or CUDA does not start.
     """
     if name != "cuda":
         return torch.device(name)
@@ -44,7 +44,9 @@ def pick_device(name: str, place: Place | None = None) -> torch.device:
     try:
         device = torch.device("cuda", torch.cuda.current_device() if place is None else place.local)
         torch.zeros(1, device=device).item()
-    except RuntimeError as error:  # another driver, no memory left, another process's device
+    except (
+        RuntimeError
+    ) as error:  # for example a driver mismatch, no free memory, or a device in exclusive use
         raise _no_device(f"CUDA does not start: {shown(str(error).split(chr(10))[0], 200)}") from error
     return device
 
@@ -55,10 +57,10 @@ def _no_device(problem: str) -> UsageError:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Multiply and convolve float32 as float32, and add up bfloat16 products in float32, whatever the process has set.
+    """Multiply and convolve float32 in float32, and sum bfloat16 products in float32, whatever the process has set.
 
-    TF32 keeps 10 of float32's 23 bits, and bfloat16, which oneDNN takes for float32 on CPUs where a process allows it,
-    keeps 7: both move routed sets. A bfloat16 sum that is rounded in between depends on how cuBLAS splits it.
+    TF32 keeps 10 of the 23 bits of float32. oneDNN may use bfloat16, with 7 bits, for float32 on CPUs if the process
+    allows it. Both change routed sets. A bfloat16 sum with intermediate rounding depends on how cuBLAS splits it.
     """
     before = [(switches, name, getattr(switches, name)) for switches, name, _ in _precision()]
     for switches, name, exact in _precision():
@@ -71,20 +73,20 @@ def full_precision() -> Iterator[None]:
 
 
 def _precision() -> list[tuple[Any, str, Any]]:
-    """Switches, their names, and the values under which nothing is rounded more than its dtype says."""
-    backends: Any = torch.backends  # those of newer versions have no types
+    """Return switches as (object, attribute, value); with these values, torch rounds no more than each dtype does."""
+    backends: Any = torch.backends  # the attributes of newer torch versions have no types
     matmul, cudnn, onednn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
     sums = (matmul, "allow_bf16_reduced_precision_reduction", False)
     if not hasattr(matmul, "fp32_precision"):  # torch before 2.9
         return [sums, (matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
-    # The older names refuse to be read where these were set.
+    # torch refuses to read the older attributes after a process set the newer ones.
     places = (matmul, cudnn.conv, onednn.matmul, onednn.conv)
     return [sums, *((place, "fp32_precision", "ieee") for place in places)]
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Pin the CPU threads of matrix products while the audit runs."""
+    """Set the number of CPU threads of matrix products inside this context; None keeps the current number."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:
@@ -94,8 +96,12 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def exhaustion_named() -> Iterator[None]:
-    """Turn an allocation that failed into one line and exit code 6."""
+def memory_errors_named() -> Iterator[None]:
+    """Turn a failed allocation into an error of one line with exit code 6.
+
+    Raises:
+        ResourceExhausted: E_MEMORY.
+    """
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:

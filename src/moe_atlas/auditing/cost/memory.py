@@ -1,8 +1,8 @@
-"""How much memory an audit needs, from the specs alone, and how many tokens a limit lets pass a layer together.
+"""Memory that an audit needs, from the specs alone, and the number of tokens per pass under a memory limit.
 
-Nothing here depends on the number of layers, on the number of experts or on a checkpoint's size: the states of all
-tokens, a part of the vocabulary, one layer's shared tensors, a few experts of each checkpoint, and what is kept of the
-tokens that are at the experts together. The more of them there are, the fewer times each expert is read.
+The need does not depend on the number of layers or experts or on the size of a checkpoint. It consists of the states of
+all tokens, one part of the vocabulary, the shared tensors of one layer, a few experts of each checkpoint, and the
+values of the tokens in one pass. More tokens per pass mean fewer reads of each expert.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from moe_atlas.models.spec import ModelSpec, TensorRef
 from moe_atlas.replay.loss import PART, POSITIONS
 from moe_atlas.replay.mixers.attention import PROBABILITIES
 
-RUNTIME = 350 << 20  # interpreter, torch and its libraries
-DEFAULT = 1400 << 20  # what is used when no limit is stated and the minimum is below it
-POSITION = 40  # bytes kept of a scored position of a checkpoint while the vocabulary passes the head
-AT_HAND = 2  # experts of each checkpoint in memory beside those that wait: evaluated, being read
+RUNTIME = 350 << 20  # bytes of the interpreter, torch and its libraries
+DEFAULT = 1400 << 20  # limit without --memory, unless the minimum is higher
+POSITION = 40  # bytes of the output sums per scored position and checkpoint
+IN_USE = 2  # experts per checkpoint beside the prefetched ones: one evaluated, one being read
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes an audit needs.
+    """Bytes that an audit needs.
 
     Attributes:
-        fixed: whatever passes a layer together, its experts aside.
-        expert: an expert of every checkpoint.
-        token: for every token that passes a layer's experts together with others.
-        ends: while the vocabulary passes at embedding or head, when no token is at any expert.
-        batch: tokens that must pass together at least.
+        fixed: bytes in a layer that do not depend on the tokens per pass, experts aside.
+        expert: bytes of one expert of every checkpoint.
+        token: bytes per token in a pass over a layer's experts.
+        vocabulary: bytes during the pass over embedding or head, when no expert is in memory.
+        batch: least number of tokens in a pass.
     """
 
     fixed: int
     expert: int
     token: int
-    ends: int
+    vocabulary: int
     batch: int
 
     def layer(self, depth: int) -> int:
-        """Bytes of a layer that no token is at, so many experts being read ahead."""
-        return self.fixed + (depth + AT_HAND) * self.expert
+        """Return the bytes in a layer with `depth` prefetched experts, without those of tokens."""
+        return self.fixed + (depth + IN_USE) * self.expert
 
     def peak(self, tokens: int, depth: int) -> int:
-        """Bytes with so many tokens at the experts together, and so many experts read ahead."""
-        return max(self.layer(depth) + self.token * tokens, self.ends)
+        """Return the peak bytes with `tokens` tokens per pass and `depth` prefetched experts."""
+        return max(self.layer(depth) + self.token * tokens, self.vocabulary)
 
     @property
     def minimum(self) -> int:
-        """Bytes with one batch at a time and nothing read ahead."""
+        """The bytes with one batch per pass and no prefetched expert."""
         return self.peak(self.batch, 0)
 
 
@@ -69,15 +69,15 @@ def needs(
     everyone: bool,
     decoded: Sequence[bool] = (),
 ) -> Needs:
-    """What an audit needs.
+    """Return the bytes that an audit needs.
 
     Args:
-        specs: the checkpoints under audit.
-        tokens: probe tokens, whose states live throughout.
-        itemsize: bytes of the compute dtype.
-        stored: bytes of the widest stored dtype.
-        everyone: whether all experts are evaluated.
-        decoded: which checkpoints are quantised, and hold their tensors in float32 before they are cast.
+        specs: specs of the checkpoints under audit.
+        tokens: number of probe tokens, whose states stay in memory throughout.
+        itemsize: bytes per element of the compute dtype.
+        stored: bytes per element of the widest stored dtype.
+        everyone: whether the audit evaluates all experts.
+        decoded: for each checkpoint, whether it is quantised; its tensors are decoded to float32 before the cast.
     """
     width, sides, batch = specs[0].width, len(specs), min(tokens, BATCH_TOKENS)
     element = (4 if any(decoded) else 0) + stored + (itemsize if itemsize != stored else 0)
@@ -88,22 +88,22 @@ def needs(
     experts = max(m.router.experts for m in moes)
     streams = specs[0].streams.count if specs[0].streams else 0
     states = RUNTIME + sides * tokens * max(streams, 1) * width * itemsize
-    # One batch in front of its router: canonical state and router input in float32; scores and probabilities.
+    # One batch in front of the router: canonical state and router input in float32; scores and probabilities.
     work = sides * batch * width * 8 + PROBABILITIES * 16 + CHUNK * 32
-    # The part of the vocabulary at hand and the next one; what stands beside the head.
+    # The current and the next part of the vocabulary, and the final norm.
     vocab = max(spec.vocab for spec in specs)
-    end = 2 * min(PART, vocab) * width
-    end += _elements([ref for ref in specs[0].final_refs if ref.role != "head"])
-    # One checkpoint: streams, residual, gate coordinate, expert outputs; routing tables and places.
-    one = width * (streams + 2 + slots) * itemsize + experts * 20 + slots * 24
-    # The pair: gate coordinate at the anchor, ΔV in float64; routing tables and what is known of every slot.
+    part = 2 * min(PART, vocab) * width
+    part += _elements([ref for ref in specs[0].final_refs if ref.role != "head"])
+    # One checkpoint: streams, residual, gate coordinate, expert outputs; routing tables and row numbers.
+    single = width * (streams + 2 + slots) * itemsize + experts * 20 + slots * 24
+    # The pair: gate coordinate at the anchor, ΔV in float64; routing tables and values per slot.
     pair = width * (itemsize + 8) + experts * 16 + 2 * slots * 56
     return Needs(
         fixed=states + sides * element * layer + work,
         expert=sides * element * expert,
-        token=sides * one + (pair if sides == 2 else 0),
-        ends=states
-        + sides * (element * end + tokens * POSITION)
+        token=sides * single + (pair if sides == 2 else 0),
+        vocabulary=states
+        + sides * (element * part + tokens * POSITION)
         + PART * POSITIONS * 4 * (2 * sides + 3)
         + 3 * vocab * 8,  # squares of every row
         batch=batch,
@@ -113,41 +113,42 @@ def needs(
 def minimum(
     specs: Sequence[ModelSpec], tokens: int, itemsize: int, *, everyone: bool, decoded: Sequence[bool] = ()
 ) -> int:
-    """Bytes an audit needs at least, of checkpoints stored in the compute dtype."""
+    """Return the least bytes that an audit needs for checkpoints stored in the compute dtype."""
     return needs(specs, tokens, itemsize, itemsize, everyone=everyone, decoded=decoded).minimum
 
 
-def held_tokens(limit: int | None, room: Needs) -> int:
-    """How many tokens may pass a layer's experts together.
+def held_tokens(limit: int | None, required: Needs) -> int:
+    """Return the number of tokens that one pass over a layer's experts may hold under a limit in bytes.
 
     Raises:
-        ResourceExhausted: E_MEMORY when the limit is below the minimum.
+        ResourceExhausted: E_MEMORY if the limit is below the minimum.
     """
-    if limit is not None and limit < room.minimum:
+    if limit is not None and limit < required.minimum:
         raise ResourceExhausted(
             "E_MEMORY",
             f"--memory {_mib(limit)}",
-            f"this audit needs at least {_mib(room.minimum)}",
-            f"give --memory {_mib(room.minimum)} or more, or register fewer or shorter windows",
+            f"this audit needs at least {_mib(required.minimum)}",
+            f"give --memory {_mib(required.minimum)} or more, or register fewer or shorter windows",
         )
-    bound = _bound(limit, room)
-    return max(room.batch, (bound - room.layer(read_ahead(limit, room))) // room.token)
+    bound = _bound(limit, required)
+    return max(required.batch, (bound - required.layer(read_ahead(limit, required))) // required.token)
 
 
-def read_ahead(limit: int | None, room: Needs) -> int:
-    """How many experts are read ahead: as many as leave room for one batch, `DEPTH` at most."""
-    fitting = (depth for depth in range(DEPTH, 0, -1) if room.peak(room.batch, depth) <= _bound(limit, room))
+def read_ahead(limit: int | None, required: Needs) -> int:
+    """Return the number of experts to prefetch: the most that leave memory for one batch, and at most `DEPTH`."""
+    bound = _bound(limit, required)
+    fitting = (depth for depth in range(DEPTH, 0, -1) if required.peak(required.batch, depth) <= bound)
     return next(fitting, 0)
 
 
-def _bound(limit: int | None, room: Needs) -> int:
-    return max(DEFAULT, room.minimum) if limit is None else limit
+def _bound(limit: int | None, required: Needs) -> int:
+    return max(DEFAULT, required.minimum) if limit is None else limit
 
 
-def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what lies between the small survivors of every layer.
+def trim_heap() -> None:
+    """Return freed memory to the system, because glibc keeps free memory between the small objects of each layer.
 
-    Without it the peak grows with the depth of the model, though nothing is held.
+    Without this call, the peak grows with the depth of the model although the audit holds no more memory.
     """
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

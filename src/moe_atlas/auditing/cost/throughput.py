@@ -1,4 +1,4 @@
-"""What this machine does in a second, from a second's trial at the model's own shapes.
+"""Rates of this machine per second, from short trials at the model's shapes.
 
 Legend: P rows of one product, D model width, H hidden width, M measured tokens.
 """
@@ -26,16 +26,16 @@ from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.spec import MoESpec
 from moe_atlas.replay.loss import PART, POSITIONS, OnlineSoftmax
 from moe_atlas.replay.primitives.feed_forward import feed_forward
-from moe_atlas.weights.comparison import Comparison
+from moe_atlas.weights.comparison import TensorComparison
 
-SECONDS = 0.4  # of each trial of the processor
-SAMPLE = 32 << 20  # bytes read of each checkpoint
-TOKENS = 64  # whose rows are read in a trial
-EXPERTS, EXPERT_BYTES = 8, 128 << 20  # multiplied in turn in a trial, so that none stays in a cache
+SECONDS = 0.4  # duration of each processor trial
+SAMPLE = 32 << 20  # bytes to read of each checkpoint
+TOKENS = 64  # tokens per measurement trial
+EXPERTS, EXPERT_BYTES = 8, 128 << 20  # experts per trial and their bytes, so that no expert stays in a cache
 
 
-def products(width: int, hidden: int, rows: int, dtype: torch.dtype) -> float:
-    """Operations a second of an expert's products, [P, D] by [D, H] and [P, H] by [H, D], in the compute dtype."""
+def product_rate(width: int, hidden: int, rows: int, dtype: torch.dtype) -> float:
+    """Measure operations per second of an expert's products, [P, D] by [D, H] and [P, H] by [H, D]."""
     x_PD, x_PH = torch.randn(rows, width).to(dtype), torch.randn(rows, hidden).to(dtype)
     w_HD, w_DH = torch.randn(hidden, width).to(dtype), torch.randn(width, hidden).to(dtype)
 
@@ -43,12 +43,12 @@ def products(width: int, hidden: int, rows: int, dtype: torch.dtype) -> float:
         torch.nn.functional.linear(x_PD, w_HD)
         torch.nn.functional.linear(x_PH, w_DH)
 
-    return 4.0 * rows * width * hidden / typical(work)
+    return 4.0 * rows * width * hidden / median_seconds(work)
 
 
 @torch.inference_mode()
-def experts(moe: MoESpec, width: int, rows: int, dtype: torch.dtype) -> float:
-    """Operations a second of routed experts as the audit evaluates them: rows gathered, weights from memory."""
+def expert_rate(moe: MoESpec, width: int, rows: int, dtype: torch.dtype) -> float:
+    """Measure operations per second of routed experts as the audit evaluates them: gathered rows, uncached weights."""
     shapes = {ref.role: ref.shape for ref in expert_refs(moe, 0)}
     size = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
     weights = [
@@ -62,18 +62,18 @@ def experts(moe: MoESpec, width: int, rows: int, dtype: torch.dtype) -> float:
         for w_expert in weights:
             feed_forward(moe.experts, w_expert, g_TD.index_select(0, tokens_P))
 
-    return 2.0 * rows * matrix_elements(expert_refs(moe, 0)) * len(weights) / typical(work)
+    return 2.0 * rows * matrix_elements(expert_refs(moe, 0)) * len(weights) / median_seconds(work)
 
 
 @torch.inference_mode()
-def readings(width: int, slots: int, dtype: torch.dtype, *, pair: bool) -> float:
-    """Measured tokens a second: of one layer, its fields compared with each other and, of a pair, with the other's."""
+def measurement_rate(width: int, slots: int, dtype: torch.dtype, *, pair: bool) -> float:
+    """Measure tokens per second for comparing fields of one layer, within a checkpoint and, if `pair`, in a pair."""
     rows_MPD = torch.randn(TOKENS, slots, width).to(dtype)
     tangent = TangentMap(torch.randn(TOKENS, width))
     tokens_M = torch.arange(TOKENS)
     delta_MD = torch.zeros(TOKENS, width, dtype=torch.float64)
 
-    def compared(u_MD: torch.Tensor) -> None:
+    def compare(u_MD: torch.Tensor) -> None:
         visible = tangent.at(tokens_M)
         v0_MD, v1_MD, native_MD = (visible(u_MD) for _ in range(3))
         relative_change(v0_MD, v1_MD)
@@ -88,22 +88,22 @@ def readings(width: int, slots: int, dtype: torch.dtype, *, pair: bool) -> float
             field_norm(v_MPD, torch.ones(TOKENS, slots))
         if pair:
             for slot in range(slots):
-                compared(rows_MPD[:, slot])
+                compare(rows_MPD[:, slot])
 
-    return TOKENS / typical(work)
+    return TOKENS / median_seconds(work)
 
 
 @torch.inference_mode()
-def softmax(vocab: int) -> float:
-    """Logits a second that the output's readings take in, of one checkpoint."""
+def softmax_rate(vocab: int) -> float:
+    """Measure logits per second of the running softmax of one checkpoint."""
     logits_PC = torch.randn(POSITIONS, min(PART, vocab))
-    seen = OnlineSoftmax(torch.zeros(POSITIONS, dtype=torch.int64))
-    return logits_PC.numel() / typical(lambda: seen.add(logits_PC, 0))
+    softmax = OnlineSoftmax(torch.zeros(POSITIONS, dtype=torch.int64))
+    return logits_PC.numel() / median_seconds(lambda: softmax.add(logits_PC, 0))
 
 
-def reading(checkpoints: Sequence[TensorSource]) -> float:
-    """Bytes a second read, hashed and compared, both checkpoints at once, as cold or warm as their shards begin."""
-    # What is compared is made up: a shard may begin with anything. Half of a pair is one checkpoint's share.
+def read_rate(checkpoints: Sequence[TensorSource]) -> float:
+    """Measure bytes per second of reading, hashing and comparing all checkpoints in parallel."""
+    # The compared values are random, because a shard may begin with any bytes. Each checkpoint compares half a pair.
     pair_2N = torch.randn(2, PIECE_BYTES // 4, dtype=torch.bfloat16)
     begin = time.perf_counter()
     with ThreadPoolExecutor(len(checkpoints), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -112,18 +112,18 @@ def reading(checkpoints: Sequence[TensorSource]) -> float:
 
 
 def _read_some(pair_2N: torch.Tensor, checkpoint: TensorSource) -> int:
-    """Read, hash and compare the beginning of the largest shard; return how many bytes."""
+    """Read, hash and compare the first tensors of the largest file; return the number of bytes."""
     running, read = hashlib.sha256(), 0
     for piece in beginning(checkpoint, SAMPLE):
         running.update(piece)
         base_N, tuned_N = pair_2N[:, : len(piece) // 4 // 1024 * 1024]
-        Comparison(base_N.shape).add(base_N, tuned_N, stored=(True, True))
+        TensorComparison(base_N.shape).add(base_N, tuned_N, stored=(True, True))
         read += len(piece)
     return read
 
 
-def typical(work: Callable[[], object]) -> float:
-    """Seconds of `work`: the median of some repetitions, as a shared machine is fast at moments, not for minutes."""
+def median_seconds(work: Callable[[], object]) -> float:
+    """Measure the median seconds of repeated `work`; a shared machine reaches its best time only for moments."""
     work()
     seconds, start = [], time.perf_counter()
     while True:

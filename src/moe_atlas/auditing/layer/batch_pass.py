@@ -1,4 +1,4 @@
-"""One batch on its way through the experts of one layer, as every checkpoint under audit sees it.
+"""The pass of one batch through the experts of one layer, for every checkpoint under audit.
 
 Legend: W windows, S tokens per window, T = W·S tokens, D model width, E experts.
 """
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.layer.batches import Batch
+from moe_atlas.auditing.layer.expert_source import ExpertSource
 from moe_atlas.auditing.layer.expert_stream import Expert, LayerExperts
-from moe_atlas.auditing.layer.reading import LayerReading
+from moe_atlas.auditing.layer.measurements import LayerMeasurements
 from moe_atlas.auditing.layer.side import Side
-from moe_atlas.auditing.layer.view import Scope, View, look
+from moe_atlas.auditing.layer.view import Scope, View, view_batch
 from moe_atlas.auditing.processes.group import Group
 from moe_atlas.geometry import assumptions, finite, health, pair
 from moe_atlas.geometry.fields.pair_fields import PairFields
@@ -24,13 +25,13 @@ from moe_atlas.replay.router import Routing
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What equal values and equal arithmetic make the tuned checkpoint share with the base at one layer.
+class Reuse:
+    """Results of the base that the tuned checkpoint reuses at one layer, because values and arithmetic are equal.
 
     Attributes:
-        view: the states and every tensor but the experts are the base's, so everything in front of them is.
-        gate: the gain is the base's, so the anchored gate coordinate is the base's own.
-        routing: gain and router are the base's, so the anchored routing is the base's own.
+        view: reuse the whole view, because states and all tensors except the experts are equal.
+        gate: reuse the anchored gate coordinate, because the gain is equal.
+        routing: reuse the anchored routing, because gain and router are equal.
     """
 
     view: bool = False
@@ -38,19 +39,19 @@ class Shared:
     routing: bool = False
 
 
-class Passage:
-    """A batch at a layer: first its routing, then expert by expert, then the readings.
+class BatchPass:
+    """One batch at one layer: routing (in the constructor), then all experts (`add`), then measurements (`measure`).
 
-    Every process evaluates its experts on every batch; the readings and what follows are of the batch's owner.
+    Every process evaluates its experts on every batch. Only the owner of the batch calls `measure` and `finish`.
 
     Args:
         sides: the checkpoints under audit.
         layers: their specs of this layer.
-        number: which batch.
-        batch: its tokens.
-        scope: what is evaluated.
+        number: number of the batch.
+        batch: the batch.
+        scope: settings of the evaluation.
         experts: the layer's experts.
-        shared: what need not be computed twice.
+        reuse: results of the base that the tuned checkpoint reuses.
         group: the processes that share the audit.
     """
 
@@ -62,41 +63,42 @@ class Passage:
         batch: Batch,
         scope: Scope,
         experts: LayerExperts,
-        shared: Shared,
+        reuse: Reuse,
         group: Group,
     ) -> None:
         self.number, self.batch, self.scope = number, batch, scope
         self._group, self._owner = group, group.owner(number)
         self.views: list[View] = []
         for index, (side, layer) in enumerate(zip(sides, layers, strict=True)):
-            if index and shared.view:
+            if index and reuse.view:
                 base = self.views[0]
                 self.views.append(replace(base, side=side, layer=layer, fields=base.fields.shared_copy()))
                 continue
             state_WSD = group.broadcast(side.states[number], self._owner)
-            self.views.append(look(side, layer, state_WSD, batch, scope, experts.stored(index)))
-        numberings = correspondences(experts) if batch.measured else []
-        self.pairs = [Anchored(self.views, match_E, scope, shared) for match_E in numberings]
+            stored_E = experts.source.stored_E(index)
+            self.views.append(view_batch(side, layer, state_WSD, batch, scope, stored_E))
+        numberings = expert_numberings(experts.source) if batch.measured else []
+        self.pairs = [Anchored(self.views, match_E, scope, reuse) for match_E in numberings]
         self._states: dict[str, Tensor] = {}
         if self.pairs:
             self._states = pair.coordinate_channels(self.views[0].gate, self.views[1].gate)
         for view in self.views:
-            view.forget()
+            view.free_router_inputs()
 
     def add(self, expert: Expert) -> None:
-        """Evaluate one expert wherever this batch needs it."""
+        """Evaluate one expert on every token of the batch that needs it."""
         for view, weights in reversed(list(zip(self.views, expert.weights, strict=True))):
             view.fields.add(expert.index, weights, identical=expert.identical)
         for anchored in self.pairs:
             anchored.add(expert)
 
     def exchange(self, *, identical: bool) -> None:
-        """Let the owner have what every process evaluated.
+        """Send the evaluations of every process to the owner of the batch.
 
         Args:
-            identical: whether every expert of the layer is, in all processes.
+            identical: whether every expert of the layer holds its counterpart's values, over all processes.
         """
-        # Each process routes for itself; where they come to other sets, what they hold does not belong together.
+        # Every process routes for itself. If the routed sets differ, the evaluations do not fit together.
         sets = {
             f"the routing of the {view.side.name} checkpoint": view.routing.topk_TK for view in self.views
         }
@@ -114,37 +116,37 @@ class Passage:
                 self._group.collect(values_MP, fields.slots_of, fields.base.experts, self._owner)
             self._group.add_up(fields.delta_MD, self._owner)
 
-    def read(self, reading: LayerReading, band: pair.NoiseBand) -> None:
-        """Enter what the batch says about the layer."""
+    def measure(self, measurements: LayerMeasurements, band: pair.NoiseBand) -> None:
+        """Add the batch's values to the layer's measurements."""
         windows = self.batch.windows
-        self._read_broken(reading, windows)
+        self._measure_non_finite(measurements, windows)
         if not self.batch.measured:
             return
         values: dict[str, Tensor] = {}
         for view in self.views:
             if not view.fields.shares_rows:
                 values = self._health(view)
-            name = view.side.name
-            reading.routing(name, pair.relabelled(view.routing, torch.argsort(view.stored_E)), windows)
-            reading.tokens(name, values, windows)
+            name, own_E = view.side.name, torch.argsort(view.stored_E)
+            measurements.add_routing(name, pair.relabelled(view.routing, own_E), windows)
+            measurements.add_tokens(name, values, windows)
         if self.pairs:
-            self._read_pairs(reading, band, windows)
+            self._measure_pairs(measurements, band, windows)
 
     @property
     def routings(self) -> list[Routing]:
-        """How each checkpoint routes the batch at its own states."""
+        """The routing of the batch by each checkpoint at its own states."""
         return [view.routing for view in self.views]
 
     def finish(self) -> None:
-        """Leave the layer: the routed sums join shared experts and residual."""
+        """Compute the batch's state after the layer."""
         for view in self.views:
             if view.fields.shares_rows:
                 view.side.states[self.number] = self.views[0].side.states[self.number]
             else:
                 view.finish(self.number)
 
-    def _read_broken(self, reading: LayerReading, windows: range) -> None:
-        """Tokens on which a checkpoint is not finite, at its own states and, of a pair, at the anchor."""
+    def _measure_non_finite(self, measurements: LayerMeasurements, windows: range) -> None:
+        """Add the tokens on which a checkpoint is not finite, at its own states or, in a pair, at the anchor."""
         broken: list[Tensor] = []
         for view in self.views:
             same = view.fields.shares_rows
@@ -153,40 +155,46 @@ class Passage:
             at_anchor = finite.broken_at_anchor(anchored.fields, anchored.routing)
             broken = [own_T | other_T for own_T, other_T in zip(broken, at_anchor, strict=True)]
         for view, broken_T in zip(self.views, broken, strict=True):
-            reading.broken(view.side.name, broken_T, windows)
+            measurements.add_non_finite(view.side.name, broken_T, windows)
 
     def _health(self, view: View) -> dict[str, Tensor]:
-        """State1, State2, jump and ε/r² of one checkpoint at its own states."""
+        """Return State1, State2, jump and ε/r² of one checkpoint at its own states."""
         values = health.state1(view.routing)
         values |= health.state2(view.fields, view.tangent, self.scope.adjacency)
         return values | {"radial_to_tangent": assumptions.radial_to_tangent(view.x_TD, view.layer)}
 
-    def _read_pairs(self, reading: LayerReading, band: pair.NoiseBand, windows: range) -> None:
-        """The drift channels and the perturbation budget, after a relabelling and as stored."""
+    def _measure_pairs(self, measurements: LayerMeasurements, band: pair.NoiseBand, windows: range) -> None:
+        """Add the drift channels and the perturbation budget, after a relabelling and for equal stored indices."""
         base, tuned = self.views
         for prefix, anchored in zip(("pair", "same_index"), self.pairs, strict=False):
             routing, native = anchored.routing, anchored.native
             values = self._states | pair.routing_channels(base.routing, routing, native, band)
-            reading.tokens(prefix, values, windows)
+            measurements.add_tokens(prefix, values, windows)
             quantile = self.scope.quantile
             content = pair.content_channels(anchored.fields, base.routing, routing, native, quantile)
-            reading.tokens(prefix, content, windows)
-        # By expert only after a relabelling: as stored, the numbers mean other experts.
-        reading.experts(
-            *pair.expert_changes(self.pairs[0].fields, self.pairs[0].routing, len(windows)), windows
-        )
-        reading.tokens("control", pair.controls(base.x_TD, tuned.x_TD), windows)
+            measurements.add_tokens(prefix, content, windows)
+        # Values per expert need the relabelled numbering: equal stored indices may mean different experts.
+        changes = pair.expert_changes(self.pairs[0].fields, self.pairs[0].routing, len(windows))
+        measurements.add_experts(*changes, windows)
+        measurements.add_tokens("control", pair.controls(base.x_TD, tuned.x_TD), windows)
 
 
 class Anchored:
-    """The tuned checkpoint at the base's canonical states, base expert e against tuned expert `match_E[e]`."""
+    """The tuned checkpoint at the base's canonical states.
 
-    def __init__(self, views: Sequence[View], match_E: Tensor, scope: Scope, shared: Shared) -> None:
+    Args:
+        views: views of base and tuned checkpoint.
+        match_E: counterpart of each base expert, int64.
+        scope: settings of the evaluation.
+        reuse: results of the base that the tuned checkpoint reuses.
+    """
+
+    def __init__(self, views: Sequence[View], match_E: Tensor, scope: Scope, reuse: Reuse) -> None:
         base, tuned = views
         replay, weights = tuned.side.replay, tuned.side.weights
-        gate = base.gate if shared.gate else replay.anchored(tuned.layer, weights, base.gate.z_TD, base.x_TD)
-        routing = base.routing if shared.routing else replay.route(tuned.layer, weights, gate, base.tokens_T)
-        if gate is not base.gate:  # both as large as the residual or larger, and of no more use
+        gate = base.gate if reuse.gate else replay.anchored(tuned.layer, weights, base.gate.z_TD, base.x_TD)
+        routing = base.routing if reuse.routing else replay.route(tuned.layer, weights, gate, base.tokens_T)
+        if gate is not base.gate:  # free both: each is as large as the residual or larger
             gate.router_TD, gate.z_TD = gate.router_TD.new_empty(0), None
         self.match_E = match_E
         self.as_numbered = torch.equal(match_E, torch.arange(len(match_E)))
@@ -219,9 +227,9 @@ class Anchored:
         )
 
 
-def correspondences(experts: LayerExperts) -> list[Tensor]:
-    """Expert numberings to measure a pair under: after a relabelling first, then the same index; none alone."""
-    identity_E = torch.arange(experts.count)
-    if len(experts.sides) == 1:
+def expert_numberings(source: ExpertSource) -> list[Tensor]:
+    """Return the counterparts under which to measure a pair: relabelled first, then by stored index; none alone."""
+    identity_E = torch.arange(source.count)
+    if len(source.sides) == 1:
         return []
-    return [identity_E] if experts.match_E is None else [identity_E, torch.argsort(experts.match_E)]
+    return [identity_E] if source.match_E is None else [identity_E, torch.argsort(source.match_E)]

@@ -1,4 +1,4 @@
-"""A fixed partition of the probe windows into batches: the same for every memory budget, so that bits never move.
+"""A fixed partition of the probe windows into batches; it does not depend on the memory budget, so bits never change.
 
 Legend: W windows, S tokens per window.
 """
@@ -19,12 +19,12 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of equal length that go through a layer together.
+    """Consecutive windows of equal length that pass a layer at once.
 
     Attributes:
-        first: index of the first window; the batch holds consecutive ones.
+        first: index of the first window.
         tokens_WS: token ids, int64.
-        measured: whether these are base-role windows, which the routed object is read on.
+        measured: whether the windows have role base, so that the audit measures the routed object on them.
     """
 
     first: int
@@ -33,17 +33,17 @@ class Batch:
 
     @property
     def windows(self) -> range:
-        """Indices of the windows."""
+        """The indices of the windows."""
         return range(self.first, self.first + len(self.tokens_WS))
 
 
 def partition(windows: Sequence[Window], measured: int, limit: int = BATCH_TOKENS) -> list[Batch]:
-    """Consecutive windows of equal length, at most `limit` tokens a batch (one window at least).
+    """Divide windows into batches of equal length with at most `limit` tokens, but at least one window, per batch.
 
     Args:
-        windows: the probe's windows, base-role ones first.
-        measured: how many of them are base-role.
-        limit: tokens a batch may hold.
+        windows: the probe's windows; windows of role base come first.
+        measured: number of windows of role base.
+        limit: most tokens in a batch.
     """
     batches: list[Batch] = []
     begin = 0
@@ -59,12 +59,12 @@ def partition(windows: Sequence[Window], measured: int, limit: int = BATCH_TOKEN
     return batches
 
 
-def rounds(batches: Sequence[Batch], held_tokens: int) -> Iterator[list[int]]:
-    """Numbers of the batches that pass a layer's experts together, so that each is read once for all of them.
+def layer_passes(batches: Sequence[Batch], held_tokens: int) -> Iterator[list[int]]:
+    """Yield the batch numbers of each pass over a layer; every pass reads each expert once.
 
     Args:
         batches: the partition.
-        held_tokens: how many tokens may be at the experts together; one batch at least.
+        held_tokens: most tokens in one pass; a pass has at least one batch.
     """
     part: list[int] = []
     held = 0

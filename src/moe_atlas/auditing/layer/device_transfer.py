@@ -1,7 +1,7 @@
-"""Experts on their way from where they are read to where they are multiplied.
+"""Transfer of experts from the memory into which they are read to the device that multiplies them.
 
-They cross to a GPU from page-locked memory, on a stream of copies beside that of the products: while one expert is
-multiplied, the next ones are on their way. Their memory, there and here, is given up once the products are done.
+A GPU receives experts from page-locked memory, on a copy stream beside the stream of the products. So the next experts
+cross while one expert is multiplied. The transfer frees the memory of an expert, on both sides, after its products.
 """
 
 from __future__ import annotations
@@ -14,37 +14,48 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
-QUEUED = 1  # experts whose products may still be under way while those of the next one are begun
+QUEUED = 1  # experts whose products may still run when the products of the next expert start
 
 
-class Here:
-    """The processor multiplies where it reads: nothing crosses, and what was begun is done."""
+class SameDevice:
+    """The CPU case: experts are multiplied in the memory into which they are read, and every call is synchronous.
+
+    Attributes:
+        page_locked: whether experts must be read into page-locked memory.
+    """
 
     page_locked = False
 
-    def send(self, move: Callable[[], T]) -> Callable[[], T]:
-        """Begin `move`, in any thread; what is returned gives its result to the products, in theirs."""
+    def start(self, move: Callable[[], T]) -> Callable[[], T]:
+        """Start `move` from any thread; call the returned function on the compute thread to get the result."""
         return move
 
-    def used(self, held: Any, give_up: Callable[[], None]) -> None:
-        """Keep `held` until all products begun so far are done, and call `give_up` then."""
-        give_up()
+    def release_after(self, held: Any, release: Callable[[], None]) -> None:
+        """Keep `held` alive until all products started so far are done, then call `release`."""
+        release()
 
-    def finish(self) -> None:
-        """Wait until everything has been given up."""
+    def wait(self) -> None:
+        """Wait until all held memory is released."""
 
 
-class Across(Here):
-    """Copies to a GPU that products wait for, and products that the processor runs ahead of by a few experts only."""
+class ToGpu(SameDevice):
+    """Copies to a GPU on a separate stream; products wait for the copies of their own expert only.
+
+    The CPU may start the products of at most `QUEUED` more experts while products of an earlier expert run.
+
+    Args:
+        device: the GPU.
+    """
 
     page_locked = True
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._streams, self._copies = device, torch.get_device_module(device), _copies(device)
-        self._under_way: deque[tuple[Any, Any, Callable[[], None]]] = deque()
+        self._device, self._streams = device, torch.get_device_module(device)
+        self._copies = _copy_stream(device)
+        self._running: deque[tuple[Any, Any, Callable[[], None]]] = deque()
 
-    def send(self, move: Callable[[], T]) -> Callable[[], T]:
-        """See `Here.send`."""
+    def start(self, move: Callable[[], T]) -> Callable[[], T]:
+        """See `SameDevice.start`."""
         with self._streams.stream(self._copies):
             moved = move()
             copied = self._copies.record_event()
@@ -55,33 +66,33 @@ class Across(Here):
 
         return arrive
 
-    def used(self, held: Any, give_up: Callable[[], None]) -> None:
-        """See `Here.used`."""
-        self._under_way.append((self._products().record_event(), held, give_up))
-        if len(self._under_way) > QUEUED:
-            self._end()
+    def release_after(self, held: Any, release: Callable[[], None]) -> None:
+        """See `SameDevice.release_after`."""
+        self._running.append((self._products().record_event(), held, release))
+        if len(self._running) > QUEUED:
+            self._release_first()
 
-    def finish(self) -> None:
-        """See `Here.finish`."""
-        while self._under_way:
-            self._end()
+    def wait(self) -> None:
+        """See `SameDevice.wait`."""
+        while self._running:
+            self._release_first()
 
-    def _end(self) -> None:
-        multiplied, held, give_up = self._under_way.popleft()
+    def _release_first(self) -> None:
+        multiplied, held, release = self._running.popleft()
         multiplied.synchronize()
-        del held  # allocated on the stream of copies, which may write there again only now
-        give_up()
+        del held  # the copy stream allocated this memory and may write to it again only now
+        release()
 
     def _products(self) -> Any:
         return self._streams.current_stream(self._device)
 
 
 @cache
-def _copies(device: torch.device) -> Any:
-    """One stream for all layers: torch keeps memory that was freed for the stream that it was taken for."""
+def _copy_stream(device: torch.device) -> Any:
+    """Return one copy stream for all layers, because torch reuses freed memory only on the stream that allocated it."""
     return torch.get_device_module(device).Stream(device)
 
 
-def transit(device: torch.device) -> Here:
-    """How experts get to a device."""
-    return Here() if device.type == "cpu" else Across(device)
+def transfer_to(device: torch.device) -> SameDevice:
+    """Return the transfer of experts to a device."""
+    return SameDevice() if device.type == "cpu" else ToGpu(device)

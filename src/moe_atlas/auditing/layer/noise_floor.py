@@ -1,9 +1,9 @@
-"""The noise floor: the base audited against itself under another execution order, or in another dtype.
+"""The noise floor: an audit of the base against itself in another execution order or another dtype.
 
-What moves then is arithmetic, not weights. It gives every channel a floor and every layer a band δ of dispatch
-scores inside which a change of the routed set is no evidence of a rewrite.
+Arithmetic alone causes the differences of such an audit. They give every channel a floor, and every layer a band δ of
+dispatch scores. A change of the routed set inside the band is no evidence of a rewrite.
 
-Legend: W windows, S tokens per window, D width, P rows of one expert, E experts.
+Legend: W windows, S tokens per window, T tokens, D model width, P rows of one expert, E experts.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from moe_atlas.replay.primitives.linear import Weights
 from moe_atlas.replay.router import Routing
 
 MEASURED = tuple(channel.key for channel in CHANNELS if channel.kind == "drift")
-PIECE = 37  # rows of an expert multiplied together: odd and small, so that products are tiled differently
+PIECE = 37  # rows of an expert per product: an odd, small number changes the tiling of products
 
 
 class ReorderedReplay(Replay):
-    """The same arithmetic in another order: windows one at a time and last first, expert rows in small pieces."""
+    """The replay in another execution order: single windows in reverse, and expert rows in small pieces in reverse."""
 
     @staticmethod
     def padded_rows(rows: int) -> int:
-        """No more rows than there are."""
+        """Return `rows`: this replay pads nothing."""
         return rows
 
     def attention(self, layer: LayerSpec, w: Weights, state_WSD: Tensor) -> Tensor:
-        """Residual entering the norm in front of the block, window by window in reverse."""
-        parts = [super(ReorderedReplay, self).attention(layer, w, one) for one in state_WSD.flip(0).split(1)]
+        """Return the residual in front of the block, computed window by window in reverse."""
+        windows = state_WSD.flip(0).split(1)
+        parts = [super(ReorderedReplay, self).attention(layer, w, window) for window in windows]
         return torch.cat(parts).flip(0)
 
     def expert(
         self, layer: LayerSpec, w_expert: Weights, g_TD: Tensor, tokens_P: Tensor, weights_P: Tensor
     ) -> Tensor:
-        """Raw outputs of one expert, piece by piece in reverse."""
+        """Return raw outputs of one expert, computed piece by piece in reverse."""
         pieces = zip(tokens_P.flip(0).split(PIECE), weights_P.flip(0).split(PIECE), strict=True)
         parts = [super(ReorderedReplay, self).expert(layer, w_expert, g_TD, *piece) for piece in pieces]
         return torch.cat(parts).flip(0)
 
 
 def score_changes(first: Routing, second: Routing) -> dict[str, float]:
-    """Max |Δa| and max |Δ group score| over the finite entries of two routings of the same tokens."""
+    """Return max |Δa| and max |Δ group score| over the finite entries of two routings of the same tokens."""
     groups = (first.group_scores_TG, second.group_scores_TG)
     return {
         "delta": _largest(first.scores_TE, second.scores_TE),
@@ -66,7 +67,7 @@ def _largest(a: Tensor, b: Tensor) -> float:
 def floor_facts(
     execution: str, layers: list[dict[str, Any]], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """The receipt's `noise_floor` block: per layer δ, δ_g and the mean of every channel; the largest |ΔNLL|."""
+    """Return the receipt's `noise_floor` block: per layer δ, δ_g and the mean of every channel; the largest |ΔNLL|."""
     rows = []
     for facts in layers:
         prefix = f"layers.{facts['layer']}.pair"
@@ -79,5 +80,5 @@ def floor_facts(
 
 
 def bands(floor: dict[str, Any]) -> dict[int, NoiseBand]:
-    """The noise band of every routed layer."""
+    """Return the noise band of every routed layer, by layer index."""
     return {row["layer"]: NoiseBand(row["delta"], row["group_delta"]) for row in floor["layers"]}

@@ -1,4 +1,4 @@
-"""Work done in the background, a bounded number of steps ahead of who needs it."""
+"""Background work that runs a bounded number of steps ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ import torch
 T = TypeVar("T")
 DEPTH = 2  # steps ahead
 NICE = 19
-WORKERS = 2  # threads that look at what was read
+WORKERS = 2  # threads that compare experts
 
 
-def ahead(begin: Callable[[int], Future[T]], steps: Iterable[int], depth: int = DEPTH) -> Generator[T]:
-    """The results of every step in order; steps begin in order, the first at once, at most `depth` ahead.
+def prefetch(start: Callable[[int], Future[T]], steps: Iterable[int], depth: int = DEPTH) -> Generator[T]:
+    """Yield the results of all steps in order, with at most `depth` further steps running or done.
 
-    With a depth of 0 a step begins when it is asked for. An error of a step is raised where its result would have
-    been. Once the iterator is exhausted, is closed or has raised, none of the steps is under way any more.
+    The first `depth` steps start at once, and steps start in order. With a depth of 0, a step starts when the consumer
+    asks for its result. An error of a step is raised in place of its result. After the generator is exhausted, closed
+    or has raised, no step is running.
 
     Args:
-        begin: begins a step in the background.
-        steps: which.
-        depth: how many of them at most, beside the one that is asked for.
+        start: starts a step in the background.
+        steps: the steps.
+        depth: most steps that run beside the step whose result the consumer awaits.
     """
     todo = iter(steps)
-    waiting = deque(begin(step) for step in islice(todo, depth))
-    return _results(begin, todo, waiting)
+    waiting = deque(start(step) for step in islice(todo, depth))
+    return _results(start, todo, waiting)
 
 
 def _results(
-    begin: Callable[[int], Future[T]], todo: Iterator[int], waiting: deque[Future[T]]
+    start: Callable[[int], Future[T]], todo: Iterator[int], waiting: deque[Future[T]]
 ) -> Generator[T]:
     try:
         while True:
-            waiting.extend(begin(step) for step in islice(todo, 1))
+            waiting.extend(start(step) for step in islice(todo, 1))
             if not waiting:
                 return
             yield waiting.popleft().result()
@@ -49,20 +50,24 @@ def _results(
         wait(waiting)
 
 
-def background(workers: int = WORKERS) -> ThreadPoolExecutor:
-    """Threads for work done ahead, which leave the processor to the matrix products when both want it.
+def low_priority_pool(workers: int = WORKERS) -> ThreadPoolExecutor:
+    """Return a pool of background threads that run at low priority.
 
-    A product is divided evenly among its threads, so one that shares its core holds up all the others.
+    A matrix product is divided evenly among its threads, so a background thread that shares the core of one of them
+    would delay all of them.
     """
-    return ThreadPoolExecutor(workers, initializer=_step_back)
+    return ThreadPoolExecutor(workers, initializer=_lower_priority)
 
 
-def reading() -> ThreadPoolExecutor:
-    """A thread that reads in order. It does not step back: mostly it waits for the disk, which must not wait for it."""
+def reader_thread() -> ThreadPoolExecutor:
+    """Return a pool of one thread, which reads in order.
+
+    The thread keeps normal priority: it is I/O-bound, and delaying it would idle the disk.
+    """
     return ThreadPoolExecutor(1, "reading", torch.set_num_threads, (1,))
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     torch.set_num_threads(1)  # of this thread
-    if sys.platform.startswith("linux"):  # elsewhere it is the process that would step back
+    if sys.platform.startswith("linux"):  # other systems would lower the priority of the whole process
         os.nice(NICE)

@@ -1,4 +1,4 @@
-"""One checkpoint of the pair as the audit walks through it: reader, replay, and the state of every batch."""
+"""One checkpoint under audit during the walk: reader, replay, resident tensors, and the state of every batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.layer.prefetch import reading
+from moe_atlas.auditing.layer.prefetch import reader_thread
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.loading.load import ReaderLike, load_all
@@ -23,7 +23,7 @@ from moe_atlas.weights.values import same_values
 Weights = dict[str, Tensor]
 SideName = Literal["base", "tuned"]
 
-# Tensors that only ever meet a matrix product in the compute dtype; router and norms keep theirs.
+# Classes of tensors that occur only in products in the compute dtype; router and norms keep their stored dtype.
 MULTIPLIED = ("attention", "shared_expert", "dense_mlp")
 
 
@@ -32,11 +32,15 @@ class Side:
     """A checkpoint under audit.
 
     Attributes:
-        states: what each batch carries into the next layer, opaque to the audit; empty where another process
-            holds it.
-        resident: tensors of the layer at hand, by role: as stored, and once the audit has settled them the other
-            checkpoint's own where the values are the same.
-        weights: the same in the dtypes the replay multiplies in.
+        name: `base` or `tuned`.
+        checkpoint: the opened checkpoint.
+        spec: its spec.
+        replay: its forward pass.
+        reader: the reader of its tensors.
+        states: residual state of each batch; empty for a batch of another process.
+        resident: tensors of the current layer by role, in their stored dtype. After `share_equal`, a tensor with the
+            values of the other checkpoint's tensor is that tensor.
+        weights: the resident tensors in the dtypes of the replay.
         loader: the thread that reads its experts.
     """
 
@@ -48,28 +52,28 @@ class Side:
     states: list[Tensor] = field(default_factory=list)
     resident: Weights = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
-    loader: Executor = field(default_factory=reading)
+    loader: Executor = field(default_factory=reader_thread)
     _cast: set[str] = field(default_factory=set)
 
-    def leave(self) -> None:
-        """Drop the tensors of the layer at hand."""
+    def free(self) -> None:
+        """Free the tensors of the current layer."""
         self.resident, self.weights = {}, {}
 
-    def enter(self, refs: Sequence[TensorRef], reader: ReaderLike) -> None:
-        """Read the tensors of a layer, or of what stands in front of the head."""
+    def load(self, refs: Sequence[TensorRef], reader: ReaderLike) -> None:
+        """Read the tensors of a layer, or of the final norm, and keep them resident."""
         self.resident = load_all(reader, refs)
         self._cast = {ref.role for ref in refs if ref.kind in MULTIPLIED and len(ref.shape) > 1}
         self.weights = {role: self._placed(role, tensor) for role, tensor in self.resident.items()}
 
     def _placed(self, role: str, tensor: Tensor) -> Tensor:
-        """A tensor of the layer where and in the dtype it is multiplied in."""
+        """Return a tensor on the compute device, in the dtype of its products."""
         placed = tensor.to(self.replay.device)
         return placed.to(self.replay.dtype) if role in self._cast else placed
 
-    def settle(self, other: Side) -> None:
-        """Hold the other checkpoint's own tensor wherever this one's has the same values in other bytes, or the same.
+    def share_equal(self, other: Side) -> None:
+        """Replace each resident tensor by the other checkpoint's tensor if both hold the same values.
 
-        Norms and router follow the dtype that they are stored in; so equal values go through the same arithmetic.
+        Norms and router compute in their stored dtype. With one shared tensor, equal values get the same arithmetic.
         """
         replays = [(side.replay.device, side.replay.dtype) for side in (self, other)]
         for role, tensor in self.resident.items():
@@ -80,7 +84,7 @@ class Side:
             self.weights[role] = other.weights[role] if replays[0] == replays[1] else self._placed(role, twin)
 
     def renumber(self, layer: LayerSpec, match_E: Tensor) -> Weights:
-        """Put router rows and biases in another checkpoint's expert order; return them as stored, by role."""
+        """Reorder router rows and biases to another checkpoint's expert order; return the stored tensors, by role."""
         roles = {ref.role for ref in layer.refs if ref.kind in ("router", "selection_bias")} - {ROUTER_GAIN}
         as_stored = {role: self.resident[role] for role in roles}
         for tensors in (self.resident, self.weights):
@@ -89,15 +93,16 @@ class Side:
         return as_stored
 
     def multiplied(self, stored: Weights) -> Weights:
-        """An expert's tensors where and in the dtype they are multiplied in: cast once, not at every product.
+        """Return an expert's tensors on the compute device, cast once to the compute dtype.
 
-        Copies from page-locked memory have only begun, on the current stream: it must not change until they are done.
+        Copies from page-locked memory are asynchronous on the current stream; the memory must stay unchanged until
+        they are done.
         """
         device, dtype = self.replay.device, self.replay.dtype
         return {role: tensor.to(device, non_blocking=True).to(dtype) for role, tensor in stored.items()}
 
     def expert(self, layer: LayerSpec, expert: int) -> Weights:
-        """The tensors of one routed expert, as stored, by role."""
+        """Read the tensors of one routed expert in their stored dtype, by role."""
         return load_all(self.reader, expert_refs(layer.routed, expert))
 
 
@@ -109,9 +114,9 @@ def _renumbered(role: str, tensor: Tensor, match_E: Tensor) -> Tensor:
 
 
 def compute_dtype(name: str, spec: ModelSpec, checkpoint: TensorSource) -> torch.dtype:
-    """The dtype matrix products run in: as asked, or for `auto` the dtype the checkpoint's head is stored in."""
+    """Return the dtype of matrix products: the requested dtype or, for `auto`, the stored dtype of the embedding."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     stored = checkpoint.logical[spec.embed_refs[0].stored]
-    plain = getattr(stored, "dtype", "BF16")  # a quantised embedding was made from bfloat16
+    plain = getattr(stored, "dtype", "BF16")  # quantisers start from bfloat16
     return torch.bfloat16 if plain == "BF16" else torch.float32

@@ -1,4 +1,4 @@
-"""One checkpoint's view of one batch at one routed layer: from the residual to its routed experts.
+"""One checkpoint's view of one batch at one routed layer: residual, router input, routing and expert outputs.
 
 Legend: W windows, S tokens per window, T = W·S tokens, M measured tokens, D model width.
 """
@@ -23,14 +23,14 @@ from moe_atlas.replay.router import Routing
 
 @dataclass(frozen=True)
 class Scope:
-    """What the probe set registered about the evaluation.
+    """The registered settings of the evaluation.
 
     Attributes:
         seed: seed of the specificity partner.
-        everyone: evaluate all experts, not only the active ones.
-        stride: every n-th token of a window is measured where expert outputs are needed.
+        everyone: whether to evaluate all experts, not only the active experts.
+        stride: quantities that need expert outputs are measured at every `stride`-th token of a window.
         quantile: q of the content drift.
-        adjacency: β_adj of the smooth overlap, or None.
+        adjacency: β_adj of the smooth overlap; None leaves the smooth overlap out.
     """
 
     seed: int
@@ -40,7 +40,7 @@ class Scope:
     adjacency: float | None
 
     def measured(self, batch: Batch) -> Tensor:
-        """Indices into the batch's tokens of those measured, int64 [M] on the CPU; none outside base-role windows."""
+        """Return the batch's measured tokens, int64 [M] on the CPU; windows of other roles than base have none."""
         windows, length = batch.tokens_WS.shape
         if not batch.measured:
             return torch.empty(0, dtype=torch.int64)
@@ -50,14 +50,19 @@ class Scope:
 
 @dataclass
 class View:
-    """What one checkpoint makes of one batch in front of its experts.
+    """One checkpoint's computation on one batch at one routed layer.
 
     Attributes:
-        state_WSD: residual in front of the block: x_WSD, or the streams that it is read from [W, S, N, D].
-        x_WSD: what enters the norm in front of the block.
+        side: the checkpoint.
+        layer: its spec of the layer.
+        state_WSD: residual in front of the block: x_WSD, or its streams [W, S, N, D].
+        x_WSD: input of the norm in front of the block.
+        gate: canonical state, gate coordinate and router input.
+        routing: routing at the checkpoint's own states.
+        fields: expert outputs.
+        tangent: P_z at the measured tokens.
         tokens_T: ids of the tokens, int64.
-        stored_E: index under which the checkpoint itself stores each expert: tuned experts are numbered as the
-            base's where they were relabelled.
+        stored_E: index under which the checkpoint stores each expert; relabelled tuned experts have the base's numbers.
     """
 
     side: Side
@@ -76,23 +81,23 @@ class View:
         """The residual entering the norm in front of the MoE block, flat over tokens."""
         return self.x_WSD.reshape(-1, self.x_WSD.shape[-1])
 
-    def forget(self) -> None:
-        """Let go of what only the router reads, and of the canonical states, which can be made again."""
+    def free_router_inputs(self) -> None:
+        """Free the router input, and the canonical states, which the tangent map recomputes on demand."""
         self.gate.router_TD = self.gate.router_TD.new_empty(0)
         self.gate.z_TD = None
 
     def finish(self, number: int) -> None:
-        """Leave the layer: the routed sum joins shared experts and residual."""
+        """Compute the state after the layer and store it as the state of batch `number`."""
         state = self.side.replay.finish(
             self.layer, self.side.weights, self.state_WSD, self.gate, self.fields.routed_sum()
         )
         self.side.states[number] = state
 
 
-def look(
+def view_batch(
     side: Side, layer: LayerSpec, state_WSD: Tensor, batch: Batch, scope: Scope, stored_E: Tensor
 ) -> View:
-    """Route a batch from its residual in front of the block, and decide what to evaluate there."""
+    """Route a batch from its residual in front of the block, and plan the evaluation of its experts."""
     replay, weights = side.replay, side.weights
     x_WSD = replay.block_input(layer, weights, state_WSD)
     x_TD = x_WSD.reshape(-1, x_WSD.shape[-1])
@@ -103,7 +108,7 @@ def look(
     measured_M = places_M.to(replay.device)
     length = batch.tokens_WS.shape[1]
     excluded = distinct(torch.cat([routing.topk_TK, routing.competitor_T[:, None]], dim=1)[measured_M])
-    # Drawn in the checkpoint's own numbering, so that its health does not depend on the other checkpoint.
+    # The draw uses the checkpoint's own numbering, so that its health does not depend on the other checkpoint.
     partner_M = specificity_partner(
         scope.seed,
         batch.first + places_M.numpy() // length,
@@ -126,6 +131,6 @@ def look(
 
 
 def tangent_of(layer: LayerSpec, x_TD: Tensor, measured_M: Tensor) -> TangentMap:
-    """P_z at the measured tokens' canonical states."""
+    """Return P_z at the canonical states of the measured tokens."""
     z_MD = Canonical(x_TD, layer.norm, measured_M) if layer.pre_ffn_norm else None
     return TangentMap(z_MD, removes_mean=layer.routed.norm_kind == "layer")

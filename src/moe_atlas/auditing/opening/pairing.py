@@ -1,4 +1,4 @@
-"""Whether two checkpoints can be compared at all, decided from headers and configurations before a byte is read."""
+"""Checks whether two checkpoints can be compared, from headers and configurations, before any tensor is read."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def require_comparable(base: ModelSpec, tuned: ModelSpec, base_label: str, tuned
 
 
 def structural_differences(base: ModelSpec, tuned: ModelSpec) -> list[tuple[str, Any, Any]]:
-    """(what, base, tuned) for everything that makes the routed objects incomparable."""
+    """Return (property, base, tuned) for every difference that makes the routed objects incomparable."""
     rows: list[tuple[str, Any, Any]] = [
         ("width", base.width, tuned.width),
         ("layers", len(base.layers), len(tuned.layers)),
         ("routed layers", base.routed_layers, tuned.routed_layers),
     ]
-    ends = [sorted(ref.role for ref in spec.final_refs) for spec in (base, tuned)]
-    rows.append(("tensors behind the layers", ends[0], ends[1]))
+    final = [sorted(ref.role for ref in spec.final_refs) for spec in (base, tuned)]
+    rows.append(("tensors behind the layers", final[0], final[1]))
     for a, b in zip(base.layers, tuned.layers, strict=False):
         where = f"layer {a.index}"
         if a.moe and b.moe:
@@ -55,7 +55,7 @@ def structural_differences(base: ModelSpec, tuned: ModelSpec) -> list[tuple[str,
 
 
 def other_differences(base: ModelSpec, tuned: ModelSpec) -> list[Row]:
-    """Configuration that differs without making the pair incomparable (a rope scaling, an ε): for the receipt.
+    """Return, for the receipt, spec differences that leave the pair comparable, such as a rope scaling or an ε.
 
     Returns:
         One row for each key and pair of values: ``key``, ``base``, ``tuned`` and, within the layers, ``layers``, which

@@ -1,7 +1,7 @@
-"""The tokenizer beside a checkpoint against the registered one: do both give the probe's text the same numbers?
+"""Comparison of a checkpoint's tokenizer with the registered tokenizer: both must give the probe's text the same ids.
 
-An audit replays one sequence of ids through both checkpoints. Where a checkpoint numbers text otherwise, those ids are
-another text to it, and every figure is about a text that nobody registered.
+An audit replays one sequence of ids through both checkpoints. For a checkpoint that assigns other ids to the text, the
+registered ids are another text, and every number of the audit would be about a text that nobody registered.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ SAME_FILE, SAME_IDS, OTHER_IDS, NOT_COMPARED = "same-file", "same-ids", "other-i
 
 
 @dataclass(frozen=True)
-class Held:
-    """What came of holding a checkpoint's tokenizer against the registered one.
+class TokenizerCheck:
+    """The comparison of a checkpoint's tokenizer with the registered tokenizer.
 
     Attributes:
-        sha256: of the checkpoint's tokenizer.json, None where there is none or it was not read.
+        sha256: sha256 of the checkpoint's tokenizer.json; None if there is no such file or it was not read.
         result: ``same-file``, ``same-ids``, ``other-ids`` or ``not-compared``.
-        reason: why it was not compared, or what differs.
+        reason: the difference, or why there was no comparison.
     """
 
     sha256: str | None
@@ -47,35 +47,35 @@ class Held:
     reason: str | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The result as a receipt keeps it."""
+        """Return the result in the form of a receipt."""
         return {"sha256": self.sha256, "result": self.result, "reason": self.reason}
 
 
-def hold_tokenizer(probes: ProbeSet, checkpoint: TensorSource, *, tuned: bool) -> Held:
-    """Hold the tokenizer.json beside a checkpoint against the registered one, by its bytes, else by the ids it gives.
+def check_tokenizer(probes: ProbeSet, checkpoint: TensorSource, *, tuned: bool) -> TokenizerCheck:
+    """Compare a checkpoint's tokenizer.json with the registered tokenizer: first the bytes, then the ids.
 
     Args:
         probes: the registered probe set.
-        checkpoint: whose folder is looked into.
-        tuned: whether it is the tuned checkpoint, whose other numbering a policy may allow by name.
+        checkpoint: the opened checkpoint.
+        tuned: whether this is the tuned checkpoint; a policy may allow other ids for it.
 
     Raises:
-        InputRefused: E_PROBE_TOKENIZER when it numbers the probe's text otherwise, or cannot be read to tell.
+        InputRefused: E_PROBE_TOKENIZER if the tokenizer gives the probe's text other ids, or cannot be read.
     """
     registered = probes.lock.body["tokenizer"]
     if registered["kind"] != "file":
-        return Held(
+        return TokenizerCheck(
             None, NOT_COMPARED, f"the probe's tokens come from {registered['kind']}, no tokenizer file"
         )
-    held = _compared(probes, checkpoint)
-    if held.result == OTHER_IDS and not (tuned and ALLOWED in probes.config.policy.allow):
+    check = _compare(probes, checkpoint)
+    if check.result == OTHER_IDS and not (tuned and ALLOWED in probes.config.policy.allow):
         raise InputRefused(
             "E_PROBE_TOKENIZER",
             place(checkpoint.where(TOKENIZER)),
-            f"{held.reason}: the registered ids are another text to this checkpoint",
+            f"{check.reason}: the registered ids are another text to this checkpoint",
             _next_step(tuned),
         )
-    return held
+    return check
 
 
 def _next_step(tuned: bool) -> str:
@@ -87,54 +87,58 @@ def _next_step(tuned: bool) -> str:
     )
 
 
-def _compared(probes: ProbeSet, checkpoint: TensorSource) -> Held:
+def _compare(probes: ProbeSet, checkpoint: TensorSource) -> TokenizerCheck:
     try:
         raw = checkpoint.read_small(TOKENIZER, MAX_TOKENIZER_BYTES)
     except InputRefused as error:
-        return Held(None, OTHER_IDS, f"cannot be held against the registered tokenizer: {error.problem}")
+        return TokenizerCheck(
+            None, OTHER_IDS, f"cannot be held against the registered tokenizer: {error.problem}"
+        )
     if raw is None:
-        return Held(None, NOT_COMPARED, f"no {TOKENIZER} stands beside the checkpoint")
+        return TokenizerCheck(None, NOT_COMPARED, f"no {TOKENIZER} stands beside the checkpoint")
     sha256 = sha256_hex(raw)
     if sha256 == probes.lock.body["tokenizer"]["sha256"]:
-        return Held(sha256, SAME_FILE)
+        return TokenizerCheck(sha256, SAME_FILE)
     try:
         counting = _Counting(parse_tokenizer(raw, checkpoint.where(TOKENIZER)))
         windows = build_windows(probes.config, counting).windows
     except AtlasError as error:
-        return Held(sha256, OTHER_IDS, f"cannot number the probe's text: {error.problem}")
+        return TokenizerCheck(sha256, OTHER_IDS, f"cannot number the probe's text: {error.problem}")
     if not counting.texts:
-        return Held(sha256, NOT_COMPARED, "every source of the probe holds token ids")
+        return TokenizerCheck(sha256, NOT_COMPARED, "every source of the probe holds token ids")
     found = _first_difference(probes, windows)
-    return Held(sha256, SAME_IDS) if found is None else Held(sha256, OTHER_IDS, found)
+    return TokenizerCheck(sha256, SAME_IDS) if found is None else TokenizerCheck(sha256, OTHER_IDS, found)
 
 
 def _first_difference(probes: ProbeSet, windows: tuple[Window, ...]) -> str | None:
-    """How many windows hold other ids, and the first ids of the first of them."""
-    if len(windows) != len(probes.windows):  # documents shorter than their windows are left out
+    """Describe how many windows have other ids, with the first differing ids; None if no window differs."""
+    if len(windows) != len(probes.windows):  # registration drops documents that are shorter than a window
         return f"cuts {len(windows)} windows from the probe's sources, {len(probes.windows)} are registered"
     pairs = list(zip(probes.windows, windows, strict=True))
-    differing = [(one, other) for one, other in pairs if not np.array_equal(one.tokens, other.tokens)]
+    differing = [
+        (first, second) for first, second in pairs if not np.array_equal(first.tokens, second.tokens)
+    ]
     if not differing:
         return None
-    one, other = differing[0]
-    where = f"domain {shown(probes.domain(one).name)}, document {shown(one.document_id)}"
-    at = _parting(one.tokens, other.tokens)
-    ids = [", ".join(map(str, window.tokens[at : at + 4])) for window in (one, other)]
+    first, second = differing[0]
+    where = f"domain {shown(probes.domain(first).name)}, document {shown(first.document_id)}"
+    at = _first_differing_position(first.tokens, second.tokens)
+    ids = [", ".join(map(str, window.tokens[at : at + 4])) for window in (first, second)]
     return (
         f"numbers the probe's text otherwise than the registered tokenizer in {len(differing)} of {len(pairs)} windows "
         f"({where}, token {at}: registered {ids[0]}, here {ids[1]})"
     )
 
 
-def _parting(one: Tokens, other: Tokens) -> int:
-    """The first position at which two sequences of ids differ."""
-    shared = min(len(one), len(other))
-    differs = np.flatnonzero(one[:shared] != other[:shared])
+def _first_differing_position(first: Tokens, second: Tokens) -> int:
+    """Return the first position at which two sequences of ids differ."""
+    shared = min(len(first), len(second))
+    differs = np.flatnonzero(first[:shared] != second[:shared])
     return int(differs[0]) if len(differs) else shared
 
 
 class _Counting(Tokenizer):
-    """A tokenizer that counts the texts it was given."""
+    """A tokenizer that counts the texts that it encodes."""
 
     def __init__(self, inner: FileTokenizer) -> None:
         self._inner = inner

@@ -1,7 +1,4 @@
-"""Digests that processes agree on: of a checkpoint whose bytes several of them read, and of any value.
-
-Each process hashed the bytes it read, and finishes its part of a checkpoint.
-"""
+"""The digest of a checkpoint whose bytes several processes read and hashed, and the digest of any value."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ from moe_atlas.checkpoint.reader import Reader
 
 
 def finish(reader: Reader, group: Group) -> CheckpointDigest:
-    """Hash what no process has read in order, and join what all of them hashed.
+    """Hash the bytes that no process has read in order, and combine the hashes of all processes.
 
     Raises:
-        IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
+        IntegrityError: ``E_CHANGED`` if a file changed after it was opened.
     """
     positions = group.gather({name: position for name, (position, _) in reader.hashed().items()})
     owners = finishers(reader.checkpoint.tensors, positions)
@@ -34,17 +31,17 @@ def finish(reader: Reader, group: Group) -> CheckpointDigest:
 
 
 def finishers(tensors: Mapping[str, StoredTensor], positions: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Which process finishes each tensor's hash: one that has seen it whole, else so that the bytes left are even.
+    """Assign the hash of each tensor to a process: one that has hashed it whole, else so that the work is even.
 
     Args:
         tensors: the stored tensors by name.
-        positions: for each process, how many of a tensor's bytes it has hashed, where any.
+        positions: for each process, the number of bytes hashed so far by tensor name.
     """
     loads = [0] * len(positions)
     owners: dict[str, int] = {}
     for name, tensor in tensors.items():
         left = [tensor.nbytes - seen.get(name, 0) for seen in positions]
-        # A sha256 cannot be handed on, so whoever finishes a tensor reads all that it has not seen itself.
+        # Processes cannot exchange a running sha256, so a process must read all bytes that it has not hashed itself.
         owners[name] = min(range(len(left)), key=lambda rank: (left[rank] > 0, loads[rank] + left[rank]))
         loads[owners[name]] += left[owners[name]]
     return owners

@@ -1,4 +1,4 @@
-"""Processes that share an audit and speak by `torch.distributed`: the only module that knows it."""
+"""Communication of the processes that share an audit; the only module that uses `torch.distributed`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from moe_atlas.auditing.processes.digests import digest_of
-from moe_atlas.auditing.processes.group import Group, Part, rows_ahead
+from moe_atlas.auditing.processes.group import Group, Part, prefetched_rows
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError, ResourceExhausted, UsageError
@@ -26,24 +26,24 @@ from moe_atlas.options import Place
 from moe_atlas.text import shown
 
 T = TypeVar("T")
-COMING = timedelta(minutes=5)  # until all processes are there
-BUSY = timedelta(hours=1)  # until another process, busy with its share, answers
-HEARD = 30.0  # seconds until all processes know why the audit ends
+JOIN_TIMEOUT = timedelta(minutes=5)  # until all processes have joined
+CALL_TIMEOUT = timedelta(hours=1)  # until another process, busy with its share, answers
+ABANDON_TIMEOUT = 30.0  # seconds until all processes know why the audit ends
 PIECE = 1 << 28  # bytes sent at a time
 TOKENS = 512  # tokens whose sums are sent at a time
 KINDS = {kind.exit_code: kind for kind in (InputRefused, UsageError, IntegrityError, ResourceExhausted)}
 
 
-class Ranks(Group):
-    """Processes that share an audit.
+class DistributedGroup(Group):
+    """Several processes that share an audit.
 
     Args:
-        place: this one's among them.
-        cuda: whether tensors may lie on a GPU.
+        place: rank of this process.
+        cuda: whether tensors may be on a GPU.
 
     Raises:
-        ResourceExhausted: ``E_RANK``, here and in every method, when another process has ended or cannot be reached.
-        AtlasError: in every method, the one that another process met.
+        ResourceExhausted: ``E_RANK``, here and in every method, if another process has ended or cannot be reached.
+        AtlasError: in every method, the error that another process raised.
     """
 
     def __init__(self, place: Place, *, cuda: bool = False) -> None:
@@ -51,38 +51,38 @@ class Ranks(Group):
         self._loads = [0] * place.size
         self._known: AtlasError | None = None
         try:
-            self._store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=COMING))
+            self._store, _, _ = next(rendezvous("env://", place.rank, place.size, timeout=JOIN_TIMEOUT))
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(
-                backend, timeout=BUSY, store=self._store, rank=place.rank, world_size=place.size
+                backend, timeout=CALL_TIMEOUT, store=self._store, rank=place.rank, world_size=place.size
             )
         except (RuntimeError, ValueError, OSError) as error:
-            problem = f"the processes did not meet within {COMING.seconds} s: {shown(str(error), 200)}"
+            problem = f"the processes did not meet within {JOIN_TIMEOUT.seconds} s: {shown(str(error), 200)}"
             step = "start all of them, with torchrun, or run the audit in one"
             raise ResourceExhausted("E_RANK", self._name, problem, step) from error
 
     def gather(self, value: T) -> list[T]:
         """See `Group.gather`."""
-        found: list[Any] = [None] * self.size
-        self._call(dist.all_gather_object, found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        self._call(dist.all_gather_object, values, value)
+        return values
 
-    def bring(self, value: T) -> list[T]:
-        """See `Group.bring`."""
-        found: list[Any] | None = [None] * self.size if self.leads else None
-        self._call(dist.gather_object, value, found)
-        return found or []
+    def gather_to_leader(self, value: T) -> list[T]:
+        """See `Group.gather_to_leader`."""
+        values: list[Any] | None = [None] * self.size if self.leads else None
+        self._call(dist.gather_object, value, values)
+        return values or []
 
-    def told(self, value: T | None) -> T:
-        """See `Group.told`."""
-        found: list[Any] = [value]
-        self._call(dist.broadcast_object_list, found)
-        return found[0]  # type: ignore[no-any-return]
+    def broadcast_object(self, value: T | None) -> T:
+        """See `Group.broadcast_object`."""
+        values: list[Any] = [value]
+        self._call(dist.broadcast_object_list, values)
+        return values[0]  # type: ignore[no-any-return]
 
     def leave(self, value: T | None) -> T:
         """See `Group.leave`."""
         try:
-            value = self.told(value)
+            value = self.broadcast_object(value)
             self.gather(None)
         except AtlasError:
             if value is None:
@@ -109,46 +109,49 @@ class Ranks(Group):
             step = "give all processes the same files, software, options and kind of machine"
             raise UsageError("E_RANK", f"{self.size} processes", problem, step)
 
-    def deliver(
+    def read_once(
         self, readers: Sequence[Reader], refs: Sequence[Sequence[TensorRef]], pool: Executor
     ) -> Sequence[ReaderLike]:
-        """See `Group.deliver`."""
-        wanted = [(side, entry) for side, part in enumerate(refs) for entry in entries(part)]
-        owners = [self._reads(readers[side], entry) for side, entry in wanted]
+        """See `Group.read_once`."""
+        wanted = [(number, entry) for number, part in enumerate(refs) for entry in entries(part)]
+        owners = [self._assign_reader(readers[number], entry) for number, entry in wanted]
 
-        def read(number: int) -> Tensor | None:
-            side, entry = wanted[number]
-            return readers[side].read(*entry) if owners[number] == self.rank else None
+        def read(item: int) -> Tensor | None:
+            number, entry = wanted[item]
+            return readers[number].read(*entry) if owners[item] == self.rank else None
 
-        delivered: list[dict[Entry, Tensor]] = [{} for _ in readers]
-        for (side, entry), owner, tensor in zip(
+        received: list[dict[Entry, Tensor]] = [{} for _ in readers]
+        for (number, entry), owner, tensor in zip(
             wanted, owners, pool.map(read, range(len(wanted))), strict=True
         ):
-            delivered[side][entry] = self.broadcast(tensor, owner)
-        return [Delivered(tensors) for tensors in delivered]
+            received[number][entry] = self.broadcast(tensor, owner)
+        return [MemoryReader(tensors) for tensors in received]
 
     def rows(
         self, readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[Part], pool: Executor
     ) -> Iterator[list[Tensor | None]]:
         """See `Group.rows`."""
-        owners = [self._reads(reader, (r.stored, r.index)) for reader, r in zip(readers, refs, strict=True)]
-        mine = [side for side, owner in enumerate(owners) if owner == self.rank]
-        own = [readers[side] for side in mine], [refs[side] for side in mine]
+        owners = [
+            self._assign_reader(reader, (ref.stored, ref.index))
+            for reader, ref in zip(readers, refs, strict=True)
+        ]
+        mine = [number for number, owner in enumerate(owners) if owner == self.rank]
+        own = [readers[number] for number in mine], [refs[number] for number in mine]
         own_parts = [[part[side] for side in mine] for part in parts]
-        for part, tensors in zip(parts, rows_ahead(*own, own_parts, pool), strict=True):
+        for part, tensors in zip(parts, prefetched_rows(*own, own_parts, pool), strict=True):
             read = dict(zip(mine, tensors, strict=True))
             yield [
-                None if rows is None else self.broadcast(read.get(side), owner)
-                for side, (rows, owner) in enumerate(zip(part, owners, strict=True))
+                None if rows is None else self.broadcast(read.get(number), owner)
+                for number, (rows, owner) in enumerate(zip(part, owners, strict=True))
             ]
 
     def broadcast(self, tensor: Tensor | None, owner: int) -> Tensor:
         """See `Group.broadcast`."""
         form = None if tensor is None else (tensor.dtype, tuple(tensor.shape), tensor.is_cuda)
-        said: list[Any] = [form]
-        self._call(dist.broadcast_object_list, said, src=owner)
+        forms: list[Any] = [form]
+        self._call(dist.broadcast_object_list, forms, src=owner)
         if self.rank != owner:
-            dtype, shape, on_gpu = said[0]
+            dtype, shape, on_gpu = forms[0]
             tensor = torch.empty(shape, dtype=dtype, device=f"cuda:{self._local}" if on_gpu else "cpu")
         assert tensor is not None
         tensor = tensor.contiguous()
@@ -186,35 +189,35 @@ class Ranks(Group):
                 part += term
 
     def abandon(self, error: AtlasError) -> None:
-        """Let the others know why the audit ends, so that the leader can say it; wait until they do."""
-        one_is_gone = error.code == "E_RANK" and isinstance(error, ResourceExhausted)
-        with contextlib.suppress(RuntimeError):  # whoever held the store has left
-            if not one_is_gone and self._known is None:
+        """Publish the error that ends the audit, so that the leader can print it, and wait until all have seen it."""
+        process_lost = error.code == "E_RANK" and isinstance(error, ResourceExhausted)
+        with contextlib.suppress(RuntimeError):  # the process that hosts the store has ended
+            if not process_lost and self._known is None:
                 facts = [error.exit_code, error.code, error.where, error.problem, error.next_step]
                 self._store.compare_set("why", "", json.dumps(facts))
-        dist.destroy_process_group()  # whoever waits for this process notices
-        if one_is_gone:
-            return  # it will not answer
+        dist.destroy_process_group()  # a process that waits for this one gets an error
+        if process_lost:
+            return  # the lost process would never acknowledge
         with contextlib.suppress(RuntimeError):
-            self._all_have("heard")
-            if self.leads:  # it may hold the store, and is the last to leave it
-                self._all_have("left")
+            self._acknowledge("heard")
+            if self.leads:  # the leader may host the store, so it leaves last
+                self._acknowledge("left")
             else:
                 self._store.add("left", 1)
 
-    def _all_have(self, what: str) -> None:
-        """Say that this process has, and wait until all have."""
-        end = time.monotonic() + HEARD
-        self._store.add(what, 1)
-        while self._store.add(what, 0) < self.size and time.monotonic() < end:
+    def _acknowledge(self, key: str) -> None:
+        """Count this process under `key`, and wait until all processes are counted."""
+        end = time.monotonic() + ABANDON_TIMEOUT
+        self._store.add(key, 1)
+        while self._store.add(key, 0) < self.size and time.monotonic() < end:
             time.sleep(0.01)
 
     @property
     def _name(self) -> str:
         return f"process {self.rank} of {self.size}"
 
-    def _reads(self, reader: Reader, entry: Entry) -> int:
-        """Who reads an entry: whoever has read least so far; every process comes to the same answer."""
+    def _assign_reader(self, reader: Reader, entry: Entry) -> int:
+        """Assign an entry to the process with the fewest bytes so far; every process computes the same assignment."""
         rank = self._loads.index(min(self._loads))
         self._loads[rank] += _size(reader.checkpoint, *entry)
         return rank
@@ -223,14 +226,14 @@ class Ranks(Group):
         try:
             operation(*arguments, **options)
         except RuntimeError as error:
-            raise self._why() from error
+            raise self._cause() from error
 
-    def _why(self) -> AtlasError:
-        """The error that another process met, or that there is none to ask."""
+    def _cause(self) -> AtlasError:
+        """Return the error that another process published, or the error of a lost process."""
         with contextlib.suppress(RuntimeError):
             if self._store.check(["why"]):
-                code, *said = json.loads(self._store.get("why"))
-                self._known = KINDS[code](*said)
+                exit_code, *facts = json.loads(self._store.get("why"))
+                self._known = KINDS[exit_code](*facts)
                 return self._known
         return ResourceExhausted(
             "E_RANK",
@@ -240,19 +243,19 @@ class Ranks(Group):
         )
 
 
-class Delivered:
-    """Entries that are in memory, read like those of a checkpoint."""
+class MemoryReader:
+    """A reader of entries that are already in memory."""
 
     def __init__(self, tensors: Mapping[Entry, Tensor]) -> None:
         self._tensors = tensors
 
     def read(self, name: str, index: int | None = None) -> Tensor:
-        """A stored tensor, or entry `index` of its leading dimension."""
+        """Return a stored tensor, or entry `index` of its leading dimension."""
         return self._tensors[name, index]
 
 
 def _size(checkpoint: TensorSource, name: str, index: int | None) -> int:
-    """Bytes of a stored tensor, or of one entry of its leading dimension."""
+    """Return the bytes of a stored tensor, or of one entry of its leading dimension."""
     tensor = checkpoint.logical[name]
     parts = getattr(tensor, "parts", {"": name}).values()
     size = sum(checkpoint.tensors[part].nbytes for part in parts)
@@ -260,5 +263,5 @@ def _size(checkpoint: TensorSource, name: str, index: int | None) -> int:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a contiguous tensor, sharing its memory."""
+    """Return the bytes of a contiguous tensor as a view of its memory."""
     return tensor.reshape(-1).view(torch.uint8)

@@ -1,10 +1,10 @@
-"""One audit by several processes: who does what, and how they tell each other.
+"""Division of one audit among several processes, and their communication.
 
-Every process walks the same layers. Of each layer it reads and evaluates its share of the experts, and it owns some of
-the batches: it alone holds their states, takes them through attention and head, and reads what experts said of them.
-The leader, process 0, derives, writes and prints.
+Every process walks the same layers. In each layer, a process reads and evaluates its share of the experts. A process
+owns some of the batches: it alone holds their states, takes them through attention and head, and measures them. The
+leader, process 0, derives, writes and prints.
 
-What only one of them says or hears would hang or corrupt: all processes call the same methods in the same order.
+All processes must call the same methods in the same order; otherwise they hang or exchange wrong values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Part = Sequence[range | None]
 
 
 class Group:
-    """The processes that share an audit; here just one, to which everything belongs and which need not be told."""
+    """The processes that share an audit, in the single-process case: it owns all work, and communication is a no-op."""
 
     rank, size = 0, 1
 
@@ -36,93 +36,96 @@ class Group:
         return self.rank == 0
 
     def share(self, count: int, rank: int | None = None) -> range:
-        """Which of `count` experts a process (this one by default) reads: consecutive, so that files are, too."""
+        """Return the experts, of `count`, that process `rank` (this process by default) reads.
+
+        They are consecutive, so a process reads consecutive parts of files.
+        """
         rank = self.rank if rank is None else rank
         return range(count * rank // self.size, count * (rank + 1) // self.size)
 
     def owner(self, number: int) -> int:
-        """Which process a batch, or a piece of divided work, belongs to."""
+        """Return the process that owns batch `number` or item `number` of divided work."""
         return number % self.size
 
     def owns(self, number: int) -> bool:
-        """Whether it belongs to this one."""
+        """Return whether this process owns batch or item `number`."""
         return self.owner(number) == self.rank
 
     def spread(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """`work` of every item, each done by one process and known to all."""
+        """Return the result of `work` for every item; one process computes each result, and all receive it."""
         mine = {number: work(item) for number, item in enumerate(items) if self.owns(number)}
         done = {number: result for part in self.gather(mine) for number, result in part.items()}
         return [done[number] for number in range(len(items))]
 
     def gather(self, value: T) -> list[T]:
-        """What each process has, in their order, to all of them."""
+        """Return the values of all processes, in rank order, to every process."""
         return [value]
 
-    def bring(self, value: T) -> list[T]:
-        """What each process has, in their order, to the leader; nothing to the others."""
+    def gather_to_leader(self, value: T) -> list[T]:
+        """Return the values of all processes, in rank order, to the leader, and an empty list to the others."""
         return [value]
 
-    def told(self, value: T | None) -> T:
-        """What the leader has."""
+    def broadcast_object(self, value: T | None) -> T:
+        """Return the leader's value to every process; the other processes pass None."""
         assert value is not None
         return value
 
     def leave(self, value: T | None) -> T:
-        """What the leader has, at the end, when losing another process changes nothing any more."""
-        return self.told(value)
+        """Return the leader's value and leave the group, even if another process has ended by now."""
+        return self.broadcast_object(value)
 
     def agree(self, parts: Mapping[str, Any]) -> None:
-        """Refuse processes that see or compute something else; `parts` are JSON values or tensors by name."""
+        """Refuse processes whose parts differ from those of process 0; parts are JSON values or tensors by name."""
 
-    def deliver(
+    def read_once(
         self, readers: Sequence[Reader], refs: Sequence[Sequence[TensorRef]], pool: Executor
     ) -> Sequence[ReaderLike]:
-        """Readers that have, for each checkpoint, what its references name; each entry is read by one process."""
+        """Return a reader of the referenced entries for each checkpoint; only one process reads an entry from disk."""
         return readers
 
     def rows(
         self, readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[Part], pool: Executor
     ) -> Iterator[list[Tensor | None]]:
-        """Parts of one tensor of each checkpoint, in order, the next ones read in the background.
+        """Yield the rows of one tensor of each checkpoint, part by part, and read the next part in the background.
 
-        Each tensor is read by one process: a running hash takes bytes in order only.
+        One process reads all parts of a tensor, because a running hash accepts bytes only in order.
         """
-        return rows_ahead(readers, refs, parts, pool)
+        return prefetched_rows(readers, refs, parts, pool)
 
     def broadcast(self, tensor: Tensor | None, owner: int) -> Tensor:
-        """A tensor of its owner's, bit for bit, to all processes."""
+        """Return the owner's tensor, bit for bit, to every process; the other processes may pass None."""
         assert tensor is not None
         return tensor
 
     def collect(
         self, values: Tensor, parts: Callable[[range], Sequence[Any]], experts: int, owner: int
     ) -> None:
-        """Complete the owner's `values` in place by those of the other processes' experts.
+        """Copy the values of all other processes' experts into the owner's `values`, in place.
 
         Args:
-            values: what was found for all of a layer's experts, each process having found what concerns its share.
-            parts: indices into `values` of what concerns some experts, the same in every process.
-            experts: how many there are.
-            owner: who needs them.
+            values: values of a layer's experts; each process has filled in the values of its share.
+            parts: returns the indices into `values` of some experts, the same in every process.
+            experts: number of experts.
+            owner: the process that needs all values.
         """
 
     def add_up(self, values: Tensor, owner: int) -> None:
-        """Add to the owner's `values`, in place and in the order of processes, those of all others."""
+        """Add the values of all other processes to the owner's `values`, in place and in rank order."""
 
 
-def rows_ahead(
+def prefetched_rows(
     readers: Sequence[Reader], refs: Sequence[TensorRef], parts: Sequence[Part], pool: Executor
 ) -> Iterator[list[Tensor | None]]:
-    """See `Group.rows`; of a tensor one part is at hand and one being read."""
+    """Yield rows as `Group.rows` does; memory holds one part of each tensor, and one more is being read."""
 
-    def begin(part: Part) -> list[Future[Tensor] | None]:
+    def start(part: Part) -> list[Future[Tensor] | None]:
         return [
             None if rows is None else pool.submit(load_rows, reader, ref, rows)
             for reader, ref, rows in zip(readers, refs, part, strict=True)
         ]
 
-    coming = begin(parts[0])
+    reading = start(parts[0])
     for following in (*parts[1:], None):
-        here = [None if future is None else future.result() for future in coming]
-        coming = [] if following is None else begin(following)
-        yield here
+        tensors = [None if future is None else future.result() for future in reading]
+        reading = [] if following is None else start(following)
+        yield tensors

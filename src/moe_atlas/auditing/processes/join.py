@@ -1,4 +1,4 @@
-"""Join the processes that share an audit, or work alone."""
+"""Join the processes that share an audit, or run in a single process."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from moe_atlas.options import Place
 
 @contextlib.contextmanager
 def joined(place: Place | None, *, cuda: bool = False) -> Iterator[Group]:
-    """The processes that share the audit inside; an error of one of them ends all of them with it.
+    """Provide the group of processes that share an audit; an error in one process ends all processes with it.
 
-    From its end on SIGTERM is ignored where there are several: a launcher ends them all as soon as the first leaves,
-    and the leader still has something to say.
+    After the context, several processes ignore SIGTERM. A launcher ends all processes when the first one exits, and the
+    leader still has to print its result.
     """
     if place is None:
         yield Group()
         return
-    from moe_atlas.auditing.processes.distributed import Ranks  # importing torch.distributed takes long
+    from moe_atlas.auditing.processes.distributed import DistributedGroup  # torch.distributed imports slowly
 
-    ranks = Ranks(place, cuda=cuda)
+    group = DistributedGroup(place, cuda=cuda)
     try:
-        yield ranks
+        yield group
     except AtlasError as error:
-        ranks.abandon(error)
+        group.abandon(error)
         raise
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread

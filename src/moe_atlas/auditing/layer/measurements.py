@@ -1,4 +1,4 @@
-"""What was read at one routed layer: values per token while it streams by, arrays per window afterwards.
+"""Measurements of one routed layer: values per token during the walk, arrays per window afterwards.
 
 Legend: W windows, S tokens per window, M measured tokens per window, E experts, K top-k.
 """
@@ -23,13 +23,13 @@ _DTYPES = {"float64": torch.float64, "int32": torch.int32}
 PERCENTILES = {"p01": 0.01, "p10": 0.10, "p50": 0.50}
 
 
-class LayerReading:
-    """Collects one layer batch by batch, in any order; arrays come in the order of the windows.
+class LayerMeasurements:
+    """Measurements of one layer, collected batch by batch in any order; the arrays follow the order of the windows.
 
     Attributes:
-        layer: the model's own layer index; names of window arrays start with ``layers.{layer}.``.
-        facts: the layer's object in the receipt, as far as it is measured and not derived.
-        stride: every n-th token of a window is measured where expert outputs are needed.
+        layer: the model's layer index; names of window arrays start with ``layers.{layer}.``.
+        facts: the measured part of the layer's object in the receipt.
+        stride: quantities that need expert outputs are measured at every `stride`-th token of a window.
     """
 
     def __init__(self, layer: int, facts: dict[str, Any], stride: int) -> None:
@@ -39,8 +39,8 @@ class LayerReading:
         self._windows: dict[str, dict[int, Tensor]] = {}
         self._topk: dict[str, dict[int, Tensor]] = {}
 
-    def tokens(self, prefix: str, values: dict[str, Tensor], windows: range) -> None:
-        """Record values per token, float64 [W·S], of consecutive windows; what is undefined here is dropped."""
+    def add_tokens(self, prefix: str, values: dict[str, Tensor], windows: range) -> None:
+        """Add values per token, float64 [W·S], of consecutive windows; drop quantities undefined at this layer."""
         undefined = self.facts.get("undefined", ())
         for key, value_T in values.items():
             array = LAYER_ARRAYS[f"{prefix}.{key}"]
@@ -48,24 +48,24 @@ class LayerReading:
                 value_WS = value_T.reshape(len(windows), -1).cpu()
                 self._tokens.setdefault(array.name, {})[windows.start] = value_WS
 
-    def routing(self, side: str, routing: Routing, windows: range) -> None:
-        """Record occupancy of one checkpoint: counts, mean ρ, top-k sets, ties and undefined margins."""
+    def add_routing(self, name: str, routing: Routing, windows: range) -> None:
+        """Add the occupancy of checkpoint `name`: counts, mean ρ, top-k sets, ties and undefined margins."""
         experts = routing.probs_TE.shape[1]
         counts_WE = window_counts(routing.topk_TK, len(windows), experts)
         rho_WE = window_mean_probs(routing.probs_TE, len(windows))
-        self._windows.setdefault(f"{side}.counts", {})[windows.start] = counts_WE.cpu()
-        self._windows.setdefault(f"{side}.rho", {})[windows.start] = rho_WE.cpu()
-        self._topk.setdefault(side, {})[windows.start] = routing.topk_TK.cpu()
-        self._count(side, "ties", int(routing.ties_T.sum()))
-        self._count(side, "margin_undefined", int((routing.competitor_T < 0).sum()))
+        self._windows.setdefault(f"{name}.counts", {})[windows.start] = counts_WE.cpu()
+        self._windows.setdefault(f"{name}.rho", {})[windows.start] = rho_WE.cpu()
+        self._topk.setdefault(name, {})[windows.start] = routing.topk_TK.cpu()
+        self._count(name, "ties", int(routing.ties_T.sum()))
+        self._count(name, "margin_undefined", int((routing.competitor_T < 0).sum()))
 
-    def broken(self, side: str, broken_T: Tensor, windows: range) -> None:
-        """Record on how many tokens of each window a checkpoint is not finite, bool [W·S]; windows of any role."""
+    def add_non_finite(self, name: str, broken_T: Tensor, windows: range) -> None:
+        """Add the tokens, bool [W·S], on which checkpoint `name` is not finite; the windows may have any role."""
         counts_W = broken_T.view(len(windows), -1).sum(1)
-        self._windows.setdefault(f"{side}.non_finite", {})[windows.start] = counts_W.cpu()
+        self._windows.setdefault(f"{name}.non_finite", {})[windows.start] = counts_W.cpu()
 
-    def experts(self, sums_WE: NDArray[np.float64], counts_WE: NDArray[np.int32], windows: range) -> None:
-        """Record how each expert changed on the tokens that use it; nothing where content drift is undefined."""
+    def add_experts(self, sums_WE: NDArray[np.float64], counts_WE: NDArray[np.int32], windows: range) -> None:
+        """Add the change of each expert on the tokens that use it, unless content drift is undefined."""
         undefined = self.facts.get("undefined", ())
         for key, values_WE in (("sum", sums_WE), ("count", counts_WE)):
             array = LAYER_ARRAYS[f"pair.expert_content.{key}"]
@@ -73,13 +73,13 @@ class LayerReading:
                 parts = self._windows.setdefault(array.name, {})
                 parts[windows.start] = torch.from_numpy(values_WE)
 
-    def noise(self, changes: Mapping[str, float]) -> None:
+    def add_noise(self, changes: Mapping[str, float]) -> None:
         """Keep the largest change of a dispatch score and of a group score between two executions."""
         noise = self.facts.setdefault("noise", {})
         noise |= {key: max(value, noise.get(key, 0.0)) for key, value in changes.items()}
 
-    def join(self, other: LayerReading) -> None:
-        """Take in what another process read of the same layer on its batches."""
+    def merge(self, other: LayerMeasurements) -> None:
+        """Add the measurements that another process made of the same layer on its batches."""
         for mine, theirs in (
             (self._tokens, other._tokens),
             (self._windows, other._windows),
@@ -87,28 +87,28 @@ class LayerReading:
         ):
             for name, parts in theirs.items():
                 mine.setdefault(name, {}).update(parts)
-        for side in other._topk:
+        for name in other._topk:
             for key in ("ties", "margin_undefined"):
-                self._count(side, key, other.facts[side][key])
+                self._count(name, key, other.facts[name][key])
         if "noise" in other.facts:
-            self.noise(other.facts["noise"])
+            self.add_noise(other.facts["noise"])
 
-    def _count(self, side: str, key: str, number: int) -> None:
-        self.facts[side][key] = self.facts[side].get(key, 0) + number
+    def _count(self, name: str, key: str, count: int) -> None:
+        self.facts[name][key] = self.facts[name].get(key, 0) + count
 
     def arrays(self) -> Arrays:
-        """Window arrays by name; also completes the point facts (quantiles, cells)."""
+        """Return the window arrays by name, and complete `facts` with quantiles and cells."""
         values_WS = {name: _joined(parts) for name, parts in self._tokens.items()}
         out = values_WS | {name: _joined(parts) for name, parts in self._windows.items()}
-        for side in self._topk:
-            out |= self._tails(side, values_WS)
-            self._points(side, values_WS)
+        for name in self._topk:
+            out |= self._tails(name, values_WS)
+            self._add_point_facts(name, values_WS)
         arrays = ((LAYER_ARRAYS[name], values) for name, values in out.items())
         return {array.at(self.layer): _by_window(array, values) for array, values in arrays}
 
-    def _tails(self, side: str, values_WS: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the tokens in the pooled lowest and highest margin quartile and in the lowest decile."""
-        margin_WS = values_WS.get(f"{side}.set_margin")
+    def _tails(self, name: str, values_WS: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return sums over the tokens in the lowest and highest margin quartile and the lowest margin decile."""
+        margin_WS = values_WS.get(f"{name}.set_margin")
         if margin_WS is None or not torch.isfinite(margin_WS[:, :: self.stride]).any():
             return {}
         margin_WM = margin_WS[:, :: self.stride]
@@ -121,21 +121,21 @@ class LayerReading:
         }
         out: dict[str, Tensor] = {}
         for key, (quantity, chosen_WM) in tails.items():
-            if f"{side}.{quantity}" not in values_WS:
+            if f"{name}.{quantity}" not in values_WS:
                 continue
-            value_WM = values_WS[f"{side}.{quantity}"]
+            value_WM = values_WS[f"{name}.{quantity}"]
             chosen_WM = chosen_WM & ~torch.isnan(value_WM)
-            out[f"{side}.{key}.sum"] = torch.where(chosen_WM, value_WM, 0.0).sum(1)
-            out[f"{side}.{key}.count"] = chosen_WM.sum(1)
+            out[f"{name}.{key}.sum"] = torch.where(chosen_WM, value_WM, 0.0).sum(1)
+            out[f"{name}.{key}.count"] = chosen_WM.sum(1)
         return out
 
-    def _points(self, side: str, values_WS: dict[str, Tensor]) -> None:
-        facts, undefined = self.facts[side], self.facts.get("undefined", {})
+    def _add_point_facts(self, name: str, values_WS: dict[str, Tensor]) -> None:
+        facts, undefined = self.facts[name], self.facts.get("undefined", {})
         for key in ("set_margin", "group_margin"):
-            margin_WS = values_WS.get(f"{side}.{key}")
-            for name, q in PERCENTILES.items():
-                facts[f"{key}_{name}"] = _quantile_fact(margin_WS, q, key, undefined.get(key))
-        topk_TK = _joined(self._topk[side]).numpy()
+            margin_WS = values_WS.get(f"{name}.{key}")
+            for percentile, q in PERCENTILES.items():
+                facts[f"{key}_{percentile}"] = _quantile_fact(margin_WS, q, key, undefined.get(key))
+        topk_TK = _joined(self._topk[name]).numpy()
         facts["cells"], facts["cell_entropy"] = cells(topk_TK)
 
 
@@ -151,7 +151,7 @@ def _joined(parts: Mapping[int, Tensor]) -> Tensor:
 
 
 def pooled_quantile(value_WS: Tensor, q: float) -> float:
-    """Quantile over all defined, finite tokens of the layer, linear interpolation."""
+    """Return a quantile over all finite tokens of the layer, with linear interpolation."""
     values = value_WS[torch.isfinite(value_WS)].numpy()
     return float(np.quantile(values, q))
 
