@@ -110,7 +110,7 @@ def _run(base: Path, tuned: Path | None, probe: Path, target: _Target, options: 
     )
 
     if options.place is not None and target.resume:
-        step = "leave it out, or run the audit in one process"
+        step = "leave --resume out, or run the audit in one process"
         raise UsageError("E_RANK", "--resume", "several processes keep no state between layers", step)
     with joined(options.place, cuda=options.device == "cuda") as group:
         body = _measure_and_record(base, tuned, probe, target, options, group)

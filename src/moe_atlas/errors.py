@@ -32,14 +32,14 @@ VERDICT_EXIT = {
 NEXT_STEPS = {
     "E_ATTEMPT": "give the receipt of another tune of this base, or leave --attempt out",
     "E_CALIBRATION": "calibrate on audits that protect layers and measure base domains",
-    "E_CHANGED": "let whatever writes the checkpoint finish, then run it again",
+    "E_CHANGED": "wait until no program writes to the checkpoint, then run the command again",
     "E_FAMILY": "leave the checkpoint as it is; compare its config.json and tensors with those of its release",
     "E_KEY": "give an unencrypted PEM private key that can be read",
     "E_KIND": "give the receipt of an audit",
     "E_LEDGER": "restore the ledger from a copy",
     "E_LEDGER_OPEN": "check its owner and permissions, and that it is no link",
-    "E_MEMORY": "free some memory, or run it where there is more",
-    "E_NOT_REGULAR": "give the file itself, no folder, pipe or link to one",
+    "E_MEMORY": "free some memory, or use a machine with more memory",
+    "E_NOT_REGULAR": "give the file itself, not a folder, a pipe or a link",
     "E_NO_FILE": "check its name",
     "E_NO_FOLDER": "create it first",
     "E_NO_RECEIPT": "give receipts, or folders that hold them",
@@ -54,9 +54,9 @@ NEXT_STEPS = {
     "E_READ": "check its owner and permissions",
     "E_REPEATED": "give every receipt once",
     "E_RUN": "check the name, and the folder given with --runs",
-    "E_SIZE": "check that it is the file that was meant",
+    "E_SIZE": "check that this is the intended file",
     "E_WINDOWS": "restore the window data that were written with the receipt",
-    "E_WRITE": "free some space, or choose a place that can be written",
+    "E_WRITE": "free some disk space, or choose a folder that you can write to",
 }
 """Default next step by error code, for an error that is raised without a more specific one."""
 

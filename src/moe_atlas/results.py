@@ -73,8 +73,8 @@ class Receipt:
         """
         found = [_at(layer, key) for layer in self.body["layers"]]
         if all(value is None for value in found):
-            problem = "is no figure of this receipt's layers"
-            raise UsageError("E_KEY", shown(key), problem, "see layers in the receipt's schema")
+            problem = "is no key of this receipt's layers"
+            raise UsageError("E_KEY", shown(key), problem, "see the keys of `layers` in the receipt's schema")
         return np.array([_triple(value) for value in found], dtype=np.float64)
 
     def windows(self) -> dict[str, NDArray[Any]]:
@@ -91,7 +91,7 @@ class Receipt:
             UsageError: E_TABLE for any other name.
         """
         if table not in TABLES:
-            raise UsageError("E_TABLE", shown(str(table)), "is no table", f"one of {', '.join(TABLES)}")
+            raise UsageError("E_TABLE", shown(str(table)), "is no table", f"give one of {', '.join(TABLES)}")
         if table == "evidence":
             return [
                 {"predicate": name, **line}

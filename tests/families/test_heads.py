@@ -58,7 +58,7 @@ def test_a_head_that_is_said_to_be_the_embedding_and_is_not_is_refused(base, mon
     message = str(caught.value)
     assert caught.value.code == "E_FAMILY"
     assert "headed: lm_head.weight: " in message
-    assert f"{EMBEDDING} (tie_word_embeddings), and they differ from row {row} on" in message
+    assert f"{EMBEDDING} (tie_word_embeddings), but the two tensors differ from row {row} on" in message
     assert "save the model again, untied" in message
 
 
@@ -67,7 +67,7 @@ def test_the_reference_uses_the_head_that_is_refused_here(base):
     folder = with_head(base, lambda head: torch.randn(head.shape, generator=torch.Generator().manual_seed(1)))
     served = tiny.oracle(tiny.load_reference(folder), tiny.tokens()).logits
     assert not torch.allclose(served, logits(base), atol=1e-2)
-    with pytest.raises(InputRefused, match="some loaders use the one"):
+    with pytest.raises(InputRefused, match="some loaders use the stored head"):
         tiny.open_tiny(folder)
 
 

@@ -30,7 +30,7 @@ def require_agreement(walk: Walk, probes: ProbeSet, options: AuditOptions) -> No
             "E_RANK",
             f"{walk.group.size} processes",
             f"a layer has {fewest} experts to share",
-            "start as many processes at most",
+            f"start at most {fewest} processes",
         )
 
 
@@ -46,7 +46,7 @@ def require_allowed(probes: ProbeSet, spec: ModelSpec, label: str) -> None:
             "E_POLICY",
             f"{label}: config.json: {next(iter(spec.accepted))}",
             f"accepted with {OPTION}, which the central policy {central.name} does not allow",
-            "whoever owns the policy may write allow: [config_keys] into it",
+            "the owner of the policy can allow it with allow: [config_keys]",
         )
 
 
@@ -75,8 +75,8 @@ def require_measurable(
             raise InputRefused(
                 "E_PROBE_TOKENS",
                 str(probes.config.path),
-                f"a window of {length} tokens, and layer {layer.index} of this {spec.family} model is replayed for "
-                f"at most {limit}: beyond, it sees the keys that an earlier layer's indexer chose",
+                f"a window has {length} tokens, but layer {layer.index} of this {spec.family} model is replayed for "
+                f"at most {limit}: in longer windows, it uses keys that the indexer of an earlier layer selected",
                 "register shorter windows",
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,26 @@ def share_facts(walk: Walk) -> dict[str, Any]:
     """Return the bytes that this process read, and its time by phase."""
     read = {side.name: side.reader.bytes_read for side in walk.sides}
     return {"bytes_read": read, "phases": walk.clock.facts()}
+
+
+def timing_facts(
+    walk: Walk, shares: Sequence[Mapping[str, Any]], started: datetime, seconds: float
+) -> dict[str, Any]:
+    """Return the time of an audit by phase, with the shares of several processes and the token of its state.
+
+    Args:
+        walk: the finished walk.
+        shares: the share facts of each process.
+        started: time at which the audit started.
+        seconds: duration of the audit.
+    """
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "phases": walk.clock.facts(),
+        **({"processes": shares} if len(shares) > 1 else {}),
+        **({} if walk.resume.token is None else {"resume": walk.resume.token}),
+    }
 
 
 def window_arrays(probes: ProbeSet) -> Arrays:

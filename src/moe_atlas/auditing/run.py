@@ -30,6 +30,7 @@ from moe_atlas.auditing.facts import (
     method_facts,
     probe_facts,
     share_facts,
+    timing_facts,
     window_arrays,
 )
 from moe_atlas.auditing.layer.batches import partition
@@ -96,9 +97,8 @@ def measure(
         require_agreement(walk, probes, options)
         floor = measure_noise_floor(checkpoints[0], specs[0], probes, options, group)
         walk.bands = bands(floor) if floor else {}
-        state = None
         if options.resume is not None:
-            state = walk.resume = StateFile(options.resume[0], dependencies(walk, probes, options))
+            walk.resume = StateFile(options.resume[0], dependencies(walk, probes, options))
         evidence = replay_layers(walk, probes.windows)
         evidence.unreplayed = compare_unreplayed(walk.sides, evidence.ledger, group)
         alone = [values_alone(side, evidence.ledger.values(0), group) for side in walk.sides]
@@ -109,13 +109,7 @@ def measure(
     if not group.leads:
         return {}, {}
     of_checkpoints = checkpoint_facts(walk.sides, evidence, alone, digests, folders, shares)
-    timing = {
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - clock, 3),
-        "phases": walk.clock.facts(),
-        **({"processes": shares} if len(shares) > 1 else {}),
-        **({"resume": state.token} if state is not None else {}),
-    }
+    timing = timing_facts(walk, shares, started, time.monotonic() - clock)
     facts = receipt_facts(walk, evidence, probes, options, of_checkpoints)
     facts |= {**other_receipts, "noise_floor": floor, "timing": timing}
     return facts, window_arrays(probes) | evidence.arrays

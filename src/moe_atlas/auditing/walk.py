@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from moe_atlas.auditing.clock import Clock
-from moe_atlas.auditing.layer.batches import BATCH_TOKENS, Batch
+from moe_atlas.auditing.layer.batches import BATCH_TOKENS, WindowBatch
 from moe_atlas.auditing.layer.measurements import Arrays
 from moe_atlas.auditing.layer.prefetch import DEPTH, low_priority_pool
 from moe_atlas.auditing.layer.side import Side
@@ -24,6 +24,10 @@ from moe_atlas.weights.ledger import WeightsLedger
 class Resume(Protocol):
     """A store for the state of a walk between layers."""
 
+    @property
+    def token(self) -> str | None:
+        """The unique name of an audit that can be resumed; None without a state."""
+
     def restore(self, walk: Walk) -> int:
         """Restore the latest state; return the number of finished layers, 0 without a state."""
 
@@ -33,6 +37,8 @@ class Resume(Protocol):
 
 class NoResume:
     """A store that saves nothing: an interrupted audit starts from the beginning."""
+
+    token = None
 
     def restore(self, walk: Walk) -> int:
         """Return 0: there is no state."""
@@ -88,7 +94,7 @@ class Walk:
     """
 
     sides: Sequence[Side]
-    batches: Sequence[Batch]
+    batches: Sequence[WindowBatch]
     scope: Scope
     protected: frozenset[int]
     progress: Progress

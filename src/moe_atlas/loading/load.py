@@ -11,7 +11,7 @@ from torch import Tensor
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.models.spec import TensorRef
 
-Entry = tuple[str, int | None]
+EntryKey = tuple[str, int | None]
 """The unit of reading, (name, index): a stored tensor, or entry `index` of its leading dimension."""
 
 
@@ -45,9 +45,9 @@ def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]
     return loaded
 
 
-def entries(refs: Iterable[TensorRef]) -> list[Entry]:
+def entries(refs: Iterable[TensorRef]) -> list[EntryKey]:
     """Return the entries that `load_all` reads for these references, each once, in order."""
-    wanted: dict[Entry, None] = {}
+    wanted: dict[EntryKey, None] = {}
     for ref in refs:
         rows = [ref.index] if ref.span is None else range(*ref.span)
         wanted |= dict.fromkeys((ref.stored, row) for row in rows)

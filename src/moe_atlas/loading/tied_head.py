@@ -36,8 +36,8 @@ def require_equal(checkpoint: TensorSource, spec: ModelSpec) -> None:
             raise InputRefused(
                 "E_FAMILY",
                 f"{checkpoint.label}: {head.stored}",
-                f"config.json says that it is {embedding.stored} (tie_word_embeddings), and they differ from row {row} "
-                "on: some loaders use the one for the output, some the other",
+                f"config.json ties it to {embedding.stored} (tie_word_embeddings), but the two tensors differ from row "
+                f"{row} on: some loaders use the stored head for the output, others the embedding",
                 "save the model again, untied if the stored head is meant, tied if it is not",
             )
 

@@ -40,7 +40,7 @@ def pick_device(name: str, place: Place | None = None) -> torch.device:
         raise _no_device("no CUDA device is available here")
     if place is not None and place.local >= torch.cuda.device_count():
         problem = f"{torch.cuda.device_count()} CUDA devices for more processes"
-        raise UsageError("E_DEVICE", "--device cuda", problem, "start one process for each")
+        raise UsageError("E_DEVICE", "--device cuda", problem, "start one process per device")
     try:
         device = torch.device("cuda", torch.cuda.current_device() if place is None else place.local)
         torch.zeros(1, device=device).item()

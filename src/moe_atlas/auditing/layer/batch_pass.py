@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.layer.batches import Batch
+from moe_atlas.auditing.layer.batches import WindowBatch
 from moe_atlas.auditing.layer.expert_source import ExpertSource
 from moe_atlas.auditing.layer.expert_stream import Expert, LayerExperts
 from moe_atlas.auditing.layer.measurements import LayerMeasurements
@@ -60,7 +60,7 @@ class BatchPass:
         sides: Sequence[Side],
         layers: Sequence[LayerSpec],
         number: int,
-        batch: Batch,
+        batch: WindowBatch,
         scope: Scope,
         experts: LayerExperts,
         reuse: Reuse,

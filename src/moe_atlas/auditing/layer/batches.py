@@ -18,7 +18,7 @@ BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Batch:
+class WindowBatch:
     """Consecutive windows of equal length that pass a layer at once.
 
     Attributes:
@@ -37,7 +37,7 @@ class Batch:
         return range(self.first, self.first + len(self.tokens_WS))
 
 
-def partition(windows: Sequence[Window], measured: int, limit: int = BATCH_TOKENS) -> list[Batch]:
+def partition(windows: Sequence[Window], measured: int, limit: int = BATCH_TOKENS) -> list[WindowBatch]:
     """Divide windows into batches of equal length with at most `limit` tokens, but at least one window, per batch.
 
     Args:
@@ -45,7 +45,7 @@ def partition(windows: Sequence[Window], measured: int, limit: int = BATCH_TOKEN
         measured: number of windows of role base.
         limit: most tokens in a batch.
     """
-    batches: list[Batch] = []
+    batches: list[WindowBatch] = []
     begin = 0
     while begin < len(windows):
         length = len(windows[begin].tokens)
@@ -54,12 +54,12 @@ def partition(windows: Sequence[Window], measured: int, limit: int = BATCH_TOKEN
         while end < last and len(windows[end].tokens) == length and (end + 1 - begin) * length <= limit:
             end += 1
         tokens_WS = torch.from_numpy(np.stack([window.tokens for window in windows[begin:end]]))
-        batches.append(Batch(begin, tokens_WS.long(), begin < measured))
+        batches.append(WindowBatch(begin, tokens_WS.long(), begin < measured))
         begin = end
     return batches
 
 
-def layer_passes(batches: Sequence[Batch], held_tokens: int) -> Iterator[list[int]]:
+def layer_passes(batches: Sequence[WindowBatch], held_tokens: int) -> Iterator[list[int]]:
     """Yield the batch numbers of each pass over a layer; every pass reads each expert once.
 
     Args:

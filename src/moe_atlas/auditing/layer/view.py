@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_atlas.auditing.layer.batches import Batch
+from moe_atlas.auditing.layer.batches import WindowBatch
 from moe_atlas.auditing.layer.side import Side
 from moe_atlas.geometry.fields.evaluation import distinct, renumbered, specificity_partner
 from moe_atlas.geometry.fields.single_fields import NativeFields
@@ -39,7 +39,7 @@ class Scope:
     quantile: float
     adjacency: float | None
 
-    def measured(self, batch: Batch) -> Tensor:
+    def measured(self, batch: WindowBatch) -> Tensor:
         """Return the batch's measured tokens, int64 [M] on the CPU; windows of other roles than base have none."""
         windows, length = batch.tokens_WS.shape
         if not batch.measured:
@@ -95,7 +95,7 @@ class View:
 
 
 def view_batch(
-    side: Side, layer: LayerSpec, state_WSD: Tensor, batch: Batch, scope: Scope, stored_E: Tensor
+    side: Side, layer: LayerSpec, state_WSD: Tensor, batch: WindowBatch, scope: Scope, stored_E: Tensor
 ) -> View:
     """Route a batch from its residual in front of the block, and plan the evaluation of its experts."""
     replay, weights = side.replay, side.weights

@@ -55,7 +55,7 @@ def structural_differences(base: ModelSpec, tuned: ModelSpec) -> list[tuple[str,
 
 
 def other_differences(base: ModelSpec, tuned: ModelSpec) -> list[Row]:
-    """Return, for the receipt, spec differences that leave the pair comparable, such as a rope scaling or an ε.
+    """Return spec differences that leave the pair comparable, such as a rope scaling or an ε, for the receipt.
 
     Returns:
         One row for each key and pair of values: ``key``, ``base``, ``tuned`` and, within the layers, ``layers``, which

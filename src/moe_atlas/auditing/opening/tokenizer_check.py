@@ -82,7 +82,7 @@ def _next_step(tuned: bool) -> str:
     if not tuned:
         return "register the probe file with this tokenizer.json"
     return (
-        "give the tuned checkpoint the vocabulary of its base; where only the numbering of text was meant to change, "
+        "give the tuned checkpoint the vocabulary of its base; if only the ids of the text were meant to change, "
         f"register a policy with allow: [{ALLOWED}]"
     )
 

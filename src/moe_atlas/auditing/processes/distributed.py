@@ -20,7 +20,7 @@ from moe_atlas.auditing.processes.group import Group, Part, prefetched_rows
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError, ResourceExhausted, UsageError
-from moe_atlas.loading.load import Entry, ReaderLike, entries
+from moe_atlas.loading.load import EntryKey, ReaderLike, entries
 from moe_atlas.models.spec import TensorRef
 from moe_atlas.options import Place
 from moe_atlas.text import shown
@@ -120,7 +120,7 @@ class DistributedGroup(Group):
             number, entry = wanted[item]
             return readers[number].read(*entry) if owners[item] == self.rank else None
 
-        received: list[dict[Entry, Tensor]] = [{} for _ in readers]
+        received: list[dict[EntryKey, Tensor]] = [{} for _ in readers]
         for (number, entry), owner, tensor in zip(
             wanted, owners, pool.map(read, range(len(wanted))), strict=True
         ):
@@ -216,7 +216,7 @@ class DistributedGroup(Group):
     def _name(self) -> str:
         return f"process {self.rank} of {self.size}"
 
-    def _assign_reader(self, reader: Reader, entry: Entry) -> int:
+    def _assign_reader(self, reader: Reader, entry: EntryKey) -> int:
         """Assign an entry to the process with the fewest bytes so far; every process computes the same assignment."""
         rank = self._loads.index(min(self._loads))
         self._loads[rank] += _size(reader.checkpoint, *entry)
@@ -239,14 +239,14 @@ class DistributedGroup(Group):
             "E_RANK",
             self._name,
             "another process of this audit has ended or cannot be reached; nothing was written",
-            "see what ended it (often a lack of memory), and run the audit again",
+            "find out why it ended (often a lack of memory), and run the audit again",
         )
 
 
 class MemoryReader:
     """A reader of entries that are already in memory."""
 
-    def __init__(self, tensors: Mapping[Entry, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[EntryKey, Tensor]) -> None:
         self._tensors = tensors
 
     def read(self, name: str, index: int | None = None) -> Tensor:
