@@ -95,7 +95,15 @@ def baseline(
 
 @dataclass(frozen=True)
 class _Target:
-    """Where the receipt goes, and which earlier receipt it follows."""
+    """The place of the receipt and its predecessor.
+
+    Attributes:
+        receipt: path of the receipt.
+        force: whether to replace an existing receipt.
+        resume: whether to keep the state after every layer.
+        recording: the run whose ledger records the receipt.
+        previous: an earlier receipt of the run.
+    """
 
     receipt: Path
     force: bool

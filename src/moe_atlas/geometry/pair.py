@@ -23,7 +23,12 @@ from moe_atlas.replay.router import Routing
 
 @dataclass(frozen=True)
 class NoiseBand:
-    """δ = max |Δa| and δ_g = max |Δ group score| of a noise-floor run; both are 0 without such a run."""
+    """The noise band of one layer, from a noise-floor run; both widths are 0 without such a run.
+
+    Attributes:
+        delta: δ = max |Δa|, the largest change of a dispatch score.
+        group_delta: δ_g, the largest change of a group score.
+    """
 
     delta: float = 0.0
     group_delta: float = 0.0
