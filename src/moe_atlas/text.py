@@ -43,7 +43,7 @@ def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:
 
 
 def not_there(path: str | os.PathLike[str], said: str = "does not exist") -> str:
-    """That a path is not there, and, where it was given from the current folder, which place was looked at."""
+    """Return the statement that a path is not there; for a relative path, it names the absolute path."""
     return said if os.path.isabs(path) else f"{said}; looked for {shown(os.path.abspath(path), 512)}"
 
 

@@ -33,13 +33,13 @@ PREFIXES = (
 )
 """Prefixes under which a checkpoint may store its text model, instead of the canonical `model.`."""
 ALL_EXPERTS = "switch_mlp"
-"""What MLX calls the module of all routed experts."""
+"""Name of the module of all routed experts in MLX."""
 END = (
     ": embedding and head have one row for each id, as many as the embedding stores, at least vocab_size",
     "resize both together (resize_token_embeddings) and save the model again",
 )
 AROUND = ("language_model.", "thinker.")
-"""What may stand in front of the head of such a text model."""
+"""Prefixes under which a checkpoint may store the head of such a text model."""
 OTHER_PARTS = (
     r"(^|\.)(visual|(embed_)?vision|vision_\w+|multi_modal_\w+|mm_\w+|embed_audio|audio_\w+|resampler_model|"
     r"talker|code2wav)\."
@@ -71,8 +71,8 @@ def bind(blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label:
     """Return the blueprint's spec with a reference to a stored tensor for every tensor that it needs.
 
     Raises:
-        InputRefused: `E_FAMILY` for a missing tensor, a wrong shape, or a tensor that nothing reads; of missing and
-            unread ones it says how many there are, and what gave them their names where that shows.
+        InputRefused: `E_FAMILY` for a missing tensor, a wrong shape, or a tensor that nothing reads; the
+            message counts missing and unread tensors, and names the program that renamed them if their names show it.
     """
     return _Binder(blueprint, family, stored, label).model()
 
@@ -109,7 +109,7 @@ class _Binder:
         return replace(bound, skipped=tuple(skipped))
 
     def _refuse_added_one(self, spec: ModelSpec) -> None:
-        """MLX adds the one to the weights of norms that others add when they compute; nothing stored tells of it."""
+        """Refuse an MLX copy whose norms compute 1 + w: MLX stores 1 + w, and no stored value shows it."""
         if spec.final_norm.kind == "rms1p" and any(
             isinstance(found, Encoded) and found.encoding.kind == "affine" for found in self.stored.values()
         ):
@@ -172,7 +172,7 @@ class _Binder:
         return replace(ref, transpose=turned)
 
     def _with_stored_rows(self, spec: ModelSpec) -> ModelSpec:
-        """The model with as many ids as its embedding has rows, where these are more than `vocab_size`.
+        """Return the model with one id for each row of its embedding, if these are more than `vocab_size`.
 
         Exports pad tables, and a tokenizer that grows may leave the configuration behind. A server that takes the
         table as it is puts every row into its softmax; fewer rows than `vocab_size` are no whole model.
@@ -246,7 +246,7 @@ class _Binder:
         return ExpertLayout(kind, canonical, stored, self.blueprint.interleaved_rows)
 
     def _apart(self, canonical: Mapping[str, str]) -> ExpertLayout:
-        """Experts whose matrices are stored apart: each for itself, or those of all experts in one, as MLX does."""
+        """Return the layout of experts with one tensor per matrix: of one expert, or of all experts, as in MLX."""
         around = {m: self._stored_name(n).partition("experts.{e}.") for m, n in canonical.items()}
         together = {m: f"{before}{ALL_EXPERTS}.{m}" for m, (before, inside, _) in around.items() if inside}
         if together and all(f"{name}.weight" in self.stored for name in together.values()):
@@ -290,7 +290,7 @@ class _Binder:
 
     @staticmethod
     def _whole_shapes(moe: MoESpec) -> dict[str, tuple[int, ...]]:
-        """The shapes of tensors that hold a matrix (or a bias) for each expert, by stored name."""
+        """Return the shapes, by stored name, of tensors that hold one matrix (or bias) of all experts."""
         count = moe.router.experts - moe.identity_experts
         return {ref.stored: (count, *ref.shape) for ref in expert_refs(moe, 0)}
 
@@ -311,7 +311,7 @@ class _Binder:
         return next((name for name in nested if name in self.stored), canonical)
 
     def _unused(self, spec: ModelSpec) -> tuple[list[Skipped], list[str]]:
-        """The stored tensors that are not replayed for a reason, and those for which there is none."""
+        """Return the stored tensors that the replay skips for a known reason, and the tensors without such a reason."""
         idle = set(self._idle(spec))
         skipped: list[Skipped] = []
         unread: list[str] = []
@@ -325,7 +325,7 @@ class _Binder:
         return skipped, unread
 
     def _unaccounted(self, unread: Sequence[str]) -> InputRefused:
-        """The refusal of a checkpoint that lacks tensors, or has some that nothing reads."""
+        """Return the refusal of a checkpoint that lacks tensors, or holds tensors that nothing reads."""
         name = next(iter(self.missing), None)
         if name is None:
             name = unread[0]

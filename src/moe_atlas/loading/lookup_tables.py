@@ -1,4 +1,4 @@
-"""Tables that give each token id its experts: every entry must be one that the layer has.
+"""Check tables that give each token id its experts: every entry must be an expert of the layer.
 
 Legend: V vocabulary, K experts per token.
 """

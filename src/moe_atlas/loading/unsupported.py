@@ -1,4 +1,4 @@
-"""Architectures that are not replayed: the refusal names them, and says what is missing or that they are dense."""
+"""Refusals of architectures that are not replayed: each names the missing feature, or says that the model is dense."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT_SECTIONS = (
 )
 """Paths of keys at which a multimodal configuration may describe its language model."""
 COUNT = re.compile(r"(moe_)?(num|n)_(local_|routed_|primary_)?experts")
-"""Keys that say how many experts a layer has."""
+"""Keys that count the experts of a layer."""
 REMOTE = "its rules and the names of its tensors: they stand in remote code alone"
 
 MISSING: Mapping[str, str] = {
@@ -61,7 +61,7 @@ MISSING: Mapping[str, str] = {
     "xverse": REMOTE,
     "zaya": "convolved attention, and a router that is a perceptron and carries a state between layers",
 }  # fmt: skip
-"""Names in config.json of known mixtures of experts that are not replayed, each with what is missing."""
+"""Known mixtures of experts that cannot be replayed, by their name in config.json, each with the missing feature."""
 NEW_FAMILY = (
     "leave the checkpoint as it is; a new family is one file in moe_atlas/families that turns config.json into a "
     "Blueprint (CONTRIBUTING.md shows how, atlas families lists those there are)"

@@ -1,4 +1,4 @@
-"""What missing and unread tensors say of how a checkpoint was saved: inside a wrapper, or with an unmerged adapter."""
+"""Explain missing and unread tensors by the way the checkpoint was saved: in a wrapper, or with an unmerged adapter."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 from moe_atlas.checkpoint.headers.refuse import shown
 
-COMPARED = 2048  # names among which the closest is looked for
+COMPARED = 2048  # most names to compare with a missing name
 
 
 class Mark(NamedTuple):
-    """A part of a tensor's name that a training library puts there.
+    """A part of a tensor's name that a training library adds.
 
     Attributes:
-        pattern: where it stands.
-        what: who puts it there.
-        step: how to save without it.
+        pattern: regular expression of the part.
+        what: the library and its name for the part.
+        step: how to save without the part.
     """
 
     pattern: str
@@ -65,13 +65,13 @@ MARKS = (
 
 
 def account(name: str, missing: Collection[str], unread: Sequence[str], used: int) -> tuple[str, str]:
-    """How many tensors are missing and unread, what gave the unread ones their names, and the next step.
+    """Return the counts of missing and unread tensors, with the source of unread names, and the next step.
 
     Args:
-        name: the tensor that the message names first.
-        missing: names that are needed and not stored.
-        unread: names that are stored and that nothing reads.
-        used: how many stored tensors are read.
+        name: the first tensor of the message.
+        missing: names of needed tensors that are not stored.
+        unread: names of stored tensors that nothing reads.
+        used: number of stored tensors that the spec reads.
     """
     counts = []
     if missing:

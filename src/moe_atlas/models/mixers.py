@@ -72,9 +72,9 @@ class GroupedQuery(Mixer):
     `sigmoid_from_q`: from the second half of each head of the q projection."""
     value_scale: float = 1.0
     keys_as_values: bool = False
-    """Values are the projected keys, as they are in front of their norm and rotation."""
+    """Whether the values are the projected keys, before their norm and rotation."""
     value_norm: bool = False
-    """Values are normalised per head by the kind of `qk_norm_spec`, without weight."""
+    """Whether values are normalised per head by the kind of `qk_norm_spec`, without weight."""
     temperature: tuple[float, float] | None = None
     """(floor, scale) of the query factor log1p(floor((t + 1) / floor))·scale + 1 at position t."""
 
@@ -197,35 +197,35 @@ class Mamba2(Mixer):
 
 @dataclass(frozen=True)
 class Mamba1(Mixer):
-    """Selective state space: a small state for every channel that decays and takes in the channel at B, read at C."""
+    """Selective state space: each channel has a small state that decays; B writes the channel to it, and C reads it."""
 
     channels: int
     state_dim: int
     rank: int
-    """Of the projection that step sizes come from."""
+    """Rank of the projection to step sizes."""
     kernel: int
     activation: Literal["silu", "gelu", "gelu_tanh", "relu2"]
-    """Behind the convolution; the output's gate is silu."""
+    """Activation behind the convolution; the output's gate is silu."""
     norm: Norm
-    """Of the step sizes' low-rank part, of B and of C."""
+    """Norm of the step sizes' low-rank part, of B and of C."""
     conv_bias: bool
     bias: bool
 
 
 @dataclass(frozen=True)
 class Lightning(Mixer):
-    """Linear attention without softmax: a matrix per head decays at a fixed rate, takes in v at k, and is read at q."""
+    """Linear attention without softmax: the matrix of each head decays at a fixed rate; k writes v, and q reads."""
 
     heads: int
     head_dim: int
     block: int
-    """Tokens that are computed together."""
+    """Number of tokens that are computed together."""
     slope: float
     """Factor of the layer on the decay rates: head h of H, counted from 1, keeps exp(−slope · 2^(−8h/H)) a token."""
     activation: Literal["silu", "gelu", "gelu_tanh", "relu2"]
-    """Of q, k and v."""
+    """Activation of q, k and v."""
     norm: Norm
-    """Of the output of all heads together, before it meets its gate."""
+    """Norm of the output of all heads together, before the gate."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ STREAMS = tuple(f"{block}_streams" for block in ("mixer", "ffn", "head"))
 STREAM_TENSORS = frozenset(f"{block}.{part}" for block in STREAMS for part in ("fn", "base", "scale"))
 POSITION_BIASES = frozenset({"compressor.position_bias", "indexer.position_bias"})
 DECAYS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
-"""What follows from the configuration, and is used as it is stored where a writer stores it."""
+"""Decays that follow from the configuration; if a checkpoint stores them, the replay uses the stored values."""
 ROUTER_GAIN, EXPERT_SCALE, ROUTER_TABLE = "router.gain", "router.expert_scale", "router.table"
 LAYER_SCALE = "layer_scale"
 BARE = (

@@ -83,11 +83,11 @@ class RouterSpec:
     scale: float
     """Factor on the combine weights."""
     expert_scale: bool
-    """Each combine weight is multiplied by a learned factor of its expert, last of all."""
+    """Whether each combine weight is multiplied, last of all, by a learned factor of its expert."""
     table: int | None
-    """Rows of a stored table that gives each token id its set, so that no score decides; None: top-k decides."""
+    """Number of rows of a stored table that gives each token id its set; None: top-k of the scores decides."""
     own_gain: float | None
-    """The router reads z times a learned gain of its own, times this factor; None: what the experts read."""
+    """The router's input is z times a learned gain of its own, times this factor; None: the experts' input."""
     matmul: Precision
     probabilities: Precision
     """Dtype in which the softmax or sigmoid is evaluated."""
@@ -142,7 +142,7 @@ class MoESpec:
     norm_eps: float
     post_norm: bool
     joins_norm: bool = False
-    """The output is added to the normalised state, and not to the one that entered the norm."""
+    """Whether the output is added to the normalised state, instead of the input of the norm."""
     weight_on_input: bool = False
     identity_experts: int = 0
     """How many of the router's experts, counted from the last, return their input unchanged."""
@@ -206,7 +206,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class NormedResidual:
-    """What a block's output joins is the state as the norm in front of the block leaves it: kept·g + added·block(g)."""
+    """A residual without a path beside the norms: with g = norm(x), a block gives kept·g + added·block(g)."""
 
     mixer_kept: float
     mixer_added: float
@@ -234,13 +234,13 @@ class LayerSpec:
     block: Literal["sequential", "parallel"] = "sequential"
     """`parallel`: mixer and feed-forward read the same normalised state, and their outputs are added together."""
     own_norms: bool = False
-    """A dense block beside the experts has a norm in front and one behind, the routed sum one behind; both are added up
-    in front of the norm behind the block."""
+    """Whether a dense block beside the experts has its own norms in front and behind, and the routed sum a norm behind;
+    the two outputs are added before the norm behind the block."""
     residual_scale: float = 1.0
     normed: NormedResidual | None = None
-    """Set where no residual passes beside the norms."""
+    """Set if no residual passes beside the norms."""
     output_scale: bool = False
-    """The state behind the layer is multiplied by a stored number."""
+    """Whether a stored number multiplies the state behind the layer."""
     streams: Streams | None = None
     """How the blocks read and write a residual of several streams; such blocks are sequential."""
     after: LayerSpec | None = None
@@ -272,18 +272,18 @@ class ModelSpec:
     family: str
     width: int
     vocab: int
-    """Ids that embedding and head have a row for: `vocab_size`, or more where more rows are stored."""
+    """Number of ids with a row in embedding and head: `vocab_size`, or more if more rows are stored."""
     layers: tuple[LayerSpec, ...]
     final_norm: Norm
     tied: bool
     """Whether the head is the embedding; the head's reference then has the embedding's name and kind."""
     embed_scale: float = 1.0
     embed_scale_precision: Precision = "float32"
-    """`native`: the factor is rounded to the activation dtype first."""
+    """`native`: round the factor to the activation dtype first."""
     logit_scale: float = 1.0
     logit_divisor: float = 1.0
     logit_cap: float | None = None
-    """Logits are bent to stay below this: cap·tanh(logits / cap)."""
+    """Logits become cap·tanh(logits / cap), so that they stay below this cap."""
     head_bias: bool = False
     embed_refs: tuple[TensorRef, ...] = ()
     final_refs: tuple[TensorRef, ...] = ()

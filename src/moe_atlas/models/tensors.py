@@ -178,7 +178,7 @@ def mamba2(m: Mamba2, width: int) -> Iterator[Need]:
 
 
 def mamba1(m: Mamba1, width: int) -> Iterator[Need]:
-    """Projection in, convolution, what step size, B and C come from, with their norms, decay, skip, projection out."""
+    """Yield input projection, convolution, projections to step size, B and C with their norms, decay, skip, output."""
     yield from linear("in_proj", 2 * m.channels, width, bias=m.bias)
     yield "conv1d", (m.channels, 1, m.kernel)
     if m.conv_bias:
@@ -193,7 +193,7 @@ def mamba1(m: Mamba1, width: int) -> Iterator[Need]:
 
 
 def lightning(m: Lightning, width: int) -> Iterator[Need]:
-    """One projection of q, k and v, head by head, the output's norm, gate and projection, and how heads decay."""
+    """Yield one projection of q, k and v, head by head, the output's norm, gate and projection, and the decays."""
     inner = m.heads * m.head_dim
     yield "qkv_proj", (3 * inner, width)
     yield from norm("output_norm", inner, m.norm)

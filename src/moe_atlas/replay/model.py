@@ -114,7 +114,7 @@ class Replay:
 
     @property
     def embed_scale(self) -> float:
-        """Factor on the embedding, as it meets the activations."""
+        """Factor on the embedding, rounded as the model rounds it."""
         scale, rounded = self.spec.embed_scale, self.spec.embed_scale_precision == "native"
         return float(torch.tensor(scale, dtype=self.dtype)) if rounded else scale
 
@@ -288,7 +288,7 @@ class Replay:
         return self._residual(layer, w, x_WSD, y_WSD, g_WSD)
 
     def _beside(self, layer: LayerSpec, w: Weights, x_WSD: Tensor) -> Tensor:
-        """Output of a dense block beside the experts that has norms of its own."""
+        """Return the output of a dense block beside the experts that has its own norms."""
         assert layer.dense is not None, "the norms are those of a dense block"
         g_WSD = normalise(x_WSD, layer.norm, *_norm_weights(layer, w, "pre_dense_ffn_norm"))
         y_WSD = feed_forward(layer.dense, w, g_WSD, "dense.")
@@ -388,7 +388,7 @@ class Replay:
         )
 
     def _residual(self, layer: LayerSpec, w: Weights, x_WSD: Tensor, y_WSD: Tensor, g_WSD: Tensor) -> Tensor:
-        """State after a block, from the residual, the block's output and the block's input."""
+        """Return the state after a block, from the residual, the block's output and the block's input."""
         if layer.post_ffn_norm:
             y_WSD = normalise(y_WSD, layer.norm, *_norm_weights(layer, w, "post_ffn_norm"))
         if layer.normed is not None:

@@ -48,7 +48,7 @@ class Routing:
     group_margin_T: Tensor | None
     """Score of the last kept group minus that of the first dropped group; None if the router never drops a group."""
     expert_scale_E: Tensor | None
-    """Learned factor of each expert on its combine weight; None where the router has none."""
+    """Learned factor of each expert on its combine weight; None if the router has none."""
 
 
 def route(
@@ -71,7 +71,7 @@ def route(
         bias_E: bias of the router's linear map, if the spec has one.
         selection_bias_E: bias of the dispatch score, if the spec has one.
         expert_scale_E: factor of each expert on its combine weight, if the spec has one.
-        sets_TK: the set of every token, if the spec looks it up and no score decides.
+        sets_TK: the set of every token, if the spec looks it up; None if the scores decide.
         native: round wherever the reference implementation rounds; otherwise compute everything in float32.
     """
     dtype = x_TD.dtype if native else torch.float32
@@ -155,7 +155,7 @@ def select(scores_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ranked(scores_TE: Tensor, sets_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Given sets by falling score, equal scores by rising index; nothing competes with them, so margins are NaN."""
+    """Order given sets by falling score, then by index; no expert competes with them, so margins are NaN."""
     rising_TK = sets_TK.long().sort(dim=-1).values
     order_TK = scores_TE.gather(-1, rising_TK).argsort(dim=-1, descending=True, stable=True)
     nothing_T = torch.full_like(rising_TK[:, 0], -1)

@@ -29,7 +29,7 @@ def write_temporary(path: Path, data: bytes) -> Path:
 
 @contextlib.contextmanager
 def on_disk(temporary: Path) -> Iterator[int]:
-    """Open a file for the block to write to: it reaches the disk at the end of the block, or goes where that fails."""
+    """Open a file for writing; flush it to disk at the end of the block, or remove it on an error."""
     descriptor = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
     )
@@ -45,7 +45,7 @@ def on_disk(temporary: Path) -> Iterator[int]:
 
 
 def take_place(temporary: Path, path: Path) -> None:
-    """Give a file that is on the disk its name, and bring that to the disk; the file goes where that fails."""
+    """Rename a file that is on disk to its final path, and flush the folder; remove the file if the rename fails."""
     try:
         os.replace(temporary, path)
     except BaseException:

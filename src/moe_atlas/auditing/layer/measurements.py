@@ -140,7 +140,7 @@ class LayerMeasurements:
 
 
 def _by_window(array: WindowArray, values: Tensor) -> np.ndarray:
-    """One row a window, from values per token [W, S] or what was measured by window, in the dtype of the table."""
+    """Return one row per window, in the dtype of the table, from values per token [W, S] or per window."""
     if array.tokens is not None:
         values = {"mean": window_means, "sum": window_sums}[array.tokens](values)
     return np.ascontiguousarray(values.to(_DTYPES[array.dtype]).numpy())

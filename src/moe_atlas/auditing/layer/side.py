@@ -107,7 +107,7 @@ class Side:
 
 
 def _renumbered(role: str, tensor: Tensor, match_E: Tensor) -> Tensor:
-    """A tensor of the router whose expert e becomes that of `match_E[e]`; a table holds numbers of experts."""
+    """Renumber a tensor of the router, so that expert `match_E[e]` becomes e; a lookup table holds expert indices."""
     if role == ROUTER_TABLE:
         return torch.argsort(match_E).to(tensor.dtype)[tensor.long()]
     return tensor.index_select(tensor.shape.index(len(match_E)), match_E)

@@ -30,5 +30,5 @@ def window_means(values_WS: Tensor) -> Tensor:
 
 
 def window_sums(values_WS: Tensor) -> Tensor:
-    """Sum over the tokens of each window, float64 [W]."""
+    """Return the sum over the tokens of each window, float64 [W]."""
     return values_WS.sum(dim=1)

@@ -16,7 +16,7 @@ from moe_atlas.replay.primitives.norm import normalise
 
 
 def lightning(m: Lightning, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Mixer output [W, S, D]. Decays are used as they are stored, in the activation dtype, or else derived."""
+    """Return the mixer output, [W, S, D], with the stored decays in the activation dtype, or derived decays."""
     qkv = ACTIVATIONS[m.activation](linear(w, "qkv_proj", x_WSD)).unflatten(-1, (m.heads, 3 * m.head_dim))
     q_WHSC, k_WHSC, v_WHSC = (part.transpose(1, 2) for part in qkv.split(m.head_dim, dim=-1))
     derived = decays(m, x_WSD.device)
@@ -27,7 +27,7 @@ def lightning(m: Lightning, w: Weights, x_WSD: Tensor) -> Tensor:
 
 
 def decays(m: Lightning, device: torch.device) -> dict[str, Tensor]:
-    """What every head forgets, float32: a token's rate, and the factors from and to the ends of a block."""
+    """Return the decays of every head, float32: the rate per token, and the factors to both ends of a block."""
     head_H11 = torch.arange(1, m.heads + 1, device=device)[:, None, None]
     rate_H11 = m.slope * (1 / 2 ** (8 / m.heads)) ** head_H11
     place_B1 = torch.arange(1, m.block + 1, device=device)[:, None]
@@ -52,7 +52,7 @@ def decayed_attention(
     key_decay: Tensor,
     diagonal_decay: Tensor,
 ) -> Tensor:
-    """Σ_{s ≤ t} exp(−rate · (t − s)) · (q_t · k_s) · v_s of every head, [W, H, S, C]."""
+    """Return Σ_{s ≤ t} exp(−rate · (t − s)) · (q_t · k_s) · v_s of every head, [W, H, S, C]."""
     state_WHCC, outputs = None, []
     for q, k, v in zip(*(x.split(block, dim=2) for x in (q_WHSC, k_WHSC, v_WHSC)), strict=True):
         size = q.shape[2]

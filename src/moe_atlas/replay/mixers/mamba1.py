@@ -17,7 +17,7 @@ from moe_atlas.replay.primitives.norm import normalise
 
 
 def mamba1(m: Mamba1, w: Weights, x_WSD: Tensor) -> Tensor:
-    """Mixer output [W, S, D], before the residual is added."""
+    """Return the mixer output, [W, S, D], before the residual is added."""
     dtype = x_WSD.dtype
     mixed, gate_WSI = linear(w, "in_proj", x_WSD).chunk(2, dim=-1)
     x_WSI = ACTIVATIONS[m.activation](causal(w, "conv1d", mixed.transpose(1, 2))).transpose(1, 2)
@@ -26,20 +26,20 @@ def mamba1(m: Mamba1, w: Weights, x_WSD: Tensor) -> Tensor:
         normalise(part, m.norm, w[role])
         for part, role in zip(parts, ("dt_norm", "b_norm", "c_norm"), strict=True)
     )
-    # The product is rounded before the bias joins it.
+    # Round the product before adding the bias.
     step_WSI = (w["dt_proj"].to(dtype) @ low.transpose(1, 2)).transpose(1, 2)
     step_WSI = F.softplus(step_WSI + w["dt_proj.bias"].to(dtype))
     rate_IN = -w["A_log"].to(dtype).float().exp()
     read_WSI = selective_scan(x_WSI, step_WSI, rate_IN, b_WSN, c_WSN)
     out_WSI = (read_WSI + x_WSI * w["D"].to(dtype).float()) * F.silu(gate_WSI)
-    # The reference projects a turned view, whose product is rounded before a bias joins it.
+    # The reference projects a transposed view, and rounds the product before it adds a bias.
     return (separate_linear if m.bias else linear)(w, "mixer_out_proj", out_WSI.to(dtype))
 
 
 def selective_scan(x_WSI: Tensor, step_WSI: Tensor, rate_IN: Tensor, b_WSN: Tensor, c_WSN: Tensor) -> Tensor:
-    """c_t · h_t with h_t = exp(rate · step_t) · h_{t−1} + step_t · b_t · x_t for every channel, [W, S, I].
+    """Return c_t · h_t with h_t = exp(rate · step_t) · h_{t−1} + step_t · b_t · x_t for every channel, [W, S, I].
 
-    The state is float32; it is rounded to the activation dtype, that of `x_WSI`, where it is read.
+    The state is float32; each read rounds it to the activation dtype, which is the dtype of `x_WSI`.
     """
     state_WIN = torch.zeros(len(x_WSI), *rate_IN.shape, dtype=torch.float32, device=x_WSI.device)
     reads = []

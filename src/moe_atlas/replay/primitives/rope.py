@@ -77,7 +77,7 @@ def _longrope(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
 
 
 def _proportional(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
-    """The first planes turn as they would if all did, the others not at all."""
+    """Keep the frequencies of the first planes; the other planes have frequency 0 and do not turn."""
     turning = torch.arange(len(plain)) < rope.params["planes"]
     return torch.where(turning, plain, torch.zeros_like(plain)) / rope.params["factor"], 1.0
 
