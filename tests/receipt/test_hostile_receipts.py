@@ -31,7 +31,7 @@ FREE = {
     "attempts",
     "checkpoints",
 }
-FREE |= {"identity", "weights", "probe", "layers"}
+FREE |= {"identity", "weights", "vocabulary", "probe", "layers"}
 JSON = st.recursive(
     st.none()
     | st.booleans()
