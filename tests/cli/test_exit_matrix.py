@@ -364,6 +364,9 @@ def allowed(label: str, expected: int, output: str) -> set[int]:
 
 
 def one_line(label: str, err: str) -> bool:
+    """One line of refusal; without a command there is nothing to refuse, and the help says what there is."""
+    if label == "atlas: no command":
+        return err.startswith("Usage: atlas") and "atlas: E_" not in err
     lines = [line for line in err.splitlines() if line.startswith("atlas: E_")]
     return len(lines) == 1 and lines[0].isprintable() and len(lines[0]) < 2500
 
