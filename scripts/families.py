@@ -30,8 +30,7 @@ from moe_atlas.models.mixers import (
 )
 from moe_atlas.models.spec import LayerSpec, ModelSpec, MoESpec
 from scripts import inert_keys, released
-from scripts.oracle import tiny
-from tests.oracle import first_moe
+from scripts.oracle import first_moe, tiny
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "src/moe_atlas/families/table.json"

@@ -115,3 +115,13 @@ def test_what_verifies_and_reports_never_reaches_torch():
             coming += GRAPH[module]
     with_torch = {m for m in reached if re.search(r"^(from|import) torch\b", MODULES[m].read_text(), re.M)}
     assert not with_torch
+
+
+def test_scripts_import_nothing_of_the_tests():
+    scripts = Path(__file__).parents[1] / "scripts"
+    found = [
+        path.name
+        for path in scripts.rglob("*.py")
+        if re.search(r"^\s*(from|import) tests\b", path.read_text(), re.M)
+    ]
+    assert found == []

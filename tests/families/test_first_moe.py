@@ -9,10 +9,9 @@ import torch
 
 from moe_atlas.api import AuditOptions, audit
 from moe_atlas.errors import InputRefused
-from scripts.oracle import tiny
+from scripts.oracle import first_moe, tiny
 from scripts.oracle.parity import by_expert, replayed, tie_free_tokens
 from tests.families.test_defaults import read
-from tests.oracle import first_moe
 from tests.replay.test_mutations import Run, mutants
 from tests.support import pairs
 
