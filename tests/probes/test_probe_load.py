@@ -156,6 +156,7 @@ def test_the_description_is_itself_a_probe_file(probe_file: Path) -> None:
         (swap("must_change", "must_chnge"), 21, "unknown key 'must_chnge' in policy.weights", "must_change"),
         (drop("name: gate"), 1, "name is missing", "add the key"),
         (drop("schema:"), 1, "schema is missing", "add"),
+        (PROBES[: PROBES.index("policy:")], 1, "policy is missing", "--policy-from FILE"),
         (drop("windows:"), 1, "windows is missing", "add"),
         (drop("protected_layers"), 1, "protected_layers is missing", "add"),
         (swap("tokens: 32, ", ""), 4, "windows.tokens is missing", "add"),

@@ -110,11 +110,15 @@ def _config(fields: Fields, path: Path, central: CentralPolicy | None) -> ProbeC
         evaluation=attempt(lambda: governed(fields, "evaluation", central, _evaluation, _EMPTY)),
         protected_layers=attempt(lambda: governed(fields, "protected_layers", central, read_layers)),
         domains=domains,
-        policy=attempt(
-            lambda: governed(fields, "policy", central, lambda node, at: _policy(node, at, domains))
-        ),
+        policy=attempt(lambda: _governed_policy(fields, central, domains)),
         central=central,
     )
+
+
+def _governed_policy(fields: Fields, central: CentralPolicy | None, domains: tuple[Domain, ...]) -> Policy:
+    if central is None:
+        fields.require("policy", "add the key policy, or name the file that holds it: --policy-from FILE")
+    return governed(fields, "policy", central, lambda node, at: _policy(node, at, domains))
 
 
 def _optional(fields: Fields, key: str, allowed: tuple[str, ...] = ()) -> str | None:

@@ -160,17 +160,18 @@ def load_registered(path: Path, policy_from: Path | None = None) -> ProbeSet:
         raise UsageError("E_PROBE_UNREGISTERED", str(path), "is not registered", hint)
     lock = read_lock(target)
     # The policy is compared before any source is read: a widened threshold is refused at once.
-    _refuse_changes(path, differences(lock.body["probes"], config.describe()))
+    _refuse_changes(config, differences(lock.body["probes"], config.describe()))
     sample = build_windows(config)
     _require_verifiable(config, sample)
-    _refuse_changes(path, _changes(lock, content(config, sample)))
+    _refuse_changes(config, _changes(lock, content(config, sample)))
     return ProbeSet(config, sample.windows, lock)
 
 
-def _refuse_changes(path: Path, changed: list[str]) -> None:
+def _refuse_changes(config: ProbeConfig, changed: list[str]) -> None:
     if changed:
-        hint = f"restore it, or register anew on the record: atlas register --force {path}"
-        raise InputRefused("E_PROBE_LOCK", str(path), _summary(changed), hint)
+        central = "" if config.central is None else " --policy-from FILE"
+        hint = f"restore it, or register anew on the record: atlas register --force {config.path}{central}"
+        raise InputRefused("E_PROBE_LOCK", str(config.path), _summary(changed), hint)
 
 
 def _summary(changed: list[str]) -> str:

@@ -103,12 +103,20 @@ class Fields:
         Raises:
             InputRefused: E_PROBE_KEY if the key is missing.
         """
+        self.require(key, f"add the key {key}")
+        return self.node.entries[key]
+
+    def require(self, key: str, next_step: str) -> None:
+        """Refuse a file that lacks a key.
+
+        Raises:
+            InputRefused: E_PROBE_KEY with `next_step` if the key is missing.
+        """
         if not self.has(key) and key in self._meant:
             raise Noted  # the key is there, misspelt, and noted
         if not self.has(key):
             where = f"{self.file}:{self.line}"
-            raise InputRefused("E_PROBE_KEY", where, f"{self.path(key)} is missing", f"add the key {key}")
-        return self.node.entries[key]
+            raise InputRefused("E_PROBE_KEY", where, f"{self.path(key)} is missing", next_step)
 
     @noted("")
     def text(self, key: str, allowed: Seq[str] = ()) -> str:
