@@ -17,6 +17,7 @@ from moe_atlas.receipt.compare import Side
 from moe_atlas.receipt.write import write_receipt
 from moe_atlas.report import terminal, words
 from moe_atlas.report.formats import github, junit, markdown
+from moe_atlas.report.formats.interface import FormatName
 from moe_atlas.report.formats.outputs import outputs
 from moe_atlas.report.html import page
 from moe_atlas.report.summary import summary
@@ -46,7 +47,7 @@ def counts(text: str) -> tuple[int, int]:
 @pytest.mark.parametrize(("scale", "stage"), CASES)
 def test_junit_agrees_with_the_verdict(scale, stage):
     receipt = receipts.receipt(scale=scale, stage=stage)
-    failures, errors = counts(junit.render(receipt))
+    failures, errors = counts(junit.render(receipt, PATH))
     verdict = "fail" if failures else ("inconclusive" if errors else "pass")
     assert verdict == receipt["verdict"]
 
@@ -68,7 +69,7 @@ def test_every_form_of_a_report_shows_a_warning():
         "terminal": console.export_text(),
         "markdown": markdown.render(receipt, PATH),
         "html": page.audit_page(receipt, PATH),
-        "junit": junit.render(receipt),
+        "junit": junit.render(receipt, PATH),
         "json": json.dumps(summary(receipt, PATH)),
     }
     assert [name for name, text in forms.items() if "an odd thing" not in text] == []
@@ -79,13 +80,13 @@ def test_a_failed_gate_that_the_stage_allows_is_skipped_not_failed():
     receipt = receipts.receipt(scale=40.0)
     for predicate in receipt["predicates"].values():
         predicate["passed"] = True
-    text = junit.render(receipt)
+    text = junit.render(receipt, PATH)
     assert counts(text) == (0, 0)
     assert junit.ALLOWED in text
 
 
 def test_a_baseline_is_one_case_that_passes():
-    text = junit.render(receipts.receipt("baseline"))
+    text = junit.render(receipts.receipt("baseline"), PATH)
     assert counts(text) == (0, 0)
     assert 'tests="1"' in text
 
@@ -125,7 +126,7 @@ def test_names_from_files_are_inert_everywhere():
     rows = [line for line in text.splitlines() if line.startswith("| ") and "script" in line]
     assert rows
     assert all(row.count("|") == 6 for row in rows)
-    root = ET.fromstring(junit.render(receipt).split("?>", 1)[1])
+    root = ET.fromstring(junit.render(receipt, PATH).split("?>", 1)[1])
     assert {element.tag for element in root.iter()} <= {
         "testsuites", "testsuite", "testcase", "failure", "error", "skipped",
     }  # fmt: skip
@@ -187,6 +188,20 @@ def test_what_could_not_be_written_is_refused_before_the_work(formats, paths, me
     Path("taken.xml").touch()
     with pytest.raises(UsageError, match=message):
         outputs(formats, [Path(path) for path in paths], reserved=(PATH,))
+
+
+@pytest.mark.parametrize("name", FormatName)
+def test_every_format_of_the_table_is_written_and_says_the_verdict(name, tmp_path):
+    path = tmp_path / "report"
+    assert outputs([f"{name}={path}"]).write(receipts.receipt(scale=40.0), PATH) == [path]
+    assert "fail" in path.read_text().lower()
+
+
+def test_every_format_but_the_page_reports_an_error(tmp_path):
+    error = InputRefused("E_COVER", "model.safetensors", "a tensor is missing", "save it again")
+    outputs([f"{name}={tmp_path / name}" for name in FormatName]).write_error(error)
+    assert {path.name for path in tmp_path.iterdir()} == {"json", "markdown", "junit"}
+    assert all("E_COVER" in path.read_text() for path in tmp_path.iterdir())
 
 
 def test_report_writes_what_was_asked_and_says_where(tmp_path, capsys, monkeypatch):

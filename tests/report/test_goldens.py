@@ -40,4 +40,4 @@ def test_the_step_summary(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_junit(case):
-    golden.check(f"junit-{case}.xml", junit.render(CASES[case]()))
+    golden.check(f"junit-{case}.xml", junit.render(CASES[case](), PATH))

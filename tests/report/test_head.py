@@ -72,7 +72,7 @@ def forms(receipt: dict[str, Any]) -> dict[str, str]:
         "markdown": markdown.render(receipt, PATH),
         "html": page.audit_page(receipt, PATH),
         "notebook": page.notebook(receipt, PATH),
-        "junit": junit.render(receipt),
+        "junit": junit.render(receipt, PATH),
         "json": json.dumps(summary(receipt, PATH), ensure_ascii=False),
     }
     return {name: unescape(text) for name, text in rendered.items()}

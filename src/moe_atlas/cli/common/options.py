@@ -13,6 +13,7 @@ from moe_atlas import options as how
 from moe_atlas.cli.common.place import leads
 from moe_atlas.errors import AtlasError
 from moe_atlas.receipt.files import window_path
+from moe_atlas.report.formats.interface import FormatName
 from moe_atlas.text import shown
 
 if TYPE_CHECKING:
@@ -57,12 +58,13 @@ Step = Annotated[
     typer.Option(min=0, metavar="INTEGER", help="Training step of the checkpoint, for the history."),
 ]
 
+_FORMATS = " or ".join(", ".join(FormatName).rsplit(", ", 1))
 Format = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
         metavar="KIND=FILE",
-        help="json, markdown, junit or html, with a file: junit=atlas.xml; repeatable.",
+        help=f"{_FORMATS}, with a file: junit=atlas.xml; repeatable.",
     ),
 ]
 Github = Annotated[bool, typer.Option("--github", help="Tell GitHub Actions: summary, outputs, annotation.")]

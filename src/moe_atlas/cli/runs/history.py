@@ -66,7 +66,7 @@ def history(
 
 
 def _write(found: History, path: Path) -> None:
-    from moe_atlas.report.formats.outputs import writing
+    from moe_atlas.report.formats.destinations import writing
     from moe_atlas.report.html import history_page
     from moe_atlas.system.atomic_write import write_atomic
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from moe_atlas.errors import AtlasError
@@ -18,8 +19,8 @@ from moe_atlas.text import shown
 ALLOWED = "allowed by the declared stage"
 
 
-def render(receipt: Mapping[str, Any]) -> str:
-    """The receipt as JUnit XML."""
+def render(receipt: Mapping[str, Any], path: Path) -> str:
+    """Return a receipt as JUnit XML, which does not name the receipt's path."""
     root = ET.Element("testsuites", name="atlas")
     _noted(root, "head", [*because(receipt), *losses(receipt), *conditions(receipt)])
     if receipt["kind"] == "baseline":
@@ -33,7 +34,7 @@ def render(receipt: Mapping[str, Any]) -> str:
 
 
 def render_error(error: AtlasError) -> str:
-    """JUnit XML of an audit that could not be carried out: one case, in error."""
+    """Return an error as JUnit XML: one case, in error."""
     root = ET.Element("testsuites", name="atlas")
     suite = ET.SubElement(root, "testsuite", name="audit")
     case = _case(suite, "audit", "could not evaluate")

@@ -16,7 +16,7 @@ BADGES = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", None: "📌"}
 
 
 def render(receipt: Mapping[str, Any], path: Path) -> str:
-    """The summary of a receipt."""
+    """Return the summary of a receipt."""
     verdict = receipt["verdict"]
     lines = [
         f"## {BADGES[verdict]} atlas: {words.VERDICTS[verdict]}",
@@ -37,7 +37,7 @@ def render(receipt: Mapping[str, Any], path: Path) -> str:
 
 
 def render_error(error: AtlasError) -> str:
-    """The summary of an audit that could not be carried out."""
+    """Return the summary of an error."""
     lines = [
         "## ⛔ atlas: could not evaluate",
         "",

@@ -1,37 +1,39 @@
-"""Where reports go: ``--format name[=path]``, several at once, checked before the work and written after it."""
+"""The reports of a command: ``--format name[=path]``, checked before the work and written after it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.errors import AtlasError, InputRefused, ResourceExhausted, UsageError
+from moe_atlas.errors import AtlasError, InputRefused, UsageError
 from moe_atlas.receipt.files import require_apart, require_free
-from moe_atlas.report.formats import github, junit, markdown
-from moe_atlas.report.summary import error_summary, summary
-from moe_atlas.system.atomic_write import write_atomic
+from moe_atlas.report.formats import github
+from moe_atlas.report.formats.destinations import Destination, File, StandardOutput
+from moe_atlas.report.formats.interface import Format, FormatName
+from moe_atlas.report.formats.table import FORMATS, SUFFIXES
 from moe_atlas.text import shown
-
-FORMATS = ("json", "markdown", "junit", "html")
-SUFFIXES = {".json": "json", ".md": "markdown", ".xml": "junit", ".html": "html", ".htm": "html"}
 
 
 @dataclass(frozen=True)
 class Output:
-    """One report that was asked for.
+    """One report that a user asked for.
 
     Attributes:
-        format: one of `FORMATS`.
-        path: where it goes; None is standard output.
+        format: name of its format.
+        path: path of its file; None is standard output.
     """
 
-    format: str
+    format: FormatName
     path: Path | None
+
+    @property
+    def report(self) -> tuple[Format, Destination]:
+        """The format with the place of its text."""
+        return FORMATS[self.format], StandardOutput() if self.path is None else File(self.path)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Outputs:
     """All reports of a command.
 
     Attributes:
-        wanted: in the order asked for.
+        wanted: the reports that the user asked for, in that order.
         github: whether to report to GitHub Actions as well.
     """
 
@@ -48,61 +50,35 @@ class Outputs:
 
     @property
     def on_stdout(self) -> bool:
-        """Whether one of them takes standard output."""
+        """Whether standard output takes one of the reports that the user asked for."""
         return any(output.path is None for output in self.wanted)
 
     def write(self, receipt: Mapping[str, Any], path: Path) -> list[Path]:
-        """Write every report of a receipt; what goes to standard output is printed.
+        """Write every report of the receipt at `path`, and return the paths of the files that the user asked for.
+
+        Raises:
+            InputRefused: E_REPORT; no report is written.
+            ResourceExhausted: E_WRITE.
+        """
+        with readable(path):
+            rendered = [(format.render(receipt, path), place) for format, place in self._reports()]
+        for text, place in rendered:
+            place.put(text)
+        return [output.path for output in self.wanted if output.path is not None]
+
+    def write_error(self, error: AtlasError) -> None:
+        """Write, in every format that can say so, why there is no receipt.
 
         Raises:
             ResourceExhausted: E_WRITE.
         """
-        self._emit([(output, _rendered(output.format, receipt, path)) for output in self.wanted])
-        if self.github:
-            with readable(path):
-                report = github.prepared(receipt, path)
-            _print(github.report(report))
-        return [output.path for output in self.wanted if output.path is not None]
+        for format, place in self._reports():
+            text = format.render_error(error)
+            if text is not None:
+                place.put(text)
 
-    def write_error(self, error: AtlasError) -> None:
-        """Write what a pipeline should read when there is no receipt; HTML has nothing to show then."""
-        rendered = {
-            "json": json.dumps(error_summary(error), indent=2) + "\n",
-            "markdown": markdown.render_error(error),
-            "junit": junit.render_error(error),
-        }
-        self._emit([(one, rendered[one.format]) for one in self.wanted if one.format in rendered])
-        if self.github:
-            _print(github.report_error(error))
-
-    def _emit(self, rendered: Iterable[tuple[Output, str]]) -> None:
-        for output, text in rendered:
-            if output.path is None:
-                _print(text)
-                continue
-            with writing(output.path):
-                write_atomic(output.path, text.encode("utf-8"))
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name the report that could not be written.
-
-    Raises:
-        ResourceExhausted: E_WRITE.
-    """
-    try:
-        yield
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror})"
-        hint = "what it reports on stands; write it again"
-        raise ResourceExhausted("E_WRITE", shown(str(path)), problem, hint) from error
-
-
-def _print(text: str) -> None:
-    """On standard output; a reader that went away does not change what the receipt says."""
-    with contextlib.suppress(OSError):
-        print(text, end="", flush=True)
+    def _reports(self) -> tuple[tuple[Format, Destination], ...]:
+        return (*(output.report for output in self.wanted), *(github.REPORTS if self.github else ()))
 
 
 # The schema says what a fact looks like, not that it is there: a receipt that re-derives may lack what a report shows.
@@ -123,23 +99,6 @@ def readable(*paths: Path) -> Iterator[None]:
         hint = "its verdict stands if atlas verify says so; report it with the version that wrote it"
         label = " or ".join(shown(str(path)) for path in paths)
         raise InputRefused("E_REPORT", label, problem, hint) from error
-
-
-def _rendered(name: str, receipt: Mapping[str, Any], path: Path) -> str:
-    with readable(path):
-        return _render(name, receipt, path)
-
-
-def _render(name: str, receipt: Mapping[str, Any], path: Path) -> str:
-    if name == "json":
-        return json.dumps(summary(receipt, path), indent=2) + "\n"
-    if name == "markdown":
-        return markdown.render(receipt, path)
-    if name == "junit":
-        return junit.render(receipt)
-    from moe_atlas.report.html import audit_page  # matplotlib: only when it is asked for
-
-    return audit_page(receipt, path)
 
 
 def outputs(
@@ -186,7 +145,7 @@ def _from_format(text: str) -> Output:
     if name not in FORMATS:
         hint = f"one of {', '.join(FORMATS)}, or with a file: junit=atlas.xml"
         raise UsageError("E_FORMAT", shown(name), "is not a report format", hint)
-    return Output(name, Path(path) if path else None)
+    return Output(FormatName(name), Path(path) if path else None)
 
 
 def _from_path(path: Path) -> Output:

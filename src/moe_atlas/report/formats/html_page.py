@@ -1,0 +1,20 @@
+"""The HTML page of a receipt; matplotlib is imported only to draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_atlas.errors import AtlasError
+
+
+def render(receipt: Mapping[str, Any], path: Path) -> str:
+    """Return the page of a receipt."""
+    from moe_atlas.report.html import audit_page
+
+    return audit_page(receipt, path)
+
+
+def render_error(error: AtlasError) -> None:
+    """Return None: an error has no page."""
