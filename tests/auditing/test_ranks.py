@@ -218,8 +218,8 @@ BLOWS = {
 }
 
 
-def command(root: Path, folder: Path, tuned: Path, *options: str) -> list[str]:
-    probe, receipt = str(root / "everyone/probes.yaml"), str(folder / "receipt.json")
+def command(root: Path, folder: Path, tuned: Path, *options: str, probe: str = "everyone") -> list[str]:
+    probe, receipt = str(root / probe / "probes.yaml"), str(folder / "receipt.json")
     arguments = ["audit", str(root / "split"), str(tuned), "--probe", probe, "--receipt", receipt]
     return [*arguments, "--dtype", "float32", "--threads", "1", *options]
 
@@ -335,7 +335,8 @@ def test_resuming_is_not_for_several(root, split, everyone, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_it(root, split, everyone, tmp_path):
+def test_torchrun_starts_it(root, split, tmp_path):
+    pairs.probe(root / "same", documents=15, policy=pairs.SAME)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
     run = subprocess.run(
         [
@@ -343,8 +344,7 @@ def test_torchrun_starts_it(root, split, everyone, tmp_path):
             str(processes.free_port()),
             "-m",
             "moe_atlas",
-            *command(root, tmp_path, split),
-            "--quiet",
+            *command(root, tmp_path, split, "--quiet", probe="same"),
         ],
         env=processes.environment(0, 1, 0),
         capture_output=True,

@@ -184,6 +184,21 @@ def test_locks_with_and_without_a_central_policy_do_not_stand_for_each_other(fol
         load_registered(probes, central)
 
 
+def test_the_next_step_after_a_change_names_the_central_file_where_there_is_one(folder: Path) -> None:
+    probes, central = files(folder)
+    register(probes, policy_from=central)
+    (folder / "a.jsonl").write_text(SOURCE + '{"tokens": [7, 1, 2, 3]}\n')
+    with pytest.raises(InputRefused) as governed:
+        load_registered(probes, central)
+    probes.write_text(HEAD + LAYERS + POLICY)
+    with pytest.raises(InputRefused) as own:
+        load_registered(probes)
+    again = f"restore it, or register anew on the record: atlas register --force {probes}"
+    assert governed.value.code == own.value.code == "E_PROBE_LOCK"
+    assert governed.value.next_step == f"{again} --policy-from FILE"
+    assert own.value.next_step == again
+
+
 def test_any_change_of_the_central_file_asks_for_a_new_registration(folder: Path) -> None:
     probes, central = files(folder)
     first = register(probes, policy_from=central)

@@ -56,16 +56,27 @@ def audit(
     Example: atlas audit base.ckpt tuned.ckpt --probe probes.yaml
     """
     from moe_atlas.api import audit as run_audit
-    from moe_atlas.configuration.accepting import parse_accepted
     from moe_atlas.ledger.recording import Recording
     from moe_atlas.options import AuditOptions
     from moe_atlas.probes.lock import lock_path
     from moe_atlas.report.progress import watching
-    from moe_atlas.text import parse_size
 
     inputs = (base, tuned, probe, lock_path(probe), policy_from, baseline, *(attempt or ()))
     wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)
     with o.reporting(wanted), watching(quiet=quiet or as_json) as watcher:
+        options = AuditOptions(
+            dtype=dtype,
+            router=router,
+            device=device,
+            threads=threads,
+            noise_floor=noise_floor,
+            chart_maps=chart_maps,
+            baseline=baseline,
+            attempts=tuple(attempt or ()),
+            policy_from=policy_from,
+            place=place(),
+            progress=watcher,
+        )
         result = run_audit(
             base,
             tuned,
@@ -74,21 +85,6 @@ def audit(
             force=force,
             resume=resume,
             recording=Recording(run, runs, step),
-            options=AuditOptions(
-                dtype=dtype,
-                router=router,
-                device=device,
-                threads=threads,
-                memory=None if memory is None else parse_size(memory),
-                noise_floor=noise_floor,
-                chart_maps=chart_maps,
-                baseline=baseline,
-                attempts=tuple(attempt or ()),
-                accepted=parse_accepted(accept or ()),
-                policy_from=policy_from,
-                place=place(),
-                progress=watcher,
-            ),
+            options=o.audit_options(options, memory, accept),
         )
-    o.emit(result.body, receipt, wanted, quiet=quiet)
-    return result.exit_code
+    return o.emit(result, wanted, quiet=quiet)

@@ -46,16 +46,24 @@ def baseline(
     Example: atlas baseline resumed.ckpt --probe probes.yaml --run sft-640 --reason "node failure"
     """
     from moe_atlas.api import baseline as run_baseline
-    from moe_atlas.configuration.accepting import parse_accepted
     from moe_atlas.ledger.recording import Recording
     from moe_atlas.options import AuditOptions
     from moe_atlas.probes.lock import lock_path
     from moe_atlas.report.progress import watching
-    from moe_atlas.text import parse_size
 
     inputs = (checkpoint, probe, lock_path(probe), policy_from, previous)
     wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)
     with o.reporting(wanted), watching(quiet=quiet or as_json) as watcher:
+        options = AuditOptions(
+            dtype=dtype,
+            router=router,
+            device=device,
+            threads=threads,
+            noise_floor=noise_floor,
+            policy_from=policy_from,
+            place=place(),
+            progress=watcher,
+        )
         result = run_baseline(
             checkpoint,
             probe,
@@ -64,18 +72,6 @@ def baseline(
             resume=resume,
             previous=previous,
             recording=Recording(run, runs, step, reason),
-            options=AuditOptions(
-                dtype=dtype,
-                router=router,
-                device=device,
-                threads=threads,
-                memory=None if memory is None else parse_size(memory),
-                noise_floor=noise_floor,
-                accepted=parse_accepted(accept or ()),
-                policy_from=policy_from,
-                place=place(),
-                progress=watcher,
-            ),
+            options=o.audit_options(options, memory, accept),
         )
-    o.emit(result.body, receipt, wanted, quiet=quiet)
-    return result.exit_code
+    return o.emit(result, wanted, quiet=quiet)

@@ -29,16 +29,13 @@ def plan(
     """
     from moe_atlas.auditing.cost.machine import threads as pinned
     from moe_atlas.auditing.plan import plan as make
-    from moe_atlas.configuration.accepting import parse_accepted
     from moe_atlas.options import AuditOptions
-    from moe_atlas.text import parse_size
 
     options = AuditOptions(
         dtype=dtype,
-        memory=None if memory is None else parse_size(memory),
-        accepted=parse_accepted(accept or ()),
         policy_from=policy_from,
     )
+    options = o.audit_options(options, memory, accept)
     with pinned(threads):
         found = make(base, tuned, probe, options)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from moe_atlas.text import shown
 
 if TYPE_CHECKING:
     from moe_atlas.report.formats.outputs import Outputs
+    from moe_atlas.results import Receipt as Result
 
 _CHECKPOINT = "folder, HF snapshot or .safetensors file"
 Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=f"The checkpoint: {_CHECKPOINT}.")]
@@ -84,6 +86,19 @@ NoiseFloor = Annotated[
 ]
 
 
+def audit_options(given: how.AuditOptions, memory: str | None, accept: list[str] | None) -> how.AuditOptions:
+    """Return the given options together with those that the command line spells as text.
+
+    Raises:
+        UsageError: E_SIZE or E_ACCEPT.
+    """
+    from moe_atlas.configuration.accepting import parse_accepted
+    from moe_atlas.text import parse_size
+
+    size = None if memory is None else parse_size(memory)
+    return replace(given, memory=size, accepted=parse_accepted(accept or ()))
+
+
 def reports(
     formats: list[str] | None,
     *,
@@ -118,12 +133,13 @@ def reporting(wanted: Outputs) -> Iterator[None]:
         raise
 
 
-def emit(receipt: dict[str, Any], path: Path, wanted: Outputs, *, quiet: bool) -> None:
-    """Show a result and write its reports; a closed output pipe does not change the exit code of the receipt."""
-    written = wanted.write(receipt, path)
+def emit(result: Result, wanted: Outputs, *, quiet: bool) -> int:
+    """Show a result, write its reports and return its exit code, which a closed output pipe does not change."""
+    written = wanted.write(result.body, result.path)
     if not quiet and not wanted.on_stdout:
         with contextlib.suppress(OSError, SystemExit):  # rich leaves with 1 when its reader has left
-            draw(receipt, path, written)
+            draw(result.body, result.path, written)
+    return result.exit_code
 
 
 def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
