@@ -52,6 +52,12 @@ class Receipt:
         return verdict
 
     @property
+    def qualified(self) -> list[str]:
+        """What restricts the meaning of the verdict, by code, such as ``damage-only``; usually empty."""
+        qualified: list[str] = self.body["qualified"]
+        return qualified
+
+    @property
     def exit_code(self) -> int:
         """The exit code of the command that writes this receipt."""
         return int(VERDICT_EXIT[self.verdict])
@@ -135,7 +141,8 @@ class Receipt:
 
     def __repr__(self) -> str:
         outcomes = ", ".join(f"{name}: {p['outcome']}" for name, p in self.body["predicates"].items())
-        return f"Receipt({str(self.path)!r}, verdict={self.verdict!r}, {outcomes})"
+        qualified = f" {self.qualified}" if self.qualified else ""
+        return f"Receipt({str(self.path)!r}, verdict={self.verdict!r}{qualified}, {outcomes})"
 
     def _repr_html_(self) -> str:
         """Return the HTML that a notebook shows: verdict, reasons and outcomes, without style sheet or script."""

@@ -149,6 +149,18 @@ def test_a_verdict_is_never_softened(place, scale, hole, code, result, verdict):
         assert found["failedTests"] == []
 
 
+def test_a_statement_says_that_a_pass_judged_no_atlas(place, capsys):
+    facts, windows = synthetic.audit()
+    facts["checkpoints"]["tuned"] |= identity(place / "tuned")
+    policy = facts["probe"]["policy"]
+    policy |= {"stage": "damage-only", "rewrite": dict.fromkeys(policy["rewrite"])}
+    write_receipt(facts, windows, place / "receipt.json", force=True)
+    assert attest() == 0
+    assert "verdict pass (the atlas was measured, not judged)" in capsys.readouterr().out
+    found = statement(place)["predicate"]
+    assert (found["result"], found["stage"], found["qualified"]) == ("PASSED", "damage-only", ["damage-only"])
+
+
 def test_the_schema_knows_no_softened_verdict(place):
     assert attest() == 0
     found = statement(place)

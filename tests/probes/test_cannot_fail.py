@@ -207,3 +207,13 @@ def test_a_receipt_says_that_few_layers_were_guarded() -> None:
     facts["probe"]["protected_layers"] = [3]
     (message,) = warned(facts, windows)
     assert "guards 1 of 8 routed layers" in message
+
+
+def test_a_stage_that_judges_no_atlas_is_one_line_and_no_list_of_channels() -> None:
+    probe = changed("policy.stage", "damage-only")
+    probe["policy"]["rewrite"] = dict.fromkeys(probe["policy"]["rewrite"])
+    probe["protected_layers"] = [3]
+    measured = Measured(routed=range(8), layers=[(8, 2)], met=[])
+    for known in (None, measured):
+        (line,) = cannot_fail(probe, known)
+        assert "stage damage-only holds no channel of the atlas against a budget" in line

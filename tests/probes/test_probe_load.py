@@ -425,3 +425,29 @@ def test_choices_that_are_not_made_leave_the_lock_as_it_was() -> None:
     described = read_probes(text.encode(), Path("probes.yaml")).describe()
     assert (described["special_tokens"], described["chat_template"]) == ("bos", "t.jinja")
     assert (described["domains"][0]["rows"], described["domains"][0]["shorter"]) == ("messages", "skip")
+
+
+DAMAGE_ONLY = (
+    PROBES.split("policy:")[0]
+    + "policy: {stage: damage-only, damage: {nll: 0.1, document_nll: 1, document_share: 0.1}"
+)
+
+
+def test_a_stage_that_judges_no_atlas_needs_no_budgets() -> None:
+    config = read(DAMAGE_ONLY + "}\n")
+    assert config.policy.stage == "damage-only"
+    assert config.policy.rewrite.budgets() == {}
+    assert set(config.policy.rewrite.describe().values()) == {None}
+    nulls = read(DAMAGE_ONLY + ", rewrite: {content: null, expert_content: null}}\n")
+    assert nulls.policy == config.policy
+
+
+@pytest.mark.parametrize(
+    "budget", ["content: 0.2", "expert_content: 0.35", "refinement: {mu: [1, 1, 1], tau: 0.5}"]
+)
+def test_a_budget_under_a_stage_that_judges_no_atlas_is_refused(budget: str) -> None:
+    """Neither reading of it would be right: a budget that gates nothing, or a verdict that says it did not judge."""
+    found = refusal(DAMAGE_ONLY + f", rewrite: {{{budget}}}}}\n")
+    key = budget.split(":")[0]
+    assert f"stage damage-only judges no atlas, and policy.rewrite.{key} is a budget of it" in str(found)
+    assert "declare stage chart-preserving" in str(found)

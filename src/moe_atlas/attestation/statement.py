@@ -40,12 +40,14 @@ class Attestation:
         statement: the Statement's canonical bytes: ASCII JSON, one final newline.
         manifest: the SHA256SUMS file's bytes.
         verdict: the receipt's verdict.
+        qualified: what restricts the meaning of the verdict, by code.
         uncovered: names of files that a loader might take and the manifest leaves out.
     """
 
     statement: bytes
     manifest: bytes
     verdict: str
+    qualified: list[str]
     uncovered: list[str]
 
 
@@ -97,7 +99,9 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
         "predicateType": PREDICATE_TYPE,
         "predicate": predicate(receipt, receipt_path),
     }
-    return Attestation(encode(statement), manifest, receipt["verdict"], _uncovered(audited))
+    return Attestation(
+        encode(statement), manifest, receipt["verdict"], receipt["qualified"], _uncovered(audited)
+    )
 
 
 def covered(files: Mapping[str, Any]) -> dict[str, str]:
@@ -133,7 +137,7 @@ def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
     The field names are those of in-toto's test-result. ``result`` is PASSED for a pass and FAILED for every other
     verdict. An inconclusive audit is never WARNED, because a policy may let WARNED through. ``verdict`` and
-    ``undeterminedTests`` tell an inconclusive audit from a failed audit.
+    ``undeterminedTests`` tell an inconclusive audit from a failed audit; ``qualified`` tells a pass that judged less.
     """
     tests: dict[str, list[str]] = {key: [] for key in _TESTS.values()}
     for name, found in receipt["predicates"].items():
@@ -142,6 +146,7 @@ def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {
         "result": "PASSED" if receipt["verdict"] == "pass" else "FAILED",
         "verdict": receipt["verdict"],
+        "qualified": receipt["qualified"],
         "configuration": _configuration(receipt["probe"]["lock"]),
         **tests,
         "outcomes": {name: found["outcome"] for name, found in receipt["predicates"].items()},

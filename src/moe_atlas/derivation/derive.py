@@ -35,6 +35,7 @@ ORDER = (
     "derivation",
     "kind",
     "verdict",
+    "qualified",
     "predicates",
     "claims",
     "next_steps",

@@ -31,6 +31,7 @@ from moe_atlas.ledger.store import DEFAULT_RUNS
 from moe_atlas.system.parent_process import named_parent
 from moe_atlas.text import shown
 from moe_atlas.verdict.predicates import structural_verdict
+from moe_atlas.verdict.qualifications import in_words
 
 StopWhen = Literal["never", "fail", "intervene"]
 STOP_WHEN: tuple[StopWhen, ...] = ("never", "fail", "intervene")
@@ -50,6 +51,7 @@ class GateResult:
         message: the first reason, or the error.
         seconds: duration of the audit.
         structure: the verdict on atlas and damage alone; a task that is not reached yet stops no training.
+        qualified: what restricts the meaning of the verdict, by code.
     """
 
     step: int
@@ -60,6 +62,7 @@ class GateResult:
     message: str
     seconds: float
     structure: str | None = None
+    qualified: tuple[str, ...] = ()
 
 
 @dataclass
@@ -211,6 +214,7 @@ class CheckpointGate:
             message=message,
             seconds=time.monotonic() - running.started,
             structure=structural_verdict(summary["predicates"]) if carried_out else None,
+            qualified=tuple(summary["qualified"]) if carried_out else (),
         )
         self._judge(result)
 
@@ -220,7 +224,8 @@ class CheckpointGate:
             logger.error("gate at step %d was not carried out: %s", result.step, result.message)
             return
         level = logging.INFO if result.verdict == "pass" else logging.WARNING
-        logger.log(level, "gate at step %d: %s %s", result.step, result.verdict, result.message)
+        said = in_words(result.verdict, result.qualified)
+        logger.log(level, "gate at step %d: %s %s", result.step, said, result.message)
         if self.stop_when == "fail" and result.structure == "fail":
             self._stop = True
         if self.stop_when == "intervene" and self._intervene(result.step):

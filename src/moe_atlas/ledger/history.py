@@ -37,6 +37,13 @@ class History:
         return next(reversed(self.readings.values()), None)
 
     @property
+    def qualified(self) -> list[str]:
+        """Return what restricts the meaning of the latest reading's verdict, by code."""
+        last = next(reversed(self.readings), None)
+        by_number = {entry.seq: entry for entry in self.snapshot.entries}
+        return [] if last is None else qualified(by_number[last])
+
+    @property
     def exit_code(self) -> Exit:
         """Return the exit code for a pipeline."""
         return exit_code(list(self.readings.values()))
@@ -51,6 +58,7 @@ class History:
             "receipts_checked": self.witnesses,
             "state": last.state if last else EMPTY,
             "colour": last.colour if last else None,
+            "qualified": self.qualified,
             "action": last.action if last else "record a baseline or an audit of this run",
             "intervention": last.intervention if last else None,
             "not_counted": last.not_counted if last else None,
@@ -76,6 +84,11 @@ class History:
             *_of_event(body),
             *_policy_change(self.snapshot.entries, entry),
         ]
+
+
+def qualified(entry: Entry) -> list[str]:
+    """Return what restricts the meaning of an entry's verdict; entries of earlier versions say nothing of it."""
+    return [str(code) for code in entry.body.get("qualified") or ()]
 
 
 def _of_reading(reading: Reading) -> list[str]:

@@ -47,6 +47,7 @@ def receipt_body(
         "step": step,
         "reason": reason,
         "verdict": receipt["verdict"],
+        "qualified": receipt["qualified"],
         "checkpoint": (receipt["checkpoints"].get(side) or {}).get("digest"),
         "weights": weights_identity(ReceiptView(receipt).checkpoint(side)),
         "probe": probe.get("name"),

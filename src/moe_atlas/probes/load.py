@@ -18,6 +18,8 @@ from moe_atlas.probes.reading.strict_yaml import MAX_BYTES, Mapping, Node, parse
 from moe_atlas.probes.settings.central import CentralPolicy, load_central
 from moe_atlas.probes.settings.policy import (
     ALLOWANCES,
+    DAMAGE_STAGE,
+    EXPANSIVE_STAGE,
     STAGES,
     TENSOR_CLASSES,
     UNREGISTERED,
@@ -220,7 +222,7 @@ def _policy(node: Node, file: str, domains: tuple[Domain, ...]) -> Policy:
         stage=stage,
         confidence=fields.number("confidence", confidence) if fields.has("confidence") else 0.95,
         resamples=fields.integer("resamples", 200, 1_000_000) if fields.has("resamples") else 4000,
-        rewrite=attempt(lambda: _rewrite(fields.get("rewrite"), file)),
+        rewrite=attempt(lambda: _unjudged(fields) if stage == DAMAGE_STAGE else _rewrite(fields)),
         damage=attempt(lambda: _damage(fields.get("damage"), file)),
         weights=attempt(lambda: _weights(_block(fields, "weights"), file)),
         task_none=task_none,
@@ -239,7 +241,7 @@ def _check_task(fields: Fields, stage: str, task_none: bool, has_task: bool) -> 
     """Refuse a file whose policy and domains do not agree on whether there is a task."""
     if has_task and task_none:
         fields.refuse(fields.line_of("task"), "policy.task says none, but there is a task domain")
-    if not has_task and stage == "knowledge-expansive":
+    if not has_task and stage == EXPANSIVE_STAGE:
         fields.refuse(
             fields.line_of("stage"), "stage knowledge-expansive needs a task domain with a success rule"
         )
@@ -248,9 +250,25 @@ def _check_task(fields: Fields, stage: str, task_none: bool, has_task: bool) -> 
         fields.refuse(fields.line, "there is no task domain and policy does not say so", hint)
 
 
-def _rewrite(node: Node, file: str) -> Rewrite:
-    blocks = ("refinement", "handoff", "smooth")
-    fields = Fields(node, "policy.rewrite", file, (*BUDGETS, *blocks))
+_BLOCKS = ("refinement", "handoff", "smooth")
+
+
+def _unjudged(policy: Fields) -> Rewrite:
+    """Return the block of a stage that judges no atlas: every budget is null, whether the file writes it or not."""
+    fields = Fields(_block(policy, "rewrite"), "policy.rewrite", policy.file, (*BUDGETS, *_BLOCKS))
+    for key in (*BUDGETS, "refinement"):
+        if not fields.is_null(key):
+            problem = f"stage {DAMAGE_STAGE} judges no atlas, and {fields.path(key)} is a budget of it"
+            fields.refuse(
+                fields.line_of(key), problem, f"write null, leave the key out, or declare stage {STAGES[0]}"
+            )
+    handoff, smooth = _unless_null(fields, "handoff", _handoff), _unless_null(fields, "smooth", _smooth)
+    return Rewrite(dict.fromkeys(BUDGETS), None, handoff, smooth)
+
+
+def _rewrite(policy: Fields) -> Rewrite:
+    file = policy.file
+    fields = Fields(policy.get("rewrite"), "policy.rewrite", file, (*BUDGETS, *_BLOCKS))
     for key in (channel.budget for channel in GATED if channel.must_be_written):
         if not fields.has(key):
             hint = f"write a budget, or {key}: null to leave this channel ungated on the record"

@@ -63,6 +63,7 @@ class Comparison:
     paired: bool
     caveats: list[str]
     verdicts: tuple[str | None, str | None]
+    qualified: tuple[list[str], list[str]]
     predicates: list[tuple[str, str, str]]
     changes: list[Change]
 
@@ -106,6 +107,7 @@ def compare(first: Side, second: Side) -> Comparison:
         paired=paired,
         caveats=_caveats(first, second),
         verdicts=(first.receipt["verdict"], second.receipt["verdict"]),
+        qualified=(first.receipt["qualified"], second.receipt["qualified"]),
         predicates=predicates,
         changes=[*_layers(first, second, context), *_domains(first, second, context)],
     )

@@ -13,6 +13,7 @@ from moe_atlas.receipt.compare import HIGHER, LOWER, SAME, UNCLEAR, UNDEFINED, C
 from moe_atlas.report.screen import Fitted
 from moe_atlas.report.words import PREDICATES, VERDICTS
 from moe_atlas.text import interval, number, shown
+from moe_atlas.verdict.qualifications import in_words
 
 MARKS = {HIGHER: "↑ higher", LOWER: "↓ lower", SAME: "= same", UNCLEAR: "? unclear", UNDEFINED: "– undefined"}
 STYLES = {HIGHER: "yellow", LOWER: "cyan", SAME: "dim", UNCLEAR: "", UNDEFINED: "dim"}
@@ -20,8 +21,9 @@ STYLES = {HIGHER: "yellow", LOWER: "cyan", SAME: "dim", UNCLEAR: "", UNDEFINED: 
 
 def sections(found: Comparison, first: Path, second: Path) -> Iterator[RenderableType]:
     """The parts of the comparison, in reading order."""
-    for letter, path, verdict in zip("AB", (first, second), found.verdicts, strict=True):
-        yield Text(f"{letter}: {VERDICTS[verdict]}  {shown(str(path))}")
+    sides = zip("AB", (first, second), found.verdicts, found.qualified, strict=True)
+    for letter, path, verdict, qualified in sides:
+        yield Text(f"{letter}: {in_words(VERDICTS[verdict], qualified)}  {shown(str(path))}")
     for caveat in found.caveats:
         yield Text(f"caveat: {caveat}", style="yellow")
     yield outcomes(found)

@@ -8,8 +8,10 @@ from moe_atlas.channels import REGISTERED
 from moe_atlas.ledger.predecessors import Predecessors
 from moe_atlas.probes.lock import Lock, counted, left_out_sentence, overlap_sentences
 from moe_atlas.probes.settings.cannot_fail import cannot_fail, loose_tail_guard
+from moe_atlas.probes.settings.policy import DAMAGE_STAGE
 from moe_atlas.text import shown
 from moe_atlas.verdict.gates.gate import PASS_FLOOR
+from moe_atlas.verdict.qualifications import in_words
 
 
 def facts(lock: Lock) -> dict[str, object]:
@@ -103,7 +105,9 @@ def _open(policy: dict[str, Any]) -> list[str]:
     keys = (*(channel.budget for channel in REGISTERED), "refinement")
     budgets = [policy["rewrite"][key] for key in keys]
     lines = []
-    if not any(budgets):
+    if policy["stage"] == DAMAGE_STAGE:
+        lines.append(f"  note: {in_words('a PASS of this registration reads: PASS', [DAMAGE_STAGE])}")
+    elif not any(budgets):
         lines.append("  note: no rewrite budget is set, so the atlas can never count as preserved")
     if policy["damage"]["nll"] is None:
         lines.append("  note: no damage margin is set, so a base domain can never count as undamaged")

@@ -9,6 +9,7 @@ from typing import Any
 from moe_atlas.errors import VERDICT_EXIT, AtlasError
 from moe_atlas.report.head import head
 from moe_atlas.report.words import all_evidence, understood
+from moe_atlas.verdict.qualifications import QUALIFICATIONS
 
 
 def exit_code(receipt: Mapping[str, Any]) -> int:
@@ -20,6 +21,7 @@ def summary(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Verdict, outcomes, head, what failed, what to know and what to do; the same keys for every receipt."""
     return {
         "verdict": receipt["verdict"],
+        "qualified": {code: QUALIFICATIONS[code] for code in receipt["qualified"]},
         "kind": receipt["kind"],
         "exit_code": exit_code(receipt),
         "receipt": str(path),
@@ -42,6 +44,7 @@ def error_summary(error: AtlasError) -> dict[str, Any]:
     """What stands in place of a summary when no receipt could be written."""
     return {
         "verdict": None,
+        "qualified": {},
         "kind": None,
         "exit_code": int(error.exit_code),
         "error": {

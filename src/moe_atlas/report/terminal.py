@@ -48,7 +48,7 @@ def sections(receipt: dict[str, Any]) -> Iterator[RenderableType]:
 def headline(receipt: dict[str, Any]) -> Text:
     """Verdict, what was compared, and on how much."""
     verdict = receipt["verdict"]
-    word = "BASELINE RECORDED" if receipt["kind"] == "baseline" else str(verdict).upper()
+    word = "BASELINE RECORDED" if receipt["kind"] == "baseline" else words.verdict(receipt)
     text = Text(f" {word} ", style=f"{STYLES.get(verdict, 'bold')} reverse")
     probe = shown(str(receipt["probe"]["name"]))
     return text.append(f"  {words.names(receipt)}   probe {probe}: {words.sample(receipt)}", style="default")

@@ -9,6 +9,7 @@ from typing import Any
 from moe_atlas.channels import GATED
 from moe_atlas.text import interval, number, shown
 from moe_atlas.verdict.gates.gate import limit_name
+from moe_atlas.verdict.qualifications import in_words
 
 Line = Mapping[str, Any]
 Receipt = Mapping[str, Any]
@@ -23,8 +24,10 @@ OUTCOMES = {
     "chart-redefining": "the task was reached by rewriting the atlas, and no attempt shows that it had to be",
     "knowledge-expansive": "the task was reached by rewriting the atlas, and an attempt that kept it missed the task",
     "misclassified": "the task was reached by rewriting the atlas, and an attempt reached it without",
+    "task-reached": "the task was reached; whether the atlas was preserved was not judged",
     "task-not-reached": "the task was missed; a preserved atlas earns nothing for that",
     "not-applicable": "no task was registered",
+    "not-judged": "the channels of the atlas were measured and held against no budget",
     "nothing-tuned": "base and tuned hold the same values, so there is no change to classify",
 }
 """What the classification means, for those outcomes whose name does not say it."""
@@ -57,6 +60,11 @@ SYMBOLS = {"pass": "✓", "fail": "✗", "undetermined": "?", "not-applicable": 
 PASSED = {True: "pass", False: "fail", None: "undetermined"}
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", None: "BASELINE"}
 PLACES = ("layer", "domain", "class", "part", "attempt")
+
+
+def verdict(receipt: Receipt) -> str:
+    """The verdict in words, with everything that qualifies it."""
+    return in_words(VERDICTS[receipt["verdict"]], receipt["qualified"])
 
 
 @dataclass(frozen=True)

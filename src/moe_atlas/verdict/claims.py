@@ -12,6 +12,7 @@ from typing import Any
 
 from moe_atlas.channels import CHANNELS, GATED, OCCUPANCY, Channel
 from moe_atlas.verdict.gates.gate import is_number
+from moe_atlas.verdict.qualifications import in_words
 from moe_atlas.verdict.rewrite import PRESERVED, REWRITTEN
 from moe_atlas.verdict.success import base_reached
 from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
@@ -217,7 +218,7 @@ def _preserved(receipt: ReceiptView) -> dict[str, Any]:
     outcome = receipt.predicates["protected_atlas_rewrite"].outcome
     return _claim(
         "preserved",
-        "The protected atlas was preserved.",
+        f"{in_words('The protected atlas was preserved', receipt.qualified)}.",
         _decide(outcome == PRESERVED, outcome == REWRITTEN),
         ["predicates.protected_atlas_rewrite", *(f"layers.*.pair.{channel.key}" for channel in GATED)],
         "anything about what happens after this checkpoint",
@@ -231,7 +232,7 @@ def _matched_success(receipt: ReceiptView) -> dict[str, Any]:
     contradicted = outcome in ("task-not-reached", "chart-redefining", "misclassified", KNOWLEDGE_EXPANSIVE)
     return _claim(
         "preserved_at_matched_task_success",
-        "The task was reached with the protected atlas preserved.",
+        f"{in_words('The task was reached with the protected atlas preserved', receipt.qualified)}.",
         _decide(licensed, contradicted),
         [
             "predicates.knowledge_expansive",

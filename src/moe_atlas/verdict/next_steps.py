@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moe_atlas import channels
+from moe_atlas.probes.settings.policy import EXPANSIVE_STAGE
 from moe_atlas.verdict import advice
 from moe_atlas.verdict.advice import Advice
 from moe_atlas.verdict.claims import CONTRADICTED, status_of
 from moe_atlas.verdict.gates.gate import FAIL, UNDETERMINED
 from moe_atlas.verdict.gates.unreplayed_parts import GATE as UNREPLAYED
-from moe_atlas.verdict.predicates import EXPANSIVE_STAGE
 from moe_atlas.verdict.rewrite import HARD
 from moe_atlas.verdict.task import IDENTICAL, NOTHING_TUNED
 from moe_atlas.views.receipt import ReceiptView

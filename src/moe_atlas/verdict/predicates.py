@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_atlas.probes.settings.policy import CHART_STAGE, DAMAGE_STAGE, EXPANSIVE_STAGE
 from moe_atlas.verdict import task as tasks
 from moe_atlas.verdict.damage import DAMAGED, UNDAMAGED, damage_gates, damage_outcome
 from moe_atlas.verdict.gates.gate import FAIL, UNDETERMINED, Gate, worst_first
-from moe_atlas.verdict.rewrite import HARD, PRESERVED, REWRITTEN, atlas_gates, atlas_outcome
+from moe_atlas.verdict.qualifications import derive_qualified
+from moe_atlas.verdict.rewrite import HARD, NOT_JUDGED, PRESERVED, REWRITTEN, atlas_gates, atlas_outcome
 from moe_atlas.verdict.success import task_gates
 from moe_atlas.views.receipt import ReceiptView
 
-CHART_STAGE = "chart-preserving"
-EXPANSIVE_STAGE = "knowledge-expansive"
 NAMES = ("protected_atlas_rewrite", "base_domain_damage", "knowledge_expansive")
 STRUCTURAL = NAMES[:2]
 UNTESTED = "untested"
@@ -34,6 +34,12 @@ _CLASSIFICATION: dict[str, dict[str, bool | None]] = {
         tasks.TASK_NOT_REACHED: False,
         tasks.MISCLASSIFIED: False,
     },
+    DAMAGE_STAGE: {
+        tasks.TASK_REACHED: True,
+        tasks.NOT_APPLICABLE: True,
+        tasks.NOTHING_TUNED: True,
+        tasks.TASK_NOT_REACHED: False,
+    },
 }
 _NOTHING_JUDGED = "no drift channel has both a registered budget and a measurement: nothing was judged"
 _ATLAS_OPEN = "the task was reached, and whether the atlas was preserved is not known"
@@ -46,16 +52,18 @@ _OPEN_REASONS = {
 
 
 def derive_predicates(receipt: ReceiptView) -> dict[str, Any]:
-    """Return ``predicates`` and ``verdict`` of a receipt whose intervals are in place.
+    """Return ``predicates``, ``verdict`` and ``qualified`` of a receipt whose intervals are in place.
 
     A baseline tests nothing: its predicates are ``untested`` and its verdict is null.
     """
+    qualified = derive_qualified(receipt)
     if receipt.is_baseline:
         untested: dict[str, Any] = {"outcome": UNTESTED, "passed": None, "evidence": []}
-        return {"predicates": {name: dict(untested) for name in NAMES}, "verdict": None}
+        untried = {name: dict(untested) for name in NAMES}
+        return {"predicates": untried, "verdict": None, "qualified": qualified}
     stage = receipt.probe.policy.stage
     atlas = atlas_gates(receipt)
-    outcome = atlas_outcome(atlas)
+    outcome = atlas_outcome(atlas, judged=stage != DAMAGE_STAGE)
     damage = damage_gates(receipt)
     success = task_gates(receipt)
     classification, attempts = tasks.task_outcome(receipt, success, outcome)
@@ -66,7 +74,7 @@ def derive_predicates(receipt: ReceiptView) -> dict[str, Any]:
         ),
         "knowledge_expansive": _classified(stage, classification, [*success, *attempts]),
     }
-    return {"predicates": predicates, "verdict": verdict_of(predicates)}
+    return {"predicates": predicates, "verdict": verdict_of(predicates), "qualified": qualified}
 
 
 def verdict_of(predicates: Mapping[str, Mapping[str, Any]]) -> str:
@@ -93,15 +101,17 @@ def _object(outcome: str, passed: bool | None, gates: list[Gate]) -> dict[str, A
 def _atlas(stage: str, outcome: str, gates: list[Gate]) -> dict[str, Any]:
     """The first predicate; where no gate is open and none failed, the reason says why it is undetermined."""
     out = _object(outcome, _atlas_passed(stage, outcome, gates), gates)
-    if outcome not in (PRESERVED, REWRITTEN) and all(gate.result != UNDETERMINED for gate in gates):
+    if outcome == UNDETERMINED and all(gate.result != UNDETERMINED for gate in gates):
         out["reason"] = _NOTHING_JUDGED
     return out
 
 
 def _atlas_passed(stage: str, outcome: str, gates: list[Gate]) -> bool | None:
-    """A knowledge-expansive stage lets the atlas be rewritten, but excuses no breach of weights or identity."""
+    """No stage excuses a breach of weights or identity; stages differ in what else they let pass."""
     if any(gate.result == FAIL and gate.gate in HARD for gate in gates):
         return False
+    if outcome == NOT_JUDGED:
+        return True
     if outcome not in (PRESERVED, REWRITTEN):
         return None
     if stage == EXPANSIVE_STAGE:

@@ -27,6 +27,7 @@ from moe_atlas.views.receipt import ReceiptView
 
 PRESERVED = "preserved"
 REWRITTEN = "rewritten"
+NOT_JUDGED = "not-judged"
 
 # No declared stage excuses a breach of these, or leaves them open.
 HARD = ("weights", "identity", "non_finite_weights", "unreplayed", "unmeasured_experts", "vocabulary_rows")
@@ -46,16 +47,22 @@ def atlas_gates(receipt: ReceiptView) -> list[Gate]:
     ]
 
 
-def atlas_outcome(gates: list[Gate]) -> str:
-    """Return ``preserved``, ``rewritten`` or ``undetermined``.
+def atlas_outcome(gates: list[Gate], *, judged: bool = True) -> str:
+    """Return ``preserved``, ``rewritten``, ``not-judged`` or ``undetermined``.
 
     Preserved needs at least one channel that was measured and held: nothing audited is never a pass.
+
+    Args:
+        gates: the predicate's gates.
+        judged: whether the stage judges the atlas; where it does not, no channel has to hold, and nothing preserves it.
     """
     if any(gate.result == FAIL for gate in gates):
         return REWRITTEN
     channels = {channel.budget for channel in REGISTERED}
     held = any(gate.result == PASS and gate.gate in channels for gate in gates)
     settled = all(gate.result in (PASS, NOT_APPLICABLE, NOT_GATED) for gate in gates)
+    if not judged:
+        return NOT_JUDGED if settled else UNDETERMINED
     return PRESERVED if held and settled else UNDETERMINED
 
 

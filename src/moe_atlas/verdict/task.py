@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moe_atlas.probes.settings.policy import DAMAGE_STAGE
 from moe_atlas.verdict.attempts import attempt_gate
 from moe_atlas.verdict.gates.gate import FAIL, PASS, UNDETERMINED, Gate
 from moe_atlas.verdict.rewrite import PRESERVED, REWRITTEN
@@ -17,6 +18,7 @@ from moe_atlas.views.receipt import ReceiptView
 
 NOT_APPLICABLE = "not-applicable"
 TASK_NOT_REACHED = "task-not-reached"
+TASK_REACHED = "task-reached"
 CHART_PRESERVING = "chart-preserving"
 CHART_REDEFINING = "chart-redefining"
 KNOWLEDGE_EXPANSIVE = "knowledge-expansive"
@@ -58,6 +60,8 @@ def _classification(receipt: ReceiptView, gates: Sequence[Gate], atlas: str) -> 
     success = reached(gates)
     if success is False:
         return TASK_NOT_REACHED, []
+    if success and receipt.probe.policy.stage == DAMAGE_STAGE:
+        return TASK_REACHED, []
     if success is None or atlas not in (PRESERVED, REWRITTEN):
         return UNDETERMINED, []
     if atlas == PRESERVED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moe_atlas.views.judged import Attempt, Claim, NextStep, PredicateView, Warned
 from moe_atlas.views.measured import DomainRow, LayerView, Margins
 from moe_atlas.views.registered import CheckpointFacts, ProbeView
-from moe_atlas.views.view import View, named, part, parts, text
+from moe_atlas.views.view import View, named, part, parts, text, texts
 from moe_atlas.views.weights import Identity, VocabularyView, WeightsView
 
 
@@ -22,6 +22,7 @@ class ReceiptView(View):
 
     kind = text()
     verdict = text().or_none()
+    qualified = texts()
     predicates = named(PredicateView)
     claims = parts(Claim)
     next_steps = parts(NextStep)

@@ -37,6 +37,7 @@ def attest(
     from moe_atlas.attestation.dsse import sign
     from moe_atlas.attestation.statement import MANIFEST_NAME, encode
     from moe_atlas.attestation.statement import attest as make
+    from moe_atlas.verdict.qualifications import in_words
 
     envelope = output.parent / f"{output.stem}.dsse.json"
     targets = [output.parent / MANIFEST_NAME, output, *([] if key is None else [envelope])]
@@ -49,7 +50,7 @@ def attest(
     contents += [] if key is None else [encode(sign(made.statement, key))]
     _write(targets, contents)
     names = ", ".join(shown(str(path)) for path in targets)
-    typer.echo(f"wrote {names}; verdict {made.verdict}")
+    typer.echo(f"wrote {names}; verdict {in_words(made.verdict, made.qualified)}")
     if made.uncovered:
         named = ", ".join(shown(name) for name in made.uncovered)
         typer.echo(f"not covered, though a loader might take it: {named}")

@@ -67,6 +67,7 @@ def _object(report: VerifyReport, code: Exit) -> dict[str, Any]:
         "intact": code != Exit.CHANGED,
         "kind": report.kind,
         "verdict": report.verdict,
+        "qualified": [] if report.receipt is None else report.receipt["qualified"],
         "exit_code": int(code),
         "checked": report.checked,
         "mismatches": [{"path": one.path, "problem": one.problem} for one in report.mismatches],
@@ -74,10 +75,13 @@ def _object(report: VerifyReport, code: Exit) -> dict[str, Any]:
 
 
 def _text(path: Path, report: VerifyReport) -> str:
+    from moe_atlas.verdict.qualifications import in_words
+
     name = shown(str(path))
     if report.mismatches or report.receipt is None:
         lines = [f"{name}: does NOT verify, {len(report.mismatches)} mismatches"]
         lines += [f"  {shown(one.path)}: {shown(one.problem, 300)}" for one in report.mismatches]
         return "\n".join([*lines, "do not rely on any number in it"])
-    verdict = "baseline: nothing was compared" if report.kind == "baseline" else f"verdict {report.verdict}"
+    said = in_words(str(report.verdict), report.receipt["qualified"])
+    verdict = "baseline: nothing was compared" if report.kind == "baseline" else f"verdict {said}"
     return f"{name}: intact, {verdict}\n  checked: {', '.join(report.checked)}"

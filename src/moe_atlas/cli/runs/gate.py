@@ -28,6 +28,7 @@ def gate(
     Example: atlas gate sft-640 && promote
     """
     from moe_atlas.ledger.history import read_history, require_settled
+    from moe_atlas.verdict.qualifications import in_words
 
     ledger = Ledger(run, runs)
     found = read_history(ledger, receipts or ())
@@ -37,5 +38,6 @@ def gate(
         typer.echo(json.dumps({key: value for key, value in facts.items() if key != "entries"}))
     elif not quiet:
         why = f" ({facts['not_counted']})" if facts["not_counted"] else ""
-        typer.echo(f"{facts['colour'] or 'WAITING'} {facts['state']}: {facts['action']}{why}")
+        state = in_words(f"{facts['colour'] or 'WAITING'} {facts['state']}", facts["qualified"])
+        typer.echo(f"{state}: {facts['action']}{why}")
     return int(found.exit_code)

@@ -80,6 +80,7 @@ def _draw(found: History) -> None:
 
     from moe_atlas.report.screen import screen
     from moe_atlas.text import shown
+    from moe_atlas.verdict.qualifications import in_words
 
     console = screen()
     console.print(_table(found))
@@ -92,7 +93,8 @@ def _draw(found: History) -> None:
     if last is None:
         console.print("no baseline and no audit yet")
         return
-    head = Text(f"{last.colour or 'WAITING'}: {last.state}", style=STYLES[last.colour])
+    state = in_words(f"{last.colour or 'WAITING'}: {last.state}", found.qualified)
+    head = Text(state, style=STYLES[last.colour])
     console.print(head)
     for name, text in (("do", last.action), ("means", last.meaning), ("object", last.pattern)):
         console.print(f"{name + ':':<8}{shown(text, 300)}")
@@ -131,14 +133,17 @@ def _event(entry: Entry, notes: str) -> list[str]:
 
 
 def _gate(entry: Entry, reading: Reading, notes: str) -> list[str]:
+    from moe_atlas.ledger.history import qualified
     from moe_atlas.text import number
+    from moe_atlas.verdict.qualifications import marked
 
     gate = reading.gate
     colour = f"{reading.colour or '–'} {reading.state}"
     figures = (gate.overlap, gate.dead_experts, gate.load_cv, gate.min_entropy, gate.set_margin, gate.nll)
     decline = "–" if reading.decline is None else f"{reading.decline:+.1%}"
     step = "–" if gate.step is None else str(gate.step)
-    start = [str(entry.seq), _minute(entry.time), entry.kind, step, gate.verdict or "–", colour]
+    verdict = marked(gate.verdict or "–", qualified(entry))
+    start = [str(entry.seq), _minute(entry.time), entry.kind, step, verdict, colour]
     return [*start, *(number(value) for value in figures), decline, notes]
 
 

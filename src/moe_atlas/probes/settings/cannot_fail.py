@@ -13,12 +13,17 @@ from typing import Any, TypeGuard
 
 from moe_atlas.channels import BUDGETS, DRIFTS, REGISTERED
 from moe_atlas.probes.settings.ceilings import HALF, LOSSES, toothless
+from moe_atlas.probes.settings.policy import DAMAGE_STAGE
 from moe_atlas.probes.settings.protected_layers import mid_band
 
 Probe = Mapping[str, Any]
 
 WRONG_BOUNDS = 0.05  # error of one bound; a confidence below 0.9 gives each of its two tails more
 MOST_TOKENS = 1 << 20  # no vocabulary in use is larger: a uniform guess meets a limit of log(2**20) nats
+UNJUDGED = (
+    f"policy.stage {DAMAGE_STAGE} holds no channel of the atlas against a budget: a rewrite passes where it costs no "
+    "base domain its loss"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ def cannot_fail(probe: Probe, measured: Measured | None = None) -> list[str]:
         measured: the facts of an audit; None at registration.
     """
     rewrite, damage = probe["policy"]["rewrite"], probe["policy"]["damage"]
+    judged = probe["policy"]["stage"] != DAMAGE_STAGE
     return [
+        *([] if judged else [UNJUDGED]),
         *_budgets(rewrite, () if measured is None else measured.layers),
         *_channels(rewrite),
         *_refinement(rewrite.get("refinement")),
@@ -55,7 +62,7 @@ def cannot_fail(probe: Probe, measured: Measured | None = None) -> list[str]:
         ),
         *_statistics(probe["policy"]),
         *_evaluation(probe.get("evaluation") or {}, (probe.get("windows") or {}).get("tokens")),
-        *_protected(probe["protected_layers"], measured),
+        *(_protected(probe["protected_layers"], measured) if judged else ()),
         *_canaries(probe["domains"]),
         *_tasks(probe["domains"], measured),
     ]

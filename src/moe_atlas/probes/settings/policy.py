@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-STAGES = ("chart-preserving", "knowledge-expansive")
+CHART_STAGE = "chart-preserving"
+EXPANSIVE_STAGE = "knowledge-expansive"
+DAMAGE_STAGE = "damage-only"  # holds no channel of the atlas against a budget
+STAGES = (CHART_STAGE, EXPANSIVE_STAGE, DAMAGE_STAGE)
 TENSOR_CLASSES = (
     "router",
     "selection_bias",
@@ -181,7 +184,7 @@ class Policy:
     """Everything that turns measurements into a verdict.
 
     Attributes:
-        stage: the declared stage, ``chart-preserving`` (default) or ``knowledge-expansive``.
+        stage: the declared stage, of `STAGES`; the first is the default.
         confidence: level of every interval (default 0.95).
         resamples: bootstrap resamples (default 4000).
         rewrite: budgets of the protected atlas.

@@ -39,6 +39,7 @@ class StepOutputs:
         return _lines(
             {
                 "verdict": receipt["verdict"] or receipt["kind"],
+                "qualified": ",".join(receipt["qualified"]),
                 "exit-code": exit_code(receipt),
                 "receipt": path,
                 "receipt-sha256": receipt["evidence"]["receipt_sha256"],
@@ -47,22 +48,21 @@ class StepOutputs:
 
     def render_error(self, error: AtlasError) -> str:
         """Return the exit code of an error, under the same names."""
-        return _lines(
-            {"verdict": "error", "exit-code": int(error.exit_code), "receipt": "", "receipt-sha256": ""}
-        )
+        nothing = {"qualified": "", "exit-code": int(error.exit_code), "receipt": "", "receipt-sha256": ""}
+        return _lines({"verdict": "error"} | nothing)
 
 
 class Annotation:
-    """A workflow command that annotates the run: one line, or nothing if the verdict is pass."""
+    """A workflow command that annotates the run: one line, or nothing on a pass that nothing qualifies."""
 
     def render(self, receipt: Mapping[str, Any], path: Path) -> str:
         """Return the first reason of a verdict other than pass."""
-        level = {"fail": "error", "inconclusive": "warning"}.get(str(receipt["verdict"]))
-        if level is None:
+        level = {"fail": "error", "inconclusive": "warning"}.get(str(receipt["verdict"]), "notice")
+        if level == "notice" and not receipt["qualified"]:
             return ""
         found = next((said for said in head(receipt) if said.title != LOSS), None)
         message = found.text if found else "see the step summary"
-        return f"::{level} title=atlas {words.VERDICTS[receipt['verdict']]}::{workflow(message)}\n"
+        return f"::{level} title=atlas {words.verdict(receipt)}::{workflow(message)}\n"
 
     def render_error(self, error: AtlasError) -> str:
         """Return the message of an error."""

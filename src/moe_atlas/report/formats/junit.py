@@ -22,7 +22,8 @@ ALLOWED = "allowed by the declared stage"
 def render(receipt: Mapping[str, Any], path: Path) -> str:
     """Return a receipt as JUnit XML, which does not name the receipt's path."""
     root = ET.Element("testsuites", name="atlas")
-    _noted(root, "head", [*because(receipt), *losses(receipt), *conditions(receipt)])
+    said = [("verdict", words.verdict(receipt))] if receipt["qualified"] else []
+    _noted(root, "head", [*said, *because(receipt), *losses(receipt), *conditions(receipt)])
     if receipt["kind"] == "baseline":
         suite = ET.SubElement(root, "testsuite", name="baseline")
         _case(suite, "baseline", "recorded")

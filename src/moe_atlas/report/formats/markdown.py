@@ -17,9 +17,8 @@ BADGES = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", None: "📌"}
 
 def render(receipt: Mapping[str, Any], path: Path) -> str:
     """Return the summary of a receipt."""
-    verdict = receipt["verdict"]
     lines = [
-        f"## {BADGES[verdict]} atlas: {words.VERDICTS[verdict]}",
+        f"## {BADGES[receipt['verdict']]} atlas: {words.verdict(receipt)}",
         "",
         f"{_safe(words.names(receipt), 400)}, probe {_safe(receipt['probe']['name'])}: {words.sample(receipt)}",
         "",

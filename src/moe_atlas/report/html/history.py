@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from moe_atlas.report.html import svg
 from moe_atlas.report.html.page import environment
 from moe_atlas.text import number
+from moe_atlas.verdict.qualifications import in_words, marked
 
 if TYPE_CHECKING:
     from moe_atlas.ledger.history import History
@@ -44,6 +45,7 @@ def history_page(history: History) -> str:
         "run": facts["run"],
         "facts": facts,
         "last": last,
+        "state": in_words(facts["state"], facts["qualified"]),
         "symbol": MARKERS[last.colour][2] if last else "◇",
         "tone": (last.colour if last else None) or "neutral",
         "chart": _chart(entries),
@@ -61,7 +63,7 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
         "time": entry["time"][:16].replace("T", " "),
         "kind": entry["kind"],
         "step": "–" if body.get("step") is None else body["step"],
-        "verdict": body.get("verdict") or "–",
+        "verdict": marked(body.get("verdict") or "–", body.get("qualified") or ()),
         "colour": colour or "neutral",
         "symbol": MARKERS[colour][2] if reading else "",
         "word": f"{colour or entry['kind']}: {reading['state']}" if reading else "",

@@ -68,7 +68,7 @@ def audit_page(receipt: Mapping[str, Any], path: Path) -> str:
     context = {
         "receipt": receipt,
         "path": path,
-        "verdict": words.VERDICTS[receipt["verdict"]],
+        "verdict": words.verdict(receipt),
         "symbol": SYMBOLS[receipt["verdict"]],
         "tone": CLASSES[receipt["verdict"]],
         "names": words.names(receipt),
@@ -106,7 +106,7 @@ def notebook(receipt: Mapping[str, Any], path: Path) -> str:
     """A receipt as a fragment for a notebook: the verdict, why, the outcomes."""
     context = {
         "path": path,
-        "verdict": words.VERDICTS[receipt["verdict"]],
+        "verdict": words.verdict(receipt),
         "symbol": SYMBOLS[receipt["verdict"]],
         "names": words.names(receipt),
         "sample": words.sample(receipt),
