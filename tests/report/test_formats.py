@@ -161,7 +161,7 @@ def test_github_actions_gets_summary_outputs_and_annotation(actions, capsys):
 
 def test_a_hostile_receipt_adds_no_output_and_no_command(actions, capsys):
     outputs(github_actions=True).write(receipts.hostile(), Path(receipts.HOSTILE))
-    assert len((actions / github.OUTPUT).read_text().splitlines()) == 4
+    assert len((actions / github.OUTPUT).read_text().splitlines()) == 5
     assert capsys.readouterr().out.count("\n") <= 1
 
 
