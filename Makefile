@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: check-readme demo test test-slow test-cuda lint fmt parity coverage mutants lab falsify bench gate-cost docs docs-images goldens clean
+.PHONY: check-readme demo test test-slow test-cuda lint fmt parity coverage mutants lab falsify bench gate-cost twenty-gates docs docs-images goldens clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,9 @@ gate-cost: $(READY)   ## what a gate at every checkpoint costs a training, on wh
 
 check-readme: $(READY) ## do README and pages name only commands and options that exist?
 	$(BIN)/python -m pytest -q -n 0 tests/docs/test_pages.py -k "page_names_exists or link"
+
+twenty-gates: $(READY) ## a healthy and a sick training, each with twenty gates, on what `make demo` left: docs/api.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.twenty_gates --write
 
 docs: $(READY)        ## the pages as a site in build/site
 	$(BIN)/mkdocs build -q --strict -f configs/mkdocs.yml

@@ -101,6 +101,13 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def parse_size(text: str) -> int:
     """Parse a size such as ``1500M``, ``2GiB`` or ``4096`` to bytes.
 

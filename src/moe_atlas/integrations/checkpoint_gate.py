@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -29,12 +30,15 @@ from typing import Any, Literal
 from moe_atlas.errors import VERDICT_EXIT, AtlasError, UsageError
 from moe_atlas.ledger.store import DEFAULT_RUNS
 from moe_atlas.system.parent_process import named_parent
-from moe_atlas.text import shown
+from moe_atlas.text import duration, shown
 from moe_atlas.verdict.predicates import structural_verdict
 from moe_atlas.verdict.qualifications import in_words
 
 StopWhen = Literal["never", "fail", "intervene"]
 STOP_WHEN: tuple[StopWhen, ...] = ("never", "fail", "intervene")
+IMPATIENT = 10.0  # seconds before `finish` says for the first time what it waits for
+LAST_LINE = 4096  # bytes at the end of a log in which its last line is looked for
+SAY_EVERY = 30.0  # seconds between two such lines
 logger = logging.getLogger("moe_atlas.gate")
 
 
@@ -73,6 +77,10 @@ class _Running:
     log: Path
     process: subprocess.Popen[bytes]
     started: float
+
+    def age(self) -> float:
+        """Return the seconds since the audit started."""
+        return time.monotonic() - self.started
 
 
 @dataclass
@@ -148,20 +156,46 @@ class CheckpointGate:
         return self._stop
 
     def finish(self, timeout: float | None = None) -> bool:
-        """Wait for every started or queued gate; return True if the training should stop.
+        """Wait for every started or queued gate, and say what it waits for; return True if the training should stop.
 
         Args:
-            timeout: seconds for each gate; a gate that takes longer is killed and counts as not carried out.
+            timeout: seconds for each gate from this call or from its start, whichever is later; a gate that takes
+                longer is killed and counts as not carried out.
         """
         self.poll()
         while self._running is not None:
-            try:
-                self._running.process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                self._running.process.kill()
-                self._running.process.wait()
+            self._await(self._running, timeout)
             self.poll()
         return self._stop
+
+    def _await(self, running: _Running, timeout: float | None) -> None:
+        """Wait for a running audit, kill it when its time is up, and say what it does now and then."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        patience = IMPATIENT
+        while (left := until - time.monotonic()) > 0:
+            try:
+                running.process.wait(min(patience, left))
+                return
+            except subprocess.TimeoutExpired:
+                patience = SAY_EVERY
+                self._say_waiting(running)
+        logger.error("gate at step %d: killed after %s", running.step, duration(running.age()))
+        running.process.kill()
+        running.process.wait()
+
+    def _say_waiting(self, running: _Running) -> None:
+        # A warning, because logging hides anything less from a script that has not set it up, and it seems to hang.
+        queue = f"; {len(self._waiting)} more in the queue" if self._waiting else ""
+        doing = _last_line(running.log)
+        logger.warning(
+            "waiting for the gate at step %d: %s has run for %s%s%s; log: %s",
+            running.step,
+            shown(str(running.checkpoint)),
+            duration(running.age()),
+            f" ({doing})" if doing else "",
+            queue,
+            shown(str(running.log)),
+        )
 
     def _start(self, checkpoint: Path, step: int) -> None:
         folder = Path(self.receipts)
@@ -212,7 +246,7 @@ class CheckpointGate:
             exit_code=code,
             verdict=verdict if carried_out else None,
             message=message,
-            seconds=time.monotonic() - running.started,
+            seconds=running.age(),
             structure=structural_verdict(summary["predicates"]) if carried_out else None,
             qualified=tuple(summary["qualified"]) if carried_out else (),
         )
@@ -262,12 +296,23 @@ def _read(log: Path) -> tuple[dict[str, Any], str]:
         text = log.read_text("utf-8", "replace")
     except OSError as error:
         return {}, shown(str(error), 400)
-    try:
-        found = json.JSONDecoder().raw_decode(text[max(0, text.find("{")) :])[0]
+    try:  # lines of progress precede the summary, and none of them begins with a brace
+        found = json.JSONDecoder().raw_decode(text, max(0, f"\n{text}".find("\n{")))[0]
     except ValueError:
-        lines = text.strip().splitlines()
-        return {}, shown(lines[-1] if lines else "no output", 400)
+        return {}, _last_line(log) or "no output"
     if found.get("error"):
         said = found["error"]
         return found, shown(f"{said['code']} {said['where']}: {said['problem']}", 400)
     return found, gate_sentence(found["failed"][0]) if found.get("failed") else ""
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line that an audit has written; nothing if there is none."""
+    try:
+        with log.open("rb") as said:
+            said.seek(max(0, log.stat().st_size - LAST_LINE))
+            lines = said.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    written = [line.strip() for line in lines if line.strip()]
+    return shown(written[-1].removeprefix("atlas: "), 400) if written else ""

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from moe_atlas.options import Progress as Watcher
 from moe_atlas.options import Silent
-from moe_atlas.text import size
+from moe_atlas.text import duration, size
 
 QUIET_SECONDS = 30.0  # a log that is not a terminal gets a line this often, so that a pipeline sees life
 
@@ -35,23 +35,28 @@ class Bar:
 
 
 class Log:
-    """One line per phase and every half minute, for logs."""
+    """A line for each phase, and a line with the time left every half minute, for logs."""
 
     def __init__(self) -> None:
-        self._name, self._steps, self._done, self._last = "", 0, 0, time.monotonic()
+        self._name, self._steps, self._done = "", 0, 0
+        self._started = self._last = time.monotonic()
 
     def phase(self, name: str, steps: int) -> None:
         """Name the phase."""
         self._name, self._steps, self._done = name, steps, 0
+        self._started = time.monotonic()
         _say(f"atlas: {name}: {steps} steps")
 
     def step(self, detail: str, bytes_read: int) -> None:
-        """Say where it is, now and then."""
+        """Say how far the phase is, now and then."""
         self._done += 1
         now = time.monotonic()
-        if now - self._last >= QUIET_SECONDS:
-            self._last = now
-            _say(f"atlas: {self._name}: {self._done}/{self._steps} ({detail}, {size(bytes_read)} read)")
+        if now - self._last < QUIET_SECONDS:
+            return
+        self._last = now
+        left = (now - self._started) / self._done * max(self._steps - self._done, 0)
+        done = f"{self._done}/{self._steps} ({detail}, {size(bytes_read)} read)"
+        _say(f"atlas: {self._name}: {done}, about {duration(left)} left")
 
 
 def _say(line: str) -> None:

@@ -63,7 +63,7 @@ def audit(
 
     inputs = (base, tuned, probe, lock_path(probe), policy_from, baseline, *(attempt or ()))
     wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)
-    with o.reporting(wanted), watching(quiet=quiet or as_json) as watcher:
+    with o.reporting(wanted), watching(quiet=quiet) as watcher:
         options = AuditOptions(
             dtype=dtype,
             router=router,

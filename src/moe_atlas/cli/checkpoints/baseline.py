@@ -53,7 +53,7 @@ def baseline(
 
     inputs = (checkpoint, probe, lock_path(probe), policy_from, previous)
     wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)
-    with o.reporting(wanted), watching(quiet=quiet or as_json) as watcher:
+    with o.reporting(wanted), watching(quiet=quiet) as watcher:
         options = AuditOptions(
             dtype=dtype,
             router=router,

@@ -49,7 +49,7 @@ def draw(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from moe_atlas.text import size
+    from moe_atlas.text import duration, size
 
     tokens, read, flops, speed = (found[key] for key in ("tokens", "bytes", "flops", "rates"))
     passes = "once" if found["passes"] == 1 else f"the experts {found['passes']} times"
@@ -68,10 +68,3 @@ def draw(found: dict[str, Any]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     Console(highlight=False, markup=False).print(table)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
