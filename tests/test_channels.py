@@ -25,6 +25,7 @@ from moe_atlas.report import terminal
 from moe_atlas.report.html.heat import heat_map
 from moe_atlas.report.words import GATES
 from moe_atlas.statistics.sample import Sample
+from moe_atlas.views.receipt import ReceiptView
 from moe_atlas.window_arrays import LAYER_ARRAYS, OUTPUTS, WINDOWS, WindowArray
 from tests.receipt import synthetic
 
@@ -116,7 +117,7 @@ def test_every_drift_channel_has_a_floor_a_claim_and_a_statement(
 @pytest.mark.parametrize("budget", GATED)
 def test_every_gate_has_words_in_every_report(budget: str, receipt: dict[str, Any]) -> None:
     assert GATES[budget] == BUDGETS[budget].label != ""
-    found = heat_map(receipt)
+    found = heat_map(ReceiptView(receipt))
     assert len(found["headings"]) == len(found["budgets"]) == len(GATED)
     assert BUDGETS[budget].heading in found["headings"]
     if budget in DRIFTS:

@@ -146,11 +146,10 @@ class Receipt:
 
     def _repr_html_(self) -> str:
         """Return the HTML that a notebook shows: verdict, reasons and outcomes, without style sheet or script."""
-        from moe_atlas.report.formats.outputs import readable
         from moe_atlas.report.html.page import notebook
+        from moe_atlas.report.opening import opened
 
-        with readable(self.path):
-            return notebook(self.body, self.path)
+        return notebook(opened(self.body, self.path), self.path)
 
 
 def _at(layer: Mapping[str, Any], key: str) -> Any:

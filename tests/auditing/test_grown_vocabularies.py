@@ -19,6 +19,7 @@ from moe_atlas.receipt.verify import verify
 from moe_atlas.replay import loss
 from moe_atlas.report.formats import markdown
 from moe_atlas.text import shown
+from moe_atlas.views.receipt import ReceiptView
 from scripts.oracle import tiny
 from tests.support import pairs
 
@@ -199,7 +200,7 @@ def test_extra_rows_are_counted_and_named(root, olmoe):
         "the tuned checkpoint alone has 5 rows of embedding and head, ids 48 to 52, named 48 (<|im_start|>), "
         "52 (<|im_end|>): only ids below 48 are compared; 2 of the embedding are zero; 2 of the head are zero"
     ]
-    assert "rows-of-one-side" in markdown.render(result.body, root / "named.json")
+    assert "rows-of-one-side" in markdown.render(ReceiptView(result.body), root / "named.json")
     assert not verify(root / "named.json", checkpoint=grown).mismatches
     result.report(root / "named.html")
     assert "in the tuned checkpoint alone, from id 48 on" in (root / "named.html").read_text()

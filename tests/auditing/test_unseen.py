@@ -13,6 +13,7 @@ from moe_atlas.api import AuditOptions, audit
 from moe_atlas.derivation.derive import derive
 from moe_atlas.probes.registration import register
 from moe_atlas.report.formats import markdown
+from moe_atlas.views.receipt import ReceiptView
 from scripts.oracle import tiny
 from tests.support import pairs
 
@@ -131,7 +132,7 @@ def test_one_broken_expert_of_many_fails_by_its_number(base, probes, judge):
     assert worst["simultaneous_low"] > worst["budget"] == 0.35
     assert f"layer {LAYER} expert {EXPERT} by" in warned(receipt)["weight-outliers"]
     assert f"layer {LAYER} expert {EXPERT} content of the worst expert" in markdown.render(
-        receipt.body, receipt.path
+        ReceiptView(receipt.body), receipt.path
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe_atlas.report.html import audit_page, history_page
+from moe_atlas.views.receipt import ReceiptView
 from scripts import docs_images
 from tests.report import receipts
 
@@ -18,9 +19,9 @@ FLAGS = (
 )  # fmt: skip
 A4 = 718  # CSS pixels between the margins of a sheet
 PAGES = {
-    "fail": lambda: audit_page(receipts.receipt(scale=40.0), Path("receipt.json")),
-    "baseline": lambda: audit_page(receipts.receipt("baseline"), Path("baseline.json")),
-    "hostile": lambda: audit_page(receipts.hostile(), Path("receipt.json")),
+    "fail": lambda: audit_page(ReceiptView(receipts.receipt(scale=40.0)), Path("receipt.json")),
+    "baseline": lambda: audit_page(ReceiptView(receipts.receipt("baseline")), Path("baseline.json")),
+    "hostile": lambda: audit_page(ReceiptView(receipts.hostile()), Path("receipt.json")),
     "history": lambda: history_page(receipts.history()),
 }
 

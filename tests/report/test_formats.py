@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import xml.etree.ElementTree as ET
 from io import StringIO
 from pathlib import Path
@@ -24,6 +23,8 @@ from moe_atlas.report.summary import summary
 from moe_atlas.results import Receipt
 from moe_atlas.text import markdown as escaped
 from moe_atlas.text import workflow
+from moe_atlas.views.judged import EvidenceLine
+from moe_atlas.views.receipt import ReceiptView
 from tests.receipt import synthetic
 from tests.report import receipts
 
@@ -47,7 +48,7 @@ def counts(text: str) -> tuple[int, int]:
 @pytest.mark.parametrize(("scale", "stage"), CASES)
 def test_junit_agrees_with_the_verdict(scale, stage):
     receipt = receipts.receipt(scale=scale, stage=stage)
-    failures, errors = counts(junit.render(receipt, PATH))
+    failures, errors = counts(junit.render(ReceiptView(receipt), PATH))
     verdict = "fail" if failures else ("inconclusive" if errors else "pass")
     assert verdict == receipt["verdict"]
 
@@ -64,13 +65,13 @@ def test_every_form_of_a_report_shows_a_warning():
     """Whoever reads only one form of a receipt must meet what the tool knows."""
     receipt = receipts.receipt(scale=0.2) | {"warnings": [{"code": "odd", "message": "an odd thing"}]}
     console = Console(width=200, record=True, file=StringIO())
-    terminal.render(receipt, console)
+    terminal.render(ReceiptView(receipt), console)
     forms = {
         "terminal": console.export_text(),
-        "markdown": markdown.render(receipt, PATH),
-        "html": page.audit_page(receipt, PATH),
-        "junit": junit.render(receipt, PATH),
-        "json": json.dumps(summary(receipt, PATH)),
+        "markdown": markdown.render(ReceiptView(receipt), PATH),
+        "html": page.audit_page(ReceiptView(receipt), PATH),
+        "junit": junit.render(ReceiptView(receipt), PATH),
+        "json": json.dumps(summary(ReceiptView(receipt), PATH)),
     }
     assert [name for name, text in forms.items() if "an odd thing" not in text] == []
     assert counts(forms["junit"]) == (0, 0)
@@ -80,13 +81,13 @@ def test_a_failed_gate_that_the_stage_allows_is_skipped_not_failed():
     receipt = receipts.receipt(scale=40.0)
     for predicate in receipt["predicates"].values():
         predicate["passed"] = True
-    text = junit.render(receipt, PATH)
+    text = junit.render(ReceiptView(receipt), PATH)
     assert counts(text) == (0, 0)
     assert junit.ALLOWED in text
 
 
 def test_a_baseline_is_one_case_that_passes():
-    text = junit.render(receipts.receipt("baseline"), PATH)
+    text = junit.render(ReceiptView(receipts.receipt("baseline")), PATH)
     assert counts(text) == (0, 0)
     assert 'tests="1"' in text
 
@@ -107,26 +108,26 @@ def test_markdown_stays_under_fifty_lines(scale):
         receipt["predicates"]["base_domain_damage"]["evidence"][0] | {"gate": f"g{n}", "result": result}
         for n in range(60) for result in ("fail", "undetermined")
     ]  # fmt: skip
-    text = markdown.render(receipt, PATH)
+    text = markdown.render(ReceiptView(receipt), PATH)
     assert text.count("\n") < 50
     assert "\n\n\n" not in text
 
 
 def test_the_verdict_comes_first_and_the_reasons_before_the_tables():
-    text = markdown.render(receipts.receipt(scale=40.0), PATH)
+    text = markdown.render(ReceiptView(receipts.receipt(scale=40.0)), PATH)
     assert text.startswith("## ❌ atlas: FAIL\n")
     assert text.index("coordinate drift") < text.index("| predicate |") < text.index("| domain |")
 
 
 def test_names_from_files_are_inert_everywhere():
     receipt = receipts.hostile()
-    text = markdown.render(receipt, PATH)
+    text = markdown.render(ReceiptView(receipt), PATH)
     for live in ("<script", "](http", "`rm`", "@all", "\x1b", "\u202e", "\n::error"):
         assert live not in text
     rows = [line for line in text.splitlines() if line.startswith("| ") and "script" in line]
     assert rows
     assert all(row.count("|") == 6 for row in rows)
-    root = ET.fromstring(junit.render(receipt, PATH).split("?>", 1)[1])
+    root = ET.fromstring(junit.render(ReceiptView(receipt), PATH).split("?>", 1)[1])
     assert {element.tag for element in root.iter()} <= {
         "testsuites", "testsuite", "testcase", "failure", "error", "skipped",
     }  # fmt: skip
@@ -155,7 +156,7 @@ def test_github_actions_gets_summary_outputs_and_annotation(actions, capsys):
     assert values["verdict"] == "fail"
     assert values["exit-code"] == "1"
     assert values["receipt"] == "receipt.json"
-    assert (actions / github.SUMMARY).read_text() == markdown.render(receipt, PATH)
+    assert (actions / github.SUMMARY).read_text() == markdown.render(ReceiptView(receipt), PATH)
     assert capsys.readouterr().out.startswith("::error title=atlas FAIL::domain code NLL increase 0.347")
 
 
@@ -233,19 +234,24 @@ def test_a_receipt_that_does_not_verify_is_not_reported(tmp_path, capsys):
 def test_facts_that_cannot_be_shown_are_refused_without_a_traceback():
     receipt = receipts.receipt()
     receipt["noise_floor"] = {"layers": [7]}
-    with pytest.raises(InputRefused, match="E_REPORT"):
+    with pytest.raises(
+        InputRefused, match=r"E_REPORT receipt.json: .* noise_floor.execution: missing; and 2 more"
+    ):
         outputs(["html=x.html"]).write(receipt, PATH)
 
 
-def test_a_fact_that_a_page_reads_and_a_receipt_lacks_is_refused_in_one_line(tmp_path, capsys):
+def test_a_fact_that_was_not_recorded_is_said_to_be_so(tmp_path, capsys):
     facts = receipts.facts()
     del facts["timing"]["started"]
+    for found in facts["checkpoints"].values():
+        for key in ("path", "tensors", "bytes_read", "dtype"):
+            del found[key]
     path = tmp_path / "receipt.json"
     write_receipt(facts, synthetic.windows(facts, seed=3), path)
-    assert run(["report", str(path), "-o", str(tmp_path / "r.html")]) == 4
-    said = capsys.readouterr()
-    assert re.fullmatch(r"atlas: E_REPORT \S*receipt.json: holds facts .*started.*\n", said.err)
-    assert not (tmp_path / "r.html").exists()
+    assert run(["report", str(path), "-o", str(tmp_path / "r.html")]) == 0
+    assert run(["report", str(path)]) == 0
+    assert "not recorded → not recorded" in capsys.readouterr().out
+    assert (tmp_path / "r.html").read_text().count("not recorded") >= 9
 
 
 def strange() -> dict:
@@ -268,9 +274,12 @@ def test_diff_refuses_facts_that_cannot_be_compared(monkeypatch, capsys):
     side = Side(receipts.receipt() | {"method": ["strange"]}, {})
     monkeypatch.setattr("moe_atlas.cli.receipts.diff._side", lambda path: side)
     assert run(["diff", "a.json", "b.json"]) == 4
-    assert "E_REPORT a.json or b.json" in capsys.readouterr().err
+    assert (
+        "E_REPORT a.json: holds facts that cannot be shown: method: expected object"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_canary_domain_named_after_its_role_is_not_said_twice():
     line = {"domain": "canary", "gate": "canary", "estimate": 1.49, "budget": 0.5}
-    assert words.gate_sentence(line) == "domain canary worst window 1.49, limit 0.5"
+    assert words.gate_sentence(EvidenceLine(line)) == "domain canary worst window 1.49, limit 0.5"

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from moe_atlas.report.formats import junit, markdown
 from moe_atlas.report.terminal import render
+from moe_atlas.views.receipt import ReceiptView
 from tests.report import receipts
 from tests.support import golden
 
@@ -24,7 +25,7 @@ CASES = {
 
 def terminal(receipt):
     stream = io.StringIO()
-    render(receipt, Console(file=stream, width=120, highlight=False, markup=False))
+    render(ReceiptView(receipt), Console(file=stream, width=120, highlight=False, markup=False))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
@@ -35,9 +36,9 @@ def test_the_terminal_report(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_step_summary(case):
-    golden.check(f"summary-{case}.md", markdown.render(CASES[case](), PATH))
+    golden.check(f"summary-{case}.md", markdown.render(ReceiptView(CASES[case]()), PATH))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_junit(case):
-    golden.check(f"junit-{case}.xml", junit.render(CASES[case](), PATH))
+    golden.check(f"junit-{case}.xml", junit.render(ReceiptView(CASES[case]()), PATH))

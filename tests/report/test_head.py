@@ -20,6 +20,8 @@ from moe_atlas.report.formats import junit, markdown
 from moe_atlas.report.head import because, conditions, head, losses, reasons
 from moe_atlas.report.html import page
 from moe_atlas.report.summary import summary
+from moe_atlas.views.judged import EvidenceLine
+from moe_atlas.views.receipt import ReceiptView
 from scripts.oracle import tiny
 from tests.checkpoint.test_quantised import fp8_model
 from tests.report import receipts
@@ -66,14 +68,14 @@ def configured(base: Path, folder: Path, **keys: Any) -> Path:
 def forms(receipt: dict[str, Any]) -> dict[str, str]:
     """Every form of a report as plain text, its lines joined."""
     stream = io.StringIO()
-    terminal.render(receipt, Console(file=stream, width=2000, highlight=False, markup=False))
+    terminal.render(ReceiptView(receipt), Console(file=stream, width=2000, highlight=False, markup=False))
     rendered = {
         "terminal": stream.getvalue(),
-        "markdown": markdown.render(receipt, PATH),
-        "html": page.audit_page(receipt, PATH),
-        "notebook": page.notebook(receipt, PATH),
-        "junit": junit.render(receipt, PATH),
-        "json": json.dumps(summary(receipt, PATH), ensure_ascii=False),
+        "markdown": markdown.render(ReceiptView(receipt), PATH),
+        "html": page.audit_page(ReceiptView(receipt), PATH),
+        "notebook": page.notebook(ReceiptView(receipt), PATH),
+        "junit": junit.render(ReceiptView(receipt), PATH),
+        "json": json.dumps(summary(ReceiptView(receipt), PATH), ensure_ascii=False),
     }
     return {name: unescape(text) for name, text in rendered.items()}
 
@@ -103,8 +105,8 @@ def test_a_setting_that_differs_is_the_first_thing_that_every_form_says(
 ):
     receipt = judged(base, configured(base, tmp_path / "tuned", **keys), probes)
     assert receipt["verdict"] != "pass"
-    assert [(said.title, said.text) for said in because(receipt)] == [("likely cause", sentence)]
-    assert head(receipt)[0].line == f"likely cause: {sentence}"
+    assert [(said.title, said.text) for said in because(ReceiptView(receipt))] == [("likely cause", sentence)]
+    assert head(ReceiptView(receipt))[0].line == f"likely cause: {sentence}"
     for name, text in forms(receipt).items():
         assert sentence in text, name
         assert name == "json" or text.index(sentence) < text.index("prose"), name
@@ -123,7 +125,7 @@ def test_a_pass_says_what_differs_and_calls_it_no_cause():
         {"key": "moe.norm_eps", "layers": [1], **row},
         {"key": "tied", "base": True, "tuned": False},
     ]
-    (said,) = because(receipt)
+    (said,) = because(ReceiptView(receipt))
     assert said == (
         "differs beside the training",
         "epsilon of a norm: base has 1e-06, tuned has 1e-05, in layers 0–1; every normalised state changes a little",
@@ -135,7 +137,7 @@ def test_what_does_not_fit_the_head_is_counted():
     receipt = receipts.receipt(scale=40.0)
     keys = ("moe.router.groups", "moe.router.scale", "mixer.scale", "embed_scale", "mixer.chunk")
     receipt["method"]["differences"] = [{"key": key, "base": 1, "tuned": 2.5, "layers": [1]} for key in keys]
-    said = [one.text for one in because(receipt)]
+    said = [one.text for one in because(ReceiptView(receipt))]
     assert said == [
         "router setting groups: base has 1, tuned has 2.5, in layer 1; the router chooses experts by another rule",
         "factor on the routed output (routed_scaling_factor): base has 1, tuned has 2.5, in layer 1; the routed "
@@ -158,7 +160,7 @@ def test_a_router_in_a_narrower_format_is_named_and_so_is_its_bias(grouped, root
     chosen = narrowed("gate.weight", "e_score_correction_bias")
     receipt = judged(grouped, pairs.variant(grouped, tmp_path / "tuned", chosen), probes)
     why = "values that it cannot hold are rounded, and tokens near a boundary go to other experts"
-    assert [said.text for said in because(receipt)] == [
+    assert [said.text for said in because(ReceiptView(receipt))] == [
         f"format of the {name}: base has F32, tuned has BF16, in layers 1–2; {why}"
         for name in ("router", "selection bias")
     ]
@@ -167,7 +169,7 @@ def test_a_router_in_a_narrower_format_is_named_and_so_is_its_bias(grouped, root
 def test_experts_in_another_format_are_named(root, probes, tmp_path):
     base = tiny.save("deepseek_v3", tmp_path / "bf16", dtype=torch.bfloat16)
     receipt = judged(base, fp8_model(tmp_path / "tuned"), probes)
-    (said,) = because(receipt)
+    (said,) = because(ReceiptView(receipt))
     assert re.fullmatch(
         r"format of .*routed expert.*: base has BF16, tuned has fp8, scales of 16×16, in layers 0–2; values that .*",
         said.text,
@@ -185,7 +187,7 @@ def test_a_format_that_holds_every_value_is_neither_a_cause_nor_a_warning(root, 
     costs = [layer["pair"]["content_quantisation"]["estimate"] for layer in receipt["layers"]]
     assert costs == [0.0, 0.0]
     assert any(row["key"] == "stored.routed_expert" for row in receipt["method"]["differences"])
-    assert list(because(receipt)) == []
+    assert list(because(ReceiptView(receipt))) == []
     assert "two-formats" not in {warning["code"] for warning in receipt["warnings"]}
     assert receipt["predicates"]["protected_atlas_rewrite"]["outcome"] == "rewritten"
 
@@ -205,7 +207,7 @@ def test_channels_without_a_budget_are_said_to_be_not_judged(base, root, tmp_pat
     worst = max(receipt["layers"], key=lambda layer: layer["pair"]["content_drift"]["estimate"])
     drift = worst["pair"]["content_drift"]["estimate"]
     assert drift > 0.5
-    (said,) = [one for one in conditions(receipt) if one.title == "not judged"]
+    (said,) = [one for one in conditions(ReceiptView(receipt)) if one.title == "not judged"]
     assert f"content drift {drift:.3g} (layer {worst['layer']})" in said.text
     assert said.text.endswith(": no budget registered")
     for name, text in forms(receipt).items():
@@ -219,7 +221,7 @@ def test_channels_without_a_budget_are_said_to_be_not_judged(base, root, tmp_pat
 def test_the_loss_comes_before_the_drift_and_its_interval_stands_there():
     receipt = receipts.receipt(scale=40.0)
     found = {row["name"]: row["nll_increase"] for row in receipt["domains"]}
-    (said,) = losses(receipt)
+    (said,) = losses(ReceiptView(receipt))
     code, task = found["code"], found["sft"]
     assert said.text.startswith(
         f"base code +{code['estimate']:.3g} [{code['low']:.3g}, {code['high']:.3g}], prose +"
@@ -228,7 +230,7 @@ def test_the_loss_comes_before_the_drift_and_its_interval_stands_there():
         f"; task sft {task['estimate']:.3g} [{task['low']:.3g}, {task['high']:.3g}] (nats per token"
         in said.text
     )
-    order = [group.gate for group in words.deciding(receipt)]
+    order = [group.gate for group in words.deciding(ReceiptView(receipt))]
     assert order[:2] == ["nll_increase", "canary"]
     assert set(order[2:]) == {"coordinate", "transition", "boundary", "content"}
     text = forms(receipt)
@@ -247,9 +249,9 @@ def test_a_number_that_is_no_budget_is_not_called_one():
             for gate in ("NLL increase", "worst window", "share of damaged documents", "task success"):
                 assert not re.search(rf"{gate} [^;|<\n\"]*\bbudget\b", text), (name, gate)
     line = {"domain": "x", "gate": "task_success", "estimate": 1.0, "low": 0.9, "high": 1.1, "budget": 2.0}
-    assert words.gate_sentence(line).endswith(", target 2")
-    assert words.gate_sentence(line | {"gate": "nll_increase"}).endswith(", margin 2")
-    assert words.gate_sentence(line | {"gate": "content"}).endswith(", budget 2")
+    assert words.gate_sentence(EvidenceLine(line)).endswith(", target 2")
+    assert words.gate_sentence(EvidenceLine(line | {"gate": "nll_increase"})).endswith(", margin 2")
+    assert words.gate_sentence(EvidenceLine(line | {"gate": "content"})).endswith(", budget 2")
 
 
 def breach(layer: int | None, number: int) -> dict[str, Any]:
@@ -269,7 +271,7 @@ def breach(layer: int | None, number: int) -> dict[str, Any]:
     ],
 )
 def test_layers_are_counted_and_not_lines(layers, tail):
-    (group,) = words.grouped([breach(layer, number) for number, layer in enumerate(layers)])
+    (group,) = words.grouped([EvidenceLine(breach(layer, number)) for number, layer in enumerate(layers)])
     assert group.sentence.partition(";")[2] == tail.removeprefix(";")
 
 
@@ -281,7 +283,7 @@ def test_what_the_policy_allows_and_what_no_token_passes_stands_in_every_form():
     ]
     receipt["checkpoints"]["base"]["skipped"] = skipped
     receipt["checkpoints"]["tuned"]["skipped"] = [*skipped[:1], skipped[0] | {"part": "derived"}]
-    lines = {said.title: said.text for said in conditions(receipt)}
+    lines = {said.title: said.text for said in conditions(ReceiptView(receipt))}
     assert lines["allowed by the policy"].startswith("mtp (multi-token-prediction tensors may be missing")
     assert lines["not replayed"].startswith("3 tensors (multi-token prediction): compared value by value")
     for name, text in forms(receipt).items():
@@ -317,13 +319,17 @@ def test_the_conditions_of_a_pass_stand_on_the_screen():
 
 def test_a_baseline_has_no_reasons():
     receipt = receipts.receipt("baseline")
-    assert [*because(receipt), *losses(receipt), *reasons(receipt)] == []
+    assert [
+        *because(ReceiptView(receipt)),
+        *losses(ReceiptView(receipt)),
+        *reasons(ReceiptView(receipt)),
+    ] == []
 
 
 def test_a_grown_vocabulary_is_not_said_to_change_every_token():
     receipt = receipts.receipt()
     receipt["method"]["differences"] = [{"key": "vocab", "base": 400, "tuned": 403}]
-    (said,) = because(receipt)
+    (said,) = because(ReceiptView(receipt))
     assert said.text == (
         "number of token ids: base has 400, tuned has 403; the rows that one checkpoint alone has take probability in "
         "its softmax"

@@ -11,6 +11,7 @@ import pytest
 from moe_atlas.report.html import audit_page, history_page
 from moe_atlas.report.html.history import _ticks
 from moe_atlas.text import number
+from moe_atlas.views.receipt import ReceiptView
 from tests.report import receipts
 
 PATH = Path("receipt.json")
@@ -58,7 +59,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module", params=KINDS)
 def page(request):
     made = KINDS[request.param]()
-    return Page(history_page(made) if request.param == "history" else audit_page(made, PATH))
+    return Page(history_page(made) if request.param == "history" else audit_page(ReceiptView(made), PATH))
 
 
 def test_nothing_is_fetched_and_nothing_runs(page):
@@ -103,7 +104,7 @@ def test_tables_have_scoped_headings_and_can_be_scrolled_by_keyboard(page):
 
 
 def test_the_reader_meets_verdict_reasons_and_next_step_before_anything_else():
-    text = Page(audit_page(receipts.receipt(scale=40.0), PATH)).text
+    text = Page(audit_page(ReceiptView(receipts.receipt(scale=40.0)), PATH)).text
     places = [text.index(part) for part in ("✗ FAIL", "Why", "What to do next", "The three predicates")]
     places += [
         text.index(f" {part} ") for part in ("Layers and channels", "Weights ledger", "Digests (sha256)")
@@ -113,7 +114,7 @@ def test_the_reader_meets_verdict_reasons_and_next_step_before_anything_else():
 
 def test_the_heat_map_says_what_the_receipt_says():
     receipt = receipts.receipt(scale=40.0)
-    text = audit_page(receipt, PATH)
+    text = audit_page(ReceiptView(receipt), PATH)
     table = Page(
         text[text.index('<table class="heat">') : text.index("</table>", text.index('class="heat"')) + 8]
     )
@@ -136,7 +137,7 @@ def test_the_heat_map_says_what_the_receipt_says():
 
 
 def test_names_from_files_are_shown_as_text():
-    text = audit_page(receipts.hostile(), Path(receipts.HOSTILE))
+    text = audit_page(ReceiptView(receipts.hostile()), Path(receipts.HOSTILE))
     assert "<script" not in text
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -146,20 +147,20 @@ def test_names_from_files_are_shown_as_text():
 
 
 def test_clones_and_untrained_experts_are_named():
-    text = Page(audit_page(receipts.receipt(), PATH)).text
+    text = Page(audit_page(ReceiptView(receipts.receipt()), PATH)).text
     assert "2 clones hold the same values: 3, 5" in text
     assert "2 init-like look untrained, unlike before: 4" in text
 
 
 def test_a_baseline_licenses_nothing():
-    text = Page(audit_page(receipts.receipt("baseline"), PATH)).text
+    text = Page(audit_page(ReceiptView(receipts.receipt("baseline")), PATH)).text
     assert "BASELINE" in text
     assert "It licenses no claim of preservation" in text
     assert "The three predicates" not in text
 
 
 def test_a_baseline_has_no_columns_of_a_comparison():
-    text = Page(audit_page(receipts.receipt("baseline"), PATH)).text
+    text = Page(audit_page(ReceiptView(receipts.receipt("baseline")), PATH)).text
     for heading in ("before and after", "tuned", "relative change", "registered rule"):
         assert heading not in text.split("What this receipt lets you say")[0], heading
 
@@ -173,7 +174,9 @@ def test_a_long_history_labels_every_tick_with_its_own_step():
 
 
 def test_a_page_depends_on_nothing_but_its_receipt():
-    assert audit_page(receipts.receipt(), PATH) == audit_page(receipts.receipt(), PATH)
+    assert audit_page(ReceiptView(receipts.receipt()), PATH) == audit_page(
+        ReceiptView(receipts.receipt()), PATH
+    )
 
 
 def test_a_history_says_state_action_and_every_event():

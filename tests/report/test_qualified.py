@@ -23,6 +23,7 @@ from moe_atlas.report.html import history_page, page
 from moe_atlas.report.summary import error_summary, summary
 from moe_atlas.results import Receipt
 from moe_atlas.verdict.qualifications import in_words
+from moe_atlas.views.receipt import ReceiptView
 from tests.ledger import runs
 from tests.receipt import synthetic
 from tests.report import receipts
@@ -54,7 +55,7 @@ def written(tmp_path):
 
 def drawn(made):
     stream = StringIO()
-    terminal.render(made, Console(file=stream, width=160, highlight=False, markup=False))
+    terminal.render(ReceiptView(made), Console(file=stream, width=160, highlight=False, markup=False))
     return stream.getvalue()
 
 
@@ -75,29 +76,31 @@ def test_what_nothing_qualifies_says_nothing():
     for made in (receipts.receipt(), receipts.receipt("baseline"), receipt(kind="baseline")):
         assert made["qualified"] == []
         assert WORDS not in drawn(made)
-        assert summary(made, PATH)["qualified"] == {}
+        assert summary(ReceiptView(made), PATH)["qualified"] == {}
 
 
 def test_every_report_says_it():
     made = receipt()
     assert f"PASS {WORDS}" in drawn(made).splitlines()[0]
-    assert markdown.render(made, PATH).splitlines()[0] == f"## ✅ atlas: PASS {WORDS}"
-    assert f"PASS {WORDS}" in page.audit_page(made, PATH)
-    assert f"PASS {WORDS}" in page.notebook(made, PATH)
-    assert summary(made, PATH)["qualified"] == {CODE: WORDS}
-    cases = ET.fromstring(junit.render(made, PATH).split("?>", 1)[1])
+    assert markdown.render(ReceiptView(made), PATH).splitlines()[0] == f"## ✅ atlas: PASS {WORDS}"
+    assert f"PASS {WORDS}" in page.audit_page(ReceiptView(made), PATH)
+    assert f"PASS {WORDS}" in page.notebook(ReceiptView(made), PATH)
+    assert summary(ReceiptView(made), PATH)["qualified"] == {CODE: WORDS}
+    cases = ET.fromstring(junit.render(ReceiptView(made), PATH).split("?>", 1)[1])
     said = [
         case.find("skipped").get("message")
         for case in cases.iter("testcase")
         if case.get("name") == "verdict"
     ]
     assert said == [f"PASS {WORDS}"]
-    assert f"qualified={CODE}" in github.StepOutputs().render(made, PATH).splitlines()
-    assert github.Annotation().render(made, PATH).startswith(f"::notice title=atlas PASS {WORDS}::")
+    assert f"qualified={CODE}" in github.StepOutputs().render(ReceiptView(made), PATH).splitlines()
+    assert (
+        github.Annotation().render(ReceiptView(made), PATH).startswith(f"::notice title=atlas PASS {WORDS}::")
+    )
 
 
 def test_a_plain_pass_annotates_nothing_on_github():
-    assert github.Annotation().render(receipts.receipt(), PATH) == ""
+    assert github.Annotation().render(ReceiptView(receipts.receipt()), PATH) == ""
 
 
 def test_every_verdict_says_it():

@@ -62,9 +62,7 @@ def places(view: type[View], rule: dict[str, Any], path: str = "") -> Iterator[t
             else:
                 inner = [one] if "object" in kinds(one) else []
             for rest in inner:
-                yield from places(
-                    fact.of, next(r for r in alternatives(rest) if "null" not in kinds(r)), where
-                )
+                yield from places(fact.of, next(r for r in alternatives(rest) if "object" in kinds(r)), where)
 
 
 def facts_of_named() -> set[Any]:

@@ -291,6 +291,7 @@ def _environment(threads: int) -> dict[str, str]:
 def _read(log: Path) -> tuple[dict[str, Any], str]:
     """Return the audit's JSON summary, if any, and its first reason, its error or its last line of output."""
     from moe_atlas.report.words import gate_sentence
+    from moe_atlas.views.judged import EvidenceLine
 
     try:
         text = log.read_text("utf-8", "replace")
@@ -303,7 +304,7 @@ def _read(log: Path) -> tuple[dict[str, Any], str]:
     if found.get("error"):
         said = found["error"]
         return found, shown(f"{said['code']} {said['where']}: {said['problem']}", 400)
-    return found, gate_sentence(found["failed"][0]) if found.get("failed") else ""
+    return found, gate_sentence(EvidenceLine(found["failed"][0])) if found.get("failed") else ""
 
 
 def _last_line(log: Path) -> str:

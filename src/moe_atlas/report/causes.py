@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moe_atlas.text import ranges, shown
-
-Receipt = Mapping[str, Any]
-Row = Mapping[str, Any]
+from moe_atlas.views.receipt import Difference, ReceiptView
 
 MOST = 3  # sentences before the rest is counted
 STORED = "stored."
@@ -47,23 +45,25 @@ ROUTING = {"router": ("router", NEAR), "selection_bias": ("selection bias", NEAR
 EXPERTS = "routed_expert"
 
 
-def causes(receipt: Receipt) -> list[str]:
+def causes(receipt: ReceiptView) -> list[str]:
     """What differs beside the trained values, each in a sentence, settings before formats; none of a baseline."""
-    rows = receipt["method"].get("differences") or []
-    settings = [row for row in rows if not row["key"].startswith(STORED) and row["key"] not in UNSAID]
-    formats = [row for row in rows if row["key"].startswith(STORED) and _costs(receipt, _class(row))]
+    rows = receipt.method.differences or ()
+    settings = [row for row in rows if not row.key.startswith(STORED) and row.key not in UNSAID]
+    formats = [row for row in rows if row.key.startswith(STORED) and _costs(receipt, _class(row))]
     found = [*_settings(settings), *_formats(formats)]
     more = len(found) - MOST
     return found if more <= 0 else [*found[:MOST], f"{more} more, in the receipt under method.differences"]
 
 
-def _settings(rows: Sequence[Row]) -> Iterator[str]:
+def _settings(rows: Sequence[Difference]) -> Iterator[str]:
     """One sentence for each name and pair of values, however many keys have that name."""
-    together: dict[tuple[str, str, str], list[Row]] = {}
+    together: dict[tuple[str, str, str], list[Difference]] = {}
     for row in rows:
-        last = shown(str(row["key"]).rsplit(".", 1)[-1])
-        name, why = _meaning(f".{row['key']}.")
-        together.setdefault((name.format(last=last), why, f"{row['base']} {row['tuned']}"), []).append(row)
+        last = shown(row.key.rsplit(".", 1)[-1])
+        name, why = _meaning(f".{row.key}.")
+        together.setdefault(
+            (name.format(last=last), why, f"{row.value('base')} {row.value('tuned')}"), []
+        ).append(row)
     for (name, why, _), alike in together.items():
         yield _sentence(name, alike, why)
 
@@ -72,41 +72,43 @@ def _meaning(key: str) -> tuple[str, str]:
     return next((name, why) for part, name, why in SETTINGS if not part or f".{part}." in key)
 
 
-def _formats(rows: Sequence[Row]) -> Iterator[str]:
+def _formats(rows: Sequence[Difference]) -> Iterator[str]:
     """The router's formats one by one, then what else is stored alike together."""
     for kind, (name, why) in ROUTING.items():
         for row in rows:
             if _class(row) == kind:
                 yield _sentence(f"format of the {name}", [row], why)
-    together: dict[tuple[str, str], list[Row]] = {}
+    together: dict[tuple[str, str], list[Difference]] = {}
     for row in rows:
         if _class(row) not in ROUTING:
-            together.setdefault((str(row["base"]), str(row["tuned"])), []).append(row)
+            together.setdefault((str(row.value("base")), str(row.value("tuned"))), []).append(row)
     for alike in together.values():
         names = ", ".join(_class(row).replace("_", " ") for row in alike)
         why = "values that it cannot hold are rounded, which every drift includes"
         yield _sentence(f"format of {names}", alike, why)
 
 
-def _class(row: Row) -> str:
-    return str(row["key"]).removeprefix(STORED)
+def _class(row: Difference) -> str:
+    return row.key.removeprefix(STORED)
 
 
-def _costs(receipt: Receipt, kind: str) -> bool:
+def _costs(receipt: ReceiptView, kind: str) -> bool:
     """Whether a narrower format may have changed a class: not where it holds every value there is all the same."""
-    entry = (receipt["weights"].get("classes") or {}).get(kind) or {}
-    if entry.get("changed") == 0:
+    entry = ((receipt.weights.classes if receipt.weights else None) or {}).get(kind)
+    if entry is not None and entry.changed == 0:
         return False
-    found = [(layer.get("pair") or {}).get("content_quantisation") or {} for layer in receipt["layers"]]
-    costs = [cost["estimate"] for cost in found if cost.get("estimate") is not None]
+    found = [layer.channel("content_quantisation") for layer in receipt.layers]
+    costs = [cost.estimate for cost in found if cost is not None and cost.estimate is not None]
     return kind != EXPERTS or not costs or any(costs)
 
 
-def _sentence(name: str, rows: Sequence[Row], why: str) -> str:
+def _sentence(name: str, rows: Sequence[Difference], why: str) -> str:
     """What a setting or a format is on both sides; rows of equal values, which may concern several layers."""
-    row, layers = rows[0], sorted({layer for one in rows for layer in one.get("layers") or ()})
+    row, layers = rows[0], sorted({layer for one in rows for layer in one.layers or ()})
     where = f", in layer{'s' if len(layers) > 1 else ''} {ranges(layers)}" if layers else ""
-    return f"{name}: base has {_value(row['base'])}, tuned has {_value(row['tuned'])}{where}; {why}"
+    return (
+        f"{name}: base has {_value(row.value('base'))}, tuned has {_value(row.value('tuned'))}{where}; {why}"
+    )
 
 
 def _value(value: Any) -> str:

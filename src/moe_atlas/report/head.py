@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from moe_atlas.derivation.unreplayed_warnings import PARTS
 from moe_atlas.probes.settings.policy import ALLOWANCES, UNREPLAYED
 from moe_atlas.report import words
 from moe_atlas.report.causes import causes
-from moe_atlas.text import interval, number, shown
+from moe_atlas.text import number, shown
+from moe_atlas.views.judged import EvidenceLine
+from moe_atlas.views.measured import Interval
+from moe_atlas.views.receipt import ReceiptView
 
-Receipt = Mapping[str, Any]
 LOSS = "change of loss"
 DOMAINS = 3  # named of each role
 
@@ -34,7 +36,7 @@ class Said(NamedTuple):
         return f"{self.title}: {self.text}" if self.title else self.text
 
 
-def head(receipt: Receipt, most: int | None = None) -> list[Said]:
+def head(receipt: ReceiptView, most: int | None = None) -> list[Said]:
     """Return the lines in reading order.
 
     Args:
@@ -44,14 +46,14 @@ def head(receipt: Receipt, most: int | None = None) -> list[Said]:
     return [*because(receipt), *losses(receipt), *reasons(receipt, most), *conditions(receipt)]
 
 
-def because(receipt: Receipt) -> Iterator[Said]:
+def because(receipt: ReceiptView) -> Iterator[Said]:
     """What differs beside the trained values; a pass needs no cause, and should know of it all the same."""
-    title = "differs beside the training" if receipt["verdict"] == "pass" else "likely cause"
+    title = "differs beside the training" if receipt.verdict == "pass" else "likely cause"
     for sentence in causes(receipt):
         yield Said(title, sentence)
 
 
-def reasons(receipt: Receipt, most: int | None = None) -> Iterator[Said]:
+def reasons(receipt: ReceiptView, most: int | None = None) -> Iterator[Said]:
     """Why the verdict is no pass: the gates that decided, then predicates that are open for another reason."""
     groups = words.deciding(receipt)
     for group in groups[:most]:
@@ -62,33 +64,35 @@ def reasons(receipt: Receipt, most: int | None = None) -> Iterator[Said]:
         yield Said(name, reason)
 
 
-def losses(receipt: Receipt) -> Iterator[Said]:
+def losses(receipt: ReceiptView) -> Iterator[Said]:
     """The change of next-token loss on base and task domains, worst first: the one number that everybody knows."""
     parts = []
     for role in ("base", "task"):
-        found = [row for row in receipt["domains"] if row["role"] == role]
-        known = [row for row in found if (row.get("nll_increase") or {}).get("estimate") is not None]
-        known.sort(key=lambda row: -row["nll_increase"]["estimate"])
-        named = [f"{shown(str(row['name']))} {_signed(row['nll_increase'])}" for row in known[:DOMAINS]]
-        more = [f"and {len(known) - DOMAINS} more"] if len(known) > DOMAINS else []
-        if known:
+        known = [(row.name, row.nll_increase) for row in receipt.domains_of(role)]
+        worst = sorted(
+            ((shown(name), found) for name, found in known if found and found.estimate is not None),
+            key=lambda one: -(one[1].estimate or 0.0),
+        )
+        named = [f"{name} {_signed(found)}" for name, found in worst[:DOMAINS]]
+        more = [f"and {len(worst) - DOMAINS} more"] if len(worst) > DOMAINS else []
+        if worst:
             parts.append(f"{role} {', '.join([*named, *more])}")
     if parts:
         yield Said(LOSS, f"{'; '.join(parts)} (nats per token, above 0 is worse)")
 
 
-def _signed(increase: Mapping[str, Any]) -> str:
-    return f"{'+' if increase['estimate'] > 0 else ''}{interval(increase)}"
+def _signed(increase: Interval) -> str:
+    return f"{'+' if (increase.estimate or 0.0) > 0 else ''}{words.spelled(increase)}"
 
 
-def conditions(receipt: Receipt) -> Iterator[Said]:
+def conditions(receipt: ReceiptView) -> Iterator[Said]:
     """What the verdict does not speak of: channels without a budget, what the policy allows, what was not replayed."""
     found = unjudged(receipt)
     if found:
         yield Said("not judged", found)
-    allowed = receipt["probe"]["policy"].get("allow") or ()
+    allowed = receipt.probe.policy.allow or ()
     if allowed:
-        yield Said("allowed by the policy", "; ".join(f"{name} ({ALLOWANCES[name]})" for name in allowed))
+        yield Said("allowed by the policy", "; ".join(_allowed(name) for name in allowed))
     parts = _not_replayed(receipt)
     if parts:
         yield Said(
@@ -96,26 +100,29 @@ def conditions(receipt: Receipt) -> Iterator[Said]:
         )
 
 
-def unjudged(receipt: Receipt) -> str:
+def _allowed(name: str) -> str:
+    return f"{name} ({ALLOWANCES[name]})" if name in ALLOWANCES else shown(name)
+
+
+def unjudged(receipt: ReceiptView) -> str:
     """The channels that moved and that no budget was registered for, each with its worst protected layer."""
-    worst: dict[str, Mapping[str, Any]] = {}
-    for line in receipt["predicates"]["protected_atlas_rewrite"]["evidence"]:
-        if line["result"] != "not-gated" or not line["estimate"] or line.get("layer") is None:
+    worst: dict[str, EvidenceLine] = {}
+    for line in receipt.predicates["protected_atlas_rewrite"].evidence:
+        if line.result != "not-gated" or not line.estimate or line.layer is None:
             continue
-        if line["estimate"] > max(0.0, worst.get(line["gate"], {}).get("estimate", 0.0)):
-            worst[line["gate"]] = line
+        known = worst.get(line.gate)
+        if line.estimate > max(0.0, (known.estimate if known else None) or 0.0):
+            worst[line.gate] = line
     named = [
-        f"{words.gate_name(gate)} {number(line['estimate'])} (layer {line['layer']})"
+        f"{words.gate_name(gate)} {number(line.estimate)} (layer {line.layer})"
         for gate, line in worst.items()
     ]
     return f"{', '.join(named)}: no budget registered" if named else ""
 
 
-def _not_replayed(receipt: Receipt) -> Sequence[str]:
+def _not_replayed(receipt: ReceiptView) -> Sequence[str]:
     """The parts of a checkpoint that a server may use and no replay does, with their tensors."""
     most: Counter[str] = Counter()
-    for found in receipt["checkpoints"].values():
-        most |= Counter(
-            row["part"] for row in (found or {}).get("skipped") or () if row["part"] in UNREPLAYED
-        )
+    for found in receipt.checkpoints.values():
+        most |= Counter(row.part for row in found.skipped or () if row.part in UNREPLAYED)
     return [f"{count} tensor{'s' if count > 1 else ''} ({PARTS[part]})" for part, count in most.items()]

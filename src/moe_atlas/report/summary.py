@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +9,39 @@ from moe_atlas.errors import VERDICT_EXIT, AtlasError
 from moe_atlas.report.head import head
 from moe_atlas.report.words import all_evidence, understood
 from moe_atlas.verdict.qualifications import QUALIFICATIONS
+from moe_atlas.views.judged import EvidenceLine
+from moe_atlas.views.receipt import ReceiptView
 
 
-def exit_code(receipt: Mapping[str, Any]) -> int:
+def exit_code(receipt: ReceiptView) -> int:
     """The exit code of the command that wrote this receipt."""
-    return int(VERDICT_EXIT[receipt["verdict"]])
+    return int(VERDICT_EXIT[receipt.verdict])
 
 
-def summary(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def summary(receipt: ReceiptView, path: Path) -> dict[str, Any]:
     """Verdict, outcomes, head, what failed, what to know and what to do; the same keys for every receipt."""
     return {
-        "verdict": receipt["verdict"],
-        "qualified": {code: QUALIFICATIONS[code] for code in receipt["qualified"]},
-        "kind": receipt["kind"],
+        "verdict": receipt.verdict,
+        "qualified": {code: QUALIFICATIONS.get(code, code) for code in receipt.qualified},
+        "kind": receipt.kind,
         "exit_code": exit_code(receipt),
         "receipt": str(path),
-        "receipt_sha256": receipt["evidence"]["receipt_sha256"],
+        "receipt_sha256": receipt.evidence.receipt_sha256,
         "predicates": {
-            name: {"outcome": predicate["outcome"], "passed": predicate["passed"]}
-            for name, predicate in receipt["predicates"].items()
+            name: {"outcome": predicate.outcome, "passed": predicate.passed}
+            for name, predicate in receipt.predicates.items()
         },
         "head": [said.line for said in head(receipt)],
-        "failed": sorted(
-            (line for line in all_evidence(receipt) if line["result"] in ("fail", "undetermined")),
-            key=lambda line: (line["result"], understood(line["gate"])),
-        ),
-        "warnings": receipt["warnings"],
-        "next_steps": receipt["next_steps"],
+        "failed": [dict(line.facts) for line in _failed(receipt)],
+        "warnings": [dict(warning.facts) for warning in receipt.warnings],
+        "next_steps": [dict(step.facts) for step in receipt.next_steps],
     }
+
+
+def _failed(receipt: ReceiptView) -> list[EvidenceLine]:
+    """Gates that failed or stayed open: failed ones first, then what a colleague understands at once."""
+    lines = [line for line in all_evidence(receipt) if line.result in ("fail", "undetermined")]
+    return sorted(lines, key=lambda line: (line.result, understood(line.gate)))
 
 
 def error_summary(error: AtlasError) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -14,7 +13,11 @@ from moe_atlas.channels import CHANNEL, GATED, Channel
 from moe_atlas.report import words
 from moe_atlas.report.head import head
 from moe_atlas.report.screen import Fitted
-from moe_atlas.text import interval, number, shown
+from moe_atlas.text import number, shown
+from moe_atlas.views.judged import PredicateView
+from moe_atlas.views.measured import LayerView
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.registered import Policy
 
 STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", None: "bold cyan"}
 RESULTS = {"pass": "green", "fail": "red", "undetermined": "yellow", "likely cause": "bold"}
@@ -23,141 +26,142 @@ LAYERS_SHOWN = 12
 REASONS_SHOWN = 6
 
 
-def render(receipt: dict[str, Any], console: Console) -> None:
+def render(receipt: ReceiptView, console: Console) -> None:
     """Print a receipt."""
     console.print(Group(*sections(receipt)))
 
 
-def sections(receipt: dict[str, Any]) -> Iterator[RenderableType]:
+def sections(receipt: ReceiptView) -> Iterator[RenderableType]:
     """The parts of the terminal report, in reading order."""
     yield headline(receipt)
     yield from opening(receipt)
-    for warning in receipt.get("warnings", []):
-        yield Text(f"warning: {shown(warning['message'], 300)}", style="yellow")
-    if receipt["kind"] == "baseline":
+    for warning in receipt.warnings:
+        yield Text(f"warning: {shown(warning.message, 300)}", style="yellow")
+    if receipt.is_baseline:
         yield baseline_table(receipt)
         yield from lineage(receipt)
     else:
         yield predicate_table(receipt)
         yield layer_table(receipt)
         yield domain_table(receipt)
-    for step in receipt.get("next_steps", [])[:3]:
+    for step in receipt.next_steps[:3]:
         yield Text(f"next: {words.next_step(step)}")
 
 
-def headline(receipt: dict[str, Any]) -> Text:
+def headline(receipt: ReceiptView) -> Text:
     """Verdict, what was compared, and on how much."""
-    verdict = receipt["verdict"]
-    word = "BASELINE RECORDED" if receipt["kind"] == "baseline" else words.verdict(receipt)
+    verdict = receipt.verdict
+    word = "BASELINE RECORDED" if receipt.is_baseline else words.verdict(receipt)
     text = Text(f" {word} ", style=f"{STYLES.get(verdict, 'bold')} reverse")
-    probe = shown(str(receipt["probe"]["name"]))
+    probe = shown(receipt.probe.name)
     return text.append(f"  {words.names(receipt)}   probe {probe}: {words.sample(receipt)}", style="default")
 
 
-def lineage(receipt: dict[str, Any]) -> Iterator[Text]:
+def lineage(receipt: ReceiptView) -> Iterator[Text]:
     """That a resumed checkpoint is the one that an earlier receipt saw; the warnings say what is not."""
-    earlier = (receipt.get("parent") or {}).get("receipt")
-    if earlier is not None and earlier["same_tensors"]:
+    earlier = receipt.parent.receipt if receipt.parent else None
+    if earlier is not None and earlier.same_tensors:
         yield Text("resumed: every tensor holds the values of the earlier receipt's", style="green")
 
 
-def opening(receipt: dict[str, Any]) -> Iterator[RenderableType]:
+def opening(receipt: ReceiptView) -> Iterator[RenderableType]:
     """The likely cause, the change of loss, the gates that decided, and what the verdict does not speak of."""
     for said in head(receipt, REASONS_SHOWN):
         yield Padding.indent(Text(said.line, style=RESULTS.get(said.title, "")), 2)
 
 
-def predicate_table(receipt: dict[str, Any]) -> Table:
+def predicate_table(receipt: ReceiptView) -> Table:
     """The three predicates with the line of evidence that matters most."""
     table = Table(title="Predicates", title_justify="left", expand=False)
     for column in ("predicate", "outcome", "what decided"):
         table.add_column(column, overflow="fold")
-    for name, predicate in receipt["predicates"].items():
-        passed = {True: "green", False: "red", None: "yellow"}[predicate["passed"]]
+    for name, predicate in receipt.predicates.items():
+        passed = {True: "green", False: "red", None: "yellow"}[predicate.passed]
         sentence = _telling(predicate)
-        table.add_row(words.PREDICATES[name], Text(predicate["outcome"], style=passed), Text(sentence))
+        table.add_row(words.PREDICATES[name], Text(predicate.outcome, style=passed), Text(sentence))
     return table
 
 
-def _telling(predicate: dict[str, Any]) -> str:
+def _telling(predicate: PredicateView) -> str:
     """Of a pass the line nearest to its budget that has an interval to show; else the worst that is no pass."""
-    wanted = ("pass",) if predicate["passed"] else ("fail", "undetermined")
-    lines = [line for line in predicate["evidence"] if line["result"] in wanted]
-    measured = [line for line in lines if line["low"] is not None and line["high"] is not None]
-    worst = next(iter(measured if predicate["passed"] and measured else lines), None)
-    return words.gate_sentence(worst) if worst else shown(str(predicate.get("reason") or "–"), 300)
+    wanted = ("pass",) if predicate.passed else ("fail", "undetermined")
+    lines = [line for line in predicate.evidence if line.result in wanted]
+    measured = [line for line in lines if line.low is not None and line.high is not None]
+    worst = next(iter(measured if predicate.passed and measured else lines), None)
+    return words.gate_sentence(worst) if worst else shown(predicate.reason or "–", 300)
 
 
-def layer_table(receipt: dict[str, Any]) -> Fitted:
+def layer_table(receipt: ReceiptView) -> Fitted:
     """Every channel of the worst layers, protected ones marked; budgets in the last row."""
-    budgets = receipt["probe"]["policy"]["rewrite"]
-    layers = sorted(receipt["layers"], key=lambda layer: -_worst(layer, budgets))
+    policy = receipt.probe.policy
+    layers = sorted(receipt.layers, key=lambda layer: -_worst(layer, policy))
     title = "Layers, worst first (* protected; against the budget, upper bound)"
     table = Table(title=title, title_justify="left", expand=False)
     for column in ("layer", *(channel.short for channel in COLUMNS), "dead", "margin"):
         table.add_column(column, justify="right", no_wrap=True)
     for layer in layers[:LAYERS_SHOWN]:
-        cells = [_channel(layer, channel, budgets) for channel in COLUMNS]
-        mark = "*" if layer["protected"] else " "
+        cells = [_channel(layer, channel, policy) for channel in COLUMNS]
+        mark = "*" if layer.protected else " "
         table.add_row(
-            f"{layer['layer']}{mark}", *cells, _change(layer, "dead_experts"), _change(layer, "set_margin")
+            f"{layer.layer}{mark}", *cells, _change(layer, "dead_experts"), _change(layer, "set_margin")
         )
     table.add_section()
-    limits = (number(budgets.get(channel.budget)) for channel in COLUMNS)
+    limits = (number(policy.budget(channel.budget)) for channel in COLUMNS)
     table.add_row("budget", *limits, "", "", style="dim")
     if len(layers) > LAYERS_SHOWN:
         table.caption = f"{len(layers) - LAYERS_SHOWN} more layers in the receipt"
     return Fitted(table, ("margin", "dead", CHANNEL["entropy_drop"].short, CHANNEL["overlap_drop"].short))
 
 
-def _channel(layer: dict[str, Any], channel: Channel, budgets: dict[str, Any]) -> Text:
-    value = (layer.get("pair") or {}).get(channel.key) or {}
-    budget = budgets.get(channel.budget)
-    over = budget is not None and value.get("high") is not None and value["high"] >= budget
-    return Text(number(value.get("estimate")), style="red" if over and layer["protected"] else "")
+def _channel(layer: LayerView, channel: Channel, policy: Policy) -> Text:
+    value, budget = layer.channel(channel.key), policy.budget(channel.budget)
+    high = value.high if value else None
+    over = budget is not None and high is not None and high >= budget
+    return Text(number(words.estimate(value)), style="red" if over and layer.protected else "")
 
 
-def _change(layer: dict[str, Any], key: str) -> str:
-    values = [words.estimate(layer[side].get(key)) for side in ("base", "tuned")]
-    return f"{number(values[0])}→{number(values[1])}"
+def _change(layer: LayerView, key: str) -> str:
+    sides = (layer.base, layer.tuned)
+    values = [number(words.estimate(side.interval(key) if side else None)) for side in sides]
+    return "→".join(values)
 
 
-def _worst(layer: dict[str, Any], budgets: dict[str, Any]) -> float:
+def _worst(layer: LayerView, policy: Policy) -> float:
     ratios = [0.0]
     for channel in COLUMNS:
-        value = (layer.get("pair") or {}).get(channel.key) or {}
-        if budgets.get(channel.budget) and value.get("high") is not None:
-            ratios.append(value["high"] / budgets[channel.budget])
-    return max(ratios) + (1000.0 if layer["protected"] else 0.0)
+        value, budget = layer.channel(channel.key), policy.budget(channel.budget)
+        if budget and value is not None and value.high is not None:
+            ratios.append(value.high / budget)
+    return max(ratios) + (1000.0 if layer.protected else 0.0)
 
 
-def domain_table(receipt: dict[str, Any]) -> Fitted:
+def domain_table(receipt: ReceiptView) -> Fitted:
     """NLL of every domain before and after, and the paired increase."""
     table = Table(title="Domains (NLL, nats per token)", title_justify="left", expand=False)
     for column in ("domain", "role", "documents", "base", "tuned", "increase", "KL", "top-1 agreement"):
         table.add_column(column, justify="left" if column in ("domain", "role") else "right", no_wrap=True)
-    for domain in receipt["domains"]:
+    for domain in receipt.domains:
         table.add_row(
-            Text(shown(str(domain["name"]))),
-            domain["role"],
-            str(domain["documents"]),
-            number(words.estimate(domain["nll_base"]), 4),
-            number(words.estimate(domain["nll_tuned"]), 4),
-            interval(domain["nll_increase"]),
-            number(words.estimate(domain["kl"])),
-            number(words.estimate(domain["top1_agreement"])),
+            Text(shown(domain.name)),
+            domain.role,
+            str(domain.documents),
+            number(words.estimate(domain.nll_base), 4),
+            number(words.estimate(domain.nll_tuned), 4),
+            words.spelled(domain.nll_increase),
+            number(words.estimate(domain.kl)),
+            number(words.estimate(domain.top1_agreement)),
         )
     return Fitted(table, ("top-1 agreement", "KL", "role", "documents"))
 
 
-def baseline_table(receipt: dict[str, Any]) -> Table:
+def baseline_table(receipt: ReceiptView) -> Table:
     """The state of a baseline: occupancy, overlap and margin of every routed layer."""
     keys = ("overlap", "set_margin", "load_entropy", "load_cv", "dead_experts")
     table = Table(title="State of the atlas (* protected)", title_justify="left", expand=False)
     for column in ("layer", *keys):
         table.add_column(column.replace("_", " "), justify="right")
-    for layer in receipt["layers"]:
-        mark = "*" if layer["protected"] else " "
-        cells = [interval(layer["base"].get(key)) for key in keys]
-        table.add_row(f"{layer['layer']}{mark}", *cells)
+    for layer in receipt.layers:
+        mark = "*" if layer.protected else " "
+        cells = [words.spelled(layer.base.interval(key) if layer.base else None) for key in keys]
+        table.add_row(f"{layer.layer}{mark}", *cells)
     return table

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from moe_atlas.channels import GATED
 from moe_atlas.text import interval, number, shown
 from moe_atlas.verdict.gates.gate import limit_name
 from moe_atlas.verdict.qualifications import in_words
-
-Line = Mapping[str, Any]
-Receipt = Mapping[str, Any]
+from moe_atlas.views.judged import EvidenceLine, NextStep
+from moe_atlas.views.measured import Interval
+from moe_atlas.views.receipt import ReceiptView
 
 PREDICATES = {
     "protected_atlas_rewrite": "protected-atlas rewrite",
@@ -59,12 +59,30 @@ ORDER = {gate: rank for rank, gates in enumerate((BROKEN, KNOWN, STORED)) for ga
 SYMBOLS = {"pass": "✓", "fail": "✗", "undetermined": "?", "not-applicable": "–", "not-gated": "·"}
 PASSED = {True: "pass", False: "fail", None: "undetermined"}
 VERDICTS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", None: "BASELINE"}
-PLACES = ("layer", "domain", "class", "part", "attempt")
+PLACES = {"layer": "layer", "domain": "domain", "class": "kind", "part": "part", "attempt": "attempt"}
+"""Where a gate was held, in words, and the fact of a line of evidence that says which."""
+NOT_RECORDED = "not recorded"
 
 
-def verdict(receipt: Receipt) -> str:
+class Bounded(Protocol):
+    """An estimate with its bounds, whatever it belongs to."""
+
+    @property
+    def estimate(self) -> float | None:
+        """The estimate."""
+
+    @property
+    def low(self) -> float | None:
+        """The lower bound."""
+
+    @property
+    def high(self) -> float | None:
+        """The upper bound."""
+
+
+def verdict(receipt: ReceiptView) -> str:
     """The verdict in words, with everything that qualifies it."""
-    return in_words(VERDICTS[receipt["verdict"]], receipt["qualified"])
+    return in_words(VERDICTS[receipt.verdict], receipt.qualified)
 
 
 @dataclass(frozen=True)
@@ -79,20 +97,20 @@ class GateGroup:
 
     gate: str
     result: str
-    lines: tuple[Line, ...]
+    lines: tuple[EvidenceLine, ...]
 
     @property
     def sentence(self) -> str:
         """The worst line, and how many more there are, in how many other places."""
         worst, *rest = self.lines
-        key = next((key for key in PLACES if worst.get(key) is not None), None)
         said = gate_sentence(worst)
         if not rest:
             return said
-        others = {line.get(key) for line in rest} - {worst.get(key)} if key else set()
-        if len(others) == len(rest):
-            return f"{said}; and {_counted(len(rest), str(key))}"
-        where = f", in {_counted(len(others), str(key))}" if others else ""
+        noun, _ = located(worst)
+        others = {located(line) for line in rest} - {located(worst)}
+        if noun and len(others) == len(rest):
+            return f"{said}; and {_counted(len(rest), noun)}"
+        where = f", in {_counted(len(others), noun)}" if noun and others else ""
         return f"{said}; and {_counted(len(rest), 'finding')}{where}"
 
 
@@ -101,25 +119,25 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} more {plural if count > 1 else noun}"
 
 
-def grouped(lines: Iterable[Line]) -> list[GateGroup]:
+def grouped(lines: Iterable[EvidenceLine]) -> list[GateGroup]:
     """Evidence by gate and result; the order of the evidence, worst first, is kept."""
-    found: dict[tuple[str, str], list[Line]] = {}
+    found: dict[tuple[str, str], list[EvidenceLine]] = {}
     for line in lines:
-        found.setdefault((str(line["result"]), str(line["gate"])), []).append(line)
+        found.setdefault((line.result, line.gate), []).append(line)
     return [GateGroup(gate, result, tuple(group)) for (result, gate), group in found.items()]
 
 
-def all_evidence(receipt: Receipt) -> list[Line]:
+def all_evidence(receipt: ReceiptView) -> list[EvidenceLine]:
     """The evidence of the three predicates, in order."""
-    return [line for predicate in receipt["predicates"].values() for line in predicate["evidence"]]
+    return [line for predicate in receipt.predicates.values() for line in predicate.evidence]
 
 
-def deciding(receipt: Receipt) -> list[GateGroup]:
+def deciding(receipt: ReceiptView) -> list[GateGroup]:
     """The gates that decided against a pass: the failed ones of a FAIL, the open ones of an INCONCLUSIVE.
 
     What a colleague understands comes first; among gates of one kind the worst.
     """
-    wanted = {"fail": "fail", "inconclusive": "undetermined"}.get(str(receipt["verdict"]))
+    wanted = {"fail": "fail", "inconclusive": "undetermined"}.get(str(receipt.verdict))
     found = [group for group in grouped(all_evidence(receipt)) if group.result == wanted]
     return sorted(found, key=lambda group: understood(group.gate))
 
@@ -129,12 +147,12 @@ def understood(gate: str) -> int:
     return ORDER.get(gate, len(ORDER))
 
 
-def open_reasons(receipt: Receipt) -> list[tuple[str, str]]:
+def open_reasons(receipt: ReceiptView) -> list[tuple[str, str]]:
     """Predicates that did not pass for a reason that is no gate's: name and reason."""
     return [
-        (PREDICATES[name], shown(str(predicate["reason"]), 300))
-        for name, predicate in receipt["predicates"].items()
-        if predicate["passed"] is not True and predicate.get("reason")
+        (PREDICATES[name], shown(predicate.reason, 300))
+        for name, predicate in receipt.predicates.items()
+        if predicate.passed is not True and predicate.reason
     ]
 
 
@@ -143,43 +161,60 @@ def gate_name(gate: str) -> str:
     return GATES.get(gate, gate.replace("_", " "))
 
 
-def place(line: Line) -> str:
+def located(line: EvidenceLine) -> tuple[str, str]:
+    """Where a gate was held, as a noun and which one of it; both empty for the whole checkpoint."""
+    for noun, fact in PLACES.items():
+        value: int | str | None = getattr(line, fact)
+        if value is not None:
+            return noun, shown(str(value))
+    return "", ""
+
+
+def place(line: EvidenceLine) -> str:
     """Where a gate was held: a layer and maybe an expert of it, a domain, a tensor class or an attempt."""
-    found = next((f"{key} {shown(str(line[key]))}" for key in PLACES if line.get(key) is not None), "")
-    return found if line.get("expert") is None else f"{found} expert {line['expert']}"
+    found = " ".join(located(line)).strip()
+    return found if line.expert is None else f"{found} expert {line.expert}"
 
 
-def gate_sentence(line: Line) -> str:
+def gate_sentence(line: EvidenceLine) -> str:
     """One gate in words: where, what, the interval, the budget, margin or target."""
-    parts = [part for part in (place(line), gate_name(str(line["gate"]))) if part]
-    if line["estimate"] is not None:
-        parts.append(interval(line))
+    parts = [part for part in (place(line), gate_name(line.gate)) if part]
+    if line.estimate is not None:
+        parts.append(spelled(line))
     sentence = " ".join(parts)
-    if line["budget"] is not None:
-        sentence += f", {limit_name(str(line['gate']))} {number(line['budget'])}"
-    if line.get("reason"):
-        sentence += f" ({shown(str(line['reason']), 160)})"
+    if line.budget is not None:
+        sentence += f", {limit_name(line.gate)} {number(line.budget)}"
+    if line.reason:
+        sentence += f" ({shown(line.reason, 160)})"
     return sentence
 
 
-def next_step(step: Mapping[str, str]) -> str:
+def next_step(step: NextStep) -> str:
     """A next step in words."""
-    return shown(f"{step['pattern']}: {step['first']}", 400)
+    return shown(f"{step.pattern}: {step.first}", 400)
 
 
-def names(receipt: Receipt) -> str:
-    """The checkpoints that were read, base first."""
-    found = receipt["checkpoints"]
-    return " → ".join(shown(str(found[side]["path"])) for side in ("base", "tuned") if found.get(side))
+def names(receipt: ReceiptView) -> str:
+    """The checkpoints that were compared, base first."""
+    found = receipt.checkpoints
+    paths = [found[side].stored_at for side in ("base", "tuned") if side in found]
+    return " → ".join(NOT_RECORDED if path is None else shown(path) for path in paths)
 
 
-def sample(receipt: Receipt) -> str:
+def sample(receipt: ReceiptView) -> str:
     """On how much the receipt rests."""
-    windows = sum(domain["windows"] for domain in receipt["domains"])
-    documents = sum(domain["documents"] for domain in receipt["domains"])
+    windows = sum(domain.windows for domain in receipt.domains)
+    documents = sum(domain.documents for domain in receipt.domains)
     return f"{windows} windows, {documents} documents"
 
 
-def estimate(value: Any) -> Any:
-    """The estimate of an interval; any other value as it is."""
-    return value.get("estimate") if isinstance(value, Mapping) else value
+def spelled(found: Bounded | None) -> str:
+    """An interval in words; a dash where there is none."""
+    if found is None:
+        return interval(None)
+    return interval({"estimate": found.estimate, "low": found.low, "high": found.high})
+
+
+def estimate(found: Interval | None) -> float | None:
+    """The estimate of an interval; None where there is none."""
+    return None if found is None else found.estimate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from moe_atlas.views.view import (
@@ -10,8 +11,10 @@ from moe_atlas.views.view import (
     integer,
     integers,
     number,
+    numbers,
     numbers_or_none,
     part,
+    parts,
     text,
 )
 
@@ -75,6 +78,25 @@ class PairView(Intervals):
 class HealthView(Intervals):
     """The state of one checkpoint at one layer."""
 
+    expert_share = numbers().or_none()
+    dead_by_chance = number().or_none()
+
+    def pooled(self, key: str) -> float | None:
+        """Return a figure pooled over all tokens, such as ``set_margin_p10``; None where it has no value."""
+        return None if isinstance(self.facts.get(key), Mapping) else self.number_at(key)
+
+
+class Assumptions(View):
+    """Which assumptions of the theorems hold at one layer of one checkpoint."""
+
+    rank_possible = flag().or_none()
+
+
+class BothAssumptions(View):
+    """The same for both checkpoints."""
+
+    base = part(Assumptions).or_none()
+
 
 class Changes(View):
     """How far the tensors of each expert moved, in shares of their norm; null where no number says it."""
@@ -94,6 +116,7 @@ class LayerView(View):
     tuned = part(HealthView).or_none()
     pair = part(PairView).or_none()
     changes = part(Changes).or_none()
+    assumptions = part(BothAssumptions)
 
     def changes_of(self, kind: Literal["experts", "router_rows"]) -> tuple[float | None, ...]:
         """Return how far each expert changed: its own tensors, or its row of the router."""
@@ -163,8 +186,23 @@ class DomainRow(Intervals):
     success = part(Success).or_none()
 
 
-class Margins(View):
-    """The margins over the protected layers that decide anything."""
+class Margins(Intervals):
+    """The lifecycle margins over the protected layers, exact and as published."""
 
     refinement_margin = part(Interval).or_none()
     handoff_margin = part(Interval).or_none()
+
+
+class FloorRow(View):
+    """The noise floor of one layer; the floor of a channel is looked up by its key."""
+
+    layer = integer()
+    delta = number()
+
+
+class NoiseFloor(View):
+    """The base against itself under another execution."""
+
+    execution = text()
+    layers = parts(FloorRow)
+    largest_nll_change = number()

@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moe_atlas.views.judged import Attempt, Claim, NextStep, PredicateView, Warned
-from moe_atlas.views.measured import DomainRow, LayerView, Margins
+from moe_atlas.views.measured import DomainRow, LayerView, Margins, NoiseFloor
 from moe_atlas.views.registered import CheckpointFacts, ProbeView
-from moe_atlas.views.view import View, named, part, parts, text, texts
+from moe_atlas.views.view import View, flag, integers, mapping, named, part, parts, text, texts
 from moe_atlas.views.weights import Identity, VocabularyView, WeightsView
+
+
+class Difference(View):
+    """A setting or a stored format in which the two checkpoints differ; its values may be of any type."""
+
+    key = text()
+    layers = integers().or_none()
+
+    def value(self, side: str) -> Any:
+        """Return what ``base`` or ``tuned`` has; None where it has nothing."""
+        return self.facts.get(side)
+
+
+class Method(View):
+    """Every choice that can move a number; those in one word or number are read from `facts`."""
+
+    differences = parts(Difference).or_none()
+
+
+class Timing(View):
+    """When the audit ran."""
+
+    started = text().or_none()
+
+
+class Earlier(View):
+    """An earlier receipt of the run, held against this checkpoint."""
+
+    same_tensors = flag()
+
+
+class Parent(View):
+    """What the receipt follows."""
+
+    receipt = part(Earlier).or_none()
 
 
 class Evidence(View):
@@ -36,6 +73,11 @@ class ReceiptView(View):
     probe = part(ProbeView)
     checkpoints = named(CheckpointFacts)
     attempts = parts(Attempt).or_none()
+    noise_floor = part(NoiseFloor).or_none()
+    method = part(Method)
+    environment = mapping()
+    timing = part(Timing)
+    parent = part(Parent).or_none()
     evidence = part(Evidence)
 
     @property

@@ -55,6 +55,11 @@ class View:
         """Return the path of a fact."""
         return f"{self.path}.{key}" if self.path else key
 
+    def number_at(self, key: str) -> float | None:
+        """Return a number that is looked up by its key; None where it is null or missing."""
+        value = self.facts.get(key)
+        return None if value is None else cast(float, _number(value, self.at(key)))
+
 
 class Fact(Generic[T]):
     """One fact of a view, under the attribute's name or another key.
@@ -155,6 +160,16 @@ def texts(key: str = "") -> Fact[tuple[str, ...]]:
 def integers(key: str = "") -> Fact[tuple[int, ...]]:
     """A list of whole numbers."""
     return Fact("array", _each(_integer), key)
+
+
+def groups(key: str = "") -> Fact[tuple[tuple[int, ...], ...]]:
+    """A list of lists of whole numbers."""
+    return Fact("array", _each(_each(_integer)), key)
+
+
+def numbers(key: str = "") -> Fact[tuple[float, ...]]:
+    """A list of numbers."""
+    return Fact("array", _each(_number), key)
 
 
 def numbers_or_none(key: str = "") -> Fact[tuple[float | None, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_atlas.views.view import View, flag, integer, named, part, parts, text
+from moe_atlas.views.view import View, flag, groups, integer, integers, named, number, part, parts, text
 
 
 class BothCounts(View):
@@ -24,11 +24,20 @@ class SeenAndUnseen(View):
     unseen = integer()
 
 
+class SeenAndUnseenChange(View):
+    """How far rows moved whose ids the probe windows hold, and how far the others did; null where not finite."""
+
+    seen = number().or_none()
+    unseen = number().or_none()
+
+
 class WeightClass(View):
     """The tensors of one class, counted."""
 
     tensors = integer().or_none()
     changed = integer().or_none()
+    relative_change = number().or_none()
+    zeros = part(BothCounts).or_none()
     nonfinite = part(BothCounts).or_none()
 
 
@@ -65,6 +74,10 @@ class VocabularyRows(View):
     """How the rows of the embedding or of the head changed."""
 
     rows = integer()
+    seen = integer()
+    changed = part(SeenAndUnseen)
+    median_change = part(SeenAndUnseenChange)
+    largest_change = part(SeenAndUnseenChange)
     outlying = part(SeenAndUnseen)
     far_longer = integer()
     permuted = integer()
@@ -126,8 +139,33 @@ class Breach(View):
     detail = text()
 
 
+class Clones(View):
+    """Groups of experts that hold the same values, in each checkpoint."""
+
+    base = groups().or_none()
+    tuned = groups().or_none()
+
+
+class InitLike(View):
+    """Experts that look untrained, in each checkpoint."""
+
+    base = integers().or_none()
+    tuned = integers().or_none()
+
+
+class IdentityLayer(View):
+    """The experts of one layer, held against those of the base."""
+
+    layer = integer()
+    match = integers().or_none()
+    clones = part(Clones)
+    init_like = part(InitLike)
+
+
 class Identity(View):
     """Is expert i still expert i, and are both checkpoints the same?"""
+
+    layers = parts(IdentityLayer).or_none()
 
     identical_checkpoints = flag().or_none()
     identical_replayed = flag().or_none()

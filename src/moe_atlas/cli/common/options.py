@@ -144,13 +144,12 @@ def emit(result: Result, wanted: Outputs, *, quiet: bool) -> int:
 
 def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
     """Print the terminal report and the paths of the written files."""
-    from moe_atlas.report.formats.outputs import readable
+    from moe_atlas.report.opening import opened
     from moe_atlas.report.screen import screen
     from moe_atlas.report.terminal import render
 
     console = screen()
-    with readable(path):
-        render(receipt, console)
+    render(opened(receipt, path), console)
     digest = receipt["evidence"]["receipt_sha256"][:16]
     reports = "".join(f"; report: {shown(str(report))}" for report in written)
     name = shown(str(path))

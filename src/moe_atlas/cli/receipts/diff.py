@@ -24,11 +24,12 @@ def diff(
     Example: atlas diff monday.json tuesday.json
     """
     from moe_atlas.receipt.compare import compare
-    from moe_atlas.report.formats.outputs import readable
+    from moe_atlas.report.opening import opened
 
     sides = _side(first), _side(second)
-    with readable(first, second):
-        found = compare(*sides)
+    for side, path in zip(sides, (first, second), strict=True):
+        opened(side.receipt, path)
+    found = compare(*sides)
     if as_json:
         typer.echo(json.dumps(found.describe(), indent=2))
         return
@@ -37,9 +38,7 @@ def diff(
     from moe_atlas.report.diff import sections
     from moe_atlas.report.screen import screen
 
-    with readable(first, second):
-        parts = Group(*sections(found, first, second))
-    screen().print(parts)
+    screen().print(Group(*sections(found, first, second)))
 
 
 def _side(path: Path) -> Side:

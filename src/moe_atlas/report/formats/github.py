@@ -15,6 +15,7 @@ from moe_atlas.report.formats.interface import Format
 from moe_atlas.report.head import LOSS, head
 from moe_atlas.report.summary import exit_code
 from moe_atlas.text import shown, workflow
+from moe_atlas.views.receipt import ReceiptView
 
 SUMMARY, OUTPUT = "GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"
 
@@ -34,15 +35,15 @@ def check_environment() -> None:
 class StepOutputs:
     """The outputs of the step: lines of ``name=value``."""
 
-    def render(self, receipt: Mapping[str, Any], path: Path) -> str:
+    def render(self, receipt: ReceiptView, path: Path) -> str:
         """Return verdict, exit code, path and sha256 of a receipt."""
         return _lines(
             {
-                "verdict": receipt["verdict"] or receipt["kind"],
-                "qualified": ",".join(receipt["qualified"]),
+                "verdict": receipt.verdict or receipt.kind,
+                "qualified": ",".join(receipt.qualified),
                 "exit-code": exit_code(receipt),
                 "receipt": path,
-                "receipt-sha256": receipt["evidence"]["receipt_sha256"],
+                "receipt-sha256": receipt.evidence.receipt_sha256,
             }
         )
 
@@ -55,10 +56,10 @@ class StepOutputs:
 class Annotation:
     """A workflow command that annotates the run: one line, or nothing on a pass that nothing qualifies."""
 
-    def render(self, receipt: Mapping[str, Any], path: Path) -> str:
+    def render(self, receipt: ReceiptView, path: Path) -> str:
         """Return the first reason of a verdict other than pass."""
-        level = {"fail": "error", "inconclusive": "warning"}.get(str(receipt["verdict"]), "notice")
-        if level == "notice" and not receipt["qualified"]:
+        level = {"fail": "error", "inconclusive": "warning"}.get(str(receipt.verdict), "notice")
+        if level == "notice" and not receipt.qualified:
             return ""
         found = next((said for said in head(receipt) if said.title != LOSS), None)
         message = found.text if found else "see the step summary"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from moe_atlas.errors import AtlasError
+from moe_atlas.views.receipt import ReceiptView
 
 
-def render(receipt: Mapping[str, Any], path: Path) -> str:
+def render(receipt: ReceiptView, path: Path) -> str:
     """Return the page of a receipt."""
     from moe_atlas.report.html import audit_page
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from moe_atlas.errors import AtlasError
+from moe_atlas.views.receipt import ReceiptView
 
 
 class FormatName(StrEnum):
@@ -22,7 +22,7 @@ class FormatName(StrEnum):
 class Format(Protocol):
     """A report format: a module or an object with these two functions."""
 
-    def render(self, receipt: Mapping[str, Any], path: Path, /) -> str:
+    def render(self, receipt: ReceiptView, path: Path, /) -> str:
         """Return the report of the receipt at `path`."""
 
     def render_error(self, error: AtlasError, /) -> str | None:

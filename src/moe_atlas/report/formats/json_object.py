@@ -9,9 +9,10 @@ from typing import Any
 
 from moe_atlas.errors import AtlasError
 from moe_atlas.report.summary import error_summary, summary
+from moe_atlas.views.receipt import ReceiptView
 
 
-def render(receipt: Mapping[str, Any], path: Path) -> str:
+def render(receipt: ReceiptView, path: Path) -> str:
     """Return the summary of a receipt as JSON."""
     return _text(summary(receipt, path))
 

@@ -7,30 +7,31 @@ that failed inside a predicate which its declared stage lets pass is ``skipped``
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from moe_atlas.errors import AtlasError
 from moe_atlas.report import words
 from moe_atlas.report.head import because, conditions, losses
 from moe_atlas.text import shown
+from moe_atlas.views.judged import PredicateView
+from moe_atlas.views.receipt import ReceiptView
 
 ALLOWED = "allowed by the declared stage"
 
 
-def render(receipt: Mapping[str, Any], path: Path) -> str:
+def render(receipt: ReceiptView, path: Path) -> str:
     """Return a receipt as JUnit XML, which does not name the receipt's path."""
     root = ET.Element("testsuites", name="atlas")
-    said = [("verdict", words.verdict(receipt))] if receipt["qualified"] else []
+    said = [("verdict", words.verdict(receipt))] if receipt.qualified else []
     _noted(root, "head", [*said, *because(receipt), *losses(receipt), *conditions(receipt)])
-    if receipt["kind"] == "baseline":
+    if receipt.is_baseline:
         suite = ET.SubElement(root, "testsuite", name="baseline")
         _case(suite, "baseline", "recorded")
-    for name, predicate in receipt["predicates"].items():
-        if receipt["kind"] == "audit":
+    for name, predicate in receipt.predicates.items():
+        if not receipt.is_baseline:
             _suite(root, name, predicate)
-    _noted(root, "warnings", [(warning["code"], warning["message"]) for warning in receipt["warnings"]])
+    _noted(root, "warnings", [(warning.code, warning.message) for warning in receipt.warnings])
     return _finished(root)
 
 
@@ -43,15 +44,15 @@ def render_error(error: AtlasError) -> str:
     return _finished(root)
 
 
-def _suite(root: ET.Element, name: str, predicate: Mapping[str, Any]) -> None:
+def _suite(root: ET.Element, name: str, predicate: PredicateView) -> None:
     suite = ET.SubElement(root, "testsuite", name=name)
-    passed = predicate["passed"]
-    for line in predicate["evidence"]:
-        title = " ".join(part for part in (words.place(line), str(line["gate"])) if part)
-        _judge(_case(suite, name, title), line["result"], words.gate_sentence(line), passed)
+    passed = predicate.passed
+    for line in predicate.evidence:
+        title = " ".join(part for part in (words.place(line), line.gate) if part)
+        _judge(_case(suite, name, title), line.result, words.gate_sentence(line), passed)
     outcome = _case(suite, name, "outcome")
-    reason = f": {predicate['reason']}" if predicate.get("reason") else ""
-    _judge(outcome, words.PASSED[passed], f"{predicate['outcome']}{reason}", passed)
+    reason = f": {predicate.reason}" if predicate.reason else ""
+    _judge(outcome, words.PASSED[passed], f"{predicate.outcome}{reason}", passed)
 
 
 def _noted(root: ET.Element, name: str, lines: Sequence[tuple[str, str]]) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.errors import AtlasError, InputRefused, UsageError
+from moe_atlas.errors import AtlasError, UsageError
 from moe_atlas.receipt.files import require_apart, require_free
 from moe_atlas.report.formats import github
 from moe_atlas.report.formats.destinations import Destination, File, StandardOutput
 from moe_atlas.report.formats.interface import Format, FormatName
 from moe_atlas.report.formats.table import FORMATS, SUFFIXES
+from moe_atlas.report.opening import opened
 from moe_atlas.text import shown
 
 
@@ -57,11 +57,11 @@ class Outputs:
         """Write every report of the receipt at `path`, and return the paths of the files that the user asked for.
 
         Raises:
-            InputRefused: E_REPORT; no report is written.
+            InputRefused: E_REPORT if the receipt is not of the documented form; no report is written.
             ResourceExhausted: E_WRITE.
         """
-        with readable(path):
-            rendered = [(format.render(receipt, path), place) for format, place in self._reports()]
+        view = opened(receipt, path)
+        rendered = [(format.render(view, path), place) for format, place in self._reports()]
         for text, place in rendered:
             place.put(text)
         return [output.path for output in self.wanted if output.path is not None]
@@ -79,26 +79,6 @@ class Outputs:
 
     def _reports(self) -> tuple[tuple[Format, Destination], ...]:
         return (*(output.report for output in self.wanted), *(github.REPORTS if self.github else ()))
-
-
-# The schema says what a fact looks like, not that it is there: a receipt that re-derives may lack what a report shows.
-_STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
-
-
-@contextlib.contextmanager
-def readable(*paths: Path) -> Iterator[None]:
-    """Refuse a receipt (of several, one) that lacks what this version would show, or holds it in another form.
-
-    Raises:
-        InputRefused: E_REPORT.
-    """
-    try:
-        yield
-    except _STRANGE as error:
-        problem = f"holds facts that cannot be shown ({type(error).__name__}: {shown(str(error))})"
-        hint = "its verdict stands if atlas verify says so; report it with the version that wrote it"
-        label = " or ".join(shown(str(path)) for path in paths)
-        raise InputRefused("E_REPORT", label, problem, hint) from error
 
 
 def outputs(

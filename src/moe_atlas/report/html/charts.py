@@ -11,24 +11,30 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from moe_atlas.report.html import svg
+from moe_atlas.report.html.occupancy import shares as both_shares
 from moe_atlas.text import number, shown
+from moe_atlas.views.measured import DomainRow, Interval, LayerView
 
-Layers = Sequence[Mapping[str, Any]]
+Layers = Sequence[LayerView]
 SIDES = (("base", svg.BASE, "o", "none", -0.12), ("tuned", svg.TUNED, "s", svg.TUNED, 0.12))
 WARM, COLD = (0.84, 0.37, 0.0), (0.0, 0.45, 0.70)  # orange and blue of the Okabe-Ito palette
 
 
-def _bounds(value: Any) -> tuple[float, float, float] | None:
+def _bounds(value: Interval | None) -> tuple[float, float, float] | None:
     """Estimate, low and high; None unless all three are there."""
-    if not isinstance(value, Mapping):
+    if value is None or value.estimate is None or value.low is None or value.high is None:
         return None
-    found = [value.get(key) for key in ("estimate", "low", "high")]
-    return None if any(part is None for part in found) else (found[0], found[1], found[2])  # type: ignore[return-value]
+    return value.estimate, value.low, value.high
 
 
-def damage(domains: Sequence[Mapping[str, Any]], limit: float | None) -> Markup | None:
+def _health(layer: LayerView, side: str, key: str) -> tuple[float, float, float] | None:
+    found = layer.side(side)
+    return _bounds(found.interval(key) if found else None)
+
+
+def damage(domains: Sequence[DomainRow], limit: float | None) -> Markup | None:
     """Paired NLL change of every domain with its interval, and the registered margin."""
-    rows = [(row, bounds) for row in domains if (bounds := _bounds(row.get("nll_increase")))]
+    rows = [(row, bounds) for row in domains if (bounds := _bounds(row.nll_increase))]
     if not rows:
         return None
     with svg.styled():
@@ -43,33 +49,31 @@ def damage(domains: Sequence[Mapping[str, Any]], limit: float | None) -> Markup 
                 limit, color=svg.FAIL, linewidth=1.2, linestyle="--", label=f"margin {number(limit)}"
             )
             plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
-        plot.set_yticks(
-            range(len(rows)), [f"{shown(str(row['name']), 24)} ({row['role']})" for row, _ in rows]
-        )
+        plot.set_yticks(range(len(rows)), [f"{shown(row.name, 24)} ({row.role})" for row, _ in rows])
         plot.set_ylim(len(rows) - 0.5, -0.5)
         plot.set_xlabel("change of NLL, nats per token (right = worse)")
         plot.grid(axis="y", visible=False)
         said = "; ".join(
-            f"{row['name']} {number(e)} from {number(lo)} to {number(hi)}" for row, (e, lo, hi) in rows
+            f"{row.name} {number(e)} from {number(lo)} to {number(hi)}" for row, (e, lo, hi) in rows
         )
         return svg.inline(figure, "damage", "Change of NLL by domain", f"Paired change of NLL: {said}.")
 
 
-def _damage_colour(row: Mapping[str, Any], low: float, high: float, limit: float | None) -> str:
-    if row["role"] != "base" or limit is None:
+def _damage_colour(row: DomainRow, low: float, high: float, limit: float | None) -> str:
+    if row.role != "base" or limit is None:
         return svg.MUTED
     return svg.FAIL if low > limit else (svg.PASS if high < limit else svg.OPEN)
 
 
 def by_layer(layers: Layers, key: str, label: str, *, height: float = 2.5) -> Markup | None:
     """A health figure of both checkpoints by layer, with intervals."""
-    sides = [side for side in SIDES if any(_bounds((layer.get(side[0]) or {}).get(key)) for layer in layers)]
+    sides = [side for side in SIDES if any(_health(layer, side[0], key) for layer in layers)]
     if not sides:
         return None
     with svg.styled():
         figure, (plot,) = svg.axes(height)
         for side, colour, marker, face, shift in sides:
-            found = [(layer["layer"] + shift, _bounds((layer[side] or {}).get(key))) for layer in layers]
+            found = [(layer.layer + shift, _health(layer, side, key)) for layer in layers]
             x, values = zip(*((at, value) for at, value in found if value), strict=True)
             estimate, low, high = np.array(values).T
             errors = np.clip([estimate - low, high - estimate], 0.0, None)
@@ -91,9 +95,9 @@ def _layer_axis(plot: Axes, layers: Layers) -> None:
     plot.set_xlabel("layer (shaded: protected)")
     plot.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     for layer in layers:
-        if layer["protected"]:
-            plot.axvspan(layer["layer"] - 0.5, layer["layer"] + 0.5, color=svg.LINE, alpha=0.35, linewidth=0)
-    plot.set_xlim(layers[0]["layer"] - 0.6, layers[-1]["layer"] + 0.6)
+        if layer.protected:
+            plot.axvspan(layer.layer - 0.5, layer.layer + 0.5, color=svg.LINE, alpha=0.35, linewidth=0)
+    plot.set_xlim(layers[0].layer - 0.6, layers[-1].layer + 0.6)
 
 
 QUANTILES = ("set_margin_p01", "set_margin_p10", "set_margin_p50")
@@ -101,15 +105,15 @@ QUANTILES = ("set_margin_p01", "set_margin_p10", "set_margin_p50")
 
 def margins(layers: Layers, floor: Mapping[int, float]) -> Markup | None:
     """Set margins: the 1 %, 10 % and 50 % quantiles of both checkpoints, and the noise band 2 delta."""
-    sides = [side for side in SIDES if all((layer.get(side[0]) or {}).get(QUANTILES[1]) for layer in layers)]
+    sides = [side for side in SIDES if all(_pooled(layer, side[0])[1] for layer in layers)]
     if not sides:
         return None
     with svg.styled():
         figure, (plot,) = svg.axes(2.7)
         for side, colour, marker, face, shift in sides:
             for layer in layers:
-                low, decile, middle = (_positive(layer[side].get(key)) for key in QUANTILES)
-                x = layer["layer"] + shift
+                low, decile, middle = (_positive(value) for value in _pooled(layer, side))
+                x = layer.layer + shift
                 plot.plot([x, x], [low, middle], color=colour, linewidth=1)
                 plot.plot([x], [middle], marker, color=colour, markerfacecolor=face, markersize=4)
                 plot.plot([x], [decile], "_", color=colour, markersize=6)
@@ -137,8 +141,13 @@ def margins(layers: Layers, floor: Mapping[int, float]) -> Markup | None:
         return svg.inline(figure, "margins", "Set margin by layer", said)
 
 
-def _positive(value: Any) -> float:
-    return max(float(value), 1e-12) if isinstance(value, int | float) else float("nan")
+def _pooled(layer: LayerView, side: str) -> list[float | None]:
+    found = layer.side(side)
+    return [found.pooled(key) if found else None for key in QUANTILES]
+
+
+def _positive(value: float | None) -> float:
+    return float("nan") if value is None else max(float(value), 1e-12)
 
 
 def shares(layers: Layers) -> Markup | None:
@@ -157,9 +166,7 @@ def shares(layers: Layers) -> Markup | None:
         plot.imshow(_signed_colours(change_LE / largest), aspect="auto", interpolation="nearest")
         plot.grid(visible=False)
         marks = _every(len(rows))
-        plot.set_yticks(
-            marks, [f"{rows[m][0]['layer']}{'*' if rows[m][0]['protected'] else ''}" for m in marks]
-        )
+        plot.set_yticks(marks, [f"{rows[m][0].layer}{'*' if rows[m][0].protected else ''}" for m in marks])
         plot.set_ylabel("layer (* protected)")
         plot.set_xlabel("expert")
         _dead_marks(plot, [layer for layer, _ in rows])
@@ -170,9 +177,10 @@ def shares(layers: Layers) -> Markup | None:
         return svg.inline(figure, "shares", "Expert share, tuned minus base", said)
 
 
-def _share_change(layer: Mapping[str, Any]) -> Any:
-    base, tuned = ((layer.get(side) or {}).get("expert_share") for side in ("base", "tuned"))
-    return None if not base or not tuned else np.array(tuned) - np.array(base)
+def _share_change(layer: LayerView) -> Any:
+    base, tuned = both_shares(layer)
+    some = min(len(base), len(tuned))
+    return np.array(tuned[:some]) - np.array(base[:some]) if some else None
 
 
 def _signed_colours(unit_LE: Any) -> Any:
@@ -183,11 +191,11 @@ def _signed_colours(unit_LE: Any) -> Any:
     return colours
 
 
-def _dead_marks(plot: Axes, layers: Iterable[Mapping[str, Any]]) -> None:
+def _dead_marks(plot: Axes, layers: Iterable[LayerView]) -> None:
     dead = [
         (expert, place)
         for place, layer in enumerate(layers)
-        for expert, share in enumerate(layer["tuned"]["expert_share"])
+        for expert, share in enumerate(both_shares(layer)[1])
         if share == 0
     ]
     if dead:

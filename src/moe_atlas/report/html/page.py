@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
-from jinja2.utils import missing
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from moe_atlas.channels import DRIFTS
 from moe_atlas.report import words
 from moe_atlas.report.head import because, conditions, head, losses, reasons
-from moe_atlas.report.html import charts, heat, tables
+from moe_atlas.report.html import charts, domains, evidence, heat, ledger_tables, method, occupancy
 from moe_atlas.report.html.errata import ERRATA
-from moe_atlas.text import number, shown
+from moe_atlas.text import shown
 from moe_atlas.version import __version__
+from moe_atlas.views.receipt import ReceiptView
 
 SYMBOLS = {"pass": "✓", "fail": "✗", "inconclusive": "?", None: "●"}
 NAMED = 6  # gates that a notebook names
 CLASSES = {"pass": "pass", "fail": "fail", "inconclusive": "undetermined", None: "neutral"}
-
-
-class LacksFact(UndefinedError, KeyError):
-    """A template read what a receipt lacks: the KeyError that it would be anywhere else."""
-
-
-class Missing(StrictUndefined):
-    """Whatever is read and is not there."""
-
-    def __init__(self, hint: str | None = None, obj: Any = missing, name: str | None = None, exc: Any = None):
-        super().__init__(hint, obj, name, exc or LacksFact)
 
 
 @cache
@@ -41,7 +28,7 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("moe_atlas.report", "html/templates"),
         autoescape=True,
-        undefined=Missing,
+        undefined=StrictUndefined,
         finalize=_inert,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -56,85 +43,62 @@ def _inert(value: Any) -> Any:
     return shown(value, 4096) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def audit_page(receipt: Mapping[str, Any], path: Path) -> str:
+def audit_page(receipt: ReceiptView, path: Path) -> str:
     """A receipt, audit or baseline, as one HTML page.
 
     Args:
         receipt: a receipt that verifies.
         path: its name, to be shown.
     """
-    audit = receipt["kind"] == "audit"
-    layers, policy = receipt["layers"], receipt["probe"]["policy"]
+    audit = not receipt.is_baseline
+    layers, policy = receipt.layers, receipt.probe.policy
     context = {
         "receipt": receipt,
         "path": path,
         "verdict": words.verdict(receipt),
-        "symbol": SYMBOLS[receipt["verdict"]],
-        "tone": CLASSES[receipt["verdict"]],
+        "symbol": SYMBOLS[receipt.verdict],
+        "tone": CLASSES[receipt.verdict],
         "names": words.names(receipt),
         "sample": words.sample(receipt),
+        "started": receipt.timing.started or words.NOT_RECORDED,
         "head": [said.line for said in (*because(receipt), *losses(receipt))],
         "reasons": [said.line for said in reasons(receipt)],
         "conditions": [said.line for said in conditions(receipt)],
-        "steps": [words.next_step(step) for step in receipt["next_steps"]],
-        "predicates": tables.predicates(receipt) if audit else [],
+        "steps": [words.next_step(step) for step in receipt.next_steps],
+        "predicates": evidence.predicates(receipt) if audit else [],
         "heat": heat.heat_map(receipt) if audit else None,
-        "domains": tables.domains(receipt),
-        "health": {"headings": list(tables.HEALTH.values()), "rows": tables.health(receipt)},
-        "shifts": tables.shifts(receipt),
-        "experts": list(tables.named_experts(receipt)),
-        "weights": tables.weights(receipt),
-        "vocabulary": tables.vocabulary(receipt),
-        "claims": tables.claims(receipt),
-        "lifecycle": tables.lifecycle(receipt),
-        "checkpoints": tables.checkpoints(receipt),
-        "settings": tables.settings(receipt),
-        "digests": tables.digests(receipt),
+        "domains": domains.domains(receipt),
+        "health": {"headings": list(occupancy.HEALTH.values()), "rows": occupancy.health(receipt)},
+        "shifts": occupancy.shifts(receipt),
+        "experts": list(occupancy.named_experts(receipt)),
+        "weights": ledger_tables.weights(receipt),
+        "vocabulary": ledger_tables.vocabulary(receipt),
+        "claims": evidence.claims(receipt),
+        "lifecycle": method.lifecycle(receipt),
+        "checkpoints": method.checkpoints(receipt),
+        "settings": method.settings(receipt),
+        "digests": method.digests(receipt),
         "errata": ERRATA,
-        "immersion": _immersion(receipt),
-        "floor": _floor(receipt),
-        "damage_chart": charts.damage(receipt["domains"], policy["damage"].get("nll")) if audit else None,
+        "immersion": method.immersion(receipt),
+        "floor": method.floor(receipt),
+        "damage_chart": charts.damage(receipt.domains, policy.margin("nll")) if audit else None,
         "entropy_chart": charts.by_layer(layers, "load_entropy", "load entropy, nats"),
         "overlap_chart": charts.by_layer(layers, "overlap", "overlap (State2)"),
         "share_chart": charts.shares(layers) if audit else None,
-        "margin_chart": charts.margins(layers, _deltas(receipt)),
+        "margin_chart": charts.margins(layers, method.floor_deltas(receipt)),
     }
     return environment().get_template("audit.html.j2").render(context)
 
 
-def notebook(receipt: Mapping[str, Any], path: Path) -> str:
+def notebook(receipt: ReceiptView, path: Path) -> str:
     """A receipt as a fragment for a notebook: the verdict, why, the outcomes."""
     context = {
         "path": path,
         "verdict": words.verdict(receipt),
-        "symbol": SYMBOLS[receipt["verdict"]],
+        "symbol": SYMBOLS[receipt.verdict],
         "names": words.names(receipt),
         "sample": words.sample(receipt),
         "reasons": [said.line for said in head(receipt, NAMED)],
-        "predicates": tables.predicates(receipt) if receipt["kind"] == "audit" else [],
+        "predicates": evidence.predicates(receipt) if not receipt.is_baseline else [],
     }
     return environment().get_template("notebook.html.j2").render(context)
-
-
-def _deltas(receipt: Mapping[str, Any]) -> dict[int, float]:
-    floor = receipt.get("noise_floor") or {}
-    return {row["layer"]: float(row["delta"]) for row in floor.get("layers", [])}
-
-
-def _floor(receipt: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The noise floor in a line: the largest of every channel, and of the change of NLL."""
-    floor = receipt.get("noise_floor")
-    if not floor:
-        return None
-    columns = (*(channel.key for channel in DRIFTS), "delta")
-    largest = {
-        key.replace("_", " "): number(max((row.get(key) or 0.0 for row in floor["layers"]), default=0.0))
-        for key in columns
-    }
-    return {"execution": floor["execution"], "largest": largest, "nll": number(floor["largest_nll_change"])}
-
-
-def _immersion(receipt: Mapping[str, Any]) -> tuple[int, int]:
-    """Routed layers of the base to which the immersion theorem does not apply, of how many."""
-    found = [(layer.get("assumptions") or {}).get("base") or {} for layer in receipt["layers"]]
-    return sum(one.get("rank_possible") is False for one in found), len(found)
