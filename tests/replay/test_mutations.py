@@ -256,11 +256,11 @@ class Run:
     def __init__(self, folder: Any, dtype: torch.dtype, tokens: torch.Tensor) -> None:
         self.checkpoint = open_checkpoint(folder)
         self.dtype, self.tokens = dtype, tokens
-        self.family, self.blueprint = read_config(self.checkpoint)
+        _, self.blueprint = read_config(self.checkpoint)
         self.truth = self.outcome(self.blueprint.model)
 
     def outcome(self, model: ModelSpec) -> Any:
-        bound = bind(replace(self.blueprint, model=model), self.family, self.checkpoint.logical, "mutant")
+        bound = bind(replace(self.blueprint, model=model), self.checkpoint.logical, "mutant")
         logits, routings = replayed(bound, Reader(self.checkpoint), self.tokens, self.dtype, "native")
         return logits, {layer: (r.topk_TK.sort(-1).values, r.weights_TK) for layer, r in routings.items()}
 

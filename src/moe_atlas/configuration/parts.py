@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from moe_atlas.configuration.config import Config
@@ -232,44 +233,37 @@ def grouped_sigmoid_router(
     )
 
 
-def moe(c: Config, router: RouterSpec, experts: FeedForward, **fields: Any) -> MoESpec:
-    """Return a mixture-of-experts block; `layer` fills in the norms around it."""
-    return MoESpec(
-        router=router,
-        experts=experts,
-        width=c.integer(*WIDTH),
-        pre_norm=True,
-        norm_kind="rms",
-        norm_eps=0.0,
-        post_norm=False,
-        **fields,
-    )
+RoutedBlock = Callable[..., MoESpec]
+"""A mixture-of-experts block without the norms around it: `layer` calls it with the fields that describe them."""
+
+
+def moe(c: Config, router: RouterSpec, experts: FeedForward, **fields: Any) -> RoutedBlock:
+    """Return a mixture-of-experts block."""
+    return partial(MoESpec, router=router, experts=experts, width=c.integer(*WIDTH), **fields)
 
 
 def layer(
-    index: int, norm: Norm, mixer: Mixer | None, feed_forward: MoESpec | FeedForward | None, **fields: Any
+    index: int, norm: Norm, mixer: Mixer | None, feed_forward: RoutedBlock | FeedForward | None, **fields: Any
 ) -> LayerSpec:
     """Return a decoder layer around a mixture of experts, a dense block or neither."""
-    bare = LayerSpec(
-        index, mixer, norm, dense=feed_forward if isinstance(feed_forward, FeedForward) else None, **fields
+    if feed_forward is None or isinstance(feed_forward, FeedForward):
+        return LayerSpec(index, mixer, norm, dense=feed_forward, **fields)
+    bare = LayerSpec(index, mixer, norm, **fields)
+    routed = feed_forward(
+        pre_norm=bare.pre_ffn_norm,
+        norm_kind=norm.kind,
+        norm_eps=norm.eps,
+        post_norm=bare.post_ffn_norm,
+        joins_norm=bare.normed is not None,
     )
-    if not isinstance(feed_forward, MoESpec):
-        return bare
-    around: dict[str, Any] = {
-        "pre_norm": bare.pre_ffn_norm,
-        "norm_kind": norm.kind,
-        "norm_eps": norm.eps,
-        "post_norm": bare.post_ffn_norm,
-        "joins_norm": bare.normed is not None,
-    }
-    return replace(bare, moe=replace(feed_forward, **around))
+    return replace(bare, moe=routed)
 
 
 def decoder(
     c: Config,
     norm: Norm,
     mixer: Callable[[int], Mixer | None],
-    feed_forward: Callable[[int], MoESpec | FeedForward | None],
+    feed_forward: Callable[[int], RoutedBlock | FeedForward | None],
     *,
     tied: bool | None = None,
     layers: int | None = None,
@@ -282,7 +276,7 @@ def decoder(
     `fields` go to every layer, and `at` returns further fields of a single layer.
     """
     return ModelSpec(
-        family="",
+        family=c.values["model_type"],
         width=c.integer(*WIDTH),
         vocab=c.integer("vocab_size"),
         layers=tuple(

@@ -6,6 +6,7 @@ from moe_atlas.configuration.config import Config
 from moe_atlas.configuration.kinds import dense_by_type, layer_kinds
 from moe_atlas.configuration.parts import (
     Blueprint,
+    RoutedBlock,
     decoder,
     default_head_dim,
     gated_mlp,
@@ -16,7 +17,7 @@ from moe_atlas.configuration.parts import (
 from moe_atlas.configuration.rope import rope
 from moe_atlas.models.mixers import GroupedQuery, Norm
 from moe_atlas.models.names import STANDARD
-from moe_atlas.models.spec import FeedForward, MoESpec
+from moe_atlas.models.spec import FeedForward
 
 NAMES = STANDARD | {"pre_ffn_norm": "input_layernorm"}
 
@@ -73,7 +74,7 @@ def _dense(c: Config) -> FeedForward:
     return gated_mlp(c, c.integer("prefix_dense_intermediate_size", default=width, null=width))
 
 
-def _moe(c: Config) -> MoESpec:
+def _moe(c: Config) -> RoutedBlock:
     width, shared = c.integer("intermediate_size"), c.integer("num_shared_experts", default=0)
     c.expect("expert_selection_fn", "softmax", "sigmoid")
     c.expect("shared_expert_combination_strategy", "sum", "average")

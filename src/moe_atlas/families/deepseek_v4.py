@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from moe_atlas.configuration.config import Config
@@ -89,7 +90,7 @@ def build(c: Config) -> Blueprint:
     )
     expert = FeedForward(c.integer("moe_intermediate_size"), activation(c), limit=c.number("swiglu_limit"))
     routed = moe(c, router, expert, shared=expert)
-    looked_up = replace(routed, router=replace(router, selection_bias=False, table=c.integer("vocab_size")))
+    looked_up = partial(routed, router=replace(router, selection_bias=False, table=c.integer("vocab_size")))
     turning = _rotations(c)
 
     def attention(index: int) -> SharedKeyValue:

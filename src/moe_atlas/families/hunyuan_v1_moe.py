@@ -7,6 +7,7 @@ from typing import Any
 from moe_atlas.configuration.config import Config
 from moe_atlas.configuration.parts import (
     Blueprint,
+    RoutedBlock,
     decoder,
     default_head_dim,
     gated_mlp,
@@ -17,7 +18,6 @@ from moe_atlas.configuration.parts import (
 )
 from moe_atlas.configuration.rope import rope
 from moe_atlas.models.names import MLP, STANDARD
-from moe_atlas.models.spec import MoESpec
 
 NAMES = {
     **STANDARD,
@@ -68,7 +68,7 @@ def build(c: Config) -> Blueprint:
     return Blueprint(model, NAMES)
 
 
-def _moe(c: Config, index: int) -> MoESpec:
+def _moe(c: Config, index: int) -> RoutedBlock:
     width = _at(c.get("moe_intermediate_size", default=c.get("intermediate_size")), index)
     router = softmax_router(
         c,

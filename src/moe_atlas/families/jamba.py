@@ -43,8 +43,9 @@ def build(c: Config) -> Blueprint:
     attends = _every(c, "attn_layer", 8, 4)
     routes = _every(c, "expert_layer", 2, 1)
     plain = gated_mlp(c, c.integer("intermediate_size"))
-    routed = moe(c, softmax_router(c, renormalise=False), plain)
-    experts = [routed.router.experts if routes(i) else 1 for i in range(c.integer(*LAYERS))]
+    router = softmax_router(c, renormalise=False)
+    routed = moe(c, router, plain)
+    experts = [router.experts if routes(i) else 1 for i in range(c.integer(*LAYERS))]
     c.implied("layers_num_experts", experts, "expert_layer_period")
     attention, mamba = grouped_query(c, rope=None, head_dim=default_head_dim(c)), _mamba(c)
     model = decoder(

@@ -67,19 +67,20 @@ class Stored(Protocol):
         """The shape; for a quantised tensor, the shape after decoding."""
 
 
-def bind(blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> ModelSpec:
+def bind(blueprint: Blueprint, stored: Mapping[str, Stored], label: str) -> ModelSpec:
     """Return the blueprint's spec with a reference to a stored tensor for every tensor that it needs.
 
     Raises:
         InputRefused: `E_FAMILY` for a missing tensor, a wrong shape, or a tensor that nothing reads; the
             message counts missing and unread tensors, and names the program that renamed them if their names show it.
     """
-    return _Binder(blueprint, family, stored, label).model()
+    return _Binder(blueprint, stored, label).model()
 
 
 class _Binder:
-    def __init__(self, blueprint: Blueprint, family: str, stored: Mapping[str, Stored], label: str) -> None:
-        self.blueprint, self.family, self.stored, self.label = blueprint, family, stored, label
+    def __init__(self, blueprint: Blueprint, stored: Mapping[str, Stored], label: str) -> None:
+        self.blueprint, self.stored, self.label = blueprint, stored, label
+        self.family = blueprint.model.family
         self.used: set[str] = set()
         self.missing: dict[str, tuple[int, ...]] = {}
         self.shared: set[str] = set()
@@ -101,7 +102,7 @@ class _Binder:
         # If the checkpoint stores both head and embedding, the stored head is used, tied or not.
         tied = spec.tied and not all(name in self.stored for name in self._embedding_and_head_names())
         final += [replace(embed[0], role="head")] if tied else list(self._head(spec))
-        bound = replace(spec, family=self.family, layers=layers, tied=tied)
+        bound = replace(spec, layers=layers, tied=tied)
         bound = replace(bound, embed_refs=embed, final_refs=tuple(final))
         skipped, unread = self._unused(bound)
         if self.missing or unread:

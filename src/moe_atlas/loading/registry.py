@@ -147,8 +147,8 @@ def resolve(checkpoint: TensorSource, accepted: Mapping[str, Any] = MappingProxy
             wrong shape, a tensor that nothing reads, a stored head that differs from the embedding to which
             config.json ties it, or a table that names an expert which the layer does not have.
     """
-    family, blueprint = read_config(checkpoint, accepted)
-    spec = bind(blueprint, family, checkpoint.logical, checkpoint.label)
+    _, blueprint = read_config(checkpoint, accepted)
+    spec = bind(blueprint, checkpoint.logical, checkpoint.label)
     if blueprint.model.tied and not spec.tied:
         from moe_atlas.loading.tied_head import (
             require_equal,  # imports torch; the rest of this module must not
