@@ -1,7 +1,7 @@
 """Audits on a GPU: the CPU's numbers within a tolerance, exact where nothing differs, and the same ones every time.
 
 `make test-cuda` runs them where there is one; what can be tried without is in `test_pretend_device.py` and
-`test_transit.py`.
+`test_device_transfer.py`.
 """
 
 from __future__ import annotations

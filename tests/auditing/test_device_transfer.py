@@ -1,4 +1,4 @@
-"""What waits for what while experts cross to a GPU, on streams that only write down what is asked of them."""
+"""The order of copies, products and waits when experts move to a GPU, on streams that only record the calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embedding and head in parts of the vocabulary: what is found does not depend on them, and what is held neither."""
+"""Embedding and head, read in parts of the vocabulary: neither results nor memory depend on the size of the parts."""
 
 from __future__ import annotations
 

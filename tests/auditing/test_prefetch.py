@@ -1,4 +1,4 @@
-"""Threads beside the products; what is hashed behind the reading; memory that is used again."""
+"""Prefetching: background threads, hashing behind the reads, and recycled buffers."""
 
 from __future__ import annotations
 
