@@ -24,7 +24,7 @@ from moe_atlas.receipt.window_file import decode_windows
 from moe_atlas.report import terminal
 from moe_atlas.report.html.heat import heat_map
 from moe_atlas.report.words import GATES
-from moe_atlas.statistics.sample import Sample
+from moe_atlas.statistics.resampled import Resampled
 from moe_atlas.views.receipt import ReceiptView
 from moe_atlas.window_arrays import LAYER_ARRAYS, OUTPUTS, WINDOWS, WindowArray
 from tests.receipt import synthetic
@@ -129,7 +129,7 @@ def test_every_gate_has_words_in_every_report(budget: str, receipt: dict[str, An
 )
 def test_an_interval_ends_where_its_quantity_does(key: str, ceiling: float) -> None:
     context = make_context(*synthetic.audit())
-    wide = Sample(0.9 * ceiling, 1.0, np.linspace(-3.0, 3.0, 400), 76, 76, effective=76.0)
+    wide = Resampled(0.9 * ceiling, 1.0, np.linspace(-3.0, 3.0, 400), 76, 76, effective=76.0)
     assert context.interval(wide, key)["high"] == context.passing(wide, key)["pass_high"] == ceiling
     assert context.interval(wide)["high"] > ceiling
 

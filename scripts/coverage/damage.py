@@ -18,7 +18,7 @@ from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
 from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.passing import passing_bound
-from moe_atlas.statistics.sample import Interval, Sample, interval
+from moe_atlas.statistics.resampled import Interval, Resampled, interval
 from moe_atlas.verdict.damage import UNDAMAGED, damage_gates, damage_outcome
 from moe_atlas.verdict.gates.gate import PASS_FLOOR
 from moe_atlas.views.receipt import ReceiptView
@@ -104,7 +104,7 @@ def replications(values_WR: F64, design: Design) -> list[Replication]:
     return [Replication(gated(sample), means_CR[:, r]) for r, sample in enumerate(samples)]
 
 
-def gated(sample: Sample) -> Interval:
+def gated(sample: Resampled) -> Interval:
     """A mean as it stands in a receipt where a gate is put on it."""
     return interval(sample, CONFIDENCE) | passing_bound(sample, (1.0 - CONFIDENCE) / 2.0)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.design import make_design
-from moe_atlas.statistics.sample import lower_bound
+from moe_atlas.statistics.resampled import lower_bound
 from moe_atlas.statistics.simultaneous import simultaneous_lower
 from scripts.coverage.damage import DOCUMENTS
 from scripts.coverage.draws import SHAPES, TOUCHED, standardised

@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from moe_atlas.cli import run
 from moe_atlas.derivation.derive import derive
-from moe_atlas.receipt.compare import HIGHER, LOWER, SAME, UNCLEAR, Side, compare
+from moe_atlas.receipt.compare import HIGHER, LOWER, SAME, UNCLEAR, VerifiedReceipt, compare
 from tests.receipt import synthetic
 
 
@@ -22,7 +22,7 @@ def side(kind="audit", seed=0, scale=1.0, lock=None, **changes):
     for key, value in changes.items():
         facts["probe"][key] = value
     windows = synthetic.windows(facts, seed, scale=scale)
-    return Side(derive(facts, windows) | {"evidence": {}}, windows)
+    return VerifiedReceipt(derive(facts, windows) | {"evidence": {}}, windows)
 
 
 def says(found, figure):
@@ -67,9 +67,9 @@ def test_pairing_sees_what_disjoint_intervals_cannot():
             noise = np.random.default_rng(0).normal(0.0, 1e-4, other.windows[name].shape)
             other.windows[name] = other.windows[name] + 0.004 + noise
     facts = dict(other.receipt)
-    shifted = Side(derive(facts, other.windows) | {"evidence": {}}, other.windows)
+    shifted = VerifiedReceipt(derive(facts, other.windows) | {"evidence": {}}, other.windows)
     assert set(says(compare(one, shifted), "overlap")) == {HIGHER}
-    unpaired = Side(
+    unpaired = VerifiedReceipt(
         shifted.receipt | {"probe": one.receipt["probe"] | {"lock": {"sha256": "cd" * 32}}}, shifted.windows
     )
     found = compare(one, unpaired)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused, UsageError
-from moe_atlas.receipt.compare import Side
+from moe_atlas.receipt.compare import VerifiedReceipt
 from moe_atlas.receipt.write import write_receipt
 from moe_atlas.report import terminal, words
 from moe_atlas.report.formats import github, junit, markdown
@@ -271,7 +271,7 @@ def test_github_refuses_facts_that_cannot_be_shown_before_it_writes(actions):
 
 
 def test_diff_refuses_facts_that_cannot_be_compared(monkeypatch, capsys):
-    side = Side(receipts.receipt() | {"method": ["strange"]}, {})
+    side = VerifiedReceipt(receipts.receipt() | {"method": ["strange"]}, {})
     monkeypatch.setattr("moe_atlas.cli.receipts.diff._side", lambda path: side)
     assert run(["diff", "a.json", "b.json"]) == 4
     assert (

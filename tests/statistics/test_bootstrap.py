@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_atlas.statistics import sample as samples
+from moe_atlas.statistics import resampled
 from moe_atlas.statistics.bootstrap import basic, domain_means, resampled_means, studentised
 from moe_atlas.statistics.design import Design, make_design
-from moe_atlas.statistics.linearised import Batch, Counts
-from moe_atlas.statistics.sample import interval, lower_bound, upper_bound
+from moe_atlas.statistics.linearised import Counts, ResampleBatch
+from moe_atlas.statistics.resampled import interval, lower_bound, upper_bound
 from tests.statistics import plain
 
 CONFIDENCE = 0.9
@@ -182,7 +182,7 @@ def counts() -> tuple[Design, np.ndarray, np.ndarray]:
 def test_occupancy_functionals_are_the_plain_bootstrap_t(counts: tuple, name: str) -> None:
     design, base, tuned = counts
 
-    def functional(batch: Batch) -> dict:
+    def functional(batch: ResampleBatch) -> dict:
         first = Counts(batch, base, base.sum(axis=1) / 2)
         second = Counts(batch, tuned, tuned.sum(axis=1) / 2)
         one, two = getattr(first, name)(), getattr(second, name)()
@@ -218,7 +218,7 @@ def test_occupancy_functionals_are_the_plain_bootstrap_t(counts: tuple, name: st
 def test_batches_do_not_change_a_functional(counts: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     design, base, _ = counts
 
-    def functional(batch: Batch) -> dict:
+    def functional(batch: ResampleBatch) -> dict:
         return {"x": Counts(batch, base, base.sum(axis=1)).load_cv()}
 
     whole = studentised(functional, design, 21)["x"]
@@ -241,7 +241,7 @@ def test_dead_experts_are_the_plain_basic_interval() -> None:
     design = small_design(resamples=99)
     rng = np.random.default_rng(4)
     rows = (rng.random((21, 10)) < 0.06) * rng.integers(1, 5, (21, 10))
-    dead_B = Counts(Batch(design, design.weights_BC), rows.astype(float), rows.sum(axis=1)).dead()
+    dead_B = Counts(ResampleBatch(design, design.weights_BC), rows.astype(float), rows.sum(axis=1)).dead()
     dead = float((rows.sum(axis=0) == 0).sum())
 
     def functional(weights: list[float]) -> float:
@@ -270,7 +270,7 @@ def test_resampled_means_are_plain_means() -> None:
 
 def test_one_sided_bounds_count_undefined_resamples_against_both_sides() -> None:
     t_B = np.concatenate([np.full(5, np.nan), np.linspace(-2, 2, 95)])
-    sample = samples.Sample(1.0, 1.0, t_B, 10, 10)
+    sample = resampled.Resampled(1.0, 1.0, t_B, 10, 10)
     assert lower_bound(sample, 0.05) == -math.inf
     assert upper_bound(sample, 0.05) == math.inf
     assert lower_bound(sample, 0.10) == pytest.approx(1.0 - np.sort(t_B[5:])[-5])
@@ -279,5 +279,5 @@ def test_one_sided_bounds_count_undefined_resamples_against_both_sides() -> None
 @pytest.mark.filterwarnings("error")
 def test_the_variance_of_a_lone_document_is_undefined_without_a_word() -> None:
     design = make_design(np.array([0]), np.array([0]), 3, 5)
-    batch = Batch(design, design.weights_BC.astype(float))
+    batch = ResampleBatch(design, design.weights_BC.astype(float))
     assert not np.isfinite(batch.variance(np.zeros((5, 1)))).any()

@@ -11,7 +11,7 @@ import pytest
 
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.design import make_design
-from moe_atlas.statistics.sample import lower_bound, upper_bound
+from moe_atlas.statistics.resampled import lower_bound, upper_bound
 
 DOCUMENTS, WINDOWS, CORRELATION = 50, 4, 0.5
 SAMPLES, RESAMPLES, CONFIDENCE = 4000, 1999, 0.95

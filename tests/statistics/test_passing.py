@@ -11,7 +11,7 @@ import pytest
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.design import make_design
 from moe_atlas.statistics.passing import ERROR_SHARE, effective_documents, passing_bound
-from moe_atlas.statistics.sample import exact_zero, interval
+from moe_atlas.statistics.resampled import exact_zero, interval
 from tests.statistics import plain
 
 TAIL = 0.025

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_atlas.statistics.pooled import pooled_ratios
-from moe_atlas.statistics.sample import interval
+from moe_atlas.statistics.resampled import interval
 from tests.statistics import plain
 from tests.statistics.test_bootstrap import CONFIDENCE, domains_of, small_design
 

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from moe_atlas.statistics.sample import Sample, exact_zero, lower_bound, undefined
+from moe_atlas.statistics.resampled import Resampled, exact_zero, lower_bound, undefined
 from moe_atlas.statistics.simultaneous import simultaneous_lower
 
 
-def layers(count: int = 5, resamples: int = 199) -> list[Sample]:
+def layers(count: int = 5, resamples: int = 199) -> list[Resampled]:
     rng = np.random.default_rng(0)
     return [
-        Sample(float(rng.normal()), float(rng.uniform(0.1, 2)), rng.standard_t(5, resamples), 50, 50)
+        Resampled(float(rng.normal()), float(rng.uniform(0.1, 2)), rng.standard_t(5, resamples), 50, 50)
         for _ in range(count)
     ]
 
@@ -36,8 +36,8 @@ def test_bounds_are_never_above_the_pointwise_ones() -> None:
 
 def test_undefined_and_exact_layers_take_no_part() -> None:
     made = layers()
-    flat = Sample(0.3, 0.0, np.zeros(199), 50, 50, "no variance between documents")
-    agreed = Sample(0.5, 0.0, np.zeros(199), 50, 50)
+    flat = Resampled(0.3, 0.0, np.zeros(199), 50, 50, "no variance between documents")
+    agreed = Resampled(0.5, 0.0, np.zeros(199), 50, 50)
     mixed = [made[0], undefined("not measured"), made[1], exact_zero(50, 50), flat, agreed]
     found = simultaneous_lower(mixed, 0.05)
     alone = simultaneous_lower([made[0], made[1]], 0.05)
@@ -45,7 +45,7 @@ def test_undefined_and_exact_layers_take_no_part() -> None:
 
 
 def test_nothing_but_agreed_counts_keeps_their_value() -> None:
-    agreed = Sample(0.5, 0.0, np.zeros(199), 50, 50)
+    agreed = Resampled(0.5, 0.0, np.zeros(199), 50, 50)
     assert simultaneous_lower([agreed, undefined("x")], 0.05) == [0.5, None]
 
 
@@ -53,7 +53,7 @@ def test_a_resample_that_cannot_be_studentised_counts_against_the_bound() -> Non
     made = layers(2, 19)
     broken = made[0].t_B.copy()
     broken[3] = np.nan
-    first = Sample(made[0].estimate, made[0].se, broken, 50, 50)
+    first = Resampled(made[0].estimate, made[0].se, broken, 50, 50)
     assert simultaneous_lower([first, made[1]], 0.05) == [None, None]
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from moe_atlas.statistics.bootstrap import studentised, switching
 from moe_atlas.statistics.design import make_design
-from moe_atlas.statistics.linearised import Batch, Counts
-from moe_atlas.statistics.sample import Sample, lower_bound, upper_bound
+from moe_atlas.statistics.linearised import Counts, ResampleBatch
+from moe_atlas.statistics.resampled import Resampled, lower_bound, upper_bound
 
 TAIL = 0.025
 DOCUMENTS = 60
@@ -20,7 +20,7 @@ TAKERS = np.array([0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.25, 0.25])
 CONCENTRATION = 40.0  # of the documents' own shares around the population's
 
 
-def lost_share(rng: np.random.Generator, seed: int, resamples: int) -> Sample:
+def lost_share(rng: np.random.Generator, seed: int, resamples: int) -> Resampled:
     """1 - minimum share after / before, on documents that each lean to experts of their own."""
     before = rng.multinomial(TOKENS, rng.dirichlet(CONCENTRATION * SHARE, DOCUMENTS)).astype(float)
     stayed = rng.binomial(before.astype(int), KEPT)
@@ -29,7 +29,7 @@ def lost_share(rng: np.random.Generator, seed: int, resamples: int) -> Sample:
     design = make_design(np.zeros(DOCUMENTS, dtype=int), np.arange(DOCUMENTS), seed, resamples)
     tokens = np.full(DOCUMENTS, float(TOKENS))
 
-    def functional(batch: Batch):
+    def functional(batch: ResampleBatch):
         return {
             "lost": 1.0 - Counts(batch, after, tokens).min_share() / Counts(batch, before, tokens).min_share()
         }
@@ -46,9 +46,9 @@ def test_both_bounds_are_as_far_as_the_wider_tail():
 
 
 def test_what_has_no_spread_or_no_resamples_stays_as_it_is():
-    flat = Sample(0.5, 0.0, np.zeros(39), 4, 4, None, values_B=np.full(39, 0.5))
+    flat = Resampled(0.5, 0.0, np.zeros(39), 4, 4, None, values_B=np.full(39, 0.5))
     assert switching(flat) is flat
-    mean = Sample(0.5, 0.1, np.linspace(-2, 2, 39), 4, 4)
+    mean = Resampled(0.5, 0.1, np.linspace(-2, 2, 39), 4, 4)
     assert switching(mean) is mean
 
 

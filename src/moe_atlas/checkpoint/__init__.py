@@ -1,6 +1,6 @@
-"""Checkpoints on disk: opened strictly from their headers, read in bounded pieces, digested as they are read.
+"""Checkpoints on disk: open them from their headers, read them in bounded pieces, digest the bytes that are read.
 
-`open_checkpoint` and `digest_checkpoint` do without torch; `moe_atlas.checkpoint.reader` makes tensors.
+`open_checkpoint` and `digest_checkpoint` need no torch; `moe_atlas.checkpoint.reader` makes tensors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a config.json says, key by key, and how two of them differ. Torch-free.
+"""The keys of a config.json, and the differences between two of them. Torch-free.
 
-A key that changes no number of a replay may still decide how a server serves: where it stops, how long a context it
-accepts, which code it imports. So every key is kept, bounded, and every difference is ranked by what it may do.
+A key that changes no number of a replay may still change how a server serves: where it stops, how long a context it
+accepts, which code it imports. So a receipt keeps every key, with a bounded value, and ranks every difference.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _SPELLINGS = {
     "rope_theta": "rope_parameters.rope_theta",
     "num_local_experts": "num_experts",
 }
-"""Keys that versions of transformers spell in two ways, with the one they are compared under."""
+"""Keys that versions of transformers spell in two ways, each with the spelling under which they are compared."""
 
 
 def flat(config: Mapping[str, Any]) -> Flat:
-    """Every key of a configuration, nested ones with dots, and its value as JSON text of bounded length.
+    """Return every key of a configuration with its value as JSON text of bounded length; nested keys have dots.
 
-    Values beyond 200 characters are given by their length and sha256; so are whole sections, deepest first, where
-    there are more than 1024 keys.
+    Length and sha256 stand for a value of more than 200 characters. If there are more than 1024 keys, they also stand
+    for whole sections, the deepest first.
     """
     for depth in (8, 2, 1):
         found = dict(_leaves(config, "", depth))
@@ -62,9 +62,9 @@ def flat(config: Mapping[str, Any]) -> Flat:
 
 
 def difference(base: Mapping[str, str], tuned: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Every key that differs, what a server acts on first: ``key``, ``base``, ``tuned`` (null: absent), ``rank``.
+    """Return ``key``, ``base``, ``tuned`` (null: absent) and ``rank`` of each key that differs, served keys first.
 
-    Two spellings of one key are one. Absent, null and empty are alike where no server tells them apart.
+    Two spellings of a key count as one key. Absent, null and empty are equal if no server distinguishes them.
     """
     one, other = _spelled(base), _spelled(tuned)
     rows = [
@@ -78,7 +78,7 @@ def difference(base: Mapping[str, str], tuned: Mapping[str, str]) -> list[dict[s
 
 
 def rank(key: str) -> str:
-    """Whether a server acts on a key, ``served``, or it says how the file was written or trained, ``cosmetic``."""
+    """Return ``served`` if a server acts on a key, ``cosmetic`` if it only says how the file was written or trained."""
     names = _inner(key)[1].split(".")
     if names[0] in _SERVED:
         return SERVED
@@ -110,7 +110,7 @@ def _bounded(value: Any) -> str:
 
 
 def _spelled(values: Mapping[str, str]) -> Flat:
-    """The keys under one spelling; a key stays as it is where the other spelling says something else beside it."""
+    """Return the keys under one spelling; a key keeps its spelling if both are there with different values."""
     out: Flat = {}
     for key in sorted(values):
         section, inner = _inner(key)
@@ -130,6 +130,6 @@ def _spelling(key: str) -> str:
 
 
 def _inner(key: str) -> tuple[str, str]:
-    """The section of the language model that a key stands in, if any, and the key within it."""
+    """Return the section of the language model that holds a key, if any, and the key within that section."""
     section = next((each for each in SECTIONS if key.startswith(each)), "")
     return section, key.removeprefix(section)

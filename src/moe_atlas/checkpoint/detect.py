@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint are quantised, from its configuration and its headers alone.
+"""Find the quantised tensors of a checkpoint from its configuration and its headers.
 
-The configuration says the format and its block or group size, the names say which tensors are stored in it, and
-the headers must agree with both; whatever remains unexplained is refused, never guessed from a shape.
+The configuration states the format and its block or group size. The names tell which tensors are stored in that format.
+The headers must agree with both. A tensor that these do not explain is refused; nothing is guessed from a shape.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MISSING = {
     "torchao": "its tensor subclasses",
     "vptq": "its vector codebooks and residuals",
 }
-"""What decoding a known method would need."""
+"""Methods that are not decoded, with what decoding them would need."""
 
 Settings = Mapping[str, Any]
 READERS: Mapping[str, Callable[[Settings, Tensors, str], Iterable[Encoded]]] = {
@@ -50,19 +50,19 @@ READERS: Mapping[str, Callable[[Settings, Tensors, str], Iterable[Encoded]]] = {
     "modelopt": modelopt.read,
     "mxfp4": mxfp4.read,
 }
-"""Method to the function that lists its tensors."""
+"""The function that lists the tensors of each method."""
 
 
 def detect(
     config: Settings, tensors: Tensors, label: str, beside: Settings | None = None
 ) -> dict[str, Encoded]:
-    """Every quantised tensor by the name it stands for.
+    """Return every quantised tensor by its name in an unquantised checkpoint.
 
     Args:
         config: the content of config.json.
         tensors: every stored tensor by name.
         label: the checkpoint, for messages.
-        beside: the content of hf_quant_config.json, where there is one.
+        beside: the content of hf_quant_config.json; None without that file.
 
     Raises:
         InputRefused: ``E_QUANT`` for a format that is not decoded, a header that contradicts the configuration, or
@@ -95,7 +95,7 @@ def _refuse_telltale(tensors: Tensors, label: str) -> None:
 
 
 def _settings(config: Settings, beside: Settings | None, label: str) -> Settings | None:
-    """The quantisation block, wherever a configuration keeps it; two must be the same."""
+    """Return the quantisation block from any place where a configuration keeps it; two blocks must agree."""
     found = list(_blocks(config, beside))
     for other in found[1:]:
         if _said(other) != _said(found[0]):
@@ -117,12 +117,12 @@ def _blocks(config: Settings, beside: Settings | None) -> Iterator[Settings]:
 
 
 def _said(settings: Settings) -> Any:
-    """What two blocks are compared by: everything, or for ModelOpt, which writes two spellings, what decides."""
+    """Return what must agree in two blocks: everything, or for ModelOpt, which has two spellings, the normal form."""
     return modelopt.normal(settings) if _method(settings) == "modelopt" else settings
 
 
 def _method(settings: Settings) -> str:
-    """The method that a block names, or that its other keys belong to."""
+    """Return the method that a block names, or else the method to which its other keys belong."""
     producer = settings.get("producer")
     made_by = producer.get("name") if isinstance(producer, dict) else None
     if settings.get("quant_method") is not None:

@@ -1,7 +1,7 @@
-"""What identifies a checkpoint's tensors: one sha256 for each, and one over the sorted list of them.
+"""The digest of a checkpoint: the sha256 of each tensor, and one sha256 over the sorted list of tensors.
 
-The list does not mention files, so resharding or reordering a checkpoint leaves its digest alone, while a
-changed bit, name, dtype or shape does not.
+The list does not name files. So resharding or reordering a checkpoint does not change its digest, but a change of any
+bit, name, dtype or shape does.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class CheckpointDigest:
     """The identity of a checkpoint's tensors.
 
     Attributes:
-        sha256: over one line ``name TAB dtype TAB shape TAB sha256 NEWLINE`` for each tensor, sorted by name,
-            the shape written as ``[2,3]``, in UTF-8.
+        sha256: the sha256 of the lines ``name TAB dtype TAB shape TAB sha256 NEWLINE``, one for each tensor, sorted by
+            name, in UTF-8, with shapes such as ``[2,3]``.
         tensors: the sha256 of each tensor's stored bytes, by name.
     """
 
@@ -36,16 +36,16 @@ class CheckpointDigest:
 
 
 def config_sha256(checkpoint: TensorSource) -> str:
-    """Return the sha256 of what ``config.json`` says: keys sorted, ASCII, no spaces; its layout does not matter.
+    """Return the sha256 of the content of ``config.json`` (sorted keys, ASCII, no spaces); its layout does not matter.
 
-    The same tensors under another configuration are another model: k, an epsilon or a rotation base stands there.
+    The same tensors with another configuration are another model: it states k, epsilons and the rotation base.
     """
     text = json.dumps(checkpoint.config, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 class TensorHash:
-    """The running sha256 of one tensor: it advances over bytes that continue where it stopped."""
+    """The running sha256 of one tensor; it takes in only bytes that follow the bytes it already has."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -53,7 +53,7 @@ class TensorHash:
         self._lock = Lock()
 
     def consume(self, data: memoryview, start: int) -> None:
-        """Take in bytes that stand at `start` in the tensor, as far as they extend what was taken in."""
+        """Take in the bytes that begin at `start` of the tensor, as far as they follow the bytes already taken in."""
         with self._lock:
             if start <= self.position < start + len(data):
                 self._sha256.update(data[self.position - start :])
@@ -65,10 +65,10 @@ class TensorHash:
 
 
 def digest_checkpoint(checkpoint: TensorSource) -> CheckpointDigest:
-    """Read every tensor of a checkpoint once, in pieces of 8 MiB, and digest it.
+    """Read every tensor of a checkpoint once, in pieces of 8 MiB, and return the digest.
 
     Raises:
-        IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
+        IntegrityError: ``E_CHANGED`` if a file is no longer the file that was opened first.
     """
     hashes = {name: TensorHash() for name in checkpoint.tensors}
     complete_hashes(checkpoint, hashes)
@@ -77,13 +77,13 @@ def digest_checkpoint(checkpoint: TensorSource) -> CheckpointDigest:
 
 
 def digest_with_files(checkpoint: Checkpoint) -> tuple[CheckpointDigest, dict[str, str]]:
-    """Read every file of a checkpoint once; digest its tensors, and each file as ``sha256sum`` does.
+    """Read every file of a checkpoint once; digest its tensors, and hash each file as ``sha256sum`` does.
 
     Returns:
         The digest of the checkpoint, and the sha256 of each of its files (shards, index, config) by plain name.
 
     Raises:
-        IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
+        IntegrityError: ``E_CHANGED`` if a file is no longer the file that was opened first.
     """
     hashes = {name: TensorHash() for name in checkpoint.tensors}
     tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: (tensor.file, tensor.begin))
@@ -100,7 +100,7 @@ def digest_with_files(checkpoint: Checkpoint) -> tuple[CheckpointDigest, dict[st
 def _digest_file(
     shard: OpenShard, tensors: list[StoredTensor], hashes: Mapping[str, TensorHash], buffer: memoryview
 ) -> str:
-    """Hash a whole file and, from the same bytes, its tensors, which cover it from the header's end to its own."""
+    """Hash a whole file and, from the same bytes, its tensors, which cover it from the end of the header to its end."""
     whole = hashlib.sha256()
     first = tensors[0].begin if tensors else shard.size
     spans: list[tuple[int, int, TensorHash | None]] = [(0, first, None)]
@@ -116,7 +116,7 @@ def _digest_file(
 
 
 def complete_hashes(checkpoint: TensorSource, hashes: Mapping[str, TensorHash]) -> int:
-    """Read what these running hashes have not seen, in file order and bounded pieces; return the bytes read."""
+    """Complete running hashes: read the missing bytes in file order, in bounded pieces; return the bytes read."""
     total = 0
     tensors = sorted(
         (checkpoint.tensors[name] for name in hashes), key=lambda tensor: (tensor.file, tensor.begin)
@@ -133,7 +133,7 @@ def complete_hashes(checkpoint: TensorSource, hashes: Mapping[str, TensorHash]) 
 
 
 def beginning(checkpoint: TensorSource, most: int) -> Iterator[memoryview]:
-    """Yield the first bytes of the largest file's tensors, at most `most`, in pieces of 8 MiB that share a memory."""
+    """Yield the first bytes, at most `most`, of the tensors in the largest file; pieces of 8 MiB share one buffer."""
     stored: dict[str, list[StoredTensor]] = {}
     for tensor in sorted(checkpoint.tensors.values(), key=lambda tensor: (tensor.file, tensor.begin)):
         stored.setdefault(tensor.file, []).append(tensor)
@@ -154,7 +154,7 @@ def beginning(checkpoint: TensorSource, most: int) -> Iterator[memoryview]:
 
 
 def rehash(checkpoint: TensorSource, running: TensorHash, tensor: StoredTensor, stop: int) -> None:
-    """Advance a running hash to `stop` by reading the tensor's bytes."""
+    """Read bytes of a tensor to advance its running hash to `stop`."""
     with checkpoint.open(tensor.file) as opened:
         _complete(opened, tensor, running, memoryview(bytearray(min(PIECE_BYTES, stop))), stop)
 
@@ -177,7 +177,7 @@ def _complete(
 
 
 def hexdigests(hashes: Mapping[str, TensorHash]) -> dict[str, str]:
-    """The sha256 of every tensor by name."""
+    """Return the sha256 of every tensor by name."""
     return {name: running.hexdigest() for name, running in hashes.items()}
 
 
@@ -191,6 +191,6 @@ def combine(checkpoint: TensorSource, digests: Mapping[str, str]) -> CheckpointD
 
 
 def manifest_line(tensor: StoredTensor, sha256: str) -> bytes:
-    """Return the line that stands for one tensor in a digest over several."""
+    """Return the line of one tensor in a digest of several tensors."""
     shape = ",".join(map(str, tensor.shape))
     return f"{tensor.name}\t{tensor.dtype}\t[{shape}]\t{sha256}\n".encode()

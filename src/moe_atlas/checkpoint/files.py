@@ -1,6 +1,6 @@
-"""Opening the files of a checkpoint: regular files inside its folder, of no foreign format.
+"""Open the files of a checkpoint: only regular files inside its folder, never of a foreign format.
 
-Every file is opened through here, each time it is read, so that the rules hold for every byte consumed.
+This module opens every file each time it is read, so its rules hold for every byte that is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moe_atlas.checkpoint.headers.refuse import place, refusal, shown
 from moe_atlas.errors import InputRefused, IntegrityError
 from moe_atlas.text import not_there
 
-PIECE_BYTES = 8 << 20  # read at a time where a file is read through
+PIECE_BYTES = 8 << 20  # bytes read at a time of a file that is read from begin to end
 
 _CACHE_LINK = re.compile(r"\.\./\.\./blobs/([^/]+)")
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
@@ -47,7 +47,7 @@ FOREIGN_SUFFIXES = {
     ".nemo": "a NeMo archive",
     ".distcp": "a shard of torch.distributed.checkpoint (DCP)",
 }
-"""What a file of another format is called, by suffix. None of them is ever loaded, by design."""
+"""Names of foreign formats by suffix. No file of these formats is ever loaded."""
 
 _MAGIC = (
     (b"PK\x03\x04", "a zip archive (PyTorch or NumPy)"),
@@ -69,11 +69,11 @@ _MAGIC = (
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """What shows that a file is still the one that was opened first.
+    """The facts that show whether a file is still the file that was opened first.
 
     Attributes:
         size: bytes.
-        mtime_ns: time of the last write, nanoseconds; a writer can put it back.
+        mtime_ns: time of the last write, nanoseconds; a writer can set it back.
         ctime_ns: time of the last change of the file or of its attributes, nanoseconds; only the system sets it.
         inode: the file's number on its device.
         device: the number of the device.
@@ -96,11 +96,11 @@ def open_regular(root: Path, file: str, label: str | None = None) -> Iterator[tu
         label: what messages call the file; its path by default.
 
     Yields:
-        The file descriptor, closed on leaving, and what identifies the file.
+        The file descriptor, which is closed on leaving, and the facts that identify the file.
 
     Raises:
         InputRefused: ``E_NOT_FOUND``, ``E_SYMLINK`` for a link other than a Hugging Face cache snapshot's,
-            ``E_NOT_REGULAR`` for a FIFO, device, socket or folder, ``E_ACCESS`` when the system refuses.
+            ``E_NOT_REGULAR`` for a FIFO, device, socket or folder, ``E_ACCESS`` if the system refuses access.
     """
     label = label or str(root / file)
     descriptor = _open(_real_path(root, file, label), label)
@@ -116,7 +116,7 @@ def open_regular(root: Path, file: str, label: str | None = None) -> Iterator[tu
 
 
 def read_small(root: Path, file: str, max_bytes: int) -> tuple[bytes, FileStat]:
-    """Read a whole file of at most `max_bytes`; ``E_JSON`` when it is longer (used for JSON files)."""
+    """Read a whole JSON file of at most `max_bytes`; ``E_JSON`` if it is longer."""
     with open_regular(root, file) as (descriptor, found):
         if found.size > max_bytes:
             problem = f"holds {found.size} bytes, more than the limit of {max_bytes}"
@@ -125,12 +125,12 @@ def read_small(root: Path, file: str, max_bytes: int) -> tuple[bytes, FileStat]:
 
 
 def exists(path: Path) -> bool:
-    """Tell whether a name is taken, be it by a dangling link."""
+    """Return whether a path exists; a dangling link exists, too."""
     return os.path.lexists(path)
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a path as given is a folder; ``E_NOT_FOUND`` or ``E_ACCESS`` when that cannot be told."""
+    """Return whether a path is a folder; ``E_NOT_FOUND`` or ``E_ACCESS`` if the system does not say."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
@@ -145,7 +145,7 @@ def _lstat(path: Path, label: str) -> os.stat_result:
 
 
 def _real_path(root: Path, file: str, label: str) -> Path:
-    """Follow the one kind of link that is allowed: from a cache snapshot into the blobs beside it."""
+    """Follow the only allowed kind of link: from a snapshot of the cache into the blobs beside it."""
     path = root / file
     found = _lstat(path, label)
     if stat.S_ISLNK(found.st_mode):
@@ -158,7 +158,7 @@ def _real_path(root: Path, file: str, label: str) -> Path:
         found = _lstat(path, label)
         if stat.S_ISLNK(found.st_mode):
             raise refusal("E_SYMLINK", label, "is a link to a link", _COPY_IT)
-    _require_regular(found, label)  # before opening: opening a device can itself have effects
+    _require_regular(found, label)  # check before opening, because opening a device can have effects
     return path
 
 
@@ -185,17 +185,17 @@ def _cannot_open(error: OSError, label: str) -> InputRefused:
 
 
 def refuse_foreign_name(file: str, label: str) -> None:
-    """Refuse a file whose suffix says that it is of another format (``E_FORMAT``)."""
+    """Refuse a file with the suffix of a foreign format (``E_FORMAT``)."""
     kind = FOREIGN_SUFFIXES.get(Path(file).suffix.lower())
     if kind is not None:
         raise foreign(label, kind)
 
 
 def refuse_foreign_content(descriptor: int, label: str) -> None:
-    """Refuse a file whose first bytes say that it is of another format (``E_FORMAT``).
+    """Refuse a file whose first bytes show a foreign format (``E_FORMAT``).
 
-    The first eight bytes of a safetensors file are a number and may look like anything; the ``{`` of its
-    header after them settles it.
+    The first eight bytes of a safetensors file are a number, which may look like any format. The ``{`` of the header
+    behind them shows that the file is a safetensors file.
     """
     start = os.pread(descriptor, 32, 0)
     if start[8:9] == b"{" and not start.startswith(b"version "):
@@ -206,7 +206,7 @@ def refuse_foreign_content(descriptor: int, label: str) -> None:
 
 
 def foreign(label: str, kind: str) -> InputRefused:
-    """Build the refusal of a file of another format, with the step that helps for its kind."""
+    """Return the refusal of a file of a foreign format, with the next step for that format."""
     if kind == "a Git LFS pointer":
         return refusal("E_FORMAT", label, "is a Git LFS pointer, not the weights", "run `git lfs pull`")
     if kind == "a web page":
@@ -215,10 +215,10 @@ def foreign(label: str, kind: str) -> InputRefused:
 
 
 def require_same(first: FileStat, now: FileStat, label: str) -> None:
-    """Raise ``E_CHANGED`` unless a file is the one that was opened first.
+    """Raise ``E_CHANGED`` unless a file is the file that was opened first.
 
-    A write with the time of writing put back, and a chmod, a rename or a new hard link, move nothing but the ctime.
-    They cannot be told from each other without reading everything again, so all of them end here.
+    A write whose mtime was set back changes only the ctime. So do a chmod, a rename and a new hard link. Only reading
+    the whole file again could distinguish them, so this function refuses all of them.
     """
     if now == first:
         return

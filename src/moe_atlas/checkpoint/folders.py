@@ -1,7 +1,7 @@
-"""What a path is that cannot be opened as a checkpoint, and what turns it into one. Nothing is read but names.
+"""Recognise paths that are no checkpoint, and say how to make a checkpoint of them. Only names are read.
 
-A training run leaves many folders that are no checkpoint: shards of its own format, adapters, the folder around the
-checkpoints. Each has names that give it away; `FOREIGN` lists them, and the first row that fits speaks.
+A training run leaves many folders that are no checkpoint: shards in its own format, adapters, the folder around the
+checkpoints. `FOREIGN` lists the file names that identify each kind of folder; the first row that matches counts.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ONLY = "; only safetensors is read, by design"
 
 
 class Foreign(NamedTuple):
-    """Something that is no checkpoint of transformers.
+    """A kind of folder that is no checkpoint of transformers.
 
     Attributes:
-        marks: patterns of names, folders with a final ``/``; one that fits is enough.
-        what: what such a folder is.
-        step: what makes a checkpoint of it.
+        marks: patterns of names, with a final ``/`` for folders; one match is enough.
+        what: what messages call such a folder.
+        step: how to make a checkpoint of it.
     """
 
     marks: tuple[str, ...]
@@ -118,17 +118,17 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def own_weights(names: Iterable[str]) -> list[str]:
-    """Which safetensors files of a folder without an index may be its model, by their names alone.
+    """Return the safetensors files of a folder without an index that may be its model, by their names.
 
-    Copies in other formats, adapters, states of optimisers and unconsolidated shards are none of the model.
+    Copies in other formats, adapters, states of optimisers and unconsolidated shards do not belong to the model.
     """
     return sorted(name for name in names if name.endswith(SUFFIX) and not _BESIDE.fullmatch(name))
 
 
 def foreign_folder(folder: Path, names: Iterable[str]) -> InputRefused | None:
-    """The refusal of a folder without weights of its own that is recognised; None where it is not.
+    """Return the refusal of a folder without weights; None if nothing in it is recognised.
 
-    A whole checkpoint that it holds one level below comes first, for that is nearest.
+    The refusal names a whole checkpoint one level below, if there is one, before anything else.
     """
     marked = {f"{name}/" if os.path.isdir(folder / name) else name for name in names}  # noqa: PTH112
     inside = _checkpoint_inside(folder, marked)
@@ -143,14 +143,14 @@ def foreign_folder(folder: Path, names: Iterable[str]) -> InputRefused | None:
 
 
 def step_for(file: str) -> str:
-    """What makes a checkpoint of a file of another format, by its name."""
+    """Return how to make a checkpoint of a file of a foreign format, by its name."""
     name = os.path.basename(file)
     steps = (kind.step for kind in FOREIGN if any(fnmatchcase(name, mark) for mark in kind.marks))
     return next(steps, _SAVE)
 
 
 def absent(path: Path) -> InputRefused:
-    """The refusal of a path that does not exist: an address, a name on the hub, or a slip."""
+    """Return the refusal of a path that does not exist: an address, a name on the hub, or a typing error."""
     given = str(path)
     address = _ADDRESS.fullmatch(given)
     if address is not None:
@@ -180,7 +180,7 @@ def _download(hub_id: str) -> str:
 
 
 def _checkpoint_inside(folder: Path, marked: Iterable[str]) -> Path | None:
-    """The checkpoint that a folder holds one level below: the newest by its number, else the first by name."""
+    """Return the checkpoint one level below a folder: that with the highest number, else the first by name."""
     inner = [folder / name[:-1] for name in sorted(marked) if name.endswith("/")]
     if "snapshots/" in marked:  # of one model in the cache of the hub
         inner = [folder / "snapshots" / name for name in sorted(_names(folder / "snapshots"))]
@@ -195,7 +195,7 @@ def _number(folder: Path) -> int:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder has a configuration and weights beside it."""
+    """Return whether a folder has a configuration and weights."""
     names = _names(folder)
     return "config.json" in names and (INDEX in names or len(own_weights(names)) == 1)
 

@@ -1,4 +1,4 @@
-"""Opening a checkpoint: which files belong to it and which tensors they hold, from headers alone."""
+"""Open a checkpoint: find its files and their tensors, from headers alone."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from moe_atlas.text import not_there
 
 CONFIG = "config.json"
 QUANTISATION = "hf_quant_config.json"
-"""Where ModelOpt keeps the settings that others write into config.json."""
+"""The file in which ModelOpt keeps settings that other libraries write into config.json."""
 _MAX_CONFIG_BYTES = 4 << 20
 _MAX_INDEX_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of safetensors as its headers describe it, a `TensorSource`; no tensor has been read yet.
+    """A folder of safetensors as its headers describe it, without any tensor data; it is a `TensorSource`.
 
     Attributes:
         root: the folder of its files.
         label: the path as it was given, for messages.
         config: the content of ``config.json``.
         tensors: every stored tensor by name, in name order.
-        files: what identified each file that was read (shards, ``config.json``, ``hf_quant_config.json``, the index),
-            by plain name.
-        encoded: every quantised tensor by the name it stands for; its parts are among `tensors`.
+        files: the facts that identified each file when it was opened first (shards, ``config.json``,
+            ``hf_quant_config.json``, the index), by plain name.
+        encoded: every quantised tensor by its name in an unquantised checkpoint; its parts are among `tensors`.
     """
 
     root: Path
@@ -54,7 +54,7 @@ class Checkpoint:
 
     @cached_property
     def logical(self) -> Mapping[str, StoredTensor | Encoded]:
-        """Every tensor as it is meant, in name order: quantised ones decoded, their parts gone."""
+        """Every logical tensor, in name order: a quantised tensor replaces its stored parts."""
         return logical_tensors(self.tensors, self.encoded)
 
     @property
@@ -64,33 +64,33 @@ class Checkpoint:
 
     @property
     def identities(self) -> Mapping[str, FileStat]:
-        """What identified each file when it was opened first, by plain name."""
+        """The facts that identified each file when it was opened first, by plain name."""
         return self.files
 
     def where(self, file: str) -> str:
-        """The path of a file of the folder."""
+        """Return the path of a file of the folder."""
         return str(self.root / file)
 
     def open(self, file: str, *, again: bool = False) -> OpenShard:
-        """One of `files`, for ranged reads; see `OpenShard`."""
+        """Open one of `files` for ranged reads; see `OpenShard`."""
         return OpenShard(self.root, file, self.files[file], again=again)
 
     def require_unchanged(self) -> None:
-        """Raise ``E_CHANGED`` unless every file is the one that was opened first."""
+        """Raise ``E_CHANGED`` unless every file is the file that was opened first."""
         for file in self.files:
             with self.open(file):
                 pass
 
     def read_small(self, name: str, limit: int) -> bytes | None:
-        """A file of the folder, None where there is none; ``E_JSON`` when it holds more than `limit` bytes."""
+        """Return the bytes of a file of the folder, None if there is none; ``E_JSON`` if it is longer than `limit`."""
         return files.read_small(self.root, name, limit)[0] if files.exists(self.root / name) else None
 
     def beside(self) -> list[SideFile]:
-        """Every file of the folder that is not among `files`, what a server acts on first."""
+        """Return every file of the folder that is not among `files`, those that a server acts on first."""
         return side_files.side_files(self.root, self.files, one_file=self._one_file)
 
     def require_unchanged_beside(self, first: Collection[SideFile]) -> None:
-        """Raise ``E_CHANGED`` when a file that a server may act on came, went or was written since `beside`."""
+        """Raise ``E_CHANGED`` if a file that a server may act on was added, removed or written since `beside`."""
         side_files.require_unchanged(self.root, self.files, first, one_file=self._one_file)
 
     @property
@@ -138,7 +138,7 @@ def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> 
 
 
 def _locate(path: Path) -> tuple[Path, bool, tuple[str, ...]]:
-    """Find the folder, whether it has an index, and without one the single file."""
+    """Return the folder, whether it has an index, and the single weights file if it has none."""
     if _is_folder(path):
         if files.exists(path / INDEX):
             return path, True, ()
@@ -157,7 +157,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _single_file(folder: Path) -> str:
-    """Return the one safetensors file of a folder without an index, or say why there is none to choose."""
+    """Return the only safetensors file of a folder without an index, or refuse the folder with the reason."""
     names = sorted(_names(folder))
     weights = folders.own_weights(names)
     if len(weights) > 1:
@@ -188,12 +188,12 @@ def _read_json(root: Path, file: str, max_bytes: int, found: dict[str, FileStat]
         step = "put it beside the weights; every Hugging Face checkpoint has one"
         raise refusal("E_NOT_FOUND", str(root / file), not_there(str(root / file)), step)
     raw, found[file] = files.read_small(root, file, max_bytes)
-    # Python writes a limit that is none as Infinity there; nothing else of a checkpoint may hold one.
+    # In these files Python writes an absent limit as Infinity; no other file of a checkpoint may hold it.
     return parse_json_object(raw, str(root / file), infinite=file == CONFIG)
 
 
 def _read_weight_map(root: Path, found: dict[str, FileStat]) -> dict[str, str]:
-    """Read which file holds which tensor, according to the index."""
+    """Return the file of each tensor according to the index."""
     label = str(root / INDEX)
     weight_map = _read_json(root, INDEX, _MAX_INDEX_BYTES, found).get("weight_map")
     if not isinstance(weight_map, dict):
@@ -207,7 +207,7 @@ def _read_weight_map(root: Path, found: dict[str, FileStat]) -> dict[str, str]:
 
 
 def _indexed_shards(root: Path, weight_map: dict[str, str]) -> tuple[str, ...]:
-    """Check the shard names of the index: plain names of existing safetensors files, without a rival file."""
+    """Check the shard names of the index: plain names of existing safetensors files, no other model beside them."""
     label = str(root / INDEX)
     shards = tuple(sorted(set(weight_map.values())))
     for shard in shards:
@@ -246,7 +246,7 @@ def _read_shard(
         found[shard] = stat
         try:
             return read_header(descriptor, stat.size, shard, max_header_bytes)
-        except InputRefused as error:  # a header knows its file alone
+        except InputRefused as error:  # a header knows only its own file
             where = f"{place(str(root))}/{error.where}"
             raise InputRefused(error.code, where, error.problem, error.next_step) from None
 
@@ -259,7 +259,7 @@ def _add(tensors: dict[str, StoredTensor], tensor: StoredTensor, root: Path) -> 
 
 
 def _compare(weight_map: dict[str, str], tensors: Mapping[str, StoredTensor], label: str) -> None:
-    """Refuse an index that differs from the headers in any name or any place."""
+    """Refuse an index that differs from the headers in the name or the file of any tensor."""
     for name, shard in weight_map.items():
         if name not in tensors:
             problem = (
@@ -276,6 +276,6 @@ def _compare(weight_map: dict[str, str], tensors: Mapping[str, StoredTensor], la
 
 
 def _among(names: Iterable[str], known: Mapping[str, object]) -> str:
-    """Say how many names share a fault, when it is more than one."""
+    """Return how many names have the fault, if there are several."""
     count = sum(name not in known for name in names)
     return f" (and {count - 1} more like it)" if count > 1 else ""

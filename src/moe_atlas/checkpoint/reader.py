@@ -1,7 +1,7 @@
-"""Reading tensors of a checkpoint into memory of our own, hashing the very bytes that are consumed.
+"""Read tensors of a checkpoint into memory of this process, and hash exactly the bytes that are read.
 
-Nothing is mapped: a file that shrinks under a mapping kills the process without a word, and mapped pages
-stay in its memory. A positional read gives an error that can be caught, and memory that is given back.
+No file is mapped. If a mapped file shrinks, the system kills the process without a message, and mapped pages count as
+memory of the process. A positional read raises an error that can be caught, and its memory can be freed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.errors import IntegrityError, ResourceExhausted
 
 _ALIGNMENT = 64
-BEHIND = 3  # tensors that are read and not hashed yet, beside the one that is being hashed
-SPARE = 16  # pieces of recycled memory of one size
+BEHIND = 3  # tensors that wait for hashing while another one is hashed
+SPARE = 16  # recycled buffers of each size
 _TORCH_NAMES = {
     **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"},
     **{"U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64"},
@@ -44,16 +44,16 @@ _TORCH_NAMES = {
 
 
 class Reader:
-    """Reads tensors of one checkpoint; memory is bounded by what is asked for, plus 8 MiB in `finish`.
+    """A reader of the tensors of one checkpoint; its memory is the requested tensors, plus 8 MiB in `finish`.
 
-    Safe to use from a second thread that reads ahead.
+    A second thread may use it at the same time, to read ahead.
 
     Attributes:
         bytes_read: bytes of tensors read from files so far.
-        page_locked: whether memory that is taken from now on, until `forget`, is page-locked: a GPU copies from it
-            while it computes.
-        again: whether what is read from now on will be read once more, so that the system had better keep it.
-        shared: files that another reader reads as well, just after this one.
+        page_locked: whether new buffers are page-locked until `forget`, so that a GPU can copy from them while it
+            computes.
+        again: whether the bytes read from now on will be read once more; the system's cache then keeps them.
+        shared: files that another reader reads directly after this one.
     """
 
     def __init__(self, checkpoint: TensorSource) -> None:
@@ -68,22 +68,21 @@ class Reader:
         self._spare: dict[int, list[torch.Tensor]] = {}
 
     def read(self, name: str, index: int | None = None, rows: range | None = None) -> torch.Tensor:
-        """Read a tensor, one entry of its leading dimension, or some rows of either; a quantised one is decoded.
+        """Read a tensor, one entry of its leading dimension, or some rows of either; decode a quantised tensor.
 
         Args:
-            name: the stored name, or the one that a quantised tensor stands for.
-            index: for stacked tensors, which entry of the leading dimension; only its bytes are read.
-            rows: consecutive rows, those of entry `index` where that is given; only their bytes are read.
+            name: the name of a stored tensor, or of a quantised tensor.
+            index: the entry of the leading dimension of a stacked tensor; only its bytes are read.
+            rows: consecutive rows, of entry `index` if that is given; only their bytes are read.
 
         Returns:
-            A tensor of the stored shape (without the leading dimension if `index` is given) and dtype, in
-            memory of its own, aligned to 64 bytes. A quantised one comes as float32, or bfloat16 where that
-            is exact.
+            A tensor of the stored shape (without the leading dimension if `index` is given) and dtype, in a buffer
+            of its own, aligned to 64 bytes. A quantised tensor is float32, or bfloat16 if that is exact.
 
         Raises:
-            InputRefused: ``E_DTYPE`` for a dtype that this torch cannot hold, ``E_QUANT`` where the parts of a
-                quantised tensor contradict each other.
-            IntegrityError: ``E_CHANGED`` when the file is no longer the one that was opened.
+            InputRefused: ``E_DTYPE`` for a dtype that this version of torch does not have, ``E_QUANT`` if the parts of
+                a quantised tensor contradict each other.
+            IntegrityError: ``E_CHANGED`` if the file is no longer the file that was opened first.
         """
         entry = self.checkpoint.encoded.get(name)
         if entry is None:
@@ -91,7 +90,7 @@ class Reader:
         return self._read_encoded(entry, index) if rows is None else self._decode_rows(entry, index, rows)
 
     def _decode_rows(self, entry: Encoded, index: int | None, rows: range) -> torch.Tensor:
-        """Decode some rows of a quantised matrix, and what shares a scale or a word with them."""
+        """Decode some rows of a quantised matrix, with the rows that share a scale or a word with them."""
         if index is not None:
             return self._read_encoded(entry, index)[rows.start : rows.stop].clone()
         assert len(entry.shape) == 2, f"rows of {entry.name}, of shape {entry.shape}"
@@ -109,7 +108,7 @@ class Reader:
         return decode(entry, parts, self.checkpoint.label)[rows.start - begin : rows.stop - begin]
 
     def _read_encoded(self, entry: Encoded, index: int | None) -> torch.Tensor:
-        """Decode a quantised tensor; of one with a matrix for each expert, only the parts of entry `index`."""
+        """Decode a quantised tensor; of a stack with a matrix for each expert, decode only entry `index`."""
         parts = {role: self._read_stored(*part) for role, part in self._parts(entry, index).items()}
         if index is None or len(entry.shape) < 3:
             whole = decode(entry, parts, self.checkpoint.label)
@@ -117,7 +116,7 @@ class Reader:
         return decode(replace(entry, shape=entry.shape[1:]), parts, self.checkpoint.label)
 
     def _parts(self, entry: Encoded, index: int | None) -> dict[str, tuple[str, int | None]]:
-        """What is read of a quantised tensor, or of its entry `index`, by role."""
+        """Read the parts of a quantised tensor, or of its entry `index`, by role."""
         if index is None or len(entry.shape) < 3:
             return {role: (name, None) for role, name in entry.parts.items()}
         tensors = self.checkpoint.tensors
@@ -137,9 +136,9 @@ class Reader:
         return data.view(dtype).reshape(shape)
 
     def recycle(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Take back the memory of tensors that nobody looks at any more, for later reads of the same size.
+        """Keep the buffers of tensors that nobody uses any more, for later reads of the same size.
 
-        Fresh memory costs as much as reading into it does.
+        To allocate a new buffer costs as much time as to read into it.
         """
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
         self._after_hashing(lambda: self._take_back(storages))
@@ -152,13 +151,13 @@ class Reader:
                     spare.append(torch.empty(0, dtype=torch.uint8).set_(storage))
 
     def forget(self) -> None:
-        """Let go of recycled memory, and take no page-locked memory any more."""
+        """Free the recycled buffers, and allocate no more page-locked buffers."""
         with self._lock:
             self._spare.clear()
             self.page_locked = False
 
     def _memory(self, nbytes: int) -> torch.Tensor:
-        """Uninitialised bytes that start on a 64-byte boundary, recycled where there are any of the size."""
+        """Return uninitialised bytes on a 64-byte boundary, from a recycled buffer of this size if there is one."""
         size = nbytes + _ALIGNMENT
         with self._lock:
             spare = self._spare.setdefault(size, [])
@@ -168,10 +167,10 @@ class Reader:
         return whole[offset : offset + nbytes]
 
     def read_bytes(self, tensor: StoredTensor, start: int = 0, stop: int | None = None) -> memoryview:
-        """Read the bytes from `start` to `stop` of a tensor's data as they are stored.
+        """Read the stored bytes from `start` to `stop` of a tensor's data.
 
         Raises:
-            IntegrityError: ``E_CHANGED`` when the file is no longer the one that was opened.
+            IntegrityError: ``E_CHANGED`` if the file is no longer the file that was opened first.
         """
         stop = tensor.nbytes if stop is None else stop
         assert 0 <= start <= stop <= tensor.nbytes, f"{start}:{stop} of {tensor.nbytes} bytes"
@@ -180,7 +179,7 @@ class Reader:
         return data
 
     def hashed(self) -> dict[str, tuple[int, str]]:
-        """How many bytes of each tensor were read so far, and their sha256; untouched tensors are left out."""
+        """Return the number of hashed bytes of each tensor, and their sha256; tensors without any are left out."""
         if self._hasher is not None:
             self._hasher.submit(int).result()  # after all before it
         return {
@@ -190,14 +189,14 @@ class Reader:
         }
 
     def restore(self, hashed: Mapping[str, Sequence[Any]], bytes_read: int) -> None:
-        """Stand where an earlier reader stood, having read and compared the bytes it had hashed.
+        """Restore the state of an earlier reader: read the bytes that it had hashed, and compare their sha256.
 
         Args:
-            hashed: what its `hashed` gave.
-            bytes_read: what it had counted; reading them again does not count.
+            hashed: the result of its `hashed`.
+            bytes_read: its `bytes_read`; the bytes that are read again do not count.
 
         Raises:
-            IntegrityError: ``E_CHANGED`` when the bytes are not the same.
+            IntegrityError: ``E_CHANGED`` if the bytes are not the same.
         """
         for name, (position, sha256) in hashed.items():
             rehash(self.checkpoint, self._hashes[name], self.checkpoint.tensors[name], position)
@@ -209,23 +208,23 @@ class Reader:
         self.bytes_read = bytes_read
 
     def finish(self) -> CheckpointDigest:
-        """Hash what was never read, check that no file changed, and return the checkpoint's digest.
+        """Hash the bytes that are not hashed yet, check that no file changed, and return the checkpoint's digest.
 
-        A tensor's hash is taken while it is read, as long as reads continue each other; what was read out of
-        order or not at all is streamed here.
+        A read hashes its bytes if they follow the bytes already hashed of that tensor. This method streams the bytes
+        that were read in another order or not at all.
 
         Raises:
-            IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
+            IntegrityError: ``E_CHANGED`` if a file is no longer the file that was opened first.
         """
         digests = self.complete(self.checkpoint.tensors)
         self.unchanged()
         return combine(self.checkpoint, digests)
 
     def complete(self, names: Iterable[str]) -> dict[str, str]:
-        """The sha256 of these tensors, of which what was never read in order is hashed now.
+        """Return the sha256 of these tensors; hash now the bytes that were not read in order.
 
         Raises:
-            IntegrityError: ``E_CHANGED`` when a file is no longer the one that was opened.
+            IntegrityError: ``E_CHANGED`` if a file is no longer the file that was opened first.
         """
         hashes = {name: self._hashes[name] for name in names}
         streamed = complete_hashes(self.checkpoint, hashes)
@@ -234,7 +233,7 @@ class Reader:
         return hexdigests(hashes)
 
     def unchanged(self) -> None:
-        """Raise ``E_CHANGED`` unless every file of the checkpoint is the one that was opened."""
+        """Raise ``E_CHANGED`` unless every file of the checkpoint is the file that was opened first."""
         self.checkpoint.require_unchanged()
 
     def _read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
@@ -253,7 +252,7 @@ class Reader:
             self._unhashed.release()
 
     def _after_hashing(self, work: Callable[[], None]) -> None:
-        """Do something once everything that was read so far is hashed."""
+        """Run an action after all bytes read so far are hashed."""
         if self._hasher is None:
             work()
         else:
@@ -261,7 +260,7 @@ class Reader:
 
     @contextmanager
     def hashing_behind(self, hasher: Executor) -> Iterator[None]:
-        """Inside, what is read is hashed by `hasher`, one thread, in that order, while the next is being read."""
+        """Within this context the one thread of `hasher` hashes reads in their order, while the next read proceeds."""
         self._hasher = hasher
         try:
             with hasher:
@@ -282,7 +281,7 @@ def _torch_dtype(tensor: StoredTensor, checkpoint: TensorSource) -> torch.dtype:
 def _extent(
     tensor: StoredTensor, index: int | None, rows: range | None = None
 ) -> tuple[tuple[int, ...], int, int]:
-    """Return the shape and the byte range of a tensor, of one entry of its leading dimension, or of rows of either."""
+    """Return shape and byte range of a tensor, of one entry of its leading dimension, or of rows of either."""
     shape, start, nbytes = tensor.shape, 0, tensor.nbytes
     if index is not None:
         assert 0 <= index < (shape or (0,))[0], f"entry {index} of shape {shape}"

@@ -1,4 +1,4 @@
-"""Reading ranges of one file of a checkpoint's folder, known to be the one that was opened first."""
+"""Ranged reads of a file in a checkpoint's folder, which must be the file that was opened first."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from moe_atlas.errors import InputRefused, IntegrityError
 
 
 class OpenShard:
-    """One file of a checkpoint, open for positional reads, known to be the one that was opened first.
+    """A file of a checkpoint, open for positional reads.
 
-    A context manager; entering it raises ``E_CHANGED`` when the file is gone or is not the same.
+    It is a context manager. Entering it raises ``E_CHANGED`` unless the file is the file that was opened first.
 
     Args:
         root: the folder of the checkpoint.
         file: its plain name.
-        first: what identified it when it was opened first.
-        again: whether its bytes will be read once more, so that the system had better keep them.
+        first: the facts that identified it when it was opened first.
+        again: whether its bytes will be read once more; the system's cache then keeps them.
     """
 
     def __init__(self, root: Path, file: str, first: FileStat, *, again: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""The files beside a checkpoint's weights: what a loader or a server takes from the folder and no replay reads.
+"""The files beside a checkpoint's weights: a loader or a server may use them, but no replay reads them.
 
-They are listed with their sizes and sha256, in bounded time and memory; nothing of them is loaded or run. Torch-free.
+They are listed with their sizes and sha256, in bounded time and memory. None of them is loaded or run. Torch-free.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from moe_atlas.checkpoint import files
 from moe_atlas.checkpoint.files import FOREIGN_SUFFIXES, PIECE_BYTES, FileStat
 from moe_atlas.errors import InputRefused, IntegrityError
 
-HASHED_BYTES = 64 << 20  # of one file; a longer one is known by its size
-HASHED_TOTAL = 512 << 20  # of all files of a folder
-CONTENT_BYTES = 32 << 20  # of a JSON file whose content is compared
-LISTED = 256  # files that are listed one by one, those that a server acts on first
-ENTRIES = 4096  # names that are looked at
-DEPTH = 3  # of folders
+HASHED_BYTES = 64 << 20  # bytes; of a longer file only the size is known
+HASHED_TOTAL = 512 << 20  # bytes of all files of a folder
+CONTENT_BYTES = 32 << 20  # bytes of a JSON file whose content is compared
+LISTED = 256  # files that are listed one by one, beginning with those that a server acts on
+ENTRIES = 4096  # names that are read of a folder and the folders in it
+DEPTH = 3  # levels of folders
 
 WEIGHTS, CODE, TEMPLATE, GENERATION = "weights", "code", "chat-template", "generation"
 TOKENIZER, PREPROCESSOR, SETTINGS, OTHER = "tokenizer", "preprocessor", "settings", "other"
 TRAINER, DOCUMENTATION, FOLDER = "trainer", "documentation", "folder"
 SERVED = (WEIGHTS, CODE, TEMPLATE, GENERATION, TOKENIZER, PREPROCESSOR, SETTINGS)
-"""Kinds of files that a server may act on, most telling first."""
+"""Kinds of files that a server may act on, the most important first."""
 QUIET = (TRAINER, DOCUMENTATION, FOLDER)
-"""Kinds that change nothing of what is served."""
+"""Kinds of files that do not change how a server serves."""
 KINDS = (*SERVED, OTHER, *QUIET)
 
 _KIND_OF_NAME = {
@@ -57,7 +57,7 @@ _KIND_OF_SUFFIX = {
     **dict.fromkeys((".md", ".rst", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"), DOCUMENTATION),
 }
 _COSMETIC = ("transformers_version", "_from_model_config", "version", "name_or_path")
-"""Top-level keys of JSON files that say how a file was written."""
+"""Top-level keys of JSON files that only say how the file was written."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class SideFile:
     """A file beside the weights, or a folder.
 
     Attributes:
-        file: its name in the checkpoint's folder, with ``/`` below it.
+        file: its path in the checkpoint's folder, with ``/`` between folders.
         kind: one of `KINDS`.
-        size: bytes; None for what is no file or cannot be opened.
-        sha256: of its bytes; None where it was not read.
-        content: of a JSON file: sha256 of its content without layout and without keys that say how it was written.
-        unread: why its bytes were not read; None where they were.
-        stat: what identified it when it was read.
+        size: bytes; None if it is no file or cannot be opened.
+        sha256: the sha256 of its bytes; None if it was not read.
+        content: the sha256 of a JSON file's content, without its layout and the keys that say how it was written.
+        unread: the reason why its bytes were not read; None if they were.
+        stat: the facts that identified it when it was read.
     """
 
     file: str
@@ -83,25 +83,24 @@ class SideFile:
     stat: Hashable = None
 
     def describe(self) -> dict[str, Any]:
-        """The file as a receipt lists it."""
+        """Return the file as a receipt lists it."""
         row = {"file": self.file, "kind": self.kind, "bytes": self.size, "sha256": self.sha256}
         return row | {"content": self.content, "unread": self.unread}
 
 
 def side_files(root: Path, own: Collection[str], *, one_file: bool) -> list[SideFile]:
-    """Every file beside those that were opened as the checkpoint's own, what a server acts on first.
+    """Return every file that does not belong to the checkpoint itself, those that a server acts on first.
 
     Args:
         root: the checkpoint's folder.
-        own: the names of the files that were opened.
-        one_file: whether the checkpoint was given as one file of the folder; other weights and folders there are not
-            its own then.
+        own: the names of the checkpoint's own files.
+        one_file: whether the user gave the checkpoint as one file of the folder; other weights and folders there then
+            belong to something else.
     """
     budget, found = HASHED_TOTAL, []
     named = _ordered(root, own, one_file)
-    for name, kind in sorted(
-        named, key=lambda row: row[1] == WEIGHTS
-    ):  # weights get what others leave of the total
+    # Weights come last: they use what the other files leave of the total.
+    for name, kind in sorted(named, key=lambda row: row[1] == WEIGHTS):
         entry = _read(root, name, kind, min(HASHED_BYTES, budget))
         budget -= entry.size or 0 if entry.sha256 else 0
         found.append(entry)
@@ -109,7 +108,7 @@ def side_files(root: Path, own: Collection[str], *, one_file: bool) -> list[Side
 
 
 def file_facts(found: list[SideFile]) -> dict[str, Any]:
-    """The list as a receipt keeps it: the first 256 one by one, the number and one digest of the rest."""
+    """Return the list as a receipt keeps it: the first 256 files, then the number and one digest of the others."""
     rest = [json.dumps(entry.describe(), sort_keys=True) for entry in found[LISTED:]]
     digest = hashlib.sha256("\n".join(rest).encode("ascii")).hexdigest() if rest else None
     return {
@@ -121,7 +120,7 @@ def file_facts(found: list[SideFile]) -> dict[str, Any]:
 def require_unchanged(
     root: Path, own: Collection[str], first: Collection[SideFile], *, one_file: bool
 ) -> None:
-    """Raise ``E_CHANGED`` when a file that a server may act on came, went or was written since it was listed."""
+    """Raise ``E_CHANGED`` if a file that a server may act on was added, removed or written since it was listed."""
     named = _ordered(root, own, one_file)
     then = {entry.file: entry.stat for entry in first if entry.kind not in QUIET}
     now = {name: _stat(root, name) for name, kind in named if kind not in QUIET}
@@ -132,7 +131,7 @@ def require_unchanged(
 
 
 def kind_of(name: str) -> str:
-    """What a file is for, by its name alone."""
+    """Return the kind of a file by its name."""
     plain = name.rpartition("/")[2]
     if plain in _KIND_OF_NAME:
         return _KIND_OF_NAME[plain]
@@ -146,7 +145,7 @@ def kind_of(name: str) -> str:
 
 
 def _ordered(root: Path, own: Collection[str], one_file: bool) -> list[tuple[str, str]]:
-    """Names and kinds, by kind and name."""
+    """Return names and kinds, sorted by kind and name."""
     kinds = SERVED[1:] if one_file else KINDS
     named = [(name, FOLDER if name.endswith("/") else kind_of(name)) for name in _names(root, own)]
     return sorted(
@@ -155,7 +154,7 @@ def _ordered(root: Path, own: Collection[str], one_file: bool) -> list[tuple[str
 
 
 def _names(root: Path, own: Collection[str]) -> Iterator[str]:
-    """Names of files that are not the checkpoint's own; of its folders only code and templates, as loaders take."""
+    """Return the names of the files beside the checkpoint; in subfolders, only code and templates that loaders use."""
     left = ENTRIES
     pending = [("", 0)]
     while pending:
@@ -184,7 +183,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _read(root: Path, name: str, kind: str, limit: int) -> SideFile:
-    """List one file, with its digests where it is no longer than the limit."""
+    """Return the entry of one file, with its digests if it is not longer than the limit."""
     if kind == FOLDER:
         return SideFile(name, kind, unread="a folder")
     try:
@@ -199,7 +198,7 @@ def _read(root: Path, name: str, kind: str, limit: int) -> SideFile:
 
 
 def _digests(descriptor: int, name: str, size: int) -> tuple[str, str | None]:
-    """The sha256 of a file's bytes and, of a JSON file, that of its content."""
+    """Return the sha256 of a file's bytes and, for a JSON file, of its content."""
     whole, kept = hashlib.sha256(), bytearray()
     keeps = name.endswith(".json") and size <= CONTENT_BYTES
     position = 0
@@ -223,7 +222,7 @@ def _content(raw: bytes) -> str | None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse what two parsers may read differently."""
+    """Refuse repeated keys, which two parsers may read differently."""
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("duplicate key")

@@ -1,6 +1,6 @@
-"""What an audit needs of the place that a checkpoint's tensors come from.
+"""The protocol of a source of tensors, through which an audit reads a checkpoint.
 
-`open_checkpoint` makes a source of a folder of safetensors; everything outside this package knows the protocol alone.
+`open_checkpoint` makes a source of a folder of safetensors. Code outside this package knows only the protocol.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moe_atlas.checkpoint.side_files import SideFile
 
 
 class OpenFile(Protocol):
-    """A file of a source, open for reading; a file is whatever `TensorSource.identities` lists."""
+    """An open file of a source; the files of a source are the keys of `TensorSource.identities`."""
 
     def read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
         """Fill the buffer with the tensor's bytes from `start` on, or raise ``E_CHANGED``."""
@@ -25,12 +25,12 @@ class OpenFile(Protocol):
 class TensorSource(Protocol):
     """A checkpoint as an audit reads it: a configuration, stored tensors, and the files beside them.
 
-    Two threads may read at the same time, each through its own `open`.
+    Two threads may read at the same time if each calls `open` for itself.
     """
 
     @property
     def label(self) -> str:
-        """How the user named it, for messages."""
+        """The name that the user gave, for messages."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -42,51 +42,51 @@ class TensorSource(Protocol):
 
     @property
     def encoded(self) -> Mapping[str, Encoded]:
-        """Every quantised tensor by the name it stands for; its parts are among `tensors`."""
+        """Every quantised tensor by its name in an unquantised checkpoint; its parts are among `tensors`."""
 
     @property
     def logical(self) -> Mapping[str, StoredTensor | Encoded]:
-        """Every tensor as it is meant: what `logical_tensors` makes of the two."""
+        """Every logical tensor: the result of `logical_tensors` for `tensors` and `encoded`."""
 
     @property
     def identities(self) -> Mapping[str, Hashable]:
-        """What identified each file when it was opened first; files with equal identities hold the same bytes."""
+        """The identity of each file when it was opened first; files with equal identities hold the same bytes."""
 
     def where(self, file: str) -> str:
-        """What messages call a file of the source or beside it."""
+        """Return what messages call a file of the source or a file beside it."""
 
     def open(self, file: str, *, again: bool = False) -> AbstractContextManager[OpenFile]:
         """Open a file for ranged reads.
 
         Args:
             file: a key of `identities`.
-            again: whether its bytes will be read once more, so that they had better be kept nearby.
+            again: whether its bytes will be read once more; a cache should then keep them.
 
         Raises:
-            IntegrityError: ``E_CHANGED`` on entering, when the file is gone or is not the one of `identities`.
+            IntegrityError: ``E_CHANGED`` on entering, if the file is missing or has another identity.
         """
 
     def require_unchanged(self) -> None:
-        """Raise ``E_CHANGED`` unless every file is the one of `identities`."""
+        """Raise ``E_CHANGED`` unless every file still has its identity in `identities`."""
 
     def read_small(self, name: str, limit: int) -> bytes | None:
-        """Read a small file beside the tensors; None where there is none.
+        """Return the bytes of a small file beside the tensors; None if it does not exist.
 
         Raises:
-            InputRefused: when it holds more than `limit` bytes or cannot be read.
+            InputRefused: if it is longer than `limit` bytes or cannot be read.
         """
 
     def beside(self) -> list[SideFile]:
-        """Every file beside the source's own, what a server acts on first."""
+        """Return every file beside the source's own, those that a server acts on first."""
 
     def require_unchanged_beside(self, first: Collection[SideFile]) -> None:
-        """Raise ``E_CHANGED`` when a file that a server may act on came, went or was written since `beside`."""
+        """Raise ``E_CHANGED`` if a file that a server may act on was added, removed or written since `beside`."""
 
 
 def logical_tensors(
     tensors: Mapping[str, StoredTensor], encoded: Mapping[str, Encoded]
 ) -> Mapping[str, StoredTensor | Encoded]:
-    """Every tensor as it is meant, in name order: quantised ones decoded, their parts gone."""
+    """Return every logical tensor, in name order: a quantised tensor replaces its stored parts."""
     parts = {part for entry in encoded.values() for part in entry.parts.values()}
     plain = {name: tensor for name, tensor in tensors.items() if name not in parts}
     return MappingProxyType(dict(sorted((plain | dict(encoded)).items())))

@@ -1,4 +1,4 @@
-"""Token ids with a meaning of their own, as far as the files beside a checkpoint name them. Only names depend on it."""
+"""Names of special token ids, from the files beside a checkpoint. No number depends on them, only names in reports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MOST_IDS = 64
 
 
 def special_ids(checkpoint: TensorSource) -> dict[int, str]:
-    """Names by id: bos, eos and pad of the configurations, and the tokens that a tokenizer's configuration adds.
+    """Return names by id: bos, eos and pad of the configurations, and the tokens that a tokenizer's settings add.
 
-    What is missing, unreadable or malformed names nothing. At most MOST_IDS, those with a role first.
+    A missing, unreadable or malformed file names no id. The result has at most MOST_IDS ids, those with a role first.
     """
     names: dict[int, list[str]] = {}
     generation, tokenizer = (

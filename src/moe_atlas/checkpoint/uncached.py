@@ -1,7 +1,7 @@
-"""Reading past the system's cache what it does not hold.
+"""Read bytes without filling the system's cache; bytes that the cache holds already come from there.
 
-To fill the cache costs the processor more than to hash what was read, for bytes that are read once, and throws out of
-it what other processes need. What is in the cache already is read from there.
+For bytes that are read once, filling the cache costs more processor time than hashing them. It also evicts pages that
+other processes need.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from threading import local
 
 PIECE = 1 << 20  # bytes that are read at a time
 CACHESTAT = 451  # the number of the system call on x86-64, arm64 and most others; since Linux 6.5
-LEAST = 256 << 10  # bytes of a read below which waiting for it costs more than the cache does
+LEAST = 256 << 10  # bytes; for a shorter read, waiting for the disk costs more than using the cache
 
 try:
     import fcntl
 except ImportError:  # Windows
     POSSIBLE = False
 else:
-    POSSIBLE = sys.platform == "linux" and hasattr(os, "O_DIRECT")  # elsewhere 451 is another call
+    POSSIBLE = sys.platform == "linux" and hasattr(os, "O_DIRECT")  # on other machines 451 is another call
 
 _own = local()
 
@@ -34,12 +34,12 @@ def read(descriptor: int, buffer: memoryview, offset: int) -> int:
 
     Args:
         descriptor: an open file that no other thread uses meanwhile.
-        buffer: where they go, at any address.
-        offset: where they stand, at any place.
+        buffer: where the bytes go, at any address.
+        offset: position of the first byte in the file; it need not be aligned.
 
     Returns:
-        How many there are; 0 where this way is closed: for a few bytes, for those in the cache, at the end of the
-        file, on systems without it.
+        The number of bytes read. It is 0 if this way is not used: for few bytes, for bytes in the cache, at the end of
+        the file, and on systems without it.
     """
     if not POSSIBLE or len(buffer) < LEAST or _held(descriptor, offset, len(buffer)):
         return 0
@@ -51,13 +51,13 @@ def read(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 def _read_piece(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """See `read`; whole pages are read, up to `PIECE`, and what was asked for is copied out of them."""
+    """Read whole pages, at most `PIECE` bytes, and copy the requested bytes; see `read`."""
     skipped = offset % mmap.PAGESIZE
     pages = -(-(skipped + len(buffer)) // mmap.PAGESIZE)
     piece = _aligned()[: pages * mmap.PAGESIZE]
     try:
         found = os.preadv(descriptor, [piece], offset - skipped)
-    except OSError:  # what else is wrong with the file shows when it is read as usual
+    except OSError:  # the usual read reports any other fault of the file
         return 0
     count = max(0, min(found - skipped, len(buffer)))
     buffer[:count] = piece[skipped : skipped + count]
@@ -65,7 +65,7 @@ def _read_piece(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 def _held(descriptor: int, begin: int, length: int) -> bool:
-    """Whether most of some bytes are in the system's cache, or it does not say."""
+    """Return whether most of these bytes are in the system's cache, or the system does not say."""
     extent, found = (ctypes.c_uint64 * 2)(begin, length), (ctypes.c_uint64 * 5)()
     if _libc().syscall(CACHESTAT, descriptor, extent, found, 0):
         return True
@@ -75,7 +75,7 @@ def _held(descriptor: int, begin: int, length: int) -> bool:
 @contextmanager
 def _past_the_cache(descriptor: int) -> Iterator[None]:
     before = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    with suppress(OSError):  # a file system without it reads as usual
+    with suppress(OSError):  # a file system without this call uses the usual read
         fcntl.fcntl(descriptor, fcntl.F_SETFL, before | os.O_DIRECT)
     try:
         yield
@@ -84,7 +84,7 @@ def _past_the_cache(descriptor: int) -> Iterator[None]:
 
 
 def _aligned() -> memoryview:
-    """Memory of this thread that such reads go to: whole pages."""
+    """Return the page-aligned buffer of this thread for such reads."""
     piece: memoryview | None = getattr(_own, "piece", None)
     if piece is None:
         piece = _own.piece = memoryview(mmap.mmap(-1, PIECE))

@@ -1,8 +1,8 @@
 """The receipt as a pure function of the measured facts and the window arrays.
 
-The audit writes what it measured; every interval, margin, predicate, claim and the verdict follows from that
-here. A verifier runs the same function on the stored facts and compares: `derive` reads no derived key, so
-running it on a whole receipt gives that receipt again.
+An audit measures facts and window arrays. `derive` computes every interval, margin, predicate, claim and the verdict
+from them. A verifier calls `derive` on the stored facts and compares the results. `derive` reads no derived key, so its
+result for a whole receipt is that receipt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moe_atlas.derivation.intervals.expert_content import simultaneous_low
 from moe_atlas.derivation.intervals.layers import LayerResult, derive_layer
 from moe_atlas.derivation.intervals.margins import derive_margins
 from moe_atlas.derivation.warnings import derive_warnings
-from moe_atlas.statistics.sample import Sample, finite
+from moe_atlas.statistics.resampled import Resampled, finite
 from moe_atlas.statistics.simultaneous import simultaneous_lower
 from moe_atlas.verdict.claims import derive_claims
 from moe_atlas.verdict.next_steps import derive_next_steps
@@ -27,8 +27,9 @@ from moe_atlas.verdict.predicates import derive_predicates
 from moe_atlas.views.receipt import ReceiptView
 
 SCHEMA = "atlas/receipt/v1"
-# How intervals, predicates, claims and the verdict follow from facts and window data. Raise it with every change that
-# derives anything else from the same evidence: a receipt of other rules is then refused by name, not called edited.
+# The version of the rules that derive intervals, predicates, claims and the verdict from facts and window data. Raise
+# it with every change that derives anything else from the same evidence. `verify` then says that a receipt follows
+# other rules, instead of saying that somebody edited it.
 DERIVATION = 3
 ORDER = (
     "schema",
@@ -60,7 +61,7 @@ ORDER = (
     "parent",
     "evidence",
 )
-# The gated quantities that have one sample a layer; experts have a family of bounds of their own.
+# The gated quantities with one number per layer. Expert content has one per expert, bounded in `expert_content`.
 SAMPLED = tuple(channel.key for channel in GATED if channel.kind != "expert")
 
 
@@ -68,15 +69,16 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
     """Return the whole receipt.
 
     Args:
-        facts: the receipt's measured part: ``kind``, ``probe``, ``layers`` with their point facts, ``weights``,
-            ``identity`` and whatever else the audit records; keys that are derived are overwritten.
-        windows: the window arrays by name; NaN = undefined for that window, +-inf = computed but not finite.
+        facts: the measured part of the receipt: ``kind``, ``probe``, ``layers`` with their point facts, ``weights``,
+            ``identity`` and the other facts that the audit records. `derive` overwrites derived keys.
+        windows: the window arrays by name. NaN: the quantity is undefined in that window. +-inf: the audit computed a
+            value that is not finite.
 
     Returns:
-        A new receipt with its top-level keys in reading order; only finite numbers, so it is strict JSON.
+        A new receipt with its top-level keys in reading order. All numbers are finite, so the receipt is strict JSON.
 
     Raises:
-        UsageError: ``E_NO_WINDOWS`` when no window of a base-role domain was measured.
+        UsageError: ``E_NO_WINDOWS`` if the audit measured no window of a base-role domain.
     """
     context = make_context(facts, windows)
     reference = _reference_layers(facts)
@@ -107,12 +109,12 @@ def _reference_layers(facts: Facts) -> dict[int, Facts] | None:
 
 
 def _add_gate_bounds(context: Context, results: list[LayerResult]) -> None:
-    """Put the bounds that FAIL and PASS are gated on beside each gated interval of the protected layers."""
+    """Add to each gated interval of the protected layers the bounds that decide FAIL and PASS."""
     protected = [result for result in results if result.facts["layer"] in context.protected]
     if not context.is_pair:
         return
     for key in SAMPLED:
-        samples: list[Sample] = [result.pair[key] for result in protected]
+        samples: list[Resampled] = [result.pair[key] for result in protected]
         for result, bound in zip(protected, simultaneous_lower(samples, context.tail), strict=True):
             result.derived["pair"][key]["simultaneous_low"] = None if bound is None else finite(bound)
             result.derived["pair"][key] |= context.passing(result.pair[key], key)

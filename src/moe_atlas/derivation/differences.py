@@ -1,6 +1,7 @@
-"""What differs between two checkpoints and no measurement sees: keys of config.json, files beside the weights.
+"""Differences between two checkpoints that no measurement shows: keys of config.json, files beside the weights.
 
-The facts are under ``checkpoints``; this module compares them, and holds a checkpoint at hand against them. Torch-free.
+The receipt records these facts of each checkpoint under ``checkpoints``. This module compares the facts of two
+checkpoints, and compares a checkpoint on disk with recorded facts. Torch-free.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Facts = Mapping[str, Any]
 
 
 def derive_differences(receipt: Facts) -> dict[str, Any]:
-    """Return the differing keys and files of a pair, what a server acts on first; both empty for a baseline."""
+    """Return the differing keys and files of a pair, those that a server acts on first; none for a baseline."""
     found = receipt["checkpoints"]
     if receipt["kind"] == "baseline":
         return {"config": [], "files": []}
@@ -28,7 +29,7 @@ def derive_differences(receipt: Facts) -> dict[str, Any]:
 
 
 def _files(base: Facts, tuned: Facts) -> Iterator[dict[str, Any]]:
-    """Files that one side lacks, that differ, or whose bytes were not read on both sides."""
+    """Yield the files that one checkpoint lacks, that differ, or whose bytes were not read in both checkpoints."""
     one, other = ({row["file"]: row for row in side["listed"]} for side in (base, tuned))
     order = [*other, *(name for name in one if name not in other)]
     for name in order:
@@ -52,7 +53,7 @@ def _change(base: Facts | None, tuned: Facts | None) -> str | None:
 
 
 def uncovered(files: Facts) -> list[Facts]:
-    """The listed files that a loader might take weights from, and unread ones that a server may act on."""
+    """Return the listed files from which a loader might take weights, and the unread files that a server may act on."""
     return [
         row
         for row in files["listed"]
@@ -61,9 +62,9 @@ def uncovered(files: Facts) -> list[Facts]:
 
 
 def mismatches(recorded: Facts, checkpoint: TensorSource) -> Iterator[tuple[str, str]]:
-    """Yield every key of config.json and every side file in which a checkpoint is not the recorded one.
+    """Yield every key of config.json and every side file in which a checkpoint differs from the recorded checkpoint.
 
-    Documentation, a trainer's own records and folders are left out: they change nothing of what is served.
+    Documentation, records of the trainer and folders do not count, because they do not change how a server serves.
     """
     config, files = flat(checkpoint.config), file_facts(checkpoint.beside())
     for key in sorted(recorded["config"].keys() | config.keys()):

@@ -1,4 +1,4 @@
-"""Warnings about weights that changed unlike their kind, and about what no probe token reaches."""
+"""Warnings about weights that changed unlike others of their kind, and about weights that no probe token reaches."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Facts = Mapping[str, Any]
 Warnings = list[dict[str, Any]]
 
 SHOWN = 4
-PEERS = 4  # layers that have a tensor, below which "unlike the others" says nothing
+PEERS = 4  # in fewer layers than this, a tensor has too few peers for a comparison
 ODD = {"zero": "zero", "nonfinite": "not finite", "far_longer": "over ten times as long as any of the base"}
 KINDS: dict[Kind, str] = {"experts": "expert", "router_rows": "router row"}
 
 
 def unseen_warnings(receipt: Facts) -> Warnings:
-    """Return what the weights ledger and the occupancy say of places that the probe does not look at."""
+    """Return the warnings about weights outside the probe's reach, from the weights ledger and the occupancy."""
     layers = [layer for layer in receipt["layers"] if layer.get("pair") and layer.get("changes")]
     rows = [*_rows(receipt), *_lone_rows(receipt), *_stored_rows(receipt)]
     return [*_unreached(layers), *_outliers(receipt, layers), *rows]
@@ -67,7 +67,7 @@ def _experts(layers: Sequence[Facts]) -> Iterator[tuple[float, str]]:
 
 
 def _tensors(receipt: Facts) -> Iterator[tuple[float, str]]:
-    """Tensors that every layer has (norms, shared experts, attention), each against those of the other layers."""
+    """Compare each tensor that every layer has (norms, shared experts, attention) with those of the other layers."""
     kinds: dict[tuple[str, str], list[Facts]] = {}
     for row in receipt["weights"].get("tensors") or ():
         if (
@@ -101,7 +101,7 @@ def _rows(receipt: Facts) -> Warnings:
 
 
 def _lone_rows(receipt: Facts) -> Warnings:
-    """Rows of embedding and head that one checkpoint alone has."""
+    """Return the warning about rows of embedding and head that only one checkpoint has."""
     ends = receipt.get("vocabulary") or {}
     found = {end: facts["extra"] for end, facts in ends.items() if facts and facts.get("extra")}
     if not found:
@@ -124,7 +124,10 @@ def _lone_rows(receipt: Facts) -> Warnings:
 
 
 def _stored_rows(receipt: Facts) -> Warnings:
-    """Tables with more rows than the configuration says: a server may cut them, or put all into its softmax."""
+    """Return a warning for each checkpoint that stores more vocabulary rows than its configuration states.
+
+    A server may cut the further rows, or include them in its softmax.
+    """
     out = []
     for side, facts in (receipt.get("checkpoints") or {}).items():
         said = _vocab_size(facts.get("config") or {})
@@ -138,7 +141,7 @@ def _stored_rows(receipt: Facts) -> Warnings:
 
 
 def _vocab_size(config: Mapping[str, str]) -> int | None:
-    """`vocab_size` as the language model's own section says it, else the top level."""
+    """Return `vocab_size` from the section of the language model, or from the top level if that section has none."""
     keys = [f"{section}vocab_size" for section in (*SECTIONS, "")]
     found = [config[key] for key in keys if key in config]
     return int(found[0]) if found and found[0].isdecimal() else None

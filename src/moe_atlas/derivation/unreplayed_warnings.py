@@ -1,4 +1,4 @@
-"""Warnings about what is stored or served and no channel measures. Torch-free."""
+"""Warnings about stored tensors, files and settings that no channel measures. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from moe_atlas.verdict.gates.unreplayed_parts import finding
 from moe_atlas.views.weights import UnreplayedRow
 
 Facts = Mapping[str, Any]
-CHARACTERS = 170  # of the items in one message
-MESSAGES = 4  # of one kind that name items
+CHARACTERS = 170  # most characters of the items in one message
+MESSAGES = 4  # most messages of one kind that name items
 PARTS = {
     "mtp": "multi-token prediction",
     "modalities": "vision and audio",
@@ -27,7 +27,7 @@ PARTS = {
 
 
 def unmeasured(receipt: Facts) -> Iterator[dict[str, str]]:
-    """Yield the warnings, what a server acts on first."""
+    """Yield the warnings, those about things that a server acts on first."""
     yield from _tokens(receipt)
     yield from _unreplayed(receipt)
     yield from _weights_beside(receipt)
@@ -39,7 +39,7 @@ def _warning(code: str, message: str) -> dict[str, str]:
 
 
 def _tokens(receipt: Facts) -> Iterator[dict[str, str]]:
-    """Tokenizers that number the probe's text otherwise or were not compared, and losses that guessing would beat."""
+    """Yield warnings about tokenizers that differ or were not compared, and about losses worse than guessing."""
     for side, facts in receipt["checkpoints"].items():
         held = facts["tokenizer"]
         if held["result"] == "other-ids":
@@ -73,7 +73,7 @@ def _unreplayed(receipt: Facts) -> Iterator[dict[str, str]]:
 
 
 def _weights_beside(receipt: Facts) -> Iterator[dict[str, str]]:
-    """Weights and unread files that a loader might take instead of, or together with, the audited ones."""
+    """Yield warnings about weights and unread files that a loader might use, with the audited ones or instead."""
     for side, facts in receipt["checkpoints"].items():
         rows = uncovered(facts["files"])
         weights = [row["file"] for row in rows if row["kind"] == WEIGHTS]
@@ -86,7 +86,7 @@ def _weights_beside(receipt: Facts) -> Iterator[dict[str, str]]:
 
 
 def _folder(receipt: Facts) -> Iterator[dict[str, str]]:
-    """Files and keys that differ: those that a server acts on, then the others."""
+    """Yield warnings about files and keys that differ: first those that a server acts on, then the others."""
     files = [row for row in receipt["differences"]["files"] if row["kind"] not in (WEIGHTS, *QUIET)]
     for served in (True, False):
         changed = [
@@ -108,7 +108,7 @@ def _side(value: str | None) -> str:
 
 
 def _listed(code: str, words: str, items: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Warnings that name the items, each short enough that no report cuts it; the receipt has all of them."""
+    """Yield warnings that name the items. Each is so short that no report cuts it; the receipt lists all items."""
     items = [shown(item, 150) for item in items]
     for _ in range(MESSAGES):
         taken = 1

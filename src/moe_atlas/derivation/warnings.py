@@ -1,4 +1,4 @@
-"""What a reader should know before trusting a number: conditions that do not change the verdict."""
+"""Warnings: conditions that a reader should know before trusting a number. They do not change the verdict."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
-    """Base against itself: every number below is exactly 0 and says nothing of a tune."""
+    """Warn that base and tuned hold the same values: every difference is exactly 0 and says nothing about a tune."""
     if receipt["kind"] != "audit" or not nothing_tuned(ReceiptView(receipt)):
         return []
     message = (
@@ -55,7 +55,7 @@ def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _cannot_fail(receipt: Facts) -> list[dict[str, Any]]:
-    """A policy that could not have failed, part by part."""
+    """Warn about each part of the policy that cannot fail."""
     protected = set(receipt["probe"]["protected_layers"])
     rows = [(row["layer"], row["experts"], row["top_k"]) for row in receipt["layers"]]
     measured = Measured(
@@ -72,7 +72,7 @@ def _cannot_fail(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
-    """An occupancy temperature so low that the smooth tail cannot fall."""
+    """Warn about an occupancy temperature so low that the smooth tail cannot fall."""
     smooth = receipt["probe"]["policy"]["rewrite"].get("smooth")
     experts = max((layer["experts"] for layer in receipt["layers"]), default=0)
     if not smooth or experts < 2:
@@ -88,7 +88,7 @@ def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _floors(receipt: Facts) -> list[dict[str, Any]]:
-    """Budgets within ten times the measured noise floor of a protected layer."""
+    """Warn about budgets below ten times the measured noise floor of a protected layer."""
     budgets = receipt["probe"]["policy"]["rewrite"]
     worst = within_floor(receipt.get("noise_floor"), budgets, receipt["probe"]["protected_layers"])
     out = []
@@ -100,7 +100,7 @@ def _floors(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def within_floor(floor: Any, budgets: Facts, protected: Sequence[int]) -> dict[str, float]:
-    """The budgets below ten times a noise floor, each with the largest floor over the protected layers."""
+    """Return the budgets below ten times their noise floor, each with the largest floor over the protected layers."""
     if not isinstance(floor, dict) or not isinstance(floor.get("layers"), list):
         return {}
     rows = [row for row in floor["layers"] if row.get("layer") in set(protected)]
@@ -114,7 +114,7 @@ def within_floor(floor: Any, budgets: Facts, protected: Sequence[int]) -> dict[s
 
 
 def _zeros(receipt: Facts) -> list[dict[str, Any]]:
-    """Weights that are zero throughout: what a download that stalled leaves of a shard, in a file of the right size."""
+    """Warn about tensors that are zero throughout. A stalled download leaves a file of zeros of the right size."""
     out = []
     for side in ("base", "tuned"):
         counts: dict[str, int | None] = {
@@ -130,13 +130,13 @@ def _zeros(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _tail_guard(receipt: Facts) -> list[dict[str, Any]]:
-    """A per-document limit so high that damage in the tolerated share of documents reaches the margin unseen."""
+    """Warn about a per-document limit so high that tolerated documents alone can use up the mean's budget."""
     message = loose_tail_guard(receipt["probe"]["policy"]["damage"])
     return [] if message is None else [{"code": "loose-tail-guard", "message": message}]
 
 
 def _divergence(receipt: Facts) -> list[dict[str, Any]]:
-    """Nobody guards against losses that fell paying for losses that rose."""
+    """Warn that no budget limits the KL divergence: losses that fell can then hide losses that rose."""
     if receipt["probe"]["policy"]["damage"].get("kl", 0.0) is not None:
         return []
     message = (
@@ -147,13 +147,13 @@ def _divergence(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _left_out(receipt: Facts) -> list[dict[str, Any]]:
-    """Documents too short for their windows, left out because the probe file says so."""
+    """Warn about documents that are too short for their windows and that the probe file leaves out."""
     rows = receipt["probe"].get("left_out", [])
     return [{"code": "documents-left-out", "message": left_out_sentence(row)} for row in rows]
 
 
 def _set_for(receipt: Facts) -> list[dict[str, Any]]:
-    """Budgets that were set for another family, k or evaluation set."""
+    """Warn about budgets that were set for another family, another k or another evaluation set."""
     registered = receipt["probe"]["policy"].get("set_for") or {}
     found = {
         "family": (receipt.get("checkpoints") or {}).get("base", {}).get("family"),
@@ -171,7 +171,7 @@ def _set_for(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _formats(receipt: Facts) -> list[dict[str, Any]]:
-    """Checkpoints whose experts are stored in two formats: content drift holds what the format costs, too."""
+    """Warn that the checkpoints store experts in two formats: content drift then includes the error of the format."""
     layers = [layer for layer in receipt["layers"] if (layer.get("pair") or {}).get("content_quantisation")]
     found = [(layer["pair"]["content_quantisation"]["estimate"], layer["layer"]) for layer in layers]
     costs = [(value, layer) for value, layer in found if value is not None]
@@ -188,7 +188,7 @@ def _formats(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _recast(receipt: Facts) -> list[dict[str, Any]]:
-    """Tensors that differ from the base's in how they are stored, and in their values not, or by rounding alone."""
+    """Warn about tensors that are stored in another way than the base's, with equal values or with rounded values."""
     rows = receipt["weights"].get("tensors") or []
     recast, rounded = (sum(bool(row.get(key)) for row in rows) for key in ("recast", "rounded"))
     said = {
@@ -211,7 +211,7 @@ def _recast(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _resumed(receipt: Facts) -> list[dict[str, Any]]:
-    """What is not what an earlier receipt of the run saw."""
+    """Warn about tensors whose values differ from those in an earlier receipt of the run."""
     earlier = (receipt.get("parent") or {}).get("receipt")
     if earlier is None or earlier["same_tensors"]:
         return []
@@ -228,7 +228,7 @@ def _places(layers: Sequence[int | None]) -> str:
 
 
 def _overlaps(receipt: Facts) -> list[dict[str, Any]]:
-    """Documents that hold one text, within a domain or in two."""
+    """Warn about documents with the same text, within a domain or in two domains."""
     return [
         {"code": code, "message": message}
         for row in receipt["probe"]["overlaps"]
@@ -237,7 +237,7 @@ def _overlaps(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _accepted(receipt: Facts) -> list[dict[str, Any]]:
-    """Keys of a configuration that nothing reads and that somebody accepted."""
+    """Warn about configuration keys that nothing reads and that somebody accepted."""
     out = []
     for side, facts in (receipt.get("checkpoints") or {}).items():
         keys = ", ".join(f"{one['key']} = {one['value']}" for one in facts.get("accepted_config_keys") or ())

@@ -1,8 +1,8 @@
-"""Two receipts side by side: what moved between them, and whether the intervals say so. Torch-free.
+"""Compare two receipts: which figures changed, and whether the intervals show it. Torch-free.
 
-Receipts of one registration measured the same windows, so every mean is compared window by window (paired) and
-its change has an interval of its own; across layers the bounds hold together. Receipts of different
-registrations are compared by disjoint intervals only, which says less, and the caveat is named.
+Receipts of one registration measure the same windows. So `compare` pairs the windows, and the change of every mean has
+an interval; the bounds of all layers hold at once. For receipts of different registrations `compare` can only check
+whether the intervals are disjoint. That shows fewer changes, and a caveat says so.
 
 Shape legend: W windows.
 """
@@ -19,7 +19,7 @@ from moe_atlas.channels import DRIFTS
 from moe_atlas.derivation.intervals.context import Context, make_context
 from moe_atlas.receipt.window_file import Arrays
 from moe_atlas.statistics.bootstrap import domain_means
-from moe_atlas.statistics.sample import Interval, Sample, undefined
+from moe_atlas.statistics.resampled import Interval, Resampled, undefined
 from moe_atlas.statistics.simultaneous import simultaneous_lower
 
 HIGHER, LOWER, SAME, UNCLEAR, UNDEFINED = "higher", "lower", "same", "unclear", "undefined"
@@ -29,15 +29,15 @@ HEALTH_KEYS = ("overlap", "set_margin")
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both receipts.
+    """A figure in both receipts.
 
     Attributes:
-        figure: such as ``content_drift`` or ``nll``.
-        where: ``layer 3`` or ``domain code``.
+        figure: its key, such as ``content_drift`` or ``nll``.
+        where: its layer or domain, such as ``layer 3`` or ``domain code``.
         first: its interval in the first receipt.
         second: its interval in the second.
-        difference: second minus first with its own interval, where the windows pair; None where they don't.
-        says: ``higher``, ``lower``, ``same`` (to the last bit in every window), ``unclear`` or ``undefined``.
+        difference: second minus first, with its interval; None if the windows do not pair.
+        says: ``higher``, ``lower``, ``same`` (bit for bit in every window), ``unclear`` or ``undefined``.
     """
 
     figure: str
@@ -50,14 +50,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two receipts say together.
+    """The comparison of two receipts.
 
     Attributes:
-        paired: whether they measured the same windows.
-        caveats: why they may answer different questions; empty for two attempts at one objective.
+        paired: whether both receipts measured the same windows.
+        caveats: reasons why the receipts may answer different questions; empty for two attempts at one objective.
         verdicts: both verdicts.
-        predicates: name, outcome in the first, outcome in the second.
-        changes: figures by protected layer, then by domain.
+        predicates: name, outcome in the first receipt, outcome in the second receipt.
+        changes: the figures of the protected layers, then those of the domains.
     """
 
     paired: bool
@@ -68,20 +68,25 @@ class Comparison:
     changes: list[Change]
 
     def describe(self) -> dict[str, Any]:
-        """The comparison as JSON."""
+        """Return the comparison as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Side:
-    """A verified receipt and its window arrays."""
+class VerifiedReceipt:
+    """A verified receipt with its window arrays.
+
+    Attributes:
+        receipt: content of the receipt.
+        windows: the window arrays by name.
+    """
 
     receipt: Mapping[str, Any]
     windows: Arrays
 
     @property
     def subject(self) -> str:
-        """Whose health is compared: the tuned checkpoint of an audit, the checkpoint of a baseline."""
+        """The checkpoint whose figures are compared: the tuned one of an audit, the only one of a baseline."""
         return "tuned" if self.receipt["kind"] == "audit" else "base"
 
     @property
@@ -95,8 +100,8 @@ class Side:
         return str(self.receipt["probe"]["lock"]["sha256"])
 
 
-def compare(first: Side, second: Side) -> Comparison:
-    """Compare two verified receipts, the second against the first."""
+def compare(first: VerifiedReceipt, second: VerifiedReceipt) -> Comparison:
+    """Compare the second of two verified receipts with the first."""
     paired = first.lock == second.lock and _same_windows(first, second)
     predicates = [
         (name, one["outcome"], second.receipt["predicates"][name]["outcome"])
@@ -113,15 +118,15 @@ def compare(first: Side, second: Side) -> Comparison:
     )
 
 
-def _same_windows(first: Side, second: Side) -> bool:
+def _same_windows(first: VerifiedReceipt, second: VerifiedReceipt) -> bool:
     return all(
         np.array_equal(first.windows[f"windows.{key}"], second.windows[f"windows.{key}"])
         for key in ("domain", "document", "tokens")
     )
 
 
-def _caveats(first: Side, second: Side) -> list[str]:
-    """Everything that makes the two answer different questions, most serious first."""
+def _caveats(first: VerifiedReceipt, second: VerifiedReceipt) -> list[str]:
+    """Return the reasons why the receipts may answer different questions, the most serious first."""
     one, other = first.receipt, second.receipt
     digests = [receipt["checkpoints"]["base"]["digest"] for receipt in (one, other)]
     found = {
@@ -143,8 +148,8 @@ def _caveats(first: Side, second: Side) -> list[str]:
     return [words for words, holds in found.items() if holds]
 
 
-def _layers(first: Side, second: Side, context: Context | None) -> list[Change]:
-    """Every figure over the layers that both protect."""
+def _layers(first: VerifiedReceipt, second: VerifiedReceipt, context: Context | None) -> list[Change]:
+    """Return the changes of every figure in the layers that both receipts protect."""
     rows = [
         {layer["layer"]: layer for layer in side.receipt["layers"] if layer["layer"] in side.protected}
         for side in (first, second)
@@ -167,7 +172,7 @@ def _layers(first: Side, second: Side, context: Context | None) -> list[Change]:
     return out
 
 
-def _domains(first: Side, second: Side, context: Context | None) -> list[Change]:
+def _domains(first: VerifiedReceipt, second: VerifiedReceipt, context: Context | None) -> list[Change]:
     rows = [{row["name"]: row for row in side.receipt["domains"]} for side in (first, second)]
     names = [name for name in rows[0] if name in rows[1]]
     keys = [f"nll_{side.subject}" for side in (first, second)]
@@ -180,15 +185,15 @@ def _domains(first: Side, second: Side, context: Context | None) -> list[Change]
     return out
 
 
-def _paired(context: Context, first: Arrays, second: Arrays, one: str, other: str) -> Sample:
-    """The mean change of a figure over the base-role windows."""
+def _paired(context: Context, first: Arrays, second: Arrays, one: str, other: str) -> Resampled:
+    """Return the mean change of a figure over the base-role windows."""
     if one not in first or other not in second:
         return undefined("not measured in both")
     change_W = np.asarray(second[other], dtype=np.float64) - np.asarray(first[one], dtype=np.float64)
     return domain_means(change_W[:, None], context.design)[0]
 
 
-def _domain(context: Context, first: Side, second: Side, name: str) -> Sample:
+def _domain(context: Context, first: VerifiedReceipt, second: VerifiedReceipt, name: str) -> Resampled:
     number = [domain["name"] for domain in context.domains].index(name)
     chosen_W = np.asarray(context.windows["windows.domain"] == number)
     values = [np.asarray(side.windows[f"output.nll_{side.subject}"])[chosen_W] for side in (first, second)]
@@ -199,10 +204,10 @@ def _changes(
     figure: str,
     places: Sequence[str],
     intervals: Sequence[Sequence[Mapping[str, Any]]],
-    samples: Sequence[Sample] | None,
+    samples: Sequence[Resampled] | None,
     context: Context | None,
 ) -> list[Change]:
-    """Changes of one figure over its places; their bounds hold together."""
+    """Return the changes of one figure in all its places; their bounds hold at once."""
     pairs = list(zip(*intervals, strict=True))
     if samples is None or context is None:
         return [
@@ -217,18 +222,18 @@ def _changes(
     ]
 
 
-def _mirrored(sample: Sample) -> Sample:
+def _mirrored(sample: Resampled) -> Resampled:
     t_B = None if sample.t_B is None else -sample.t_B
-    return Sample(
+    return Resampled(
         -sample.estimate, sample.se, t_B, sample.windows, sample.documents, sample.reason, sample.exact
     )
 
 
-def _shown(context: Context, sample: Sample) -> Interval:
+def _shown(context: Context, sample: Resampled) -> Interval:
     return context.interval(sample)
 
 
-def _says(sample: Sample, low: float | None, mirrored: float | None) -> str:
+def _says(sample: Resampled, low: float | None, mirrored: float | None) -> str:
     if not np.isfinite(sample.estimate):
         return UNDEFINED
     if sample.estimate == 0.0 and sample.se == 0.0:

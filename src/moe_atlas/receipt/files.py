@@ -1,4 +1,4 @@
-"""Reading and writing of the two files of a receipt: bounded, regular files only, atomic."""
+"""Paths, checks and errors of the two files of a receipt; only regular files of bounded length are read."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def window_path(receipt: Path) -> Path:
-    """Return where the window data of a receipt stand: ``receipt.json`` -> ``receipt.windows.safetensors``."""
+    """Return the path of a receipt's window data: ``receipt.json`` gives ``receipt.windows.safetensors``."""
     return receipt.parent / (receipt.stem + SUFFIX)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Return a regular file's bytes.
+    """Return the bytes of a receipt or of its window data.
 
     Raises:
-        UsageError: ``E_NO_FILE`` when there is none.
-        InputRefused: ``E_NOT_REGULAR`` for a folder, pipe or device, ``E_SIZE`` beyond the limit, ``E_READ``
-            when it cannot be read.
+        UsageError: ``E_NO_FILE`` if there is no such file.
+        InputRefused: ``E_NOT_REGULAR`` for a folder, pipe or device; ``E_SIZE`` for a file longer than `limit`;
+            ``E_READ`` if the system cannot read it.
     """
     label = shown(str(path))
     try:
@@ -44,7 +44,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def require_free(path: Path, force: bool) -> None:
-    """Refuse a file that cannot be written, or is there already and is not to be replaced.
+    """Refuse a path in a missing folder, and a path that exists unless `force` is set.
 
     Raises:
         UsageError: ``E_NO_FOLDER`` or ``E_EXISTS``.
@@ -57,10 +57,10 @@ def require_free(path: Path, force: bool) -> None:
 
 
 def require_apart(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
-    """Refuse to write over an input, or into the folder of a checkpoint, which would be another one then.
+    """Refuse to write over an input or into the folder of a checkpoint; a new file there would change the checkpoint.
 
     Raises:
-        UsageError: ``E_OVER_INPUT``, whatever was forced.
+        UsageError: ``E_OVER_INPUT``; no option overrides it.
     """
     given = [path for path in inputs if path is not None]
     for output in outputs:
@@ -72,7 +72,7 @@ def require_apart(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> Non
 
 @contextlib.contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line: a full disk into exit 6, anything else into exit 2."""
+    """Turn a failed write into a one-line error: exit code 6 for a full disk, otherwise exit code 2."""
     try:
         yield
     except OSError as error:
@@ -85,7 +85,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def remove(*paths: Path) -> None:
-    """Remove files that may be there."""
+    """Remove the files that exist."""
     for path in paths:
         with contextlib.suppress(OSError):
             path.unlink()

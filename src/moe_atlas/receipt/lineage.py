@@ -1,4 +1,4 @@
-"""What a receipt says of the one before it: the run's state at this point, and whether a resume has the same values."""
+"""Compare a checkpoint with an earlier receipt of its run: does a resumed run hold the same values?"""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NO_CLASSES = "the earlier receipt holds no digests per tensor class"
 
 
 def previous_facts(path: Path) -> dict[str, Any]:
-    """Return what an earlier receipt of the run says of its latest checkpoint.
+    """Return the facts about its latest checkpoint in an earlier receipt of the run.
 
     Raises:
-        AtlasError: whatever is wrong with the receipt; one that does not verify is no reference.
+        AtlasError: for any fault of the receipt; a receipt that does not verify is no reference.
     """
     receipt = intact_receipt(path)
     checkpoint = receipt["checkpoints"]["tuned" if receipt["kind"] == "audit" else "base"]
@@ -29,16 +29,16 @@ def previous_facts(path: Path) -> dict[str, Any]:
 
 
 def against_previous(previous: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the receipt's ``parent.receipt``: the earlier receipt, and which tensors are not what they were.
+    """Return ``parent.receipt`` of a receipt: the earlier receipt, and the tensors that differ from it.
 
     Args:
         previous: the facts of `previous_facts`.
         checkpoint: the receipt's own ``checkpoints.base``.
 
     Returns:
-        The earlier receipt's digest, kind, verdict and checkpoint, and ``same_tensors`` (every tensor holds the same
-        values, whatever dtype and layout it is stored in), with one row for each tensor class, or null and a reason
-        where the earlier receipt cannot tell; then ``same_tensors`` is whether the stored tensors are the same.
+        Digest, kind, verdict and checkpoint of the earlier receipt; ``classes``, one row for each tensor class; and
+        ``same_tensors``, whether every tensor holds the same values in any dtype and layout. If the earlier receipt
+        has no digests of classes, ``classes`` is null with a reason, and ``same_tensors`` compares the stored bytes.
     """
     facts = {key: previous[key] for key in ("receipt_sha256", "kind", "verdict", "checkpoint")}
     if previous["classes"] is None:
@@ -54,7 +54,7 @@ def same_classes(
     """Compare the rows of two checkpoints, class by class.
 
     Returns:
-        Objects of ``class``, ``same`` and ``changed_layers`` (null stands for outside the layers).
+        Objects with ``class``, ``same`` and ``changed_layers`` (null: outside the layers).
     """
     before, after = (
         {(row["class"], row["layer"]): (row["tensors"], row["values"]) for row in rows}

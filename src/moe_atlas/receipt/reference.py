@@ -1,4 +1,4 @@
-"""What earlier receipts lend to a new one: the handoff reference of a baseline, and registered attempts."""
+"""Facts that a new receipt takes from earlier ones: the handoff reference of a baseline, and registered attempts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ REFERENCE_KEYS = ("overlap", "min_share", "smooth_overlap", "smooth_tail", "smoo
 
 
 def reference_facts(path: Path | None) -> dict[str, Any] | None:
-    """Return the handoff reference (Eq. 25, 31) that a baseline receipt holds: point values per layer.
+    """Return the handoff reference (Eq. 25, 31) in a baseline receipt: point values of each layer.
 
     Args:
-        path: a receipt of kind ``baseline``; None takes the audit's own base.
+        path: a receipt of kind ``baseline``; None: the reference is the base of the audit.
 
     Raises:
-        AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no baseline.
+        AtlasError: for any fault of the receipt; ``E_KIND`` (UsageError) if it is no baseline.
     """
     if path is None:
         return None
@@ -41,10 +41,10 @@ def reference_facts(path: Path | None) -> dict[str, Any] | None:
 
 
 def stored_floor(path: Path | None) -> dict[str, Any] | None:
-    """The noise floor that a baseline receipt measured of its checkpoint, None when there is none.
+    """Return the noise floor in a baseline receipt; None if it has none.
 
     Raises:
-        AtlasError: as `reference_facts`, of which this reads the same file.
+        AtlasError: as `reference_facts`, which reads the same file.
     """
     floor = None if path is None else intact_receipt(path).get("noise_floor")
     return floor if isinstance(floor, dict) else None
@@ -54,8 +54,8 @@ def attempt_facts(path: Path) -> dict[str, Any]:
     """Return what an attempt's audit receipt contributes to the third predicate.
 
     Raises:
-        AtlasError: whatever is wrong with the receipt; ``E_KIND`` (UsageError) when it is no audit, ``E_ATTEMPT``
-            when nothing was tuned in it.
+        AtlasError: for any fault of the receipt; ``E_KIND`` (UsageError) if it is no audit, ``E_ATTEMPT`` if its
+            base and tuned checkpoints hold the same values.
     """
     receipt = intact_receipt(path)
     if receipt["kind"] != "audit":

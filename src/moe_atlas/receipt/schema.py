@@ -1,7 +1,7 @@
-"""The form of a receipt and of its window data, checked before anything is computed from them.
+"""Check the form of a receipt and of its window data before anything is computed from them.
 
-`receipt.schema.json` (JSON Schema 2020-12, hand-written) is the documented form; the checker
-here implements the part of JSON Schema that it uses and refuses to start on a keyword it does not know.
+`receipt.schema.json` (JSON Schema 2020-12, hand-written) documents the form. The checker here implements the keywords
+that this schema uses, and refuses a schema with any other keyword.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def schema() -> dict[str, Any]:
 
 
 def schema_problems(receipt: Any) -> list[Problem]:
-    """Return where an object departs from the documented form of a receipt, as (path, problem)."""
+    """Return the (path, problem) of each place where an object differs from the documented form of a receipt."""
     problems: list[Problem] = []
     for problem in _check(receipt, schema(), ""):
         problems.append(problem)
@@ -149,7 +149,7 @@ def _if(value: Any, wanted: Mapping[str, Any], path: str, rule: Mapping[str, Any
 
 
 def _nothing(value: Any, wanted: Any, path: str, rule: Mapping[str, Any]) -> Iterator[Problem]:
-    return iter(())  # `then` and `else` act through `if`
+    return iter(())  # `if` applies `then` and `else`
 
 
 _KEYWORDS: dict[str, Callable[[Any, Any, str, Mapping[str, Any]], Iterator[Problem]]] = {
@@ -178,7 +178,7 @@ def _join(path: str, key: str) -> str:
 
 
 def window_problems(receipt: Mapping[str, Any], windows: Arrays) -> list[Problem]:
-    """Return where the window arrays do not fit the receipt: names, lengths, dtypes and ranges."""
+    """Return the window arrays that do not fit the receipt in name, length, dtype or range."""
     columns = {array.name: windows.get(array.name) for array in WINDOWS}
     if any(column is None or column.dtype != np.int32 or column.ndim != 1 for column in columns.values()):
         return [("windows", f"expected int32 vectors {', '.join(array.key for array in WINDOWS)}")]
@@ -204,7 +204,7 @@ def window_problems(receipt: Mapping[str, Any], windows: Arrays) -> list[Problem
 
 
 def _known_arrays(receipt: Mapping[str, Any]) -> dict[str, tuple[WindowArray, int]]:
-    """The arrays that the window data of this receipt may hold, by name, with the experts of their layer."""
+    """Return the arrays that the window data of this receipt may hold, by name, with the experts of their layer."""
     found = {array.name: (array, 0) for array in OUTPUTS.values()}
     for layer in receipt["layers"]:
         arrays = (array for array in LAYER_ARRAYS.values() if array.stored)

@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.statistics.design import Design
-from moe_atlas.statistics.linearised import Batch, Linearised
+from moe_atlas.statistics.linearised import Linearised, ResampleBatch
 from moe_atlas.statistics.passing import effective_documents
-from moe_atlas.statistics.sample import NO_VARIANCE, Sample, undefined
+from moe_atlas.statistics.resampled import NO_VARIANCE, Resampled, undefined
 
 F64 = NDArray[np.float64]
 
@@ -38,10 +38,10 @@ BATCH_CELLS = 1 << 18  # resamples times documents in memory at a time
 NOT_FINITE = "a window is not finite"
 ONE_DOCUMENT = "a domain has fewer than two documents"
 
-Functional = Callable[[Batch], Mapping[str, Linearised]]
+Functional = Callable[[ResampleBatch], Mapping[str, Linearised]]
 
 
-def domain_means(values_WQ: F64, design: Design) -> list[Sample]:
+def domain_means(values_WQ: F64, design: Design) -> list[Resampled]:
     """Return the bootstrap-t sample of every column's mean, with equally weighted domains.
 
     The mean leaves out NaN windows. A column with an infinite window has no estimate. A column that is undefined in
@@ -58,7 +58,9 @@ def domain_means(values_WQ: F64, design: Design) -> list[Sample]:
     return column_means(total_CQ, count_CQ, design, infinite_Q)
 
 
-def column_means(total_CQ: F64, count_CQ: F64, design: Design, infinite_Q: NDArray[np.bool_]) -> list[Sample]:
+def column_means(
+    total_CQ: F64, count_CQ: F64, design: Design, infinite_Q: NDArray[np.bool_]
+) -> list[Resampled]:
     """Return the bootstrap-t sample of every column's ratio total/count, with equally weighted domains.
 
     Args:
@@ -93,7 +95,7 @@ def column_means(total_CQ: F64, count_CQ: F64, design: Design, infinite_Q: NDArr
         se = float(np.sqrt(variance_Q[q]))
         effective = effective_documents(count_CQ[:, q], design.sizes)
         sizes = int(windows_Q[q]), int(documents_Q[q])
-        out.append(Sample(estimate, se, t_BQ[:, q], *sizes, reason, effective=effective))
+        out.append(Resampled(estimate, se, t_BQ[:, q], *sizes, reason, effective=effective))
     return out
 
 
@@ -144,7 +146,7 @@ def _reason(design: Design, count_C: F64, infinite: bool, flat: bool, lonely: bo
     return NO_VARIANCE if flat else None
 
 
-def studentised(functional: Functional, design: Design, windows: int) -> dict[str, Sample]:
+def studentised(functional: Functional, design: Design, windows: int) -> dict[str, Resampled]:
     """Return the bootstrap-t samples of smooth functionals; every resample gets its own standard error.
 
     Args:
@@ -152,13 +154,13 @@ def studentised(functional: Functional, design: Design, windows: int) -> dict[st
         design: strata, documents and resamples.
         windows: number of windows, which the samples report.
     """
-    whole = Batch(design, np.ones((1, design.documents)))
+    whole = ResampleBatch(design, np.ones((1, design.documents)))
     at_data = functional(whole)
     values = {key: np.empty(design.resamples) for key in at_data}
     variances = {key: np.empty(design.resamples) for key in at_data}
     step = max(1, BATCH_CELLS // max(1, design.documents))
     for begin in range(0, design.resamples, step):
-        batch = Batch(design, design.weights_BC[begin : begin + step])
+        batch = ResampleBatch(design, design.weights_BC[begin : begin + step])
         for key, result in functional(batch).items():
             values[key][begin : begin + step] = result.value_R
             variances[key][begin : begin + step] = batch.variance(result.psi_RC)
@@ -167,7 +169,7 @@ def studentised(functional: Functional, design: Design, windows: int) -> dict[st
         estimate, variance = float(result.value_R[0]), float(whole.variance(result.psi_RC)[0])
         t_B = studentise_shift(_without_rounding(values[key] - estimate, estimate), variances[key])
         reason = _functional_reason(design, estimate, variance)
-        out[key] = Sample(
+        out[key] = Resampled(
             estimate, float(np.sqrt(variance)), t_B, windows, design.documents, reason, values_B=values[key]
         )
     return out
@@ -186,7 +188,7 @@ def _functional_reason(design: Design, estimate: float, variance: float) -> str 
     return NO_VARIANCE if variance == 0.0 else None
 
 
-def switching(sample: Sample) -> Sample:
+def switching(sample: Resampled) -> Resampled:
     """Return a sample of the same functional whose bounds come from the resamples alone.
 
     Each bound uses the wider of the two tails, which gives the union of the percentile and the reflected interval.
@@ -202,7 +204,7 @@ def switching(sample: Sample) -> Sample:
     return replace(sample, se=spread, t_B=shift_B / spread, reason=None, switching=True)
 
 
-def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Sample:
+def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Resampled:
     """Return the sample of a basic (reflected) interval, from a functional recomputed on every resample.
 
     If all resamples agree, the interval has width 0 and no reason. For a count of dead experts this is correct as long
@@ -214,7 +216,7 @@ def basic(estimate: float, values_B: F64, design: Design, windows: int) -> Sampl
     shift_B = values_B - estimate
     spread = float(np.sqrt(np.mean(shift_B**2)))
     t_B = shift_B / spread if spread > 0.0 else shift_B
-    return Sample(estimate, spread, t_B, windows, design.documents, reason, values_B=values_B)
+    return Resampled(estimate, spread, t_B, windows, design.documents, reason, values_B=values_B)
 
 
 def resampled_means(values_WQ: F64, design: Design) -> tuple[F64, F64]:

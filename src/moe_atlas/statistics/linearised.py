@@ -68,7 +68,7 @@ class Linearised:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ResampleBatch:
     """A batch of resamples of one design, on which functionals are evaluated.
 
     Attributes:
@@ -129,7 +129,7 @@ class Counts:
         tokens_C: measured tokens per document.
     """
 
-    def __init__(self, batch: Batch, counts_CE: F64, tokens_C: F64) -> None:
+    def __init__(self, batch: ResampleBatch, counts_CE: F64, tokens_C: F64) -> None:
         self.counts_CE = counts_CE
         self.tokens_C = tokens_C
         self.pooled_RE = batch.weights_RC @ counts_CE

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.statistics.sample import Sample, upper_bound
+from moe_atlas.statistics.resampled import Resampled, upper_bound
 
 ERROR_SHARE = 0.4  # share of an interval's one-sided error: 1 % at a confidence of 95 %
 
@@ -36,7 +36,7 @@ def effective_documents(count_C: NDArray[np.float64], sizes: tuple[int, ...]) ->
     return 1.0 / squares
 
 
-def passing_bound(sample: Sample, tail: float, ceiling: float = np.inf) -> dict[str, float | None]:
+def passing_bound(sample: Resampled, tail: float, ceiling: float = np.inf) -> dict[str, float | None]:
     """Return the receipt entries that a gate on a mean needs beside the interval; empty if the sample is no mean.
 
     Args:

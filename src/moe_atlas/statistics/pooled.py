@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from moe_atlas.statistics.bootstrap import ONE_DOCUMENT, studentise_shift
 from moe_atlas.statistics.design import Design
-from moe_atlas.statistics.sample import NO_VARIANCE, Sample
+from moe_atlas.statistics.resampled import NO_VARIANCE, Resampled
 
 F64 = NDArray[np.float64]
 
 COLUMNS = 64  # columns in memory at a time
 
 
-def pooled_ratios(total_CQ: F64, count_CQ: F64, design: Design) -> list[Sample]:
+def pooled_ratios(total_CQ: F64, count_CQ: F64, design: Design) -> list[Resampled]:
     """Return bootstrap-t samples of ratios total/count pooled over all documents, resampled within domains.
 
     A column of zeros is exactly 0. A column of equal ratios other than 0 has no upper bound.
@@ -30,14 +30,14 @@ def pooled_ratios(total_CQ: F64, count_CQ: F64, design: Design) -> list[Sample]:
         count_CQ: number of values in each sum; at least one document of every column has a positive count.
         design: strata, documents and resamples.
     """
-    samples: list[Sample] = []
+    samples: list[Resampled] = []
     for begin in range(0, total_CQ.shape[1], COLUMNS):
         part = slice(begin, begin + COLUMNS)
         samples += _pooled(total_CQ[:, part], count_CQ[:, part], design)
     return samples
 
 
-def _pooled(total_CQ: F64, count_CQ: F64, design: Design) -> list[Sample]:
+def _pooled(total_CQ: F64, count_CQ: F64, design: Design) -> list[Resampled]:
     count_Q = count_CQ.sum(axis=0)
     ratio_Q = total_CQ.sum(axis=0) / count_Q
     centred_CQ = total_CQ - ratio_Q * count_CQ
@@ -51,11 +51,11 @@ def _pooled(total_CQ: F64, count_CQ: F64, design: Design) -> list[Sample]:
         if same_Q[q]:
             zero = not total_CQ[:, q].any()
             out.append(
-                Sample(float(ratio_Q[q]), 0.0, None, *sizes, None if zero else NO_VARIANCE, exact=zero)
+                Resampled(float(ratio_Q[q]), 0.0, None, *sizes, None if zero else NO_VARIANCE, exact=zero)
             )
             continue
         reason = ONE_DOCUMENT if min(design.sizes) < 2 else None
-        out.append(Sample(float(ratio_Q[q]), float(np.sqrt(data_Q[0, q])), t_BQ[:, q], *sizes, reason))
+        out.append(Resampled(float(ratio_Q[q]), float(np.sqrt(data_Q[0, q])), t_BQ[:, q], *sizes, reason))
     return out
 
 

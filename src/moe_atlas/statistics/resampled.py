@@ -19,7 +19,7 @@ NO_VARIANCE = "no variance between documents"
 
 
 @dataclass(frozen=True)
-class Sample:
+class Resampled:
     """A number, its standard error and its studentised resamples.
 
     Attributes:
@@ -52,14 +52,14 @@ class Sample:
     effective: float | None = None
 
 
-def undefined(reason: str, windows: int = 0, documents: int = 0) -> Sample:
+def undefined(reason: str, windows: int = 0, documents: int = 0) -> Resampled:
     """Return the sample of a number that does not exist, with its reason."""
-    return Sample(float("nan"), float("nan"), None, windows, documents, reason)
+    return Resampled(float("nan"), float("nan"), None, windows, documents, reason)
 
 
-def exact_zero(windows: int, documents: int) -> Sample:
+def exact_zero(windows: int, documents: int) -> Resampled:
     """Return the sample of a difference between equal values."""
-    return Sample(0.0, 0.0, None, windows, documents, None, exact=True)
+    return Resampled(0.0, 0.0, None, windows, documents, None, exact=True)
 
 
 def tail_rank(resamples: int, tail: float) -> int:
@@ -79,17 +79,17 @@ def upper_quantile(t_B: F64, tail: float) -> float:
     return float(np.partition(np.where(np.isnan(t_B), np.inf, t_B), len(t_B) - rank)[len(t_B) - rank])
 
 
-def lower_bound(sample: Sample, tail: float) -> float:
+def lower_bound(sample: Resampled, tail: float) -> float:
     """Return the one-sided lower bound at error ``tail``; -inf if the resamples do not bound it."""
     return _bound(sample, tail, 1.0)
 
 
-def upper_bound(sample: Sample, tail: float) -> float:
+def upper_bound(sample: Resampled, tail: float) -> float:
     """Return the one-sided upper bound at error ``tail``; +inf if the resamples do not bound it."""
     return _bound(sample, tail, -1.0)
 
 
-def _bound(sample: Sample, tail: float, sign: float) -> float:
+def _bound(sample: Resampled, tail: float, sign: float) -> float:
     """Return the lower bound for sign 1, the upper bound for sign -1."""
     if sample.exact:
         return sample.estimate
@@ -108,7 +108,9 @@ def _bound(sample: Sample, tail: float, sign: float) -> float:
     return bound
 
 
-def interval(sample: Sample, confidence: float, floor: float = -np.inf, ceiling: float = np.inf) -> Interval:
+def interval(
+    sample: Resampled, confidence: float, floor: float = -np.inf, ceiling: float = np.inf
+) -> Interval:
     """Return the two-sided interval in the form of a receipt.
 
     Args:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_atlas.statistics.sample import Sample, upper_quantile
+from moe_atlas.statistics.resampled import Resampled, upper_quantile
 
 
-def simultaneous_lower(samples: Sequence[Sample], tail: float) -> list[float | None]:
+def simultaneous_lower(samples: Sequence[Resampled], tail: float) -> list[float | None]:
     """Return lower bounds of all layers that hold simultaneously with an error of at most ``tail``.
 
     T is the maximum over layers of the studentised resamples of one quantity. All layers use the same resamples, so T
@@ -36,11 +36,11 @@ def simultaneous_lower(samples: Sequence[Sample], tail: float) -> list[float | N
     return [_layer_bound(s, step) for s in samples]
 
 
-def _usable(sample: Sample) -> bool:
+def _usable(sample: Resampled) -> bool:
     return not sample.exact and sample.reason is None and sample.t_B is not None and sample.se > 0.0
 
 
-def _layer_bound(sample: Sample, step: float) -> float | None:
+def _layer_bound(sample: Resampled, step: float) -> float | None:
     if sample.exact or (sample.reason is None and sample.se == 0.0 and sample.t_B is not None):
         return sample.estimate
     if not _usable(sample):

@@ -18,14 +18,14 @@ MX_COLUMNS, NV_COLUMNS = 32, 16
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """The values, float32 with twice as many columns, of bytes [..., C/2]."""
+    """Return the values of bytes [..., C/2], float32 with twice as many columns."""
     table = torch.tensor([*MAGNITUDES, *(-m for m in MAGNITUDES)])
     nibbles = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
     return table[nibbles.int()]
 
 
 def decode_mx(packed: Tensor, scale: Tensor) -> Tensor:
-    """The weight, bfloat16 [..., R, C].
+    """Return the weight, bfloat16 [..., R, C].
 
     Args:
         packed: bytes [..., R, C/2], or with the columns in groups [..., R, G, 16].
@@ -38,13 +38,13 @@ def decode_mx(packed: Tensor, scale: Tensor) -> Tensor:
 
 
 def decode_nv(packed: Tensor, scale: Tensor, whole: Tensor, *, divides: bool) -> Tensor:
-    """The weight, float32 [..., R, C].
+    """Return the weight, float32 [..., R, C].
 
     Args:
         packed: bytes [..., R, C/2].
         scale: float8 [..., R, G].
         whole: the scale of the whole tensor, one float32.
-        divides: whether the scales of the groups are divided by it; else they are multiplied.
+        divides: whether the scales of the groups are divided by `whole`; otherwise they are multiplied.
     """
     values, factor = unpack(packed), whole.float().reshape(1, 1)
     overall = as_float(scale) / factor if divides else as_float(scale) * factor
@@ -52,21 +52,21 @@ def decode_nv(packed: Tensor, scale: Tensor, whole: Tensor, *, divides: bool) ->
 
 
 def nearest(values: Tensor) -> Tensor:
-    """The nearest 4-bit float, a tie going to the even mantissa; beyond ±6, ±6."""
+    """Return the nearest 4-bit floats; a tie goes to the even mantissa, and values beyond ±6 to ±6."""
     size = values.abs().clamp_max(LARGEST)
     step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
     return torch.copysign(torch.round(size / step) * step, values)
 
 
 def round_trip_mx(weight: Tensor) -> Tensor:
-    """The weight as MXFP4 would keep it, float32: exponent of the block's largest magnitude, less that of 4."""
+    """Return the weight as MXFP4 would store it, float32: exponent of the block's largest magnitude, less that of 4."""
     exponent = torch.floor(torch.log2(nonzero(largest(weight, (1, MX_COLUMNS))))) - 2
     scale = spread(torch.exp2(exponent.clamp(-127, 127)), (1, MX_COLUMNS), *weight.shape[-2:])
     return nearest(weight.float() / scale) * scale
 
 
 def round_trip_nv(weight: Tensor) -> Tensor:
-    """The weight as NVFP4 would keep it, float32: float8 scales under a global one that fills their range."""
+    """Return the weight as NVFP4 would store it, float32: float8 scales under a global scale that fills their range."""
     overall = 448.0 * LARGEST / nonzero(weight.float().abs().max())
     block = (overall * largest(weight, (1, NV_COLUMNS)) / LARGEST).to(torch.float8_e4m3fn).float()
     scale = spread(nonzero(block) / overall, (1, NV_COLUMNS), *weight.shape[-2:])

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from moe_atlas.checkpoint.quantised.scales import as_float, largest, nonzero, spread
 
-LARGEST = 448.0  # of float8 e4m3
+LARGEST = 448.0  # largest value of float8 e4m3
 
 
 def decode(values: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """The weight, float32 [..., R, C].
+    """Return the weight, float32 [..., R, C].
 
     Args:
         values: float8 (or int8) [..., R, C].
         scale: one per block [..., G, G], with or without dimensions of 1, or per tensor with no such dimensions.
-        block: rows and columns of a block, 0 for all there are.
+        block: rows and columns of a block; 0 means all.
     """
     rows, columns = values.shape[-2:]
     if block == (0, 0):
@@ -32,12 +32,12 @@ def decode(values: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def round_trip(weight: Tensor, block: tuple[int, int], *, exponents: bool) -> Tensor:
-    """The weight as this format would keep it: scale = largest magnitude of the block / 448, float32.
+    """Return the weight as this format would store it, float32; scale = largest magnitude of the block / 448.
 
     Args:
         weight: [..., R, C].
         block: rows and columns of a block.
-        exponents: the scales are powers of two, rounded up.
+        exponents: whether the scales are powers of two, rounded up.
     """
     scale = largest(weight, block) / LARGEST
     if exponents:

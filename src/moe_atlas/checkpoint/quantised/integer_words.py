@@ -13,40 +13,40 @@ from torch import Tensor
 from moe_atlas.checkpoint.quantised.scales import spread
 
 AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where AutoAWQ keeps each of the eight values of a word: value j at bits [4·place, 4·place + 4)."""
+"""The place of each of the eight values in a word of AutoAWQ: value j is at bits [4·place, 4·place + 4)."""
 
 
 def unpack(words: Tensor, bits: int, places: tuple[int, ...] = ()) -> Tensor:
-    """The integers in the last dimension, int32 with n times as many columns, from 0 to 2^bits − 1.
+    """Return the integers in the last dimension, int32 with n times as many columns, from 0 to 2^bits − 1.
 
     Args:
         words: int32 or uint32 [..., C/n].
-        bits: of one value.
-        places: where each of a word's values stands, counted from the lowest bits; in order where empty.
+        bits: bits of one value.
+        places: the place of each value in a word, counted from the lowest bits; empty: in order.
     """
     shifts = torch.tensor(places or range(32 // bits), dtype=torch.int32) * bits
     values = words.view(torch.int32)[..., None] >> shifts
-    values &= (1 << bits) - 1  # the shift keeps the sign, and the mask takes it away
+    values &= (1 << bits) - 1  # the shift keeps the sign, and the mask removes it
     return values.flatten(-2)
 
 
 def gptq_zeros(words_GR: Tensor, bits: int, *, less_one: bool) -> Tensor:
-    """Zero points [G, R] from words [G, R/n]; the first format stores them less one.
+    """Return the zero points [G, R] of words [G, R/n]; the first format stores them minus one.
 
-    A stored 2^bits − 1 means 2^bits then, which is out of range: GPTQModel reads it so, and AutoGPTQ as 0.
+    In that format a stored 2^bits − 1 means 2^bits, which is out of range. GPTQModel reads it so, AutoGPTQ as 0.
     """
     return unpack(words_GR, bits) + int(less_one)
 
 
 def decode_gptq(words_CR: Tensor, scale_GR: Tensor, zeros_GR: Tensor, group_C: Tensor, bits: int) -> Tensor:
-    """The weight (q − zero point) · scale, float32 [R, C].
+    """Return the weight (q − zero point) · scale, float32 [R, C].
 
     Args:
         words_CR: int32 [C/n, R], packed along the columns.
         scale_GR: [G, R].
         zeros_GR: integers [G, R].
         group_C: the group of every column [C].
-        bits: of one value.
+        bits: bits of one value.
     """
     values_RC = unpack(words_CR.T.contiguous(), bits).float()
     group = group_C.long()
@@ -56,13 +56,13 @@ def decode_gptq(words_CR: Tensor, scale_GR: Tensor, zeros_GR: Tensor, group_C: T
 
 
 def decode_awq(words_CR: Tensor, scale_GR: Tensor, zeros_GR: Tensor, group: int) -> Tensor:
-    """The weight (q − zero point) · scale, float32 [R, C].
+    """Return the weight (q − zero point) · scale, float32 [R, C].
 
     Args:
         words_CR: int32 [C, R/8], packed along the rows.
         scale_GR: [G, R].
         zeros_GR: int32 [G, R/8], packed alike.
-        group: columns that share a scale, 0 for all there are.
+        group: columns that share a scale; 0 means all.
     """
     values_RC, zeros_RG = (
         unpack(words, 4, AWQ_PLACES).float().T.contiguous() for words in (words_CR, zeros_GR)
@@ -74,14 +74,14 @@ def decode_awq(words_CR: Tensor, scale_GR: Tensor, zeros_GR: Tensor, group: int)
 
 
 def decode_affine(words: Tensor, scale: Tensor, offset: Tensor, bits: int, group: int) -> Tensor:
-    """The weight q · scale + offset, float32 [..., R, C].
+    """Return the weight q · scale + offset, float32 [..., R, C].
 
     Args:
         words: uint32 [..., R, C/n].
         scale: [..., R, G].
         offset: [..., R, G].
-        bits: of one value.
-        group: columns that share a scale, 0 for all there are.
+        bits: bits of one value.
+        group: columns that share a scale; 0 means all.
     """
     values = unpack(words, bits).float()
     rows, columns = values.shape[-2:]

@@ -13,21 +13,21 @@ from moe_atlas.checkpoint.quantised.scales import largest, nonzero, spread
 
 
 def unpack(words: Tensor, bits: int) -> Tensor:
-    """The integers in the last dimension of `words` (int32), int32 with 32/bits times as many columns."""
+    """Return the integers in the last dimension of `words` (int32), int32 with 32/bits times as many columns."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     values = (words[..., None] >> shifts) & ((1 << bits) - 1)
     return values.flatten(-2) - (1 << (bits - 1))
 
 
 def decode(words: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, group: int) -> Tensor:
-    """The weight (q − zero point) · scale, float32 [R, C].
+    """Return the weight (q − zero point) · scale, float32 [R, C].
 
     Args:
         words: int32 [R, C·bits/32].
         scale: [R, G].
-        zero_point: int32 [R·bits/32, G], or None where the grid is symmetric.
-        bits: of one value.
-        group: columns that share a scale, 0 for all there are.
+        zero_point: int32 [R·bits/32, G]; None if the grid is symmetric.
+        bits: bits of one value.
+        group: columns that share a scale; 0 means all.
     """
     values = unpack(words, bits).float()
     rows, columns = values.shape
@@ -38,7 +38,7 @@ def decode(words: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, g
 
 
 def round_trip(weight: Tensor, bits: int, group: int, *, symmetric: bool) -> Tensor:
-    """The weight as this format would keep it, float32: the grid spans the group's values and 0."""
+    """Return the weight as this format would store it, float32; the grid spans the group's values and 0."""
     shape, half = weight.shape[-2:], 1 << (bits - 1)
     values = weight.float()
     if symmetric:

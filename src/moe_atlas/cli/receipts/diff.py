@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from moe_atlas.receipt.compare import Side
+    from moe_atlas.receipt.compare import VerifiedReceipt
 
 
 def diff(
@@ -41,9 +41,9 @@ def diff(
     screen().print(Group(*sections(found, first, second)))
 
 
-def _side(path: Path) -> Side:
-    from moe_atlas.receipt.compare import Side
+def _side(path: Path) -> VerifiedReceipt:
+    from moe_atlas.receipt.compare import VerifiedReceipt
     from moe_atlas.results import Receipt
 
     receipt = Receipt.load(path)
-    return Side(receipt.body, receipt.windows())
+    return VerifiedReceipt(receipt.body, receipt.windows())

@@ -1,4 +1,4 @@
-"""Occupancy over many layers at once: the dashboard numbers, over the protected and over all routed layers.
+"""Occupancy over many layers: the numbers of a dashboard, over the protected layers and over all routed layers.
 
 Shape legend: B resamples, L layers.
 """
@@ -14,7 +14,7 @@ from moe_atlas.derivation.intervals.context import F64, Context
 from moe_atlas.derivation.intervals.layers import LayerResult
 from moe_atlas.derivation.intervals.means import NOT_MEASURED
 from moe_atlas.statistics.bootstrap import basic
-from moe_atlas.statistics.sample import Interval, Sample, undefined
+from moe_atlas.statistics.resampled import Interval, Resampled, undefined
 
 Reduction = Callable[[F64], F64]
 
@@ -43,7 +43,7 @@ def derive_aggregates(context: Context, results: Sequence[LayerResult]) -> dict[
     }
 
 
-def _side(context: Context, layers: list[dict[str, Sample]]) -> dict[str, Any]:
+def _side(context: Context, layers: list[dict[str, Resampled]]) -> dict[str, Any]:
     def over(key: str, reduce: Reduction, name: str) -> Interval:
         return context.interval(_reduced(context, [layer[key] for layer in layers], reduce), name)
 
@@ -58,8 +58,8 @@ def _side(context: Context, layers: list[dict[str, Sample]]) -> dict[str, Any]:
     }
 
 
-def _reduced(context: Context, samples: list[Sample], reduce: Reduction) -> Sample:
-    """A reduction over layers, recomputed on every resample (basic interval: it never gates)."""
+def _reduced(context: Context, samples: list[Resampled], reduce: Reduction) -> Resampled:
+    """Reduce a quantity over layers, on the data and on every resample; its basic interval never gates."""
     columns = [sample.values_B for sample in samples]
     if not columns:
         return undefined("no layer")

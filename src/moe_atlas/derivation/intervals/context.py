@@ -1,4 +1,4 @@
-"""What every derivation needs to know: the registered settings, the windows and the resampling design.
+"""The context of every derivation: the registered settings, the window arrays and the resampling design.
 
 Shape legend: W windows, Wb base-role windows.
 """
@@ -16,7 +16,7 @@ from moe_atlas.channels import CHANNELS, SHARE
 from moe_atlas.errors import UsageError
 from moe_atlas.statistics.design import Design, make_design
 from moe_atlas.statistics.passing import passing_bound
-from moe_atlas.statistics.sample import Interval, Sample, interval
+from moe_atlas.statistics.resampled import Interval, Resampled, interval
 from moe_atlas.verdict.sameness import replayed_alike
 from moe_atlas.views.receipt import ReceiptView
 from moe_atlas.window_arrays import BUDGET, CONTROLS
@@ -32,13 +32,13 @@ class Context:
 
     Attributes:
         kind: ``audit`` or ``baseline``.
-        policy: the registered policy in the probe file's spelling.
+        policy: the registered policy, with the keys of the probe file.
         domains: the registered domains, in order.
         windows: named window arrays.
-        base_W: which windows are of base-role domains, bool [W].
+        base_W: whether each window belongs to a base-role domain, bool [W].
         design: strata and documents of the base-role windows.
         protected: indices of the protected layers.
-        identical: the checkpoints hold the same values in every tensor that is replayed.
+        identical: whether the checkpoints hold the same values in every replayed tensor.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Context:
 
     @property
     def is_pair(self) -> bool:
-        """Whether two checkpoints were compared."""
+        """Whether the audit compared two checkpoints."""
         return self.kind == "audit"
 
     @property
@@ -71,26 +71,26 @@ class Context:
         return int(self.base_W.sum())
 
     def rewrite(self, key: str) -> Any:
-        """Return one registered entry of the rewrite block, None when there is none."""
+        """Return a registered entry of the policy's rewrite block; None if there is none."""
         return self.policy["rewrite"].get(key)
 
     def array(self, name: str) -> F64 | None:
-        """Return a window array as float64, None when it was not measured."""
+        """Return a window array as float64; None if it was not measured."""
         found = self.windows.get(name)
         return None if found is None else np.asarray(found, dtype=np.float64)
 
-    def interval(self, sample: Sample, key: str = "") -> Interval:
-        """Return the receipt's interval of a sample, clipped to the range its key can take."""
+    def interval(self, sample: Resampled, key: str = "") -> Interval:
+        """Return the receipt's interval of a sample, clipped to the range of its key."""
         floor, ceiling = RANGES.get(key, (-np.inf, np.inf))
         return interval(sample, self.confidence, floor, ceiling)
 
-    def passing(self, sample: Sample, key: str) -> dict[str, float | None]:
-        """Return what a PASS on a mean rests on, clipped alike; empty for what is no mean."""
+    def passing(self, sample: Resampled, key: str) -> dict[str, float | None]:
+        """Return the entries that decide whether a mean passes, clipped to its range; empty for other samples."""
         _, ceiling = RANGES.get(key, (-np.inf, np.inf))
         return passing_bound(sample, self.tail, ceiling)
 
     def domain_design(self, domain_W: NDArray[np.bool_]) -> Design:
-        """Return the design of the windows of one domain: the same draws as among the others."""
+        """Return the design of the windows of one domain; it resamples their documents as `design` does."""
         return _design(self.windows, domain_W, self.design.seed, self.design.resamples)
 
 
@@ -118,7 +118,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def make_context(receipt: Facts, windows: Arrays) -> Context:
-    """Read the settings out of a receipt's facts and lay out its base-role windows."""
+    """Return the context of a receipt's facts and window arrays."""
     probe = receipt["probe"]
     domains = tuple(probe["domains"])
     roles = np.array([domain["role"] == "base" for domain in domains], dtype=bool)

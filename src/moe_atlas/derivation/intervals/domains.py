@@ -1,4 +1,4 @@
-"""Output shift per domain: State3, what it cost each document, and task success.
+"""Output of each domain: loss, accuracy and divergence, damaged documents, and task success.
 
 Shape legend: W windows, Wd windows of one domain, C documents of it.
 """
@@ -16,7 +16,7 @@ from moe_atlas.derivation.intervals.non_finite import Broken, broken_windows
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.clopper_pearson import clopper_pearson_lower, clopper_pearson_upper
 from moe_atlas.statistics.design import Design
-from moe_atlas.statistics.sample import Interval, Sample, exact_zero, undefined
+from moe_atlas.statistics.resampled import Interval, Resampled, exact_zero, undefined
 from moe_atlas.window_arrays import METRICS
 
 DIFFERENCES = {
@@ -28,7 +28,7 @@ PAIR_ONLY = ("nll_tuned", *DIFFERENCES.values(), "kl", "top1_agreement")
 
 
 def derive_domains(context: Context, layers: list[int]) -> list[dict[str, Any]]:
-    """Return one row a registered domain, in registered order.
+    """Return one row for each registered domain, in registered order.
 
     Args:
         context: the settings and window data.
@@ -62,7 +62,7 @@ def _row(context: Context, number: int, domain: Facts, broken: Broken) -> dict[s
 
 
 def _columns(context: Context, chosen_W: NDArray[np.bool_]) -> dict[str, F64]:
-    """The output columns of one domain, and the paired differences tuned - base."""
+    """Return the output columns of one domain, and the paired differences tuned - base."""
     columns: dict[str, F64] = {}
     for key in [f"{metric}_{side}" for metric in METRICS for side in ("base", "tuned")] + [
         "kl",
@@ -81,7 +81,7 @@ def _columns(context: Context, chosen_W: NDArray[np.bool_]) -> dict[str, F64]:
     return columns
 
 
-def _samples(context: Context, design: Design, columns: dict[str, F64]) -> dict[str, Sample]:
+def _samples(context: Context, design: Design, columns: dict[str, F64]) -> dict[str, Resampled]:
     wanted = [f"{metric}_base" for metric in METRICS]
     if context.is_pair:
         wanted += [f"{metric}_tuned" for metric in METRICS] + [*DIFFERENCES.values(), "kl", "top1_agreement"]
@@ -97,10 +97,10 @@ def _samples(context: Context, design: Design, columns: dict[str, F64]) -> dict[
 
 
 def _non_finite(context: Context, broken: Broken, chosen_W: NDArray[np.bool_]) -> dict[str, int | None]:
-    """How many windows are not finite, of the base and of the tuned checkpoint alone, and where that begins.
+    """Return how many windows are not finite in the base, and in the tuned checkpoint alone, with the first such layer.
 
-    The layer is None where every state is finite and the output is not; a count is None where nothing was found, but
-    tokens were not counted either.
+    The layer is None if all states are finite and only the output is not. A count is None if no window was found and
+    the audit did not count tokens.
     """
     found: dict[str, int | None] = {"non_finite_base": int(broken.base_W[chosen_W].sum())}
     if context.is_pair:
@@ -112,7 +112,7 @@ def _non_finite(context: Context, broken: Broken, chosen_W: NDArray[np.bool_]) -
 
 
 def _damaged_documents(context: Context, design: Design, increase: F64 | None) -> dict[str, Any]:
-    """The tail guard's data: documents whose mean increase exceeds the registered per-document limit.
+    """Return how many documents have a mean increase above the registered per-document limit (the tail guard).
 
     ``share_high`` is the exact Clopper-Pearson 97.5 % upper bound on their share.
     """
@@ -134,7 +134,7 @@ def _damaged_documents(context: Context, design: Design, increase: F64 | None) -
 
 
 def _worst_window(domain: Facts, increase: F64 | None) -> dict[str, Any]:
-    """The canary window with the largest increase, and how many are undefined."""
+    """Return the largest increase of a canary window, and how many windows are undefined or above the limit."""
     if increase is None or not len(increase) or np.isnan(increase).all():
         return {"nll_increase": None, "limit": domain.get("max_nll_increase"), "undefined": 0, "over": 0}
     limit = domain.get("max_nll_increase")
@@ -146,11 +146,11 @@ def _worst_window(domain: Facts, increase: F64 | None) -> dict[str, Any]:
 
 
 def _success(context: Context, rule: Facts, row: Facts) -> dict[str, Any]:
-    """A task's registered rule, the interval it is held against, and the base's own under the same rule.
+    """Return a task's registered rule with the interval that it applies to, and with the same interval of the base.
 
-    `exact_match` in absolute terms is right or wrong. With one window a document, or where all documents
-    agree, the exact Clopper-Pearson interval takes the place of the bootstrap, which has nothing to studentise
-    with when next to all documents agree: 117 right of 120 would have no lower bound.
+    Each window either matches exactly or not. With one window per document, or if all documents agree, an absolute
+    `exact_match` gets the exact Clopper-Pearson interval instead of the bootstrap's. If almost all documents agree,
+    many resamples have no variance, and the bootstrap gives no bound: 117 right of 120 would have no lower bound.
     """
     relative = rule.get("relative_to_base") is True
     metric = rule["metric"]

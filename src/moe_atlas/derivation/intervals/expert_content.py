@@ -1,10 +1,11 @@
-"""Content change expert by expert: the worst of a layer, and which experts no token, or too few, say anything of.
+"""Content change of single experts: the worst expert of a layer, and the experts with too few tokens for a number.
 
-Content drift averages over tokens what it reads off over experts, so one broken expert of many hardly moves it. Here
-each expert has a mean of its own over the tokens that use it, and the gate holds the worst one. A bound on the worst
-is the largest bound of any; a FAIL rests on a bound that holds for all experts of all protected layers at once.
+Content drift averages over tokens, so one broken expert of many hardly changes it. Here each expert has a mean over the
+tokens that use it, and the gate tests the largest of these means. The bound on the worst expert is the largest bound of
+any expert. A FAIL rests on a bound that holds for all experts of all protected layers at once.
 
-Shape legend: C documents, E experts, G experts with enough tokens behind them, B resamples, N documents of a stratum.
+Shape legend: C documents, E experts, G guarded experts (those with enough tokens and documents), B resamples, N
+documents of a stratum.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from moe_atlas.derivation.intervals.context import F64, Context, Facts
 from moe_atlas.derivation.intervals.means import NOT_MEASURED, REFUTED, is_exact, why_not_applicable
 from moe_atlas.statistics.bootstrap import NOT_FINITE
 from moe_atlas.statistics.pooled import pooled_ratios
-from moe_atlas.statistics.sample import Sample, exact_zero, interval, undefined, upper_quantile
+from moe_atlas.statistics.resampled import Resampled, exact_zero, interval, undefined, upper_quantile
 
 KEY = "expert_content"
-# Below either an expert's own interval says nothing, and what its weights did is all that is known of it.
+# With fewer tokens or documents an expert gets no interval; only the change of its weights is known then.
 TOKENS = 64
 DOCUMENTS = 30
 
@@ -34,9 +35,9 @@ class Experts:
 
     Attributes:
         shown: the receipt's interval of the worst expert, with its number.
-        coverage: which experts have enough tokens behind them, and which have not.
+        coverage: the number of guarded experts, and the experts with too few tokens or with none.
         bounds: estimate and standard error of each guarded expert, float64 [2, G].
-        worst_t_B: the largest studentised resample of any of them, float64 [B]; None where nothing varies.
+        worst_t_B: the largest studentised resample over the guarded experts, float64 [B]; None if no expert varies.
     """
 
     shown: dict[str, Any]
@@ -72,7 +73,7 @@ def derive_experts(context: Context, layer: Facts) -> Experts:
 
 
 def simultaneous_low(layers: Sequence[Experts], tail: float) -> list[float | None]:
-    """Return each layer's lower bound on its worst expert; all experts of all layers hold together (max-T).
+    """Return lower bounds on the worst expert of each layer that hold for all experts of all layers at once (max-T).
 
     Args:
         layers: the protected layers.
@@ -94,8 +95,8 @@ def _bound(found: Experts, step: float) -> float | None:
 
 def _samples(
     context: Context, layer: Facts, sums_CE: F64, counts_CE: F64, guarded: NDArray[np.int64]
-) -> tuple[Sample | None, list[Sample]]:
-    """The layer's one sample where it is exact or undefined, else one for each guarded expert."""
+) -> tuple[Resampled | None, list[Resampled]]:
+    """Return one sample for the layer if its content is exact or undefined, otherwise one for each guarded expert."""
     sizes = context.base_windows, context.design.documents
     if is_exact(context, layer, KEY):
         return (undefined(REFUTED, *sizes) if np.any(sums_CE) else exact_zero(*sizes)), []
@@ -107,8 +108,8 @@ def _samples(
     return None, pooled_ratios(sums_CE[:, guarded], counts_CE[:, guarded], context.design)
 
 
-def _worst(context: Context, samples: Sequence[Sample]) -> dict[str, Any]:
-    """The largest estimate and the largest of each bound; without an upper bound where one expert has none."""
+def _worst(context: Context, samples: Sequence[Resampled]) -> dict[str, Any]:
+    """Return the largest estimate and the largest of each bound; no upper bound if one expert has none."""
     found = [interval(sample, context.confidence, 0.0, 1.0) for sample in samples]
     lows = [entry["low"] for entry in found if entry["low"] is not None]
     highs = [entry["high"] for entry in found]
@@ -122,7 +123,7 @@ def _worst(context: Context, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _unmeasured(context: Context, layer: Facts, counts_WE: F64 | None) -> Experts:
-    """Content is undefined here, so no expert is guarded; who is reached follows from the base's own routing."""
+    """Return the experts of a layer without content: none is guarded, and the base's routing says which are reached."""
     shown = context.interval(undefined(NOT_MEASURED), KEY)
     reason = why_not_applicable(layer, KEY)
     if reason is not None:

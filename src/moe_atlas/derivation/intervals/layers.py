@@ -1,4 +1,4 @@
-"""One routed layer: every interval of the pair and of both checkpoints.
+"""The intervals of one routed layer: those of the pair and those of each checkpoint.
 
 Shape legend: C documents, E experts.
 """
@@ -33,43 +33,45 @@ from moe_atlas.derivation.intervals.occupancy import (
 )
 from moe_atlas.derivation.intervals.smooth import smooth_facts
 from moe_atlas.statistics.bootstrap import studentised, switching
-from moe_atlas.statistics.linearised import Batch, Linearised
-from moe_atlas.statistics.sample import Sample, undefined
+from moe_atlas.statistics.linearised import Linearised, ResampleBatch
+from moe_atlas.statistics.resampled import Resampled, undefined
 from moe_atlas.window_arrays import BUDGET, CONTROLS, FLIPS, HEALTH, LAYER_ARRAYS, SIDES
 
 OCCUPANCY_KEYS = ("load_entropy", "effective_experts", "load_cv", "max_violation", "min_share")
-# What sits on an extremum over experts that may switch from resample to resample.
+# Functionals that contain an extremum over experts; resamples may differ in which expert is extreme.
 EXTREMA = (
     *(f"{side}.{key}" for side in SIDES for key in ("min_share", "max_violation")),
     *(REFINEMENT[-1], HANDOFF[-1]),
 )
 RATIO_KEYS = ("jump_relative", "overlap_boundary_contrast")
-NEGLIGIBLE = 1e-6  # mean actual change below this multiple of mean |V0|: the budget's ratio says nothing
+NEGLIGIBLE = (
+    1e-6  # share of mean |V0|; the ratio of the budget is undefined if the mean actual change is smaller
+)
 
 
 @dataclass
 class LayerResult:
-    """What a layer gives: its object in the receipt and the samples that later steps build on.
+    """The results of one layer: its object in the receipt, and the samples that later steps use.
 
     Attributes:
         facts: the layer's facts.
         derived: the layer's complete object.
-        pair: samples of the pair's gated differences.
-        health: samples of each checkpoint's health.
-        loads: samples of the margins' layer loads.
-        experts: the pair's experts one by one.
+        pair: samples of the differences between the checkpoints, by channel.
+        health: samples of each checkpoint's own quantities.
+        loads: samples of the layer's loads on the margins.
+        experts: the content change of single experts; None for a baseline.
     """
 
     facts: Facts
     derived: dict[str, Any]
-    pair: dict[str, Sample] = field(default_factory=dict)
-    health: dict[str, dict[str, Sample]] = field(default_factory=dict)
-    loads: dict[str, Sample] = field(default_factory=dict)
+    pair: dict[str, Resampled] = field(default_factory=dict)
+    health: dict[str, dict[str, Resampled]] = field(default_factory=dict)
+    loads: dict[str, Resampled] = field(default_factory=dict)
     experts: Experts | None = None
 
 
 def derive_layer(context: Context, layer: Facts, reference: Facts | None) -> LayerResult:
-    """Derive everything of one routed layer from its facts and window arrays."""
+    """Derive the results of one routed layer from its facts and window arrays."""
     prefix = f"layers.{layer['layer']}"
     sides = SIDES if context.is_pair else SIDES[:1]
     occupancy = {side: read_occupancy(context, f"{prefix}.{side}", layer["top_k"]) for side in sides}
@@ -109,12 +111,12 @@ def _without_pair(result: LayerResult) -> LayerResult:
     return result
 
 
-def _dead_pair(result: LayerResult) -> tuple[Sample, Sample] | None:
+def _dead_pair(result: LayerResult) -> tuple[Resampled, Resampled] | None:
     base, tuned = (result.health[side]["dead_experts"] for side in SIDES)
     return None if base.values_B is None or tuned.values_B is None else (base, tuned)
 
 
-def _pair_means(context: Context, layer: Facts, prefix: str) -> dict[str, Sample]:
+def _pair_means(context: Context, layer: Facts, prefix: str) -> dict[str, Resampled]:
     arrays: dict[str, F64 | None] = {key: context.array(f"{prefix}.pair.{key}") for key in PAIR_KEYS}
     formats = {key: context.array(f"{prefix}.pair.{key}") for key in FORMAT_KEYS}
     arrays |= {key: values for key, values in formats.items() if values is not None}
@@ -124,7 +126,7 @@ def _pair_means(context: Context, layer: Facts, prefix: str) -> dict[str, Sample
 
 
 def _budget(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
-    """The perturbation budget (Eq. 15): its terms, and bound / actual where the change is not negligible."""
+    """Return the terms of the perturbation budget (Eq. 15), and bound / actual unless the change is negligible."""
     samples = layer_means(context, layer, f"{prefix}.perturbation_budget", BUDGET)
     actual, norm = samples["actual"].estimate, samples["base_norm"].estimate
     out = as_intervals(context, layer, samples)
@@ -136,7 +138,7 @@ def _budget(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
     else:
         bound, change = columns[0], columns[1]
 
-        def functional(batch: Batch) -> dict[str, Linearised]:
+        def functional(batch: ResampleBatch) -> dict[str, Linearised]:
             return {"ratio": batch.domain_mean(*bound) / batch.domain_mean(*change)}
 
         ratio = studentised(functional, context.design, context.base_windows)["ratio"]
@@ -144,15 +146,15 @@ def _budget(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
 
 
 def _flips(context: Context, prefix: str) -> dict[str, int | None]:
-    """Counts of anchored set changes, and how many of them lie inside and outside the noise band."""
+    """Return the number of anchored set changes, and how many lie inside and outside the noise band."""
     arrays = {key: context.array(f"{prefix}.flips.{key}") for key in FLIPS}
     return {key: None if values is None else int(values.sum()) for key, values in arrays.items()}
 
 
 def _same_index(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
-    """The channels before a relabelling, where one was applied.
+    """Return the channels without the relabelling of experts; empty if the audit relabelled none.
 
-    Equal values make the channels that compare experts exactly 0 after the relabelling only.
+    Channels that compare experts are exactly 0 for equal values only after the relabelling.
     """
     own = f"{prefix}.same_index"
     arrays = (array for array in LAYER_ARRAYS.values() if array.place == "same_index")
@@ -165,8 +167,8 @@ def _same_index(context: Context, layer: Facts, prefix: str) -> dict[str, Any]:
 
 
 def _health(
-    context: Context, layer: Facts, side: str, occupancy: Occupancy | None, curved: dict[str, Sample]
-) -> dict[str, Sample]:
+    context: Context, layer: Facts, side: str, occupancy: Occupancy | None, curved: dict[str, Resampled]
+) -> dict[str, Resampled]:
     prefix = f"layers.{layer['layer']}.{side}"
     samples = layer_means(context, layer, prefix, HEALTH)
     samples["jump_near_boundary"] = tail_mean(context, f"{prefix}.jump_low")
@@ -186,13 +188,13 @@ def _points(context: Context, layer: Facts, side: str, occupancy: Occupancy | No
 
 def _functionals(
     context: Context, layer: Facts, occupancy: dict[str, Occupancy | None], reference: Facts | None
-) -> dict[str, Sample]:
-    """All smooth functionals of a layer in one pass over the resamples."""
+) -> dict[str, Resampled]:
+    """Return the samples of all smooth functionals of a layer, computed in one pass over the resamples."""
     prefix = f"layers.{layer['layer']}"
     ratios = {side: _ratio_columns(context, f"{prefix}.{side}") for side in occupancy}
     loads = load_functionals(context, layer, occupancy, reference)
 
-    def functional(batch: Batch) -> dict[str, Linearised]:
+    def functional(batch: ResampleBatch) -> dict[str, Linearised]:
         out: dict[str, Linearised] = {}
         health: dict[str, dict[str, Linearised]] = {}
         for side, counts in occupancy.items():
@@ -225,6 +227,6 @@ def _ratio_columns(context: Context, prefix: str) -> dict[str, tuple[Columns, Co
     return {key: (a, b) for key, (a, b) in found.items() if a is not None and b is not None}
 
 
-def _ratio(batch: Batch, key: str, pair: tuple[Columns, Columns]) -> Linearised:
+def _ratio(batch: ResampleBatch, key: str, pair: tuple[Columns, Columns]) -> Linearised:
     first, second = batch.domain_mean(*pair[0]), batch.domain_mean(*pair[1])
     return first / second if key == "jump_relative" else first - second

@@ -1,8 +1,8 @@
-"""What each layer puts on the exact margins (Eq. 31-32), as smooth functionals of the windows.
+"""The loads of each layer on the exact margins (Eq. 31-32), as smooth functionals of the windows.
 
-Both margins are extrema over layers of a load that contains a clip. A clip has no derivative where it bites,
-so each load enters as its two branches: max(0, u) is the larger of 0 and u, and the margin is the extremum
-over layers *and* branches. Every branch is smooth and brings its own standard error.
+Each margin is an extremum over layers of a load that contains a clip, max(0, u). A clip has no derivative at u = 0. So
+each load is split into two smooth branches, one with 0 and one with u, and the margin is the extremum over layers and
+branches. Every branch has its own standard error.
 
 Legend: b boundary drift, c content drift, p = pi1/pi0 ratio of minimum shares, mu, lambda, tau as registered.
 """
@@ -15,14 +15,14 @@ from typing import Any
 from moe_atlas.derivation.intervals.context import Context, Facts
 from moe_atlas.derivation.intervals.means import window_columns
 from moe_atlas.derivation.intervals.occupancy import Occupancy
-from moe_atlas.statistics.linearised import Batch, Linearised
+from moe_atlas.statistics.linearised import Linearised, ResampleBatch
 
 REFINEMENT = ("load.drift", "load.drift_and_occupancy")
 HANDOFF = ("deficit.overlap", "deficit.overlap_and_occupancy")
 LOADS = (*REFINEMENT, *HANDOFF)
 
 Health = Mapping[str, Mapping[str, Linearised]]
-LoadFunctional = Callable[[Batch, Health], dict[str, Linearised]]
+LoadFunctional = Callable[[ResampleBatch, Health], dict[str, Linearised]]
 
 
 def load_functionals(
@@ -33,7 +33,7 @@ def load_functionals(
     Refinement (Eq. 32): ``load.drift`` = mu1 b + mu2 c, the clipped branch, and ``load.drift_and_occupancy``
     = that + mu3 (1 - p), which is also the published load. Handoff (Eq. 31), with the sign turned so that
     larger is worse: ``deficit.overlap`` = -lambda1 (C2 - C2_ref) and ``deficit.overlap_and_occupancy`` =
-    that - lambda2 (pi/pi_ref - 1). What was not measured is left out.
+    that - lambda2 (pi/pi_ref - 1). Loads that were not measured are missing.
 
     Args:
         context: settings and windows.
@@ -48,7 +48,7 @@ def load_functionals(
     overlap = {side: window_columns(context, f"{prefix}.{side}.overlap") for side in occupancy}
     refinement, handoff = context.rewrite("refinement"), context.rewrite("handoff")
 
-    def functional(batch: Batch, health: Health) -> dict[str, Linearised]:
+    def functional(batch: ResampleBatch, health: Health) -> dict[str, Linearised]:
         out: dict[str, Linearised] = {}
         if refinement and boundary and content and health["base"] and health.get("tuned"):
             mu1, mu2, mu3 = (float(mu) for mu in refinement["mu"])

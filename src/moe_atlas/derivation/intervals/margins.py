@@ -1,9 +1,9 @@
 """The lifecycle margins over the protected layers (Eq. 31-32), exact and as published.
 
-refinement = tau - max of the loads, handoff = - max of the deficits, both over layers and branches. The lower
-end of the interval is tau - the largest upper bound: the true maximum sits in one branch, whose own bound
-holds, so no correction for the number of layers is due (intersection-union). The upper end is tau - the
-largest *simultaneous* lower bound, because there every layer had a chance to err.
+refinement = tau - max of the loads, handoff = - max of the deficits; each max runs over layers and branches. The lower
+end of the interval is tau - the largest upper bound. The true maximum belongs to one branch, and the bound of that
+branch holds, so the number of layers needs no correction (intersection-union). The upper end is tau - the largest
+*simultaneous* lower bound, because the bound of any layer could be the wrong one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from moe_atlas.derivation.intervals.margin_loads import HANDOFF, REFINEMENT
 from moe_atlas.derivation.intervals.means import NOT_MEASURED, is_exact, why_not_applicable
 from moe_atlas.derivation.intervals.occupancy import DROPS
 from moe_atlas.derivation.intervals.smooth import smooth_margins
-from moe_atlas.statistics.sample import NO_VARIANCE, Interval, Sample, exact_zero, finite, upper_bound
+from moe_atlas.statistics.resampled import NO_VARIANCE, Interval, Resampled, exact_zero, finite, upper_bound
 from moe_atlas.statistics.simultaneous import simultaneous_lower
 
 
 def derive_margins(
     context: Context, results: Sequence[LayerResult], reference: dict[int, Facts] | None
 ) -> dict[str, Any]:
-    """Return every margin of the receipt; a margin that does not exist is null with its reason."""
+    """Return every margin of the receipt; a margin that does not exist is null and has a reason."""
     protected = [result for result in results if result.facts["layer"] in context.protected]
     refinement, handoff = context.rewrite("refinement"), context.rewrite("handoff")
     tau = None if refinement is None else float(refinement["tau"])
@@ -66,7 +66,7 @@ def _margin(
 
 
 def _bounded(
-    context: Context, layers: Sequence[LayerResult], keys: Sequence[str], samples: list[Sample], tau: float
+    context: Context, layers: Sequence[LayerResult], keys: Sequence[str], samples: list[Resampled], tau: float
 ) -> Interval:
     top = int(np.argmax([sample.estimate for sample in samples]))
     high_load = max(upper_bound(sample, context.tail) for sample in samples)
@@ -88,8 +88,8 @@ def _bounded(
     return out
 
 
-def _branch(context: Context, result: LayerResult, key: str) -> Sample:
-    """A load, taken as exactly zero where inputs of equal values make it so and the data agree."""
+def _branch(context: Context, result: LayerResult, key: str) -> Resampled:
+    """Return a load; it is exactly zero if inputs of equal values imply that and the data agree."""
     sample = result.loads[key]
     needs = {
         "load.drift": ("boundary_drift", "content_drift"),

@@ -1,4 +1,4 @@
-"""Channels that are means over windows: one bootstrap of all columns of a layer at once.
+"""Channels that are means over windows; one bootstrap serves all columns of a layer.
 
 Shape legend: Wb base-role windows, Q quantities.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from moe_atlas.channels import CHANNEL, CHANNELS
 from moe_atlas.derivation.intervals.context import F64, Context, Facts
 from moe_atlas.statistics.bootstrap import column_means, domain_means
-from moe_atlas.statistics.sample import Sample, exact_zero, undefined
+from moe_atlas.statistics.resampled import Resampled, exact_zero, undefined
 from moe_atlas.statistics.stringer import is_rare, stringer_upper
 from moe_atlas.window_arrays import BUDGET
 
@@ -23,10 +23,10 @@ FORMAT_KEYS = tuple(channel.key for channel in CHANNELS if channel.kind == "form
 """Measured only where the two checkpoints store their experts in different formats."""
 NOT_MEASURED = "not measured"
 REFUTED = "its inputs are said to be equal, yet it is not 0"
-# Non-negative quantities with a ceiling: where few documents moved they are bounded without a variance.
+# Ceilings of non-negative quantities; `stringer` bounds these without a variance if few documents changed.
 SHARES = {channel.key: channel.range[1] for channel in CHANNELS if channel.kind == "drift"}
 
-# Which inputs of equal values make a difference exactly zero, in the words of the table of channels.
+# The inputs whose equality makes a difference exactly zero, as in the table of channels.
 EXACT_NEEDS: dict[str, tuple[str, ...]] = {
     **{channel.key: channel.exact_needs for channel in CHANNELS if channel.exact_needs},
     "actual": ("router", "experts"),
@@ -39,7 +39,7 @@ EXACT_NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def is_exact(context: Context, layer: Facts, key: str) -> bool:
-    """Whether inputs of equal values make this difference zero, whatever the sample."""
+    """Return whether inputs of equal values make this difference exactly zero, whatever the windows."""
     if context.identical:
         return key in EXACT_NEEDS
     exact = layer.get("exact", {})
@@ -48,7 +48,7 @@ def is_exact(context: Context, layer: Facts, key: str) -> bool:
 
 
 def why_not_applicable(layer: Facts, key: str) -> str | None:
-    """The architecture's reason for leaving a quantity undefined at this layer, None when it is defined."""
+    """Return why the architecture leaves a quantity undefined at this layer; None if it is defined."""
     declared: Mapping[str, str] = layer.get("undefined") or {}
     if key in declared:
         return declared[key]
@@ -59,16 +59,16 @@ def why_not_applicable(layer: Facts, key: str) -> str | None:
     return declared.get(CHANNEL[key].undefined_with) if key in CHANNEL else None
 
 
-def layer_means(context: Context, layer: Facts, prefix: str, keys: tuple[str, ...]) -> dict[str, Sample]:
-    """Bootstrap the named channels ``{prefix}.{key}`` of one layer; undefined where not measured."""
+def layer_means(context: Context, layer: Facts, prefix: str, keys: tuple[str, ...]) -> dict[str, Resampled]:
+    """Bootstrap the arrays ``{prefix}.{key}`` of one layer; arrays that were not measured give undefined samples."""
     arrays = {key: context.array(f"{prefix}.{key}") for key in keys}
     return mean_samples(context, layer, arrays)
 
 
-def mean_samples(context: Context, layer: Facts, arrays: Mapping[str, F64 | None]) -> dict[str, Sample]:
-    """Bootstrap named window columns of one layer, None standing for a column that was not measured."""
+def mean_samples(context: Context, layer: Facts, arrays: Mapping[str, F64 | None]) -> dict[str, Resampled]:
+    """Bootstrap named window columns of one layer; a column that was not measured is None."""
     present = {key: values for key, values in arrays.items() if values is not None}
-    samples: dict[str, Sample] = {}
+    samples: dict[str, Resampled] = {}
     if present:
         means = domain_means(np.stack(list(present.values()), axis=1), context.design)
         samples = dict(zip(present, means, strict=True))
@@ -84,8 +84,8 @@ def mean_samples(context: Context, layer: Facts, arrays: Mapping[str, F64 | None
     return out
 
 
-def _with_rare_bound(context: Context, sample: Sample, values_W: F64, ceiling: float) -> Sample:
-    """Stringer's bound beside the bootstrap, where the quantity is zero in most documents."""
+def _with_rare_bound(context: Context, sample: Resampled, values_W: F64, ceiling: float) -> Resampled:
+    """Add Stringer's bound to a sample if the quantity is zero in most documents."""
     design = context.design
     defined_W = np.isfinite(values_W)
     if np.isinf(values_W).any():
@@ -95,7 +95,7 @@ def _with_rare_bound(context: Context, sample: Sample, values_W: F64, ceiling: f
     )
     if not (sums_CQ[:, 1] > 0).all():
         return sample
-    # Domains weigh equally: a document of a small domain counts for more, and so can its largest value.
+    # Domains have equal weights, so a document of a small domain has a larger weight, and a larger ceiling.
     weight_C = np.concatenate([np.full(size, 1.0 / size) for size in design.sizes])
     weight_C *= design.documents / weight_C.sum()
     values_C = weight_C * sums_CQ[:, 0] / sums_CQ[:, 1]
@@ -105,8 +105,8 @@ def _with_rare_bound(context: Context, sample: Sample, values_W: F64, ceiling: f
     return replace(sample, rare_high=high)
 
 
-def tail_mean(context: Context, prefix: str) -> Sample:
-    """Mean over the tokens of a margin tail, from ``{prefix}.sum`` and ``{prefix}.count``."""
+def tail_mean(context: Context, prefix: str) -> Resampled:
+    """Return the mean over the tokens of a margin tail, from ``{prefix}.sum`` and ``{prefix}.count``."""
     pair = tail_columns(context, prefix)
     if pair is None:
         return undefined(NOT_MEASURED)
@@ -116,7 +116,7 @@ def tail_mean(context: Context, prefix: str) -> Sample:
 
 
 def tail_columns(context: Context, prefix: str) -> tuple[F64, F64] | None:
-    """Per-document sum and count over the tokens of a margin tail, None when not measured."""
+    """Return sum and count per document over the tokens of a margin tail; None if not measured."""
     total_W, count_W = context.array(f"{prefix}.sum"), context.array(f"{prefix}.count")
     if total_W is None or count_W is None:
         return None
@@ -125,7 +125,7 @@ def tail_columns(context: Context, prefix: str) -> tuple[F64, F64] | None:
 
 
 def window_columns(context: Context, name: str) -> tuple[F64, F64] | None:
-    """Per-document sum and count of a window array's defined values; None when missing or not finite."""
+    """Return sum and count per document of the defined values of a window array; None if missing or not finite."""
     values_W = context.array(name)
     if values_W is None or np.isinf(values_W).any():
         return None
@@ -135,8 +135,8 @@ def window_columns(context: Context, name: str) -> tuple[F64, F64] | None:
     return sums_CQ[:, 0], sums_CQ[:, 1]
 
 
-def as_intervals(context: Context, layer: Facts, samples: Mapping[str, Sample]) -> dict[str, Any]:
-    """Return the receipt's intervals of named samples, marking what the architecture leaves undefined."""
+def as_intervals(context: Context, layer: Facts, samples: Mapping[str, Resampled]) -> dict[str, Any]:
+    """Return the receipt's intervals of named samples; mark quantities that the architecture leaves undefined."""
     out = {}
     for key, sample in samples.items():
         shown = context.interval(sample, key)

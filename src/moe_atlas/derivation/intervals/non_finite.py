@@ -1,8 +1,8 @@
-"""Windows on which a checkpoint computed NaN or an infinity, and the layer where that begins.
+"""Windows in which a checkpoint computed NaN or an infinity, and the layer in which that happened first.
 
-In window data NaN says that a quantity is undefined in that window, and infinity that it was computed and is not
-finite. An infinity of the tuned checkpoint, or a token that was counted as not finite, is therefore a finding and no
-lack of evidence, unless the base itself is not finite in the same window.
+In window arrays NaN means that a quantity is undefined in the window. An infinity means that the audit computed the
+quantity and that it is not finite. So an infinity of the tuned checkpoint, or a token counted as not finite, is a
+finding, not missing evidence, unless the base is not finite in the same window.
 
 Shape legend: W windows, Wb base-role windows.
 """
@@ -20,20 +20,20 @@ from moe_atlas.window_arrays import LAYER_ARRAYS, NON_FINITE
 
 Bools = NDArray[np.bool_]
 OUTPUT = -1
-"""In place of a layer: every state was finite, what the head makes of them is not."""
+"""Stands for a layer: all states are finite, only the output of the head is not."""
 _OF = {"base": ("base",), "tuned": ("tuned", "pair")}
 
 
 @dataclass(frozen=True)
 class Broken:
-    """Which windows are not finite.
+    """The windows that are not finite.
 
     Attributes:
-        base_W: those of the base, bool [W].
-        tuned_W: those of the tuned checkpoint where the base is finite, bool [W].
-        first_W: the layer where the tuned checkpoint breaks first, `OUTPUT` where none does, int64 [W].
+        base_W: whether the base is not finite in each window, bool [W].
+        tuned_W: whether only the tuned checkpoint is not finite, bool [W].
+        first_W: the first layer at which the tuned checkpoint is not finite, int64 [W]; `OUTPUT` if none.
         layers: the routed layers in the order in which a token passes them.
-        counted: whether the tokens were counted in every layer and at the output.
+        counted: whether the audit counted tokens in every layer and at the output.
     """
 
     base_W: Bools
@@ -44,7 +44,7 @@ class Broken:
 
 
 def broken_windows(context: Context, layers: list[int]) -> Broken:
-    """Return which windows are not finite, from counts of tokens and from infinite window values.
+    """Return the windows that are not finite, from counts of tokens and from infinite window values.
 
     Args:
         context: the settings and window data.
@@ -76,7 +76,7 @@ def _counted(context: Context, layers: list[int]) -> bool:
 
 
 def _layer(context: Context, layer: int, side: str) -> Bools:
-    """Windows with a counted token or an infinite value of one checkpoint at one layer."""
+    """Return the windows in which one checkpoint has a counted token or an infinite value at one layer."""
     found_W = np.zeros(len(context.base_W), dtype=bool)
     for array in LAYER_ARRAYS.values():
         values = context.windows.get(array.at(layer)) if array.place in _OF[side] else None
@@ -99,5 +99,5 @@ def _output(context: Context, side: str, keys: tuple[str, ...]) -> Bools:
 
 
 def _infinite(values: NDArray[Any]) -> Bools:
-    """Bool [Wb]: windows with an infinite value, however many values each has."""
+    """Return whether each window has an infinite value, bool [Wb]; a window may have several values."""
     return np.asarray(np.isinf(values).reshape(len(values), -1).any(axis=1))

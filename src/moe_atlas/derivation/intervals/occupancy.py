@@ -13,10 +13,10 @@ from moe_atlas.channels import OCCUPANCY
 from moe_atlas.derivation.intervals.context import F64, Context, Facts
 from moe_atlas.derivation.intervals.means import NOT_MEASURED, is_exact
 from moe_atlas.statistics.bootstrap import basic
-from moe_atlas.statistics.linearised import Batch, Counts, Linearised
-from moe_atlas.statistics.sample import NO_VARIANCE, Sample, exact_zero, undefined
+from moe_atlas.statistics.linearised import Counts, Linearised, ResampleBatch
+from moe_atlas.statistics.resampled import NO_VARIANCE, Resampled, exact_zero, undefined
 
-# Smooth functionals of the counts first, then what moves in steps of an expert.
+# First the smooth functionals of the counts, then the count of dead experts, which is a step function.
 DROPS = tuple(channel.key for channel in sorted(OCCUPANCY, key=lambda channel: channel.counts_experts))
 
 
@@ -34,12 +34,12 @@ class Occupancy:
         self.tokens_C = self.counts_CE.sum(axis=1) / top_k
         self.top_k = top_k
 
-    def on(self, batch: Batch) -> Counts:
+    def on(self, batch: ResampleBatch) -> Counts:
         """Return the pooled counts on a batch of resamples."""
         return Counts(batch, self.counts_CE, self.tokens_C)
 
     def points(self) -> dict[str, Any]:
-        """Point values: the share of tokens each expert sees, and the dead experts that chance explains."""
+        """Return point values: the share of tokens of each expert, and the expected number of dead experts."""
         tokens = float(self.tokens_C.sum())
         experts = self.counts_CE.shape[1]
         if tokens == 0:
@@ -50,13 +50,13 @@ class Occupancy:
 
 
 def read_occupancy(context: Context, prefix: str, top_k: int) -> Occupancy | None:
-    """Return the occupancy stored under ``{prefix}.counts``, None when it was not measured."""
+    """Return the occupancy stored under ``{prefix}.counts``; None if it was not measured."""
     counts_WE = context.array(f"{prefix}.counts")
     return None if counts_WE is None else Occupancy(context, counts_WE, top_k)
 
 
 def health_functionals(counts: Counts) -> dict[str, Linearised]:
-    """The smooth occupancy functionals of one checkpoint."""
+    """Return the smooth occupancy functionals of one checkpoint."""
     entropy = counts.load_entropy()
     return {
         "load_entropy": entropy,
@@ -67,11 +67,11 @@ def health_functionals(counts: Counts) -> dict[str, Linearised]:
     }
 
 
-def dead_samples(context: Context, occupancy: Occupancy) -> dict[str, Sample]:
-    """Dead and active experts: step functions of the counts, recomputed on every resample."""
+def dead_samples(context: Context, occupancy: Occupancy) -> dict[str, Resampled]:
+    """Return the samples of dead and active experts: step functions of the counts, recomputed on every resample."""
     design = context.design
     experts = occupancy.counts_CE.shape[1]
-    dead_B = occupancy.on(Batch(design, design.weights_BC)).dead()
+    dead_B = occupancy.on(ResampleBatch(design, design.weights_BC)).dead()
     dead = float((occupancy.counts_CE.sum(axis=0) == 0).sum())
     return {
         "dead_experts": basic(dead, dead_B, design, context.base_windows),
@@ -84,22 +84,22 @@ def differences(
     layer: Facts,
     base: Occupancy | None,
     tuned: Occupancy | None,
-    found: dict[str, Sample],
-    dead: tuple[Sample, Sample] | None,
-) -> dict[str, Sample]:
-    """The three gated occupancy differences of a pair.
+    found: dict[str, Resampled],
+    dead: tuple[Resampled, Resampled] | None,
+) -> dict[str, Resampled]:
+    """Return the three gated occupancy differences of a pair.
 
     Args:
         context: settings and design.
         layer: the layer's facts.
-        base: counts of the base, None when not measured.
+        base: counts of the base; None if not measured.
         tuned: counts of the tuned checkpoint.
-        found: ``entropy_drop`` and ``load_cv_rise`` as the smooth functionals gave them.
+        found: samples of the smooth functionals, with ``entropy_drop`` and ``load_cv_rise``.
         dead: dead experts of base and tuned.
 
     Returns:
         ``entropy_drop`` (nats), ``load_cv_rise`` (ratio) and ``dead_share_rise`` (share of all experts).
-        Counts that agree in every document though the bytes differ show no variance and never pass.
+        If the counts agree in every document although the weights differ, there is no variance, so no gate passes.
     """
     if base is None or tuned is None or dead is None:
         return {key: undefined(NOT_MEASURED) for key in DROPS}
@@ -108,7 +108,7 @@ def differences(
         return {key: exact_zero(context.base_windows, context.design.documents) for key in DROPS}
     rise = _dead_share_rise(context, base.counts_CE.shape[1], dead)
     if same:
-        rise = Sample(rise.estimate, 0.0, rise.t_B, rise.windows, rise.documents, NO_VARIANCE)
+        rise = Resampled(rise.estimate, 0.0, rise.t_B, rise.windows, rise.documents, NO_VARIANCE)
     return {
         "entropy_drop": found["entropy_drop"],
         "load_cv_rise": found["load_cv_rise"],
@@ -117,11 +117,11 @@ def differences(
 
 
 def _by_column(counts_CE: F64) -> F64:
-    """The experts' counts in an order of their own: what is gated does not depend on how experts are numbered."""
+    """Return the counts with the experts in a sorted order, so that the numbering of the experts does not matter."""
     return counts_CE[:, np.lexsort(counts_CE)]
 
 
-def _dead_share_rise(context: Context, experts: int, dead: tuple[Sample, Sample]) -> Sample:
+def _dead_share_rise(context: Context, experts: int, dead: tuple[Resampled, Resampled]) -> Resampled:
     base, tuned = dead
     assert base.values_B is not None
     assert tuned.values_B is not None

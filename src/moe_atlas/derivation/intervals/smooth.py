@@ -1,6 +1,7 @@
-"""Smooth occupancy and the smooth margins (Eq. 18-30), corrected and as published; they never gate.
+"""Smooth occupancy and the smooth margins (Eq. 18-30), corrected and as published. They never gate.
 
-Eq. 18-19 as printed are biased by ln n / beta; corrected they are log-mean-exp, still optimistic by up to that.
+Eq. 18-19 as published have a bias of ln n / beta. The corrected form is log-mean-exp, whose error on the optimistic
+side is at most ln n / beta.
 
 Shape legend: B resamples, L layers, E experts, C documents.
 """
@@ -15,13 +16,13 @@ import numpy as np
 from moe_atlas.derivation.intervals.context import F64, Context, Facts
 from moe_atlas.derivation.intervals.means import NOT_MEASURED
 from moe_atlas.statistics.bootstrap import basic, resampled_means
-from moe_atlas.statistics.sample import Interval, Sample, undefined
+from moe_atlas.statistics.resampled import Interval, Resampled, undefined
 
 SUFFIXES = ("", "_published")
 
 
 def soft_minimum(values: F64, beta: float, published: bool) -> F64:
-    """Return smin over the last axis (Eq. 18): log-sum-exp as published, log-mean-exp as corrected."""
+    """Return smin over the last axis (Eq. 18): log-sum-exp if published, log-mean-exp if corrected."""
     lowest = values.min(axis=-1, keepdims=True)
     total = np.exp(-beta * (values - lowest)).sum(axis=-1)
     count = 1.0 if published else float(values.shape[-1])
@@ -34,9 +35,9 @@ def soft_maximum(values: F64, beta: float, published: bool) -> F64:
 
 
 def tail(context: Context, prefix: str, beta: float, published: bool) -> tuple[float, F64] | None:
-    """Soft lower-tail occupancy (Eq. 23-24) on the data and on every resample, None when not measured.
+    """Return the soft lower-tail occupancy (Eq. 23-24) on the data and on every resample; None if not measured.
 
-    The smooth share of an expert pools all base-role windows, as shares do.
+    The smooth share of an expert pools all base-role windows, as its share does.
     """
     rho_WE = context.array(f"{prefix}.rho")
     if rho_WE is None or not np.isfinite(rho_WE).all():
@@ -50,7 +51,7 @@ def tail(context: Context, prefix: str, beta: float, published: bool) -> tuple[f
 
 
 def smooth_facts(context: Context, prefix: str, beta: float | None) -> dict[str, Any]:
-    """``smooth_share`` (points) and ``smooth_tail`` with its published form (intervals) of one checkpoint."""
+    """Return ``smooth_share`` (points) and ``smooth_tail`` with its published form (intervals) of one checkpoint."""
     rho_WE = context.array(f"{prefix}.rho")
     defined = rho_WE is not None and np.isfinite(rho_WE).all()
     share = [float(value) for value in rho_WE.mean(axis=0)] if defined and rho_WE is not None else None
@@ -67,7 +68,7 @@ def smooth_facts(context: Context, prefix: str, beta: float | None) -> dict[str,
 def smooth_margins(
     context: Context, layers: Sequence[Facts], reference: dict[int, Facts] | None
 ) -> dict[str, Interval]:
-    """``smooth_refinement_margin`` (Eq. 30) and ``smooth_handoff_margin`` (Eq. 26), with published forms."""
+    """Return ``smooth_refinement_margin`` (Eq. 30) and ``smooth_handoff_margin`` (Eq. 26), with published forms."""
     out = {}
     for suffix in SUFFIXES:
         out[f"smooth_refinement_margin{suffix}"] = context.interval(_refinement(context, layers, suffix))
@@ -75,7 +76,7 @@ def smooth_margins(
     return out
 
 
-def _refinement(context: Context, layers: Sequence[Facts], suffix: str) -> Sample:
+def _refinement(context: Context, layers: Sequence[Facts], suffix: str) -> Resampled:
     smooth, refinement = context.rewrite("smooth"), context.rewrite("refinement")
     if not smooth or not refinement or not context.is_pair or not layers:
         return undefined("no pair, no protected layer, or no weights and temperatures registered")
@@ -101,7 +102,7 @@ def _refinement(context: Context, layers: Sequence[Facts], suffix: str) -> Sampl
 
 def _handoff(
     context: Context, layers: Sequence[Facts], suffix: str, reference: dict[int, Facts] | None
-) -> Sample:
+) -> Resampled:
     smooth, handoff = context.rewrite("smooth"), context.rewrite("handoff")
     if not smooth or not handoff or not layers or not (context.is_pair or reference):
         return undefined("no reference, no protected layer, or no weights and temperatures registered")
