@@ -63,12 +63,14 @@ class AuditOptions:
         noise_floor: also audit the base against itself: `order` in another execution order, `float32` or `bfloat16`
             in another compute dtype. If None, the audit still measures the noise floor when a budget is within ten
             times the floor in the baseline receipt.
+        yardstick: also audit the base against its 4-bit copy, which is never written, or take the result from the cache
+            of the user; reports show each drift as a multiple of the copy's.
         skips: skip computations that equal values make unnecessary; every number is the same, bit for bit, either way.
         chart_maps: number of expert pairs per layer whose overlap map is measured.
         baseline: a baseline receipt; its overlap and occupancy are the handoff reference.
         policy_from: the central policy file under which the probe set was registered.
-        resume: files that keep the state of the audit and of its noise floor after every layer; an audit continues
-            from a state that an interrupted audit left there. None: keep no state.
+        resume: files that keep the state of the audit, its noise floor and its yardstick after every layer; an audit
+            continues from a state that an interrupted audit left there. None: keep no state.
         place: rank of this process among the processes that share the audit; None for a single process.
         attempts: receipts of registered attempts at the same objective.
         accepted: keys of config.json, spelled as in messages, that may have these values although nothing reads them;
@@ -82,11 +84,12 @@ class AuditOptions:
     threads: int | None = None
     memory: int | None = None
     noise_floor: Execution | None = None
+    yardstick: bool = False
     skips: bool = True
     chart_maps: int = 0
     baseline: Path | None = None
     policy_from: Path | None = None
-    resume: tuple[Path, Path] | None = None
+    resume: tuple[Path, Path, Path] | None = None
     place: Place | None = None
     attempts: tuple[Path, ...] = ()
     accepted: Mapping[str, Any] = field(default_factory=dict)

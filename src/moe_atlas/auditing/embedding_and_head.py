@@ -195,10 +195,14 @@ def read_parts(walk: Walk, refs: Sequence[TensorRef]) -> Iterator[Part]:
     """Yield the rows of each part of the vocabulary, per checkpoint; they are valid until the next part is taken."""
     parts, readers = vocabulary_parts(walk.sides), [side.reader for side in walk.sides]
     for rows, tensors in zip(parts, walk.group.rows(readers, refs, parts, walk.pool), strict=True):
-        found = {number: tensor for number, tensor in enumerate(tensors) if tensor is not None}
-        lone = next(iter(found)) if len(found) < len(readers) else None
-        yield Part(next(filter(None, rows)), list(found.values()), lone)
-        for number, tensor in found.items():
+        stored = {number: tensor for number, tensor in enumerate(tensors) if tensor is not None}
+        lone = next(iter(stored)) if len(stored) < len(readers) else None
+        ids = next(filter(None, rows))
+        found = [
+            walk.sides[number].vocabulary_rows(tensor, refs[number], ids) for number, tensor in stored.items()
+        ]
+        yield Part(ids, found, lone)
+        for number, tensor in stored.items():
             readers[number].recycle([tensor])
     for reader in readers:
         reader.forget()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
 
     Returns:
         JSON values: `flops` from `cost.flops.flops`; `memory` in bytes; `rates` from `calibrate` and `seconds` from
-        `estimate`.
+        `estimate`. With the option `yardstick`, the cost of that second audit stands apart under `yardstick`.
 
     Raises:
         AtlasError: for every input that the audit refuses before it reads a tensor.
@@ -40,27 +41,56 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
     held, depth = memory.held_tokens(options.memory, needs), memory.read_ahead(options.memory, needs)
     passes = len(list(layer_passes(partition(probes.windows, measured), held)))
     tokens = flops.count_tokens(probes.windows, measured, config.evaluation.token_stride)
-    requantised = stored_differently(checkpoints, specs)
-    operations = flops.flops(specs, tokens, everyone=everyone, requantised=requantised)
-    read = [flops.bytes_read(*pair, passes) for pair in zip(checkpoints, specs, strict=True)]
-    experts = passes * sum(flops.expert_bytes(*pair) for pair in zip(checkpoints, specs, strict=True))
     rates = calibrate(checkpoints, specs[0], tokens, dtype, everyone=everyone)
+    setting = Setting(tokens, passes, rates, everyone)
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "tokens": {"all": tokens.total, "measured": tokens.measured, "scored": tokens.scored},
         "passes": passes,
-        "bytes": {"base": read[0], "tuned": read[1], "total": sum(read)},
-        "flops": {**operations, "total": sum(operations.values())},
         "memory": {"minimum": needs.minimum, "peak": needs.peak(min(held, tokens.total), depth)},
         "rates": rates,
+        **cost(checkpoints, specs, setting),
+        **({"yardstick": cost(checkpoints[:1] * 2, specs[:1] * 2, setting)} if options.yardstick else {}),
+    }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cost of an audit depends on beside its checkpoints.
+
+    Attributes:
+        tokens: the counts of tokens.
+        passes: number of passes over the experts of a layer.
+        rates: the rates from `calibrate`.
+        everyone: whether every expert is evaluated at every token.
+    """
+
+    tokens: flops.TokenCounts
+    passes: int
+    rates: Mapping[str, float]
+    everyone: bool
+
+
+def cost(
+    checkpoints: Sequence[TensorSource], specs: Sequence[ModelSpec], setting: Setting
+) -> dict[str, dict[str, Any]]:
+    """Return the bytes, operations and seconds of the audit of one pair."""
+    tokens, passes = setting.tokens, setting.passes
+    requantised = stored_differently(checkpoints, specs)
+    operations = flops.flops(specs, tokens, everyone=setting.everyone, requantised=requantised)
+    read = [flops.bytes_read(*pair, passes) for pair in zip(checkpoints, specs, strict=True)]
+    experts = passes * sum(flops.expert_bytes(*pair) for pair in zip(checkpoints, specs, strict=True))
+    return {
+        "bytes": {"base": read[0], "tuned": read[1], "total": sum(read)},
+        "flops": {**operations, "total": sum(operations.values())},
         "seconds": estimate(
             operations,
             tokens.measured * len(specs[0].routed_layers),
             tokens.scored * sum(spec.vocab for spec in specs),
             sum(read),
             experts if spare_processors() else 0,
-            rates,
+            setting.rates,
         ),
     }
 

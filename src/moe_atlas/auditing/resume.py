@@ -109,15 +109,23 @@ class StateFile:
 
 def dependencies(walk: Walk, probes: ProbeSet, options: AuditOptions) -> dict[str, Any]:
     """Return everything that can change a bit of an audit's state, by the name that messages use."""
-    software = (__version__, torch.__version__, np.__version__, platform.machine())
     return {
         **{f"the {side.name} checkpoint": _stored(side) for side in walk.sides},
+        **settings(walk, probes, options),
+    }
+
+
+def settings(walk: Walk, probes: ProbeSet, options: AuditOptions) -> dict[str, Any]:
+    """Return what else than the checkpoints can change a bit of an audit, by the name that messages use."""
+    software = (__version__, torch.__version__, np.__version__, platform.machine())
+    return {
         "the probe registration": probes.lock.digest,
         "the software": [*software, torch.backends.cpu.get_cpu_capability()],
         "the options": {
             "dtype": [str(side.replay.dtype) for side in walk.sides],
             "replay": [type(side.replay).__name__ for side in walk.sides],
             "device": [side.replay.device.type for side in walk.sides],
+            "copies": [side.transform and side.transform.describe() for side in walk.sides],
             "router": options.router,
             "threads": torch.get_num_threads(),
             "batches": [list(batch.tokens_WS.shape) for batch in walk.batches],
@@ -133,10 +141,10 @@ def _stored(side: Side) -> list[Any]:
     return [side.checkpoint.config, side.spec.describe(), tensors]
 
 
-def state_paths(receipt: Path) -> tuple[Path, Path]:
-    """Return the paths of the state files of an audit and of its noise floor: hidden files beside the receipt."""
+def state_paths(receipt: Path) -> tuple[Path, Path, Path]:
+    """Return the state files of an audit, its noise floor and its yardstick: hidden files beside the receipt."""
     folder, name = receipt.parent, receipt.name
-    return folder / f".{name}.resume", folder / f".{name}.floor-resume"
+    return folder / f".{name}.resume", folder / f".{name}.floor-resume", folder / f".{name}.yardstick-resume"
 
 
 def owns(state: Path, receipt: Path) -> bool:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from moe_atlas.auditing.checks import require_agreement, require_allowed, require_measurable
+from moe_atlas.auditing.copies import cache
+from moe_atlas.auditing.copies.four_bit import FourBitCopy
 from moe_atlas.auditing.cost import memory
 from moe_atlas.auditing.cost.machine import (
     environment_facts,
@@ -40,21 +42,25 @@ from moe_atlas.auditing.layer.view import Scope
 from moe_atlas.auditing.loop import replay_layers
 from moe_atlas.auditing.opening.folder import Folder
 from moe_atlas.auditing.opening.pairing import require_comparable
-from moe_atlas.auditing.processes.digests import finish
+from moe_atlas.auditing.processes.digests import digest_of, finish
 from moe_atlas.auditing.processes.group import Group
-from moe_atlas.auditing.resume import StateFile, dependencies
+from moe_atlas.auditing.resume import StateFile, dependencies, settings
 from moe_atlas.auditing.unreplayed import compare_unreplayed, values_alone
 from moe_atlas.auditing.walk import Evidence, Walk
+from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
 from moe_atlas.checkpoint.headers.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.checkpoint.source import TensorSource
+from moe_atlas.derivation.derive import DERIVATION
 from moe_atlas.derivation.warnings import within_floor
+from moe_atlas.derivation.yardstick import derive_yardstick
 from moe_atlas.loading.registry import resolve
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions, Execution
 from moe_atlas.probes.registration import ProbeSet, load_registered
 from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_floor
+from moe_atlas.receipt.write import as_arrays
 from moe_atlas.replay.model import Replay
 from moe_atlas.system.limits import require_room
 
@@ -103,6 +109,7 @@ def measure(
         evidence.unreplayed = compare_unreplayed(walk.sides, evidence.ledger, group)
         alone = [values_alone(side, evidence.ledger.values(0), group) for side in walk.sides]
         digests = [finish(side.reader, group) for side in walk.sides]
+        yardstick = measure_yardstick(checkpoints[0], specs[0], probes, options, group, digests[0])
         for folder in folders:
             folder.require_unchanged()
     shares = group.gather_to_leader(share_facts(walk))
@@ -111,7 +118,7 @@ def measure(
     of_checkpoints = checkpoint_facts(walk.sides, evidence, alone, digests, folders, shares)
     timing = timing_facts(walk, shares, started, time.monotonic() - clock)
     facts = receipt_facts(walk, evidence, probes, options, of_checkpoints)
-    facts |= {**other_receipts, "noise_floor": floor, "timing": timing}
+    facts |= {**other_receipts, "noise_floor": floor, "yardstick": yardstick, "timing": timing}
     return facts, window_arrays(probes) | evidence.arrays
 
 
@@ -267,3 +274,54 @@ def measure_noise_floor(
     if not group.leads:
         return group.broadcast_object(None)
     return group.broadcast_object(floor_facts(options.noise_floor, evidence.layers, evidence.arrays))
+
+
+def measure_yardstick(
+    checkpoint: TensorSource,
+    spec: ModelSpec,
+    probes: ProbeSet,
+    options: AuditOptions,
+    group: Group,
+    digest: CheckpointDigest,
+) -> Facts | None:
+    """Return the receipt's `yardstick` block: an audit of the base against its 4-bit copy; None if nobody asked for it.
+
+    The digest of the base is known only after a walk has read its bytes, so this is the last step of an audit. An entry
+    of the cache then stands for exactly these bytes.
+
+    Args:
+        checkpoint: the base.
+        spec: its spec.
+        probes: the registered probe set.
+        options: options of how the audit runs.
+        group: the processes that share the audit.
+        digest: the digest of the base's tensors.
+
+    Raises:
+        IntegrityError: E_CHANGED if the base changed after it was opened.
+    """
+    if not options.yardstick:
+        return None
+    walk = prepare([checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0), group)
+    walk.sides[1].transform = copy = FourBitCopy()
+    base = [digest.sha256, config_sha256(checkpoint), spec.describe()]
+    key = digest_of({"base": base, "derivation": DERIVATION, **settings(walk, probes, options)})
+    kept = group.broadcast_object([cache.recall(key) if group.leads else None])[0]
+    if kept is not None:
+        return {"taken_from": "cache", **kept}
+    if options.resume is not None:
+        walk.resume = StateFile(options.resume[2], dependencies(walk, probes, options))
+    evidence = replay_layers(walk, probes.windows)
+    walk.sides[0].reader.unchanged()
+    if not group.leads:
+        return None
+    facts = {
+        "kind": "audit",
+        "probe": probe_facts(probes, spec),
+        "layers": evidence.layers,
+        "identity": identity_facts(evidence, [spec, spec]),
+    }
+    arrays = as_arrays(window_arrays(probes) | evidence.arrays)
+    block = {"copy": copy.describe(), "key": key, **derive_yardstick(facts, arrays)}
+    cache.keep(key, block)
+    return {"taken_from": "measurement", **block}

@@ -51,6 +51,7 @@ ORDER = (
     "vocabulary",
     "controls",
     "noise_floor",
+    "yardstick",
     "probe",
     "checkpoints",
     "reference",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,25 @@ class ReaderLike(Protocol):
         """Read a stored tensor, or entry `index` of its leading dimension, in the stored dtype."""
 
 
+class Transform(Protocol):
+    """What becomes of each tensor of a checkpoint after it is read: a copy of the checkpoint that is never written.
+
+    The result may depend on nothing but the arguments, so that several processes and two runs make the same copy.
+    """
+
+    def __call__(self, tensor: Tensor, ref: TensorRef, rows: range | None = None) -> Tensor:
+        """Return the copy's tensor, in the same shape and dtype; leave `tensor` as it is, because it is hashed later.
+
+        Args:
+            tensor: the logical tensor, decoded if it is stored quantised.
+            ref: its reference.
+            rows: the rows that `tensor` holds, if it is a part of an embedding or head; None for the whole tensor.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the copy is, as JSON values; equal descriptions make equal copies."""
+
+
 def load(reader: ReaderLike, ref: TensorRef) -> Tensor:
     """Read one logical tensor: contiguous, in the stored dtype, with the shape `ref.shape`."""
     return _cut(_entry(reader, ref), ref)
@@ -33,15 +52,18 @@ def load_rows(reader: Reader, ref: TensorRef, rows: range) -> Tensor:
     return reader.read(ref.stored, ref.index, rows)
 
 
-def load_all(reader: ReaderLike, refs: Iterable[TensorRef]) -> dict[str, Tensor]:
-    """Read logical tensors, by role; an entry that several references share is read once."""
+def load_all(
+    reader: ReaderLike, refs: Iterable[TensorRef], transform: Transform | None = None
+) -> dict[str, Tensor]:
+    """Read logical tensors, by role, and transform them; an entry that several references share is read once."""
     entries: dict[tuple[object, ...], Tensor] = {}
     loaded: dict[str, Tensor] = {}
     for ref in refs:
         key = (ref.stored, ref.index, ref.span)
         if key not in entries:
             entries[key] = _entry(reader, ref)
-        loaded[ref.role] = _cut(entries[key], ref)
+        tensor = _cut(entries[key], ref)
+        loaded[ref.role] = tensor if transform is None else transform(tensor, ref)
     return loaded
 
 

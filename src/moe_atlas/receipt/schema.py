@@ -53,6 +53,11 @@ def schema_problems(receipt: Any) -> list[Problem]:
     return problems
 
 
+def block_problems(key: str, value: Any) -> list[Problem]:
+    """Return where one top-level block of a receipt departs from its documented form."""
+    return list(_check(value, schema()["properties"][key], key))
+
+
 def _check(value: Any, rule: Mapping[str, Any], path: str) -> Iterator[Problem]:
     for keyword, wanted in rule.items():
         if keyword not in _ANNOTATIONS:

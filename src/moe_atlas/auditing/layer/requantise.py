@@ -111,7 +111,8 @@ def describe(own: Format) -> str:
 def stored_whole(sides: Sequence[Side], refs: Sequence[TensorRef]) -> tuple[bool, bool]:
     """Return whether a tensor is, byte for byte, one whole stored tensor, (base, tuned)."""
     found = [
-        ref.whole and ref.stored in side.checkpoint.tensors for side, ref in zip(sides, refs, strict=True)
+        ref.whole and side.transform is None and ref.stored in side.checkpoint.tensors
+        for side, ref in zip(sides, refs, strict=True)
     ]
     return found[0], found[-1]
 

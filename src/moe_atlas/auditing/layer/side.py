@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_atlas.auditing.layer.prefetch import reader_thread
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.checkpoint.source import TensorSource
-from moe_atlas.loading.load import ReaderLike, load_all
+from moe_atlas.loading.load import ReaderLike, Transform, load_all
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.names import ROUTER_GAIN, ROUTER_TABLE
 from moe_atlas.models.spec import LayerSpec, ModelSpec, TensorRef
@@ -37,6 +37,7 @@ class Side:
         spec: its spec.
         replay: its forward pass.
         reader: the reader of its tensors.
+        transform: what becomes of every tensor that the replay reads; None audits the checkpoint itself.
         states: residual state of each batch; empty for a batch of another process.
         resident: tensors of the current layer by role, in their stored dtype. After `share_equal`, a tensor with the
             values of the other checkpoint's tensor is that tensor.
@@ -49,6 +50,7 @@ class Side:
     spec: ModelSpec
     replay: Replay
     reader: Reader
+    transform: Transform | None = None
     states: list[Tensor] = field(default_factory=list)
     resident: Weights = field(default_factory=dict)
     weights: Weights = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Side:
 
     def load(self, refs: Sequence[TensorRef], reader: ReaderLike) -> None:
         """Read the tensors of a layer, or of the final norm, and keep them resident."""
-        self.resident = load_all(reader, refs)
+        self.resident = load_all(reader, refs, self.transform)
         self._cast = {ref.role for ref in refs if ref.kind in MULTIPLIED and len(ref.shape) > 1}
         self.weights = {role: self._placed(role, tensor) for role, tensor in self.resident.items()}
 
@@ -103,7 +105,11 @@ class Side:
 
     def expert(self, layer: LayerSpec, expert: int) -> Weights:
         """Read the tensors of one routed expert in their stored dtype, by role."""
-        return load_all(self.reader, expert_refs(layer.routed, expert))
+        return load_all(self.reader, expert_refs(layer.routed, expert), self.transform)
+
+    def vocabulary_rows(self, stored: Tensor, ref: TensorRef, rows: range) -> Tensor:
+        """Return some rows of the embedding or head, [C, D], from the rows as stored."""
+        return stored if self.transform is None else self.transform(stored, ref, rows)
 
 
 def _renumbered(role: str, tensor: Tensor, match_E: Tensor) -> Tensor:

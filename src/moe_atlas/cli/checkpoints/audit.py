@@ -32,6 +32,7 @@ def audit(
         typer.Option(metavar="RECEIPT", help="Receipt of another attempt; repeatable."),
     ] = None,
     noise_floor: o.NoiseFloor = None,
+    yardstick: o.Yardstick = False,
     accept: o.Accept = None,
     chart_maps: Annotated[
         int,
@@ -70,6 +71,7 @@ def audit(
             device=device,
             threads=threads,
             noise_floor=noise_floor,
+            yardstick=yardstick,
             chart_maps=chart_maps,
             baseline=baseline,
             attempts=tuple(attempt or ()),

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from moe_atlas.cli.common import options as o
+from moe_atlas.text import duration, size
 
 
 def plan(
@@ -18,6 +19,7 @@ def plan(
     dtype: o.Dtype = "auto",
     threads: o.Threads = None,
     memory: o.Memory = None,
+    yardstick: o.Yardstick = False,
     accept: o.Accept = None,
     as_json: o.AsJson = False,
 ) -> None:
@@ -33,6 +35,7 @@ def plan(
 
     options = AuditOptions(
         dtype=dtype,
+        yardstick=yardstick,
         policy_from=policy_from,
     )
     options = o.audit_options(options, memory, accept)
@@ -49,8 +52,6 @@ def draw(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from moe_atlas.text import duration, size
-
     tokens, read, flops, speed = (found[key] for key in ("tokens", "bytes", "flops", "rates"))
     passes = "once" if found["passes"] == 1 else f"the experts {found['passes']} times"
     trial = f"{speed['flops'] / 1e9:.0f} GFLOP/s, {size(speed['bytes'])}/s read and hashed"
@@ -64,7 +65,16 @@ def draw(found: dict[str, Any]) -> None:
         ("this machine", f"{trial}, {found['threads']} threads"),
         ("time", f"about {duration(found['seconds']['total'])}"),
         *((f"  {part}", duration(s)) for part, s in found["seconds"].items() if part != "total"),
+        *_yardstick(found.get("yardstick")),
     ]
     for name, value in rows:
         table.add_row(name, value)
     Console(highlight=False, markup=False).print(table)
+
+
+def _yardstick(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the row of the base's audit against its 4-bit copy, if it was asked for."""
+    if found is None:
+        return []
+    cost = f"about {duration(found['seconds']['total'])} more, {size(found['bytes']['total'])} read"
+    return [("yardstick", f"{cost}; nothing if the cache has it")]

@@ -82,7 +82,12 @@ Accept = Annotated[
 
 NoiseFloor = Annotated[
     how.Execution | None,
-    typer.Option(help="audit the base against itself, too."),
+    typer.Option(help="the base against itself."),
+]
+
+Yardstick = Annotated[
+    bool,
+    typer.Option("--yardstick", help="Measure a 4-bit copy of the base, too."),
 ]
 
 
