@@ -9,13 +9,14 @@ Shapes as in that model; A attention heads, B key-value heads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.training.model import Combine, Dispatch, Norm, plan_slots, rotary_tables
+from scripts.training.decoder import Decoder, Layer, Norm, Routed
 
 BALANCE = 0.01  # weight of the auxiliary loss
 
@@ -94,78 +95,36 @@ def rotate_halves(x: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
     return torch.cat([first * cos_SR - second * sin_SR, second * cos_SR + first * sin_SR], dim=-1)
 
 
-class Moe(nn.Module):
-    """Routed experts. `load_E` holds the counts of the last forward pass."""
-
-    load_E: Tensor
+class Moe(Routed):
+    """Routed experts with an auxiliary loss that balances their load."""
 
     def __init__(self, shape: QwenShape) -> None:
-        super().__init__()
-        experts, width, hidden = shape.num_experts, shape.hidden_size, shape.moe_intermediate_size
+        width, experts = shape.hidden_size, shape.num_experts
+        super().__init__(nn.Linear(width, experts, bias=False), experts, width, shape.moe_intermediate_size)
         self.k = shape.num_experts_per_tok
-        self.gate = nn.Linear(width, experts, bias=False)
-        self.gate_up_proj = nn.Parameter(torch.randn(experts, width, 2 * hidden) * width**-0.5)
-        self.down_proj = nn.Parameter(torch.randn(experts, hidden, width) * hidden**-0.5)
-        self.load_E = torch.zeros(experts)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """The routed experts' weighted sum; [T, D] in and out."""
         share_TE = self.gate(x_TD).softmax(-1)
         weights_TK, experts_TK = share_TE.topk(self.k, dim=-1)
         weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
-        tokens_EC, slots_TK, self.load_E = plan_slots(experts_TK, len(self.gate_up_proj))
-        x_ECD = Dispatch.apply(x_TD, tokens_EC, slots_TK)
-        gate_ECH, up_ECH = torch.bmm(x_ECD, self.gate_up_proj).chunk(2, dim=-1)
-        out_ECD = torch.bmm(F.silu(gate_ECH) * up_ECH, self.down_proj)
-        out_TD = Combine.apply(out_ECD, weights_TK, tokens_EC, slots_TK)
+        out_TD = self.weighted_sum(x_TD, experts_TK, weights_TK)
         routed_E = self.load_E / (len(x_TD) * self.k)
         loss = BALANCE * len(share_TE[0]) * (routed_E * share_TE.mean(0)).sum()
         balanced_TD: Tensor = Balance.apply(out_TD, loss)
         return balanced_TD
 
 
-class Layer(nn.Module):
-    """Pre-norm attention and routed block."""
-
-    def __init__(self, shape: QwenShape) -> None:
-        super().__init__()
-        self.input_layernorm = Norm(shape.hidden_size, shape.rms_norm_eps)
-        self.self_attn = Attention(shape)
-        self.post_attention_layernorm = Norm(shape.hidden_size, shape.rms_norm_eps)
-        self.mlp = Moe(shape)
-
-    def forward(self, x_NSD: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
-        """Add attention, then the experts."""
-        x_NSD = x_NSD + self.self_attn(self.input_layernorm(x_NSD), cos_SR, sin_SR)
-        routed_NSD: Tensor = self.mlp(self.post_attention_layernorm(x_NSD).flatten(0, 1)).view_as(x_NSD)
-        return x_NSD + routed_NSD
-
-
-class QwenModel(nn.Module):
-    """The whole decoder with untied embedding and head."""
+class QwenModel(Decoder):
+    """The whole decoder; every layer is routed."""
 
     def __init__(self, shape: QwenShape, seed: int = 0) -> None:
-        super().__init__()
-        self.shape = shape
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
-            self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
-            self.norm = Norm(shape.hidden_size, shape.rms_norm_eps)
-            self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        super().__init__(shape, seed, partial(nn.Linear, bias=False), shape.head_dim)
 
-    def forward(self, tokens_NS: Tensor) -> Tensor:
-        """Return next-token logits [N, S, V]."""
-        x_NSD = self.embed_tokens(tokens_NS)
-        cos_SR, sin_SR = rotary_tables(tokens_NS.shape[1], self.shape.head_dim, self.shape.rope_theta)
-        for layer in self.layers:
-            x_NSD = layer(x_NSD, cos_SR, sin_SR)
-        logits_NSV: Tensor = self.lm_head(self.norm(x_NSD))
-        return logits_NSV
-
-    def routed(self) -> list[Moe]:
-        """The MoE blocks, in layer order."""
-        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, Moe)]
+    def layer(self, index: int) -> Layer:
+        """Return a new layer with grouped-query attention and a routed block."""
+        shape: QwenShape = self.shape
+        return Layer(shape.hidden_size, shape.rms_norm_eps, Attention(shape), Moe(shape))
 
 
 def qwen_config(shape: QwenShape) -> dict[str, object]:
