@@ -42,6 +42,15 @@ def shown(text: str, limit: int = _NAME_CHARACTERS) -> str:
     return text.replace("::", r":\x3a").replace("##[", r"#\x23[")
 
 
+def quoted(text: str, limit: int = 80) -> str:
+    """Return text of a probe set in quotes, on one line: unprintable characters escaped, long text cut.
+
+    A terminal prints the whole message through `shown`.
+    """
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return repr(cut)
+
+
 def not_there(path: str | os.PathLike[str], said: str = "does not exist") -> str:
     """Return the statement that a path is not there; for a relative path, it names the absolute path."""
     return said if os.path.isabs(path) else f"{said}; looked for {shown(os.path.abspath(path), 512)}"

@@ -41,12 +41,7 @@ def probes(root):
 
 @pytest.fixture
 def judged(base, probes, tmp_path):
-    def call(change):
-        tuned = pairs.variant(base, tmp_path / "tuned", change)
-        options = AuditOptions(dtype="float32")
-        return audit(base, tuned, probes, receipt=tmp_path / "receipt.json", force=True, options=options)
-
-    return call
+    return lambda change: pairs.judge(base, change, probes, tmp_path)
 
 
 def jittered(tensors):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from moe_atlas.api import AuditOptions, audit
 from moe_atlas.geometry.pair import relabelled
 from moe_atlas.replay.model import Replay
 from scripts.oracle import tiny
@@ -36,12 +35,7 @@ def probes(root):
 
 @pytest.fixture
 def judged(base, probes, tmp_path):
-    def call(change):
-        tuned = pairs.variant(base, tmp_path / "tuned", change)
-        options = AuditOptions(dtype="float32")
-        return audit(base, tuned, probes, receipt=tmp_path / "receipt.json", force=True, options=options)
-
-    return call
+    return lambda change: pairs.judge(base, change, probes, tmp_path)
 
 
 def test_a_gain_of_the_router_is_worth_the_columns_of_its_matrix(judged):

@@ -12,7 +12,7 @@ import yaml
 
 from moe_atlas.cli import run
 from moe_atlas.ledger import Ledger
-from moe_atlas.text import shown
+from moe_atlas.text import quoted, shown
 from scripts.oracle import tiny
 from tests.ledger.runs import made_facts
 from tests.receipt import synthetic
@@ -186,9 +186,8 @@ def test_options(place, payload, capsys):
 def test_there_is_one_escape(payload):
     """The packages below the command line word their own messages; the command line escapes whole lines again."""
     from moe_atlas.checkpoint.headers.refuse import shown as in_checkpoints
-    from moe_atlas.probes.reading.bounded_files import shown as in_probes
 
-    for escape in (in_checkpoints, in_probes):
+    for escape in (in_checkpoints, quoted):
         assert inert(shown(escape(payload, 1000), 2000))
         assert "\n" not in escape(payload, 1000)
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, Ernie4_5_VLMoeForConditionalGeneration
 from moe_atlas.api import AuditOptions, audit
 from moe_atlas.errors import InputRefused
 from scripts.oracle import tiny
-from scripts.oracle.parity import by_expert, replayed, tie_free_tokens
 from tests.support import pairs
+from tests.support.multimodal import judged_by_weights, same_as_class
 
 TEXT = tiny.BASE | {
     "moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": [12, 6], "moe_num_shared_experts": 2,
@@ -45,19 +45,7 @@ def test_text_is_replayed_as_its_class_computes_it(whole, dtype):
         whole[dtype], dtype=dtype, attn_implementation="eager"
     )
     model.eval().set_experts_implementation("eager")
-    tokens = tie_free_tokens(whole[dtype], dtype)
-    expected = tiny.oracle(model, tokens)
-    spec, reader = tiny.open_tiny(whole[dtype])
-    logits, routings = replayed(spec, reader, tokens, dtype, "native")
-    assert spec.family == "ernie4_5_vl_moe_text"
-    assert expected.sets.keys() == routings.keys() == {0, 2}
-    for layer, routing in routings.items():
-        ours = by_expert(routing.topk_TK, routing.weights_TK)
-        theirs = by_expert(expected.sets[layer], expected.weights[layer])
-        assert torch.equal(ours[0], theirs[0])
-        assert (ours[1] - theirs[1]).abs().max() < 1e-6
-    assert expected.logits.std() > 0.1
-    assert (logits - expected.logits).abs().max() < (1e-5 if dtype == torch.float32 else 1e-30)
+    same_as_class(model, whole[dtype], dtype, "ernie4_5_vl_moe_text", {0, 2})
 
 
 def test_what_no_token_of_text_reaches_is_skipped_with_its_reason(whole):
@@ -95,13 +83,7 @@ def test_damage_outside_text_is_found_by_weights_alone(whole, tmp_path, case):
     )
     probes = pairs.probe(tmp_path / "probe", policy=pairs.SAME)
     made = audit(base, tuned, probes, receipt=tmp_path / "r.json", options=AuditOptions(dtype="float32"))
-    assert made.verdict == verdict
-    row = next(
-        row
-        for row in made.body["predicates"]["protected_atlas_rewrite"]["evidence"]
-        if row["gate"] == "unreplayed"
-    )
-    assert (row["part"], row["result"]) == ("modalities", verdict)
+    judged_by_weights(made, verdict)
     for layer in made.body["layers"]:
         assert layer["pair"]["boundary_drift"]["estimate"] == 0.0
 

@@ -8,8 +8,9 @@ from transformers import AutoConfig, Qwen3OmniMoeForConditionalGeneration
 
 from moe_atlas.api import AuditOptions, audit
 from scripts.oracle import tiny
-from scripts.oracle.parity import by_expert, replayed, tie_free_tokens
+from scripts.oracle.parity import replayed
 from tests.support import pairs
+from tests.support.multimodal import judged_by_weights, same_as_class
 
 TEXT = tiny.BASE | tiny.QWEN | {
     "head_dim": 8, "num_hidden_layers": 3, "mlp_only_layers": [1],
@@ -69,19 +70,8 @@ def thinker(folder, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_thinker_is_replayed_as_its_class_computes_it(whole, dtype):
-    tokens = tie_free_tokens(whole[dtype], dtype)
-    expected = tiny.oracle(thinker(whole[dtype], dtype), tokens)
-    spec, reader = tiny.open_tiny(whole[dtype])
-    logits, routings = replayed(spec, reader, tokens, dtype, "native")
-    assert spec.family == "qwen3_omni_moe_text"
-    assert expected.sets.keys() == routings.keys() == {0, 2}
-    for layer, routing in routings.items():
-        ours = by_expert(routing.topk_TK, routing.weights_TK)
-        theirs = by_expert(expected.sets[layer], expected.weights[layer])
-        assert torch.equal(ours[0], theirs[0])
-        assert (ours[1] - theirs[1]).abs().max() < 1e-6
-    assert expected.logits.std() > 0.1
-    assert (logits - expected.logits).abs().max() < (1e-5 if dtype == torch.float32 else 1e-30)
+    model = thinker(whole[dtype], dtype)
+    same_as_class(model, whole[dtype], dtype, "qwen3_omni_moe_text", {0, 2})
 
 
 def test_a_thinker_that_is_saved_alone_is_the_same(whole, tmp_path):
@@ -119,10 +109,4 @@ def test_a_part_that_no_token_of_text_passes_is_judged_by_its_weights(whole, tmp
     made = audit(
         base, tuned, probes, receipt=tmp_path / "receipt.json", options=AuditOptions(dtype="float32")
     )
-    assert made.verdict == verdict
-    row = next(
-        row
-        for row in made.body["predicates"]["protected_atlas_rewrite"]["evidence"]
-        if row["gate"] == "unreplayed"
-    )
-    assert (row["part"], row["result"]) == ("modalities", verdict)
+    judged_by_weights(made, verdict)

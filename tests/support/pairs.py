@@ -14,9 +14,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from moe_atlas.api import audit
 from moe_atlas.auditing.run import measure
 from moe_atlas.options import AuditOptions
 from moe_atlas.probes.registration import register
+from moe_atlas.results import Receipt
 
 Tensors = dict[str, Tensor]
 
@@ -118,3 +120,10 @@ def audited(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts and window arrays of an audit."""
     return measure(base, tuned, probes, AuditOptions(**options))
+
+
+def judge(base: Path, change: Callable[[Tensors], Tensors | None], probes: Path, folder: Path) -> Receipt:
+    """The receipt, in `folder`, of a checkpoint against its changed copy, in float32."""
+    tuned = variant(base, folder / "tuned", change)
+    options = AuditOptions(dtype="float32")
+    return audit(base, tuned, probes, receipt=folder / "receipt.json", force=True, options=options)

@@ -14,11 +14,11 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes.lock import differences
-from moe_atlas.probes.reading.bounded_files import shown
 from moe_atlas.probes.reading.collect import whole
 from moe_atlas.probes.reading.fields import Fields
 from moe_atlas.probes.reading.strict_yaml import Mapping, Node, Scalar
 from moe_atlas.probes.settings.central import CentralPolicy
+from moe_atlas.text import quoted
 
 SAFE: dict[str, Node] = {"evaluation": Mapping({}, {}, 0), "protected_layers": Scalar("mid-band", 0)}
 """Value of each part that the central policy does not name: the defaults of `evaluation`, the middle of the model."""
@@ -78,7 +78,7 @@ def _refuse(
 ) -> NoReturn:
     """Refuse the part with both values and with the file whose owner may change it."""
     where = f"{fields.file}:{fields.line_of(key)}"
-    owner = f"the central policy {shown(central.name)} ({central.file})"
+    owner = f"the central policy {quoted(central.name)} ({central.file})"
     if not named:
         problem = f"{key} is {_spelled(found)}, and {owner} leaves it at {_spelled(ruling)}"
         step = (
@@ -96,4 +96,4 @@ def _refuse(
 
 
 def _spelled(value: Any) -> str:
-    return value if isinstance(value, str) else shown(json.dumps(value), 120).strip("'")
+    return value if isinstance(value, str) else quoted(json.dumps(value), 120).strip("'")

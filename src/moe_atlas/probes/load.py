@@ -11,7 +11,7 @@ from typing import TypeVar
 from moe_atlas.channels import BUDGETS, CHANNEL, GATED, GUARDS
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.governed import governed
-from moe_atlas.probes.reading.bounded_files import read_bounded, shown
+from moe_atlas.probes.reading.bounded_files import read_bounded
 from moe_atlas.probes.reading.collect import attempt, note, together, whole
 from moe_atlas.probes.reading.fields import Fields, Span
 from moe_atlas.probes.reading.strict_yaml import MAX_BYTES, Mapping, Node, parse
@@ -47,7 +47,7 @@ from moe_atlas.probes.settings.schema import (
     Success,
     WindowsConfig,
 )
-from moe_atlas.text import not_there
+from moe_atlas.text import not_there, quoted
 
 _SHARE = Span(0, 1, open_low=True)
 _POSITIVE = Span(0, open_low=True)
@@ -158,7 +158,7 @@ def _domains(fields: Fields, file: str) -> tuple[Domain, ...]:
     first: dict[str, str] = {}
     for domain, node in zip(domains, nodes, strict=True):
         if domain.name in first:
-            fields.refuse(node.line, f"domain name {shown(domain.name)} is taken, see {first[domain.name]}")
+            fields.refuse(node.line, f"domain name {quoted(domain.name)} is taken, see {first[domain.name]}")
         first[domain.name] = domain.where
     if not any(domain.role == "base" for domain in domains):
         fields.refuse(

@@ -16,10 +16,11 @@ from typing import Any
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes.documents.selection import Chosen
-from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex, shown
+from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex
 from moe_atlas.probes.settings.schema import ProbeConfig
 from moe_atlas.probes.windows import Sample, Window
 from moe_atlas.system.limits import MAX_LOCK_BYTES
+from moe_atlas.text import quoted
 
 SCHEMA = "atlas/probes-lock/v1"
 _KEYS = {
@@ -121,13 +122,13 @@ def _overlap(domain: dict[str, Any]) -> dict[str, Any]:
 
 def overlap_sentences(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the warnings of a row of `Lock.overlaps`: code and message of each."""
-    name = f"domain {shown(row['domain'])}"
+    name = f"domain {quoted(row['domain'])}"
     if row["clusters"]:
-        named = "; ".join(", ".join(shown(where) for where in cluster) for cluster in row["clusters"])
+        named = "; ".join(", ".join(quoted(where) for where in cluster) for cluster in row["clusters"])
         counted = f"{row['given']} documents count as {row['counted']}: near-copies are one document"
         yield "near-copies", f"{name}: {counted} (among them {named})"
     if row["elsewhere"]:
-        named = ", ".join(shown(example, 160) for example in row["examples"])
+        named = ", ".join(quoted(example, 160) for example in row["examples"])
         problem = f"{row['elsewhere']} documents stand mostly in windows of other domains, which are resampled apart"
         yield "documents-in-two-domains", f"{name}: {problem} (among them {named})"
 
@@ -136,7 +137,7 @@ def left_out_sentence(row: dict[str, Any]) -> str:
     """Return the sentence for a row of `Lock.left_out`."""
     drawn = row["left_out"] + row["taken"]
     return (
-        f"domain {shown(row['domain'])}: {row['left_out']} of {drawn} documents drawn are shorter than their windows "
+        f"domain {quoted(row['domain'])}: {row['left_out']} of {drawn} documents drawn are shorter than their windows "
         "and were left out, as registered; the rest stands for longer documents only"
     )
 
@@ -251,7 +252,7 @@ def parse_lock(raw: bytes, where: str) -> dict[str, Any]:
         raise InputRefused("E_PROBE_LOCK", where, "is not a lock: not JSON") from error
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         found = body.get("schema") if isinstance(body, dict) else type(body).__name__
-        raise InputRefused("E_PROBE_LOCK", where, f"must have schema {SCHEMA}, found {shown(str(found))}")
+        raise InputRefused("E_PROBE_LOCK", where, f"must have schema {SCHEMA}, found {quoted(str(found))}")
     try:
         intact = set(body) - _OPTIONAL == _KEYS and seal(body) == raw
     except ValueError:  # a NaN cannot be spelled
@@ -286,13 +287,13 @@ def differences(
 def _label(item: object, number: int) -> str:
     """Return the label of a list item: a domain's name, or a window's number and document."""
     if isinstance(item, dict) and "name" in item:
-        return shown(str(item["name"]), 40)
+        return quoted(str(item["name"]), 40)
     if isinstance(item, dict) and "document" in item:
-        return f"{number}, document {shown(str(item['document']), 40)}"
+        return f"{number}, document {quoted(str(item['document']), 40)}"
     return str(number)
 
 
 def _brief(value: object) -> str:
     if isinstance(value, list):
         return f"{len(value)} entries"
-    return shown(json.dumps(value, sort_keys=True), 60).strip("'")
+    return quoted(json.dumps(value, sort_keys=True), 60).strip("'")

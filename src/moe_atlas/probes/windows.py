@@ -18,8 +18,8 @@ from moe_atlas.probes.documents.near_copies import Text, across, clustered, comm
 from moe_atlas.probes.documents.selection import Chosen, Document, choose, cut
 from moe_atlas.probes.documents.sources import open_source
 from moe_atlas.probes.documents.tokenizer import Tokenizer, Tokens
-from moe_atlas.probes.reading.bounded_files import shown
 from moe_atlas.probes.settings.schema import ProbeConfig
+from moe_atlas.text import quoted
 
 SHARED = 0.1
 """Largest share of a domain's documents whose text may also stand in another domain."""
@@ -143,11 +143,11 @@ def _sample(config: ProbeConfig, encoder: Encoder) -> Sample:
 def _check_new(document: Document, windows: list[Window], name: str, seen: dict[bytes, str]) -> None:
     """Refuse a document that the source holds twice, or two equal windows of one document: both are slips."""
     if len({_digest([window.tokens]) for window in windows}) < len(windows):
-        raise InputRefused("E_PROBE_DUPLICATE", shown(name), "two of its own windows hold the same tokens")
+        raise InputRefused("E_PROBE_DUPLICATE", quoted(name), "two of its own windows hold the same tokens")
     other = seen.setdefault(_digest([part.tokens for part in document.parts]), name)
     if other != name:
-        problem = f"its document holds the same tokens as one of {shown(other)}"
-        raise InputRefused("E_PROBE_DUPLICATE", shown(name), problem, "remove one of the two")
+        problem = f"its document holds the same tokens as one of {quoted(other)}"
+        raise InputRefused("E_PROBE_DUPLICATE", quoted(name), problem, "remove one of the two")
 
 
 def _clusters(documents: Sequence[Document], windows: list[Window], size: int) -> NDArray[np.int64]:
@@ -206,13 +206,13 @@ def _elsewhere(windows: list[Window], config: ProbeConfig) -> tuple[Elsewhere, .
     for index, domain in enumerate(config.domains):
         documents = len({window.document for window in windows if window.domain == index})
         if len(found[index]) > SHARED * documents:
-            pairs = [f"{shown(one)} in {shown(other)}" for one, other in found[index].items()]
+            pairs = [f"{quoted(one)} in {quoted(other)}" for one, other in found[index].items()]
             named = ", ".join(pairs[:3]) + (" …" if len(pairs) > 3 else "")
             problem = (
                 f"{len(pairs)} of its {documents} documents stand mostly in windows of other domains: {named}"
             )
             hint = f"take them out of one of the two; at most {SHARED:.0%} may be shared"
-            raise InputRefused("E_PROBE_DUPLICATE", f"domain {shown(domain.name)}", problem, hint)
+            raise InputRefused("E_PROBE_DUPLICATE", f"domain {quoted(domain.name)}", problem, hint)
     return tuple(tuple(pairs.items()) for pairs in found)
 
 

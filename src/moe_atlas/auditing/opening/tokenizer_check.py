@@ -23,9 +23,10 @@ from moe_atlas.probes.documents.tokenizer import (
     Tokens,
     parse_tokenizer,
 )
-from moe_atlas.probes.reading.bounded_files import sha256_hex, shown
+from moe_atlas.probes.reading.bounded_files import sha256_hex
 from moe_atlas.probes.registration import ProbeSet
 from moe_atlas.probes.windows import Window, build_windows
+from moe_atlas.text import quoted
 
 TOKENIZER = "tokenizer.json"
 ALLOWED = "tokenizer"
@@ -121,7 +122,7 @@ def _first_difference(probes: ProbeSet, windows: tuple[Window, ...]) -> str | No
     if not differing:
         return None
     first, second = differing[0]
-    where = f"domain {shown(probes.domain(first).name)}, document {shown(first.document_id)}"
+    where = f"domain {quoted(probes.domain(first).name)}, document {quoted(first.document_id)}"
     at = _first_differing_position(first.tokens, second.tokens)
     ids = [", ".join(map(str, window.tokens[at : at + 4])) for window in (first, second)]
     return (

@@ -24,7 +24,7 @@ from moe_atlas.errors import InputRefused, ResourceExhausted
 from moe_atlas.probes.documents import chat_worker
 from moe_atlas.probes.documents.chat_template import CODE, Template
 from moe_atlas.probes.documents.rows import Conversation, encodable
-from moe_atlas.probes.reading.bounded_files import shown
+from moe_atlas.text import quoted
 
 SECONDS = 10.0
 """CPU time for one rendering."""
@@ -55,7 +55,7 @@ class Renderer:
         self._process = _start()
         reply = self._ask({"template": template.text, "seconds": SECONDS}, template.file)
         if "error" in reply:
-            problem = f"is no chat template that can be rendered ({shown(reply['error'], 200)})"
+            problem = f"is no chat template that can be rendered ({quoted(reply['error'], 200)})"
             raise InputRefused(CODE, template.file, problem, "restore it from the checkpoint")
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class Renderer:
     def _text(self, conversation: Conversation, where: str) -> tuple[str, list[Span] | None]:
         reply = self._ask(_variables(self.template, conversation, conversation.messages, False), where)
         if "error" in reply:
-            self._refuse(where, f"refuses it: {shown(reply['error'], 200)}", "mend the row, or take it out")
+            self._refuse(where, f"refuses it: {quoted(reply['error'], 200)}", "mend the row, or take it out")
         spans = reply["spans"]
         return reply["text"], None if spans is None else [(start, end) for start, end in spans]
 

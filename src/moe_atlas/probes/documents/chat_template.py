@@ -8,7 +8,8 @@ from typing import Any
 
 from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex, shown
+from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex
+from moe_atlas.text import quoted
 
 MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_JSON_BYTES = 64 << 20
@@ -87,7 +88,7 @@ def _template(path: Path) -> str | None:
         value = {str(entry.get("name")): entry.get("template") for entry in value}
     if isinstance(value, dict):
         if "default" not in value:
-            problem = f"has chat templates {', '.join(map(shown, value))} and none called default"
+            problem = f"has chat templates {', '.join(map(quoted, value))} and none called default"
             raise InputRefused(CODE, str(path), problem, "put one into a file, and write chat_template: FILE")
         value = value["default"]
     if value is None:

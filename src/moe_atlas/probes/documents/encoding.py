@@ -12,8 +12,9 @@ from moe_atlas.probes.documents.chat import Renderer
 from moe_atlas.probes.documents.chat_template import Template, find_template, special_tokens
 from moe_atlas.probes.documents.rows import Conversation, Record, refuse
 from moe_atlas.probes.documents.tokenizer import Marks, Tokenizer, Tokens, open_tokenizer
-from moe_atlas.probes.reading.bounded_files import sha256_hex, shown
+from moe_atlas.probes.reading.bounded_files import sha256_hex
 from moe_atlas.probes.settings.schema import ProbeConfig
+from moe_atlas.text import quoted
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class Encoder:
             return
         for name, token in self._renderer.template.special.items():
             if token in text and self.tokenizer.token_id(token) is None:
-                problem = f"the chat template writes {name} {shown(token)}, which the tokenizer does not have"
+                problem = (
+                    f"the chat template writes {name} {quoted(token)}, which the tokenizer does not have"
+                )
                 step = "name the tokenizer.json that belongs to tokenizer_config.json"
                 raise InputRefused("E_PROBE_TOKENIZER", where, problem, step)
 
@@ -113,6 +116,6 @@ class Encoder:
             raise InputRefused("E_PROBE_TOKENIZER", str(home), problem, f"the model has none, then {step}")
         number = self.tokenizer.token_id(token)
         if number is None:
-            problem = f"special_tokens: bos, and the tokenizer does not have {shown(token)}"
+            problem = f"special_tokens: bos, and the tokenizer does not have {quoted(token)}"
             raise InputRefused("E_PROBE_TOKENIZER", str(home), problem, step)
         return number

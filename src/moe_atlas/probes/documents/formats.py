@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from moe_atlas.probes.documents.rows import COLUMNS, MAX_TOKEN, Record, read_row, refuse
-from moe_atlas.probes.reading.bounded_files import shown
+from moe_atlas.text import quoted
 
 MAX_SOURCE_BYTES = 2 << 30
 EXPANSION = 100
@@ -81,7 +81,7 @@ def _unpacked(raw: bytes, name: str) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
             text = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        refuse(name, f"is no whole gzip file ({shown(str(error))})", "compress it again")
+        refuse(name, f"is no whole gzip file ({quoted(str(error))})", "compress it again")
     if len(text) > most:
         refuse(name, f"unpacks to more than {most} bytes", "give the unpacked file, if that is meant")
     return text
@@ -112,7 +112,7 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         problem = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        refuse(where, f"is not JSON ({shown(problem)})")
+        refuse(where, f"is not JSON ({quoted(problem)})")
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _arrow(raw: bytes, name: str) -> _Rows:
                 yield filled, f"{name}: row {number}", number
     except (arrow.ArrowException, OSError, ValueError) as error:
         refuse(
-            name, f"cannot be read as {Path(name).suffix[1:]} ({shown(str(error), 120)})", "write it again"
+            name, f"cannot be read as {Path(name).suffix[1:]} ({quoted(str(error), 120)})", "write it again"
         )
 
 
@@ -202,7 +202,7 @@ def token_table(raw: bytes, name: str) -> Iterator[Record]:
         refuse(name, "is no safetensors file, or is cut short")
     header = parse_header(raw[8 : 8 + length], name, len(raw) - 8 - length)
     if [(t.name, t.dtype, len(t.shape)) for t in header] != [("tokens", "I64", 2)]:
-        found = ", ".join(f"{shown(t.name, 40)} {t.dtype} {list(t.shape)}" for t in header)
+        found = ", ".join(f"{quoted(t.name, 40)} {t.dtype} {list(t.shape)}" for t in header)
         refuse(name, f"must hold one tensor tokens, I64 [documents, tokens]; found {found or 'none'}")
     stored = header[0]
     flat = np.frombuffer(raw, dtype="<i8", count=stored.nbytes // 8, offset=stored.begin)

@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes.documents.tokenizer import Tokens
-from moe_atlas.probes.reading.bounded_files import shown
+from moe_atlas.text import quoted
 
 MAX_TOKEN = (1 << 31) - 1
 """Largest token id: window data keep token ids as int32."""
@@ -114,7 +114,7 @@ def _form(row: dict[str, Any], where: str) -> str:
         return forms[0]
     expected = f"a row has {', or '.join(' and '.join(keys) for keys in FORMS.values())}"
     if not forms:
-        refuse(where, f"{expected}; found only {shown(', '.join(row))}", "rename the column that is meant")
+        refuse(where, f"{expected}; found only {quoted(', '.join(row))}", "rename the column that is meant")
     found = " and ".join("+".join(FORMS[name]) for name in forms)
     refuse(
         where, f"{expected}; found {found}", f"say in the domain which is meant, such as rows: {forms[-1]}"
@@ -191,10 +191,10 @@ def _message(value: object, name: str, where: str) -> dict[str, Any]:
             refuse(where, f"{name}.role must be text, found {type(message['role']).__name__}")
         return message
     if "role" in message or not {"from", "value"} <= set(message):
-        refuse(where, f"{name} must have role and content, or from and value; found {shown(_keys(value))}")
+        refuse(where, f"{name} must have role and content, or from and value; found {quoted(_keys(value))}")
     speaker, text = message["from"], message["value"]
     if speaker not in SPEAKERS:
-        problem = f"{name}.from is {shown(str(speaker), 40)}, known are {', '.join(SPEAKERS)}"
+        problem = f"{name}.from is {quoted(str(speaker), 40)}, known are {', '.join(SPEAKERS)}"
         refuse(where, problem, "write it as role and content")
     if not isinstance(text, str):
         refuse(where, f"{name}.value must be text, found {type(text).__name__}")
@@ -231,5 +231,5 @@ def encodable(text: str, key: str, where: str) -> str:
 def _token_list(values: list[Any], key: str, where: str) -> Tokens:
     for value in values:
         if type(value) is not int or not 0 <= value <= MAX_TOKEN:
-            refuse(where, f"{key} must hold integers from 0 to {MAX_TOKEN}, found {shown(str(value), 40)}")
+            refuse(where, f"{key} must hold integers from 0 to {MAX_TOKEN}, found {quoted(str(value), 40)}")
     return np.array(values, dtype=np.int64)

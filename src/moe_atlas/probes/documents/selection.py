@@ -18,9 +18,10 @@ from moe_atlas.probes.documents.encoding import Encoder, Part
 from moe_atlas.probes.documents.rows import Record
 from moe_atlas.probes.documents.sources import Source
 from moe_atlas.probes.documents.tokenizer import Marks, Tokens
-from moe_atlas.probes.reading.bounded_files import sha256_hex, shown
+from moe_atlas.probes.reading.bounded_files import sha256_hex
 from moe_atlas.probes.settings.schema import Domain, ProbeConfig
 from moe_atlas.statistics.generator import draw, integers, stream_key
+from moe_atlas.text import quoted
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,16 @@ def choose(domain: Domain, source: Source, config: ProbeConfig, encoder: Encoder
 
 def _require(domain: Domain, wanted: int, found: int, which: str = "") -> None:
     if found < wanted:
-        holds = f"{shown(domain.source)} holds {found}{which}"
-        problem = f"domain {shown(domain.name)} asks for {wanted} documents, {holds}"
+        holds = f"{quoted(domain.source)} holds {found}{which}"
+        problem = f"domain {quoted(domain.name)} asks for {wanted} documents, {holds}"
         raise InputRefused("E_PROBE_COUNT", domain.where, problem, "add documents, or ask for fewer")
 
 
 def _refuse_short(domain: Domain, short: dict[str, int], count: int, config: ProbeConfig) -> None:
-    lengths = [f"{shown(name)} ({length})" for name, length in short.items()]
+    lengths = [f"{quoted(name)} ({length})" for name, length in short.items()]
     named = ", ".join(lengths[:3]) + (" …" if len(short) > 3 else "")
     lacking = f"shorter than {_need(config)} tokens, or have nothing that is scored"
-    problem = f"domain {shown(domain.name)}: {len(short)} of {count} documents are {lacking}: {named}"
+    problem = f"domain {quoted(domain.name)}: {len(short)} of {count} documents are {lacking}: {named}"
     hint = "remove them, register shorter windows, or write shorter: skip into the domain to leave them out on record"
     raise InputRefused("E_PROBE_SHORT", domain.where, problem, hint)
 

@@ -12,7 +12,8 @@ from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 from moe_atlas.probes.documents import formats
 from moe_atlas.probes.documents.formats import ROW_FILES, is_row_file, records, token_table, utf8
 from moe_atlas.probes.documents.rows import Record, refuse
-from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex, shown
+from moe_atlas.probes.reading.bounded_files import read_bounded, sha256_hex
+from moe_atlas.text import quoted
 
 MAX_FILES = 100_000
 _MAX_STATE_BYTES = 16 << 20
@@ -58,7 +59,7 @@ def read_source(path: Path, rows: str | None = None) -> Source:
         return Source(tuple(_records(raw, path.name, "", rows)), sha256_hex(raw))
     if (path / "dataset_dict.json").exists():
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        problem = f"is a datasets folder of several splits: {', '.join(map(shown, splits))}"
+        problem = f"is a datasets folder of several splits: {', '.join(map(quoted, splits))}"
         refuse(str(path), problem, f"name one of them, such as {path.name}/{next(iter(splits), 'train')}")
     if (path / "state.json").exists() and (path / "dataset_info.json").exists():
         return _read_files(path, _saved(path), rows)
@@ -116,19 +117,19 @@ def _matches(folder: Path, pattern: str) -> list[str]:
     parts = PurePath(pattern).parts
     if PurePath(pattern).is_absolute() or ".." in parts:
         refuse(
-            shown(pattern), "leaves the probe file's folder", "name files beside the probe file or below it"
+            quoted(pattern), "leaves the probe file's folder", "name files beside the probe file or below it"
         )
     # A link to a folder above could make the walk endless, so the number of files is limited before they are sorted.
     every = list(islice(glob.iglob(pattern, root_dir=folder, recursive=True), MAX_FILES + 1))
     if len(every) > MAX_FILES:
-        refuse(shown(pattern), f"matches more than {MAX_FILES} files", "name fewer")
+        refuse(quoted(pattern), f"matches more than {MAX_FILES} files", "name fewer")
     names = sorted(name for name in every if (folder / name).is_file())
     home = folder.resolve()
     for name in names:
         if not (folder / name).resolve().is_relative_to(home):
             refuse(str(folder / name), "is a link that leaves the probe file's folder", "copy the file there")
     if not names:
-        refuse(shown(pattern), f"matches no file in {shown(str(folder))}", "check the pattern")
+        refuse(quoted(pattern), f"matches no file in {quoted(str(folder))}", "check the pattern")
     return names
 
 

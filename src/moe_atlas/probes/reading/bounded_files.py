@@ -9,12 +9,6 @@ from moe_atlas.errors import InputRefused
 from moe_atlas.system.bounded_read import Unreadable, read_regular
 
 
-def shown(text: str, limit: int = 80) -> str:
-    """Return `text` quoted for a one-line message: control and format characters escaped, long text cut."""
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return repr(cut)
-
-
 def sha256_hex(data: bytes) -> str:
     """Return the lower-case hexadecimal sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes.reading.bounded_files import shown
 from moe_atlas.probes.reading.collect import Noted, note, noted
 from moe_atlas.probes.reading.strict_yaml import Mapping, Node, Scalar, Sequence
+from moe_atlas.text import quoted
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def kind(node: Node | None) -> str:
     if isinstance(node, Sequence):
         return "a list"
     value = None if node is None else node.value
-    return "nothing" if value is None else f"{type(value).__name__} {shown(str(value), 40)}"
+    return "nothing" if value is None else f"{type(value).__name__} {quoted(str(value), 40)}"
 
 
 class Fields:
@@ -74,7 +74,7 @@ class Fields:
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         self._meant.update(near)
         where = f"{self.file}:{self.node.key_lines[key]}"
-        note(InputRefused("E_PROBE_KEY", where, f"unknown key {shown(key)}{place}", hint))
+        note(InputRefused("E_PROBE_KEY", where, f"unknown key {quoted(key)}{place}", hint))
 
     def refuse(self, line: int, problem: str, next_step: str = "") -> NoReturn:
         """Raise E_PROBE_VALUE at `line`."""
@@ -131,11 +131,13 @@ class Fields:
             near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else ""
             self.refuse(
-                node.line, f"{self.path(key)} must be one of {', '.join(allowed)}, found {shown(value)}", hint
+                node.line,
+                f"{self.path(key)} must be one of {', '.join(allowed)}, found {quoted(value)}",
+                hint,
             )
         if not value or not value.isprintable() or value != value.strip() or len(value) > 512:
             self.refuse(
-                node.line, f"{self.path(key)} must be 1 to 512 printable characters, found {shown(value)}"
+                node.line, f"{self.path(key)} must be 1 to 512 printable characters, found {quoted(value)}"
             )
         return value
 
@@ -199,7 +201,7 @@ class Fields:
         for node in self.items(key):
             name = node.value if isinstance(node, Scalar) else None
             if name not in known:
-                problem = f"{self.path(key)} names no {kind}: {shown(str(name), 40)}"
+                problem = f"{self.path(key)} names no {kind}: {quoted(str(name), 40)}"
                 self.refuse(node.line, problem, f"known: {', '.join(known)}")
             if name in names:
                 self.refuse(node.line, f"{self.path(key)} names {name} twice")

@@ -16,7 +16,7 @@ from typing import NoReturn
 import yaml
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes.reading.bounded_files import shown
+from moe_atlas.text import quoted
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 16
@@ -121,7 +121,7 @@ class _Composer:
         if anchor := getattr(event, "anchor", None):
             self.refuse(line, f"anchor &{anchor}: anchors are not accepted")
         if tag := getattr(event, "tag", None):
-            self.refuse(line, f"tag {shown(tag)}: tags are not accepted")
+            self.refuse(line, f"tag {quoted(tag)}: tags are not accepted")
         if depth > MAX_DEPTH:
             self.refuse(line, f"is nested more than {MAX_DEPTH} levels deep")
         if isinstance(event, yaml.ScalarEvent):
@@ -147,7 +147,7 @@ class _Composer:
                 self.refuse(key_line, "a key must be plain text")
             key = str(event.value)
             if key in entries:
-                self.refuse(key_line, f"duplicate key {shown(key)}, first on line {key_lines[key]}")
+                self.refuse(key_line, f"duplicate key {quoted(key)}, first on line {key_lines[key]}")
             key_lines[key] = key_line
             entries[key] = self._node(next(self.events), depth + 1)
         return Mapping(entries, key_lines, line)
@@ -171,14 +171,14 @@ class _Composer:
         if _FLOAT.match(text):
             value = float(text)
             if not math.isfinite(value):
-                self.refuse(line, f"{shown(text)} is not a finite number")
+                self.refuse(line, f"{quoted(text)} is not a finite number")
             return value
         return text
 
     def _integer(self, text: str, line: int) -> int:
         value = int(text) if len(text) <= 20 else _INT64
         if not -_INT64 <= value < _INT64:
-            self.refuse(line, f"{shown(text, 40)} does not fit a 64-bit integer")
+            self.refuse(line, f"{quoted(text, 40)} does not fit a 64-bit integer")
         return value
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_atlas.errors import InputRefused
-from moe_atlas.probes.reading.bounded_files import shown
 from moe_atlas.probes.reading.strict_yaml import Node, Scalar
 from moe_atlas.probes.reading.strict_yaml import Sequence as Listed
+from moe_atlas.text import quoted
 
 _RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})\Z")
 _MAX_LAYER = 99_999
@@ -111,7 +111,7 @@ def _range(node: Node, file: str) -> tuple[int, int]:
         return value, value
     match = _RANGE.match(value) if isinstance(value, str) else None
     if match is None:
-        problem = f"protected_layers takes indices and ranges such as 8-20, found {shown(str(value), 40)}"
+        problem = f"protected_layers takes indices and ranges such as 8-20, found {quoted(str(value), 40)}"
         raise InputRefused("E_PROBE_VALUE", where, problem)
     first, last = int(match[1]), int(match[2])
     if first >= last:
