@@ -1,4 +1,4 @@
-"""The bytes of a receipt: strict ASCII JSON in one spelling, and the digest it carries of itself."""
+"""The bytes of a receipt: strict ASCII JSON in a canonical spelling, and the digest of the receipt in it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 
 
 def encode_receipt(receipt: Mapping[str, Any]) -> bytes:
-    """Return the canonical bytes: ASCII, keys in the receipt's order, shortest floats, no NaN, one final newline.
+    """Return the canonical bytes: ASCII, keys in the order of the receipt, shortest floats, no NaN, a final newline.
 
     Raises:
-        ValueError: for NaN or an infinity; a number that does not exist is null with a reason.
+        ValueError: for NaN or an infinity; in a receipt null with a reason stands for a missing number.
     """
     text = json.dumps(receipt, ensure_ascii=True, allow_nan=False, indent=1)
     return text.encode("ascii") + b"\n"
@@ -38,7 +38,7 @@ def sealed(receipt: Mapping[str, Any], window_name: str, window_bytes: bytes) ->
 
 
 def parse_receipt(raw: bytes, label: str) -> dict[str, Any]:
-    """Return the receipt's object, strictly parsed.
+    """Parse a receipt strictly, and return its object.
 
     Raises:
         InputRefused: for anything that is not one JSON object, repeated keys, NaN or deep nesting.

@@ -1,7 +1,7 @@
-"""Does a receipt still say what its evidence says? Every mismatch is listed, not the first one.
+"""Verify a receipt against its evidence, and list every mismatch.
 
-Nothing in a receipt is believed: its digest, the window data's digest, its form, every derived number, every
-predicate, claim and the verdict are computed again from the facts and the window arrays. Torch-free.
+Verification trusts nothing in a receipt. From the facts and the window arrays it computes both digests, every derived
+number, every predicate, claim and the verdict again, and it checks the form. Torch-free.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from moe_atlas.system.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.text import shown
 from moe_atlas.views.view import StrangeReceipt
 
-RELATIVE = 1e-9  # sums in another order, on another machine
+RELATIVE = 1e-9  # another machine may add in another order
 ABSOLUTE = 1e-12
-# What arithmetic on a receipt of the right form, but with absurd contents, can still run into.
+# Errors of arithmetic on a receipt that has the right form but absurd contents.
 _ABSURD = (ValueError, IndexError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One thing that does not agree.
+    """A disagreement between a receipt and its evidence.
 
     Attributes:
-        path: where in the receipt, dotted, or which file.
+        path: dotted place in the receipt, or name of the file.
         problem: what was expected and found.
     """
 
@@ -121,7 +121,7 @@ def intact_receipt(path: Path) -> dict[str, Any]:
 
 
 def _parsed(raw: bytes, path: Path, report: VerifyReport) -> dict[str, Any] | None:
-    """The receipt's form: strict JSON, the documented schema, canonical bytes, its own digest."""
+    """Check the form of the receipt: strict JSON, the documented schema, canonical bytes, its own digest."""
     try:
         receipt = parse_receipt(raw, path.name)
     except AtlasError as error:
@@ -144,7 +144,7 @@ def _parsed(raw: bytes, path: Path, report: VerifyReport) -> dict[str, Any] | No
 
 
 def _require_derivation(raw: bytes, receipt: Mapping[str, Any], path: Path) -> None:
-    """Refuse a whole receipt of other rules in one line; a damaged one goes on to have its damage listed.
+    """Refuse an undamaged receipt of other rules; verification goes on to list the damage of a damaged receipt.
 
     Raises:
         InputRefused: ``E_DERIVATION``.
@@ -165,7 +165,7 @@ def _require_derivation(raw: bytes, receipt: Mapping[str, Any], path: Path) -> N
 
 
 def _is_sealed(raw: bytes, receipt: Mapping[str, Any]) -> bool:
-    """Whether the bytes are those that were written, by the digest that they carry of themselves."""
+    """Return whether the bytes are those that were written, according to the digest of the receipt in them."""
     evidence = receipt.get("evidence")
     if not isinstance(evidence, Mapping) or encode_receipt(receipt) != raw:
         return False
@@ -173,7 +173,7 @@ def _is_sealed(raw: bytes, receipt: Mapping[str, Any]) -> bool:
 
 
 def _windows(path: Path, receipt: Mapping[str, Any], report: VerifyReport) -> Arrays | None:
-    """The window data: there, with the recorded digest, in the one form that is written, of matching shapes."""
+    """Check the window data: they exist, and have the recorded digest, the canonical form and matching shapes."""
     name = receipt["evidence"]["windows"]
     beside = path.with_name(name)
     try:
@@ -213,7 +213,7 @@ def _rederive(receipt: Mapping[str, Any], windows: Arrays, report: VerifyReport)
 
 
 def differences(fresh: Any, stored: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield every place where a stored value is not the freshly derived one, floats to 1e-9 relative."""
+    """Yield every place where a stored value differs from the derived value; floats may differ by 1e-9, relative."""
     if isinstance(fresh, Mapping) and isinstance(stored, Mapping):
         for key in sorted({*fresh, *stored}, key=str):
             where = f"{path}.{key}" if path else str(key)
@@ -234,7 +234,7 @@ def differences(fresh: Any, stored: Any, path: str) -> Iterator[tuple[str, str]]
 
 def _same(fresh: Any, stored: Any) -> bool:
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (fresh, stored))
-    if not numbers or isinstance(fresh, int):  # counts are exact, whatever their size
+    if not numbers or isinstance(fresh, int):  # counts of any size are exact
         return type(fresh) is type(stored) and bool(fresh == stored)
     try:
         return math.isclose(fresh, stored, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
@@ -245,10 +245,10 @@ def _same(fresh: Any, stored: Any) -> bool:
 def _check_probe(
     receipt: Mapping[str, Any], probe: Path, policy_from: Path | None, report: VerifyReport
 ) -> None:
-    """The probe file and its lock against the receipt; the probe's sources are not needed.
+    """Compare the probe file and its lock with the receipt, without the sources of the probe set.
 
     Raises:
-        UsageError: the probe file does not exist.
+        UsageError: if the probe file does not exist.
     """
     try:
         config = load_probes(probe, policy_from)
@@ -298,7 +298,7 @@ def _check_probe(
 
 
 def _check_checkpoint(receipt: Mapping[str, Any], checkpoint: Path, report: VerifyReport) -> None:
-    """Hash the weights again, read the configuration and the files beside them, and compare with what the audit saw."""
+    """Hash the weights again, read the configuration and the files beside them, and compare with the recorded facts."""
     side = "tuned" if receipt["kind"] == "audit" else "base"
     recorded = receipt["checkpoints"][side]
     try:

@@ -1,4 +1,4 @@
-"""Putting a receipt on disk so that it can be believed: exit 0 comes only after it was read back and re-derived."""
+"""Write a receipt, read it back and derive it again; only then may a command exit with 0."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def write_receipt(
 
 @contextlib.contextmanager
 def memory_named(path: Path, problem: str, step: str) -> Iterator[None]:
-    """Turn an allocation that failed into one line: E_MEMORY."""
+    """Turn a failed allocation into a one-line error, E_MEMORY."""
     try:
         yield
     except Exception as error:
@@ -98,7 +98,7 @@ def memory_named(path: Path, problem: str, step: str) -> Iterator[None]:
 
 
 def _require_readable(path: Path, receipt: int, data: int) -> None:
-    """Refuse to write what no verifier would read."""
+    """Refuse to write files that are longer than a verifier reads."""
     for name, length, limit in (
         ("the receipt", receipt, MAX_RECEIPT_BYTES),
         ("the window data", data, MAX_WINDOW_BYTES),
@@ -126,7 +126,7 @@ def _install(path: Path, receipt: bytes, data: bytes) -> None:
 
 
 def as_arrays(windows: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Return window arrays in the two dtypes that are stored: integers as int32, everything else as float64."""
+    """Return window arrays in the stored dtypes: int32 for integers, float64 for all others."""
     out: dict[str, NDArray[Any]] = {}
     for name, values in windows.items():
         array = np.asarray(values)
