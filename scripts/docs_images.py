@@ -26,15 +26,21 @@ IMAGES = Path("docs/images")
 # Number to the first element that matches, and how far right of its left edge the number stands.
 VERDICT_CALLOUTS = {
     1: (".verdict .word", -34),
-    2: (".verdict .why li", -44),
-    3: (".verdict ol li", -44),
-    4: (".card .mark", -30),
+    2: (".verdict .told li", -34),
+    3: (".verdict .top td.bar", -10),
+    4: (".verdict .why li", -44),
+    5: (".verdict ol li", -44),
 }
 LAYER_CALLOUTS = {
-    5: (".heat tbody td.fail", 6),
-    6: (".heat tbody abbr", 15),
-    7: (".heat tfoot td", 6),
-    8: ("#domains + .charts figcaption", -26),
+    8: (".legend .swatch", -30),
+    9: (".heat tbody td.fail", 6),
+    10: (".heat tbody abbr", 15),
+    11: (".heat tfoot td", 6),
+}
+
+DAMAGE_CALLOUTS = {
+    6: ("#domains + .charts figcaption", -26),
+    7: ("#domains + .charts figure + figure figcaption", -26),
 }
 
 DRAW = """(callouts) => {
@@ -74,11 +80,12 @@ class Shot:
 
 SHOTS = (
     Shot("verdict.png", 1000, "light", "nav"),
-    Shot("report-light.png", 1280, "light", "#domains"),
-    Shot("report-dark.png", 1280, "dark", "#domains"),
-    Shot("report-phone-light.png", 390, "light", "#layers"),
-    Shot("report-phone-dark.png", 390, "dark", "#layers"),
-    Shot("reading-verdict.png", 1100, "light", "#layers", callouts=VERDICT_CALLOUTS),
+    Shot("report-light.png", 1280, "light", "#occupancy"),
+    Shot("report-dark.png", 1280, "dark", "#occupancy"),
+    Shot("report-phone-light.png", 390, "light", "#predicates"),
+    Shot("report-phone-dark.png", 390, "dark", "#predicates"),
+    Shot("reading-verdict.png", 1100, "light", "nav", callouts=VERDICT_CALLOUTS),
+    Shot("reading-damage.png", 1100, "light", "#predicates", "#domains", DAMAGE_CALLOUTS),
     Shot("reading-layers.png", 1100, "light", "#occupancy", "#layers", LAYER_CALLOUTS),
 )
 

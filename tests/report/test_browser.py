@@ -10,6 +10,7 @@ import pytest
 from moe_atlas.report.html import audit_page, history_page
 from moe_atlas.views.receipt import ReceiptView
 from scripts import docs_images
+from tests.receipt import synthetic
 from tests.report import receipts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -17,9 +18,14 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+CALLOUTS = docs_images.VERDICT_CALLOUTS | docs_images.DAMAGE_CALLOUTS | docs_images.LAYER_CALLOUTS
 A4 = 718  # CSS pixels between the margins of a sheet
 PAGES = {
-    "fail": lambda: audit_page(ReceiptView(receipts.receipt(scale=40.0)), Path("receipt.json")),
+    "fail": lambda: audit_page(
+        ReceiptView(receipts.receipt(scale=40.0)),
+        Path("receipt.json"),
+        synthetic.windows(receipts.facts(), seed=3, scale=40.0),
+    ),
     "baseline": lambda: audit_page(ReceiptView(receipts.receipt("baseline")), Path("baseline.json")),
     "hostile": lambda: audit_page(ReceiptView(receipts.hostile()), Path("receipt.json")),
     "history": lambda: history_page(receipts.history()),
@@ -72,6 +78,18 @@ def test_a_page_loads_quietly_and_fits_its_width(opened, file, width):
     assert page.locator(".word").first.bounding_box()["y"] < 200
 
 
+def test_a_phone_shows_verdict_sentences_and_damage_at_one_look(browser, tmp_path):
+    report = tmp_path / "fail.html"
+    report.write_text(PAGES["fail"](), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(report.as_uri())
+    for selector in (".word", ".told li >> nth=2", ".top tr >> nth=0"):
+        box = page.locator(selector).first.bounding_box()
+        assert box["y"] + box["height"] <= 844, selector
+        assert box["x"] + box["width"] <= 390 - 12, selector
+    page.close()
+
+
 LUMINANCE = """(element) => {
   const linear = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
   const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number);
@@ -113,7 +131,7 @@ def test_callouts_of_the_pages_find_their_places(browser, tmp_path):
     page = browser.new_page()
     page.goto(report.as_uri())
     said = Path(docs_images.__file__).parents[1].joinpath("docs/reading.md").read_text()
-    for number, (selector, _) in {**docs_images.VERDICT_CALLOUTS, **docs_images.LAYER_CALLOUTS}.items():
+    for number, (selector, _) in CALLOUTS.items():
         assert page.locator(selector).first.is_visible(), selector
         assert f"\n{number}. **" in said
     for shot in docs_images.SHOTS:

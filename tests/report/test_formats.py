@@ -157,7 +157,7 @@ def test_github_actions_gets_summary_outputs_and_annotation(actions, capsys):
     assert values["exit-code"] == "1"
     assert values["receipt"] == "receipt.json"
     assert (actions / github.SUMMARY).read_text() == markdown.render(ReceiptView(receipt), PATH)
-    assert capsys.readouterr().out.startswith("::error title=atlas FAIL::domain code NLL increase 0.347")
+    assert capsys.readouterr().out.startswith("::error title=atlas FAIL::Code got 0.347 nats a byte worse")
 
 
 def test_a_hostile_receipt_adds_no_output_and_no_command(actions, capsys):
@@ -282,4 +282,4 @@ def test_diff_refuses_facts_that_cannot_be_compared(monkeypatch, capsys):
 
 def test_a_canary_domain_named_after_its_role_is_not_said_twice():
     line = {"domain": "canary", "gate": "canary", "estimate": 1.49, "budget": 0.5}
-    assert words.gate_sentence(EvidenceLine(line)) == "domain canary worst window 1.49, limit 0.5"
+    assert words.gate_sentence(EvidenceLine(line)) == "domain canary worst window 1.49, 3 × limit 0.5"

@@ -105,9 +105,16 @@ def test_tables_have_scoped_headings_and_can_be_scrolled_by_keyboard(page):
 
 def test_the_reader_meets_verdict_reasons_and_next_step_before_anything_else():
     text = Page(audit_page(ReceiptView(receipts.receipt(scale=40.0)), PATH)).text
-    places = [text.index(part) for part in ("✗ FAIL", "Why", "What to do next", "The three predicates")]
+    places = [text.index(part) for part in ("✗ FAIL", "✗ damage:", "✗ atlas:", "? task:")]
+    places += [text.index(part) for part in ("Change of loss, nats a byte", "Why", "What to do next")]
     places += [
-        text.index(f" {part} ") for part in ("Layers and channels", "Weights ledger", "Digests (sha256)")
+        text.index(f" {part} ")
+        for part in (
+            "Damage, domain by domain",
+            "The three predicates",
+            "Layers and channels",
+            "Weights ledger",
+        )
     ]
     assert places == sorted(places)
 

@@ -1,4 +1,8 @@
-"""What every form of a report says first, in one order: likely cause, change of loss, reasons, conditions."""
+"""What every form of a report says first, in one order.
+
+The order is that of a colleague's questions: what happened (a sentence for each predicate, damage first), why (what
+else differs, the change of loss, the gates that decided), and what the verdict does not speak of.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,10 @@ from typing import NamedTuple
 
 from moe_atlas.derivation.unreplayed_warnings import PARTS
 from moe_atlas.probes.settings.policy import ALLOWANCES, UNREPLAYED
-from moe_atlas.report import words
+from moe_atlas.report import figures, words
 from moe_atlas.report.causes import causes
-from moe_atlas.text import number, shown
-from moe_atlas.views.judged import EvidenceLine
+from moe_atlas.report.sentences import sentences, unjudged
+from moe_atlas.text import shown
 from moe_atlas.views.measured import Interval
 from moe_atlas.views.receipt import ReceiptView
 
@@ -23,12 +27,14 @@ class Said(NamedTuple):
     """One line of the head.
 
     Attributes:
-        title: what introduces it, such as ``likely cause``, ``fail`` or the name of a predicate.
+        title: what introduces it, such as ``damage``, ``likely cause``, ``fail`` or the name of a predicate.
         text: the sentence, which may hold names from files.
+        result: what a gate or predicate came to; empty for what is neither.
     """
 
     title: str
     text: str
+    result: str = ""
 
     @property
     def line(self) -> str:
@@ -43,7 +49,19 @@ def head(receipt: ReceiptView, most: int | None = None) -> list[Said]:
         receipt: a derived receipt.
         most: gates that are named as reasons before the rest is counted; None names all.
     """
-    return [*because(receipt), *losses(receipt), *reasons(receipt, most), *conditions(receipt)]
+    return [
+        *told(receipt),
+        *because(receipt),
+        *losses(receipt),
+        *reasons(receipt, most),
+        *conditions(receipt),
+    ]
+
+
+def told(receipt: ReceiptView) -> Iterator[Said]:
+    """A plain sentence for each predicate."""
+    for sentence in sentences(receipt):
+        yield Said(sentence.about, sentence.text, sentence.result)
 
 
 def because(receipt: ReceiptView) -> Iterator[Said]:
@@ -57,7 +75,7 @@ def reasons(receipt: ReceiptView, most: int | None = None) -> Iterator[Said]:
     """Why the verdict is no pass: the gates that decided, then predicates that are open for another reason."""
     groups = words.deciding(receipt)
     for group in groups[:most]:
-        yield Said(group.result, group.sentence)
+        yield Said(group.result, group.sentence, group.result)
     if most is not None and len(groups) > most:
         yield Said("", f"… and {len(groups) - most} more gates")
     for name, reason in words.open_reasons(receipt):
@@ -78,7 +96,7 @@ def losses(receipt: ReceiptView) -> Iterator[Said]:
         if worst:
             parts.append(f"{role} {', '.join([*named, *more])}")
     if parts:
-        yield Said(LOSS, f"{'; '.join(parts)} (nats per token, above 0 is worse)")
+        yield Said(LOSS, f"{'; '.join(parts)} ({figures.unit(receipt)}, above 0 is worse)")
 
 
 def _signed(increase: Interval) -> str:
@@ -89,7 +107,7 @@ def conditions(receipt: ReceiptView) -> Iterator[Said]:
     """What the verdict does not speak of: channels without a budget, what the policy allows, what was not replayed."""
     found = unjudged(receipt)
     if found:
-        yield Said("not judged", found)
+        yield Said("not judged", found, "not-gated")
     allowed = receipt.probe.policy.allow or ()
     if allowed:
         yield Said("allowed by the policy", "; ".join(_allowed(name) for name in allowed))
@@ -102,22 +120,6 @@ def conditions(receipt: ReceiptView) -> Iterator[Said]:
 
 def _allowed(name: str) -> str:
     return f"{name} ({ALLOWANCES[name]})" if name in ALLOWANCES else shown(name)
-
-
-def unjudged(receipt: ReceiptView) -> str:
-    """The channels that moved and that no budget was registered for, each with its worst protected layer."""
-    worst: dict[str, EvidenceLine] = {}
-    for line in receipt.predicates["protected_atlas_rewrite"].evidence:
-        if line.result != "not-gated" or not line.estimate or line.layer is None:
-            continue
-        known = worst.get(line.gate)
-        if line.estimate > max(0.0, (known.estimate if known else None) or 0.0):
-            worst[line.gate] = line
-    named = [
-        f"{words.gate_name(gate)} {number(line.estimate)} (layer {line.layer})"
-        for gate, line in worst.items()
-    ]
-    return f"{', '.join(named)}: no budget registered" if named else ""
 
 
 def _not_replayed(receipt: ReceiptView) -> Sequence[str]:

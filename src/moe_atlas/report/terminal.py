@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_atlas.channels import CHANNEL, GATED, Channel
-from moe_atlas.report import words
+from moe_atlas.report import figures, words
 from moe_atlas.report.head import head
 from moe_atlas.report.screen import Fitted
 from moe_atlas.text import number, shown
@@ -20,7 +20,13 @@ from moe_atlas.views.receipt import ReceiptView
 from moe_atlas.views.registered import Policy
 
 STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", None: "bold cyan"}
-RESULTS = {"pass": "green", "fail": "red", "undetermined": "yellow", "likely cause": "bold"}
+RESULTS = {
+    "pass": "green",
+    "fail": "red",
+    "undetermined": "yellow",
+    "not-gated": "cyan",
+    "likely cause": "bold",
+}
 COLUMNS = tuple(channel for channel in GATED if channel.short)
 LAYERS_SHOWN = 12
 REASONS_SHOWN = 6
@@ -67,7 +73,7 @@ def lineage(receipt: ReceiptView) -> Iterator[Text]:
 def opening(receipt: ReceiptView) -> Iterator[RenderableType]:
     """The likely cause, the change of loss, the gates that decided, and what the verdict does not speak of."""
     for said in head(receipt, REASONS_SHOWN):
-        yield Padding.indent(Text(said.line, style=RESULTS.get(said.title, "")), 2)
+        yield Padding.indent(Text(said.line, style=RESULTS.get(said.result or said.title, "")), 2)
 
 
 def predicate_table(receipt: ReceiptView) -> Table:
@@ -137,7 +143,8 @@ def _worst(layer: LayerView, policy: Policy) -> float:
 
 def domain_table(receipt: ReceiptView) -> Fitted:
     """NLL of every domain before and after, and the paired increase."""
-    table = Table(title="Domains (NLL, nats per token)", title_justify="left", expand=False)
+    title = f"Domains (NLL, {figures.unit(receipt)})"
+    table = Table(title=title, title_justify="left", expand=False)
     for column in ("domain", "role", "documents", "base", "tuned", "increase", "KL", "top-1 agreement"):
         table.add_column(column, justify="left" if column in ("domain", "role") else "right", no_wrap=True)
     for domain in receipt.domains:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from moe_atlas.channels import GATED
+from moe_atlas.report import figures
 from moe_atlas.text import interval, number, shown
-from moe_atlas.verdict.gates.gate import limit_name
 from moe_atlas.verdict.qualifications import in_words
 from moe_atlas.views.judged import EvidenceLine, NextStep
 from moe_atlas.views.measured import Interval
@@ -182,11 +182,21 @@ def gate_sentence(line: EvidenceLine) -> str:
     if line.estimate is not None:
         parts.append(spelled(line))
     sentence = " ".join(parts)
-    if line.budget is not None:
-        sentence += f", {limit_name(line.gate)} {number(line.budget)}"
+    held = figures.limit(line)
+    sentence += f", {held}" if held else ""
     if line.reason:
         sentence += f" ({shown(line.reason, 160)})"
     return sentence
+
+
+def drift(receipt: ReceiptView, line: EvidenceLine) -> str:
+    """A drift in a few words: ``content drift 0.35 (layer 1), 2.7 × budget 0.13``.
+
+    Whatever else a receipt knows of a drift is said here, so that every sentence about a drift says it.
+    """
+    where = f" ({place(line)})" if place(line) else ""
+    held = figures.limit(line)
+    return f"{gate_name(line.gate)} {number(line.estimate)}{where}{f', {held}' if held else ''}"
 
 
 def next_step(step: NextStep) -> str:

@@ -124,6 +124,12 @@ class LayerView(View):
             return ()
         return self.changes.experts if kind == "experts" else self.changes.router_rows
 
+    @property
+    def shares(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The share of tokens of every expert in the base and in the tuned checkpoint; empty where not measured."""
+        base, tuned = (side.expert_share if side else None for side in (self.base, self.tuned))
+        return base or (), tuned or ()
+
     def side(self, name: str) -> HealthView | None:
         """Return the state of ``base`` or ``tuned``."""
         return self.base if name == "base" else self.tuned

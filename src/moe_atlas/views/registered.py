@@ -65,6 +65,12 @@ class Evaluation(View):
     quantile = number().or_none()
 
 
+class TokenizerFacts(View):
+    """What made tokens of the documents: a file, or nothing where tokens are bytes or ids."""
+
+    kind = text()
+
+
 class ProbeView(View):
     """The registered probe."""
 
@@ -74,6 +80,7 @@ class ProbeView(View):
     windows = part(RegisteredWindows)
     evaluation = part(Evaluation)
     lock = part(LockFacts).or_none()
+    tokenizer = part(TokenizerFacts)
 
 
 class Skipped(View):

@@ -12,7 +12,7 @@ from moe_atlas.report import words
 from moe_atlas.report.formats import markdown
 from moe_atlas.report.formats.destinations import AppendedFile, Destination, StandardOutput
 from moe_atlas.report.formats.interface import Format
-from moe_atlas.report.head import LOSS, head
+from moe_atlas.report.head import head
 from moe_atlas.report.summary import exit_code
 from moe_atlas.text import shown, workflow
 from moe_atlas.views.receipt import ReceiptView
@@ -61,8 +61,7 @@ class Annotation:
         level = {"fail": "error", "inconclusive": "warning"}.get(str(receipt.verdict), "notice")
         if level == "notice" and not receipt.qualified:
             return ""
-        found = next((said for said in head(receipt) if said.title != LOSS), None)
-        message = found.text if found else "see the step summary"
+        message = next((said.text for said in head(receipt) if said.result != "pass"), "see the step summary")
         return f"::{level} title=atlas {words.verdict(receipt)}::{workflow(message)}\n"
 
     def render_error(self, error: AtlasError) -> str:

@@ -11,8 +11,9 @@ from moe_atlas.views.receipt import ReceiptView
 def render(receipt: ReceiptView, path: Path) -> str:
     """Return the page of a receipt."""
     from moe_atlas.report.html import audit_page
+    from moe_atlas.report.html.charts.documents import windows_beside
 
-    return audit_page(receipt, path)
+    return audit_page(receipt, path, windows_beside(receipt, path))
 
 
 def render_error(error: AtlasError) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moe_atlas.errors import AtlasError
 from moe_atlas.report import words
-from moe_atlas.report.head import because, conditions, losses
+from moe_atlas.report.head import because, conditions, losses, told
 from moe_atlas.text import shown
 from moe_atlas.views.judged import PredicateView
 from moe_atlas.views.receipt import ReceiptView
@@ -23,8 +23,9 @@ ALLOWED = "allowed by the declared stage"
 def render(receipt: ReceiptView, path: Path) -> str:
     """Return a receipt as JUnit XML, which does not name the receipt's path."""
     root = ET.Element("testsuites", name="atlas")
-    said = [("verdict", words.verdict(receipt))] if receipt.qualified else []
-    _noted(root, "head", [*said, *because(receipt), *losses(receipt), *conditions(receipt)])
+    verdict = [("verdict", words.verdict(receipt))] if receipt.qualified else []
+    head = (*told(receipt), *because(receipt), *losses(receipt), *conditions(receipt))
+    _noted(root, "head", [*verdict, *((said.title, said.text) for said in head)])
     if receipt.is_baseline:
         suite = ET.SubElement(root, "testsuite", name="baseline")
         _case(suite, "baseline", "recorded")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_atlas.report.head import unjudged
+from moe_atlas.report.figures import limit
+from moe_atlas.report.sentences import unjudged
 from moe_atlas.report.words import (
     OUTCOMES,
     PASSED,
@@ -57,7 +58,7 @@ def _line(line: EvidenceLine) -> dict[str, Any]:
         "place": place(line),
         "interval": spelled(line),
         "bound": number(line.simultaneous_low),
-        "budget": number(line.budget),
+        "budget": limit(line) or "–",
         "result": line.result,
         "symbol": SYMBOLS[line.result],
         "reason": line.reason or "",

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from moe_atlas.report.html import svg
+from moe_atlas.report.html.charts import svg
 from moe_atlas.report.html.page import environment
 from moe_atlas.text import number
 from moe_atlas.verdict.qualifications import in_words, marked

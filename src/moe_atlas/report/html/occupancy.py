@@ -54,18 +54,12 @@ def _health(side: HealthView | None, key: str) -> str:
     return spelled(side.interval(key) if side else None)
 
 
-def shares(layer: LayerView) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The share of tokens of every expert in the base and in the tuned checkpoint; empty where not measured."""
-    base, tuned = (side.expert_share if side else None for side in (layer.base, layer.tuned))
-    return base or (), tuned or ()
-
-
 def shifts(receipt: ReceiptView) -> list[dict[str, Any]]:
     """The experts whose share of tokens changed most."""
     found = [
         (abs(after - before), layer, expert, before, after)
         for layer in receipt.layers
-        for expert, (before, after) in enumerate(zip(*shares(layer), strict=False))
+        for expert, (before, after) in enumerate(zip(*layer.shares, strict=False))
     ]
     found.sort(key=lambda item: -item[0])
     return [
@@ -93,7 +87,7 @@ def named_experts(receipt: ReceiptView) -> Iterator[Finding]:
 
 
 def _dead(layer: LayerView) -> Iterator[Finding]:
-    base, tuned = shares(layer)
+    base, tuned = layer.shares
     dead = [e for e, share in enumerate(tuned) if share == 0 and (e >= len(base) or base[e] > 0)]
     if dead:
         chance = number(layer.tuned.dead_by_chance if layer.tuned else None)

@@ -10,68 +10,37 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from moe_atlas.report.html import svg
-from moe_atlas.report.html.occupancy import shares as both_shares
-from moe_atlas.text import number, shown
-from moe_atlas.views.measured import DomainRow, Interval, LayerView
+from moe_atlas.report.html.charts import svg
+from moe_atlas.report.html.charts.scales import bounds, legend, span
+from moe_atlas.text import number
+from moe_atlas.views.measured import LayerView
 
 Layers = Sequence[LayerView]
 SIDES = (("base", svg.BASE, "o", "none", -0.12), ("tuned", svg.TUNED, "s", svg.TUNED, 0.12))
+SHADES = 41  # of a colour scale
+CROSSES = 2000  # beyond which they hide the picture and swell the page
 WARM, COLD = (0.84, 0.37, 0.0), (0.0, 0.45, 0.70)  # orange and blue of the Okabe-Ito palette
-
-
-def _bounds(value: Interval | None) -> tuple[float, float, float] | None:
-    """Estimate, low and high; None unless all three are there."""
-    if value is None or value.estimate is None or value.low is None or value.high is None:
-        return None
-    return value.estimate, value.low, value.high
 
 
 def _health(layer: LayerView, side: str, key: str) -> tuple[float, float, float] | None:
     found = layer.side(side)
-    return _bounds(found.interval(key) if found else None)
+    return bounds(found.interval(key) if found else None)
 
 
-def damage(domains: Sequence[DomainRow], limit: float | None) -> Markup | None:
-    """Paired NLL change of every domain with its interval, and the registered margin."""
-    rows = [(row, bounds) for row in domains if (bounds := _bounds(row.nll_increase))]
-    if not rows:
-        return None
-    with svg.styled():
-        figure, (plot,) = svg.axes(1.15 + 0.36 * len(rows))
-        for place, (row, (estimate, low, high)) in enumerate(rows):
-            colour = _damage_colour(row, low, high, limit)
-            plot.plot([low, high], [place, place], color=colour, linewidth=2)
-            plot.plot([estimate], [place], "o", color=colour, markersize=5)
-        plot.axvline(0.0, color=svg.MUTED, linewidth=1)
-        if limit is not None:
-            plot.axvline(
-                limit, color=svg.FAIL, linewidth=1.2, linestyle="--", label=f"margin {number(limit)}"
-            )
-            plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
-        plot.set_yticks(range(len(rows)), [f"{shown(row.name, 24)} ({row.role})" for row, _ in rows])
-        plot.set_ylim(len(rows) - 0.5, -0.5)
-        plot.set_xlabel("change of NLL, nats per token (right = worse)")
-        plot.grid(axis="y", visible=False)
-        said = "; ".join(
-            f"{row.name} {number(e)} from {number(lo)} to {number(hi)}" for row, (e, lo, hi) in rows
-        )
-        return svg.inline(figure, "damage", "Change of NLL by domain", f"Paired change of NLL: {said}.")
+def by_layer(layers: Layers, key: str, label: str, least: float | None) -> Markup | None:
+    """A health figure of both checkpoints by layer, with intervals.
 
-
-def _damage_colour(row: DomainRow, low: float, high: float, limit: float | None) -> str:
-    if row.role != "base" or limit is None:
-        return svg.MUTED
-    return svg.FAIL if low > limit else (svg.PASS if high < limit else svg.OPEN)
-
-
-def by_layer(layers: Layers, key: str, label: str, *, height: float = 2.5) -> Markup | None:
-    """A health figure of both checkpoints by layer, with intervals."""
+    Args:
+        layers: the routed layers.
+        key: the figure's key.
+        label: the figure in words, with its unit.
+        least: the budget of its change, which the axis spans at least; None for none.
+    """
     sides = [side for side in SIDES if any(_health(layer, side[0], key) for layer in layers)]
     if not sides:
         return None
     with svg.styled():
-        figure, (plot,) = svg.axes(height)
+        figure, (plot,) = svg.axes(2.5)
         for side, colour, marker, face, shift in sides:
             found = [(layer.layer + shift, _health(layer, side, key)) for layer in layers]
             x, values = zip(*((at, value) for at, value in found if value), strict=True)
@@ -82,8 +51,10 @@ def by_layer(layers: Layers, key: str, label: str, *, height: float = 2.5) -> Ma
                 linewidth=1, label=side,
             )  # fmt: skip
         _layer_axis(plot, layers)
+        lowest, highest = plot.dataLim.intervaly
+        plot.set_ylim(*span(lowest, highest, None, least or 0.0))
         plot.set_ylabel(label)
-        plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=10)
+        legend(plot, 2)
         said = (
             f"{label} by layer for {' and '.join(side[0] for side in sides)}, with intervals; numbers below."
         )
@@ -133,7 +104,7 @@ def margins(layers: Layers, floor: Mapping[int, float]) -> Markup | None:
         plot.yaxis.set_minor_formatter(NullFormatter())
         _layer_axis(plot, layers)
         plot.set_ylabel("set margin")
-        plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=10)
+        legend(plot)
         said = (
             "Set margins by layer: a line from the 1 percent quantile to the median, a dash at the decile. "
             "Set changes below the noise band are no evidence of a rewrite."
@@ -162,23 +133,38 @@ def shares(layers: Layers) -> Markup | None:
         change_LE[place, : len(change)] = change
     largest = float(np.nanmax(np.abs(change_LE))) or 1.0
     with svg.styled():
-        figure, (plot,) = svg.axes(0.9 + 0.2 * max(6, min(len(rows), 40)))
+        figure, (plot,) = svg.axes(1.3 + 0.2 * max(6, min(len(rows), 40)))
         plot.imshow(_signed_colours(change_LE / largest), aspect="auto", interpolation="nearest")
         plot.grid(visible=False)
         marks = _every(len(rows))
         plot.set_yticks(marks, [f"{rows[m][0].layer}{'*' if rows[m][0].protected else ''}" for m in marks])
         plot.set_ylabel("layer (* protected)")
         plot.set_xlabel("expert")
-        _dead_marks(plot, [layer for layer, _ in rows])
+        dead = _dead_marks(plot, [layer for layer, _ in rows])
+        _colour_scale(plot, largest)
         said = (
             f"Change of the share of tokens each expert sees, tuned minus base; the largest change is "
-            f"{number(largest)}. Orange gains, blue loses, a cross marks an expert that saw no token afterwards."
+            f"{number(100 * largest)} points. Orange gains, blue loses, a cross marks an expert that saw no token "
+            f"afterwards ({dead} of them)."
         )
         return svg.inline(figure, "shares", "Expert share, tuned minus base", said)
 
 
+def _colour_scale(plot: Axes, largest: float) -> None:
+    """What a colour stands for, in points of the share of tokens."""
+    scale = plot.inset_axes((0.0, 1.04, 1.0, 0.04))
+    unit = np.linspace(-1.0, 1.0, SHADES)
+    scale.imshow(_signed_colours(unit[None, :]), aspect="auto", extent=(-1.0, 1.0, 0.0, 1.0))
+    ticks = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    scale.set_xticks(ticks, [f"{100 * largest * tick:+.2g}" if tick else "0" for tick in ticks], fontsize=9)
+    scale.xaxis.tick_top()
+    scale.set_yticks([])
+    scale.grid(visible=False)
+    scale.set_title("change of an expert's share of tokens, points", fontsize=9, pad=16)
+
+
 def _share_change(layer: LayerView) -> Any:
-    base, tuned = both_shares(layer)
+    base, tuned = layer.shares
     some = min(len(base), len(tuned))
     return np.array(tuned[:some]) - np.array(base[:some]) if some else None
 
@@ -191,16 +177,18 @@ def _signed_colours(unit_LE: Any) -> Any:
     return colours
 
 
-def _dead_marks(plot: Axes, layers: Iterable[LayerView]) -> None:
+def _dead_marks(plot: Axes, layers: Iterable[LayerView]) -> int:
+    """A cross for each expert that saw no token; returns how many there are, of which too many are not drawn."""
     dead = [
         (expert, place)
         for place, layer in enumerate(layers)
-        for expert, share in enumerate(both_shares(layer)[1])
+        for expert, share in enumerate(layer.shares[1])
         if share == 0
     ]
-    if dead:
+    if 0 < len(dead) <= CROSSES:
         x, y = zip(*dead, strict=True)
         plot.plot(x, y, "x", color=svg.INK, markersize=3, markeredgewidth=0.7)
+    return len(dead)
 
 
 def _every(count: int) -> list[int]:

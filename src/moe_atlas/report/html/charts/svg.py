@@ -21,11 +21,11 @@ from moe_atlas.text import shown
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-INK, MUTED, LINE, BASE, TUNED, FAIL, OPEN, PASS = (f"#00000{digit}" for digit in range(1, 9))
+INK, MUTED, LINE, BASE, TUNED, FAIL, OPEN, PASS, MEASURED = (f"#00000{digit}" for digit in range(1, 10))
 VARIABLES = dict(
     zip(
-        (INK, MUTED, LINE, BASE, TUNED, FAIL, OPEN, PASS),
-        ("ink", "muted", "line", "base", "tuned", "fail", "open", "pass"),
+        (INK, MUTED, LINE, BASE, TUNED, FAIL, OPEN, PASS, MEASURED),
+        ("ink", "muted", "line", "base", "tuned", "fail", "open", "pass", "measured"),
         strict=True,
     )
 )
@@ -118,5 +118,5 @@ def _prefix(root: ET.Element, name: str) -> None:
                 value = f"#{name}-{value[1:]}"
             else:
                 value = re.sub(r"url\(#", f"url(#{name}-", value)
-                value = re.sub(r"#00000[1-8]\b", lambda match: f"var(--{VARIABLES[match[0]]})", value)
+                value = re.sub(r"#00000[1-9]\b", lambda match: f"var(--{VARIABLES[match[0]]})", value)
             element.set(key, value)
