@@ -170,4 +170,7 @@ def test_paper_repeats_headings_and_breaks_no_word_and_no_figure():
     assert "thead { display: table-header-group; }" in paper
     assert re.search(r"figure, tr,[^{]*\{ break-inside: avoid; \}", paper)
     assert "h2, h3, caption, figcaption { break-after: avoid; }" in paper
-    assert "overflow-wrap: anywhere" not in paper
+    assert re.findall(r"([^{}]*)\{[^}]*overflow-wrap: anywhere; min-width: 6em", paper) == [
+        "\n  th[scope=row], td.wrap "
+    ]
+    assert paper.count("overflow-wrap: anywhere") == 1
