@@ -77,6 +77,13 @@ def test_what_an_entry_keeps_of_an_audit(ledger: Ledger, tmp_path: Path) -> None
         }
     task = next(row for row in receipt["domains"] if row["role"] == "task")
     assert body["nll"] == task["nll_tuned"]["estimate"]
+    base = [row["nll_tuned"] for row in receipt["domains"] if row["role"] == "base"]
+    means = {key: sum(found[key] for found in base) / len(base) for key in ("estimate", "low", "high")}
+    assert body["base_nll"] == pytest.approx(means["estimate"])
+    assert body["bounds"]["base_nll"] == pytest.approx([means["low"], means["high"]])
+    assert body["bounds"]["overlap"] == [protected["tuned"]["overlap"][key] for key in ("low", "high")]
+    assert body["bounds"]["nll"] == [task["nll_tuned"][key] for key in ("low", "high")]
+    assert body["margin"] == receipt["probe"]["policy"]["damage"]["nll"]
     assert body["outcomes"] == {name: p["outcome"] for name, p in receipt["predicates"].items()}
 
 
@@ -139,7 +146,7 @@ def test_pathology_and_failures_come_from_the_gated_bounds(ledger: Ledger, tmp_p
         "verdict": "fail",
         "claims": [{"claim": "usage_narrowing", "status": "licensed"}],
         "predicates": {},
-        "aggregates": {},
+        "aggregates": {"protected": {}},
         "domains": [],
         "layers": [
             {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_atlas.report.html import audit_page, history_page
-from moe_atlas.report.html.history import _ticks
+from moe_atlas.report.html.history import PANELS, _least, _ticks, _value
 from moe_atlas.text import number
 from moe_atlas.views.receipt import ReceiptView
 from tests.report import receipts
@@ -198,3 +198,29 @@ def test_a_history_says_state_action_and_every_event():
     assert "replaces registration abababababab" in words
     assert "re-registered" in words
     assert words.count(" audit ") >= 5
+
+
+def test_a_history_shows_the_loss_first_with_intervals_and_no_noise_as_news():
+    found = receipts.history()
+    entries = found.describe()["entries"]
+    gate = next(entry for entry in entries if entry["kind"] == "audit")
+    assert list(PANELS)[:2] == ["base_nll", "nll"]
+    for key in PANELS:
+        low, high = gate["body"]["bounds"][key]
+        assert low <= _value(gate, key) <= high
+    body = gate["body"]
+    assert _least(body, "base_nll", 2.0) == body["margin"] == 0.05
+    assert _least(body, "min_entropy", 2.0) == body["budgets"]["entropy_drop"]
+    assert _least(body, "dead_experts", 0.0) == body["budgets"]["dead_share_rise"] * body["health"]["experts"]
+    assert _least({}, "overlap", 0.3) == pytest.approx(0.03)
+    text = Page(history_page(found)).text
+    assert "NLL of the base domains" in text
+    assert number(gate["body"]["base_nll"]) in text
+
+
+def test_an_entry_of_an_earlier_release_has_no_bounds_and_is_drawn():
+    found = receipts.history()
+    for entry in found.snapshot.entries:
+        for key in ("bounds", "base_nll", "margin"):
+            entry.body.pop(key, None)
+    assert "NLL of the objective" in history_page(found)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_atlas.ledger.chain import Entry
 from moe_atlas.lifecycle.episodes import GateRecord
@@ -18,6 +18,7 @@ from moe_atlas.verdict.claims import CONTRADICTED, LICENSED, NARROWING, status_o
 from moe_atlas.verdict.gates.gate import FAIL, is_number
 from moe_atlas.verdict.predicates import structural_verdict
 from moe_atlas.verdict.sameness import model_identity, nothing_tuned, weights_identity
+from moe_atlas.views.measured import Interval
 from moe_atlas.views.receipt import ReceiptView
 
 Receipt = Mapping[str, Any]
@@ -38,7 +39,9 @@ def receipt_body(
         step: training step of the checkpoint.
         reason: reason for a new baseline, such as ``node failure``.
     """
-    side = "base" if receipt["kind"] == "baseline" else "tuned"
+    view = ReceiptView(receipt)
+    side = "base" if view.is_baseline else "tuned"
+    figures, objective, base = _figures(view, side), _objective(view, side), _nll(view, side, "base")
     probe = receipt["probe"]
     lock = probe.get("lock") or {}
     body: dict[str, Any] = {
@@ -46,10 +49,10 @@ def receipt_body(
         "receipt_sha256": sha256,
         "step": step,
         "reason": reason,
-        "verdict": receipt["verdict"],
+        "verdict": view.verdict,
         "qualified": receipt["qualified"],
-        "checkpoint": (receipt["checkpoints"].get(side) or {}).get("digest"),
-        "weights": weights_identity(ReceiptView(receipt).checkpoint(side)),
+        "checkpoint": view.checkpoint(side).digest,
+        "weights": weights_identity(view.checkpoint(side)),
         "probe": probe.get("name"),
         "lock_sha256": lock.get("sha256"),
         "lock_policy_sha256": lock.get("policy_sha256"),
@@ -57,10 +60,13 @@ def receipt_body(
         "registration": lock.get("content_sha256"),
         "policy_sha256": policy_sha256(probe),
         "budgets": _budgets(probe),
-        "health": _health(receipt, side),
-        "nll": _nll(receipt, side),
+        "margin": view.probe.policy.margin("nll"),
+        "health": _estimates(figures) | {"experts": _experts(view)},
+        "nll": objective.estimate,
+        "base_nll": base.estimate,
+        "bounds": _bounds(figures | {"nll": objective, "base_nll": base}),
     }
-    return body | (_comparison(receipt) if side == "tuned" else {})
+    return body | (_comparison(view) if side == "tuned" else {})
 
 
 def policy_sha256(probe: Receipt) -> str:
@@ -79,57 +85,87 @@ def _number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
-def _protected(receipt: Receipt) -> list[Receipt]:
-    wanted = set(receipt["probe"].get("protected_layers") or ())
-    return [layer for layer in receipt["layers"] if layer["layer"] in wanted]
+class Spread(NamedTuple):
+    """A figure with its bounds; None for what a receipt does not hold."""
+
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
-def _health(receipt: Receipt, side: str) -> dict[str, float | None]:
-    """Return a checkpoint's figures for the history's table over the protected layers: estimates, never gated."""
-    layers = _protected(receipt)
-    aggregates = ((receipt.get("aggregates") or {}).get("protected") or {}).get(side) or {}
+def _figures(view: ReceiptView, side: str) -> dict[str, Spread]:
+    """Return a checkpoint's figures for the history over the protected layers; they are never gated."""
+    states = [layer.side(side) for layer in view.protected]
+    found = view.aggregates.protected.side(side)
+    dead = found.dead_experts if found else None
     return {
-        "overlap": _mean((layer.get(side) or {}).get("overlap") for layer in layers),
-        "set_margin": _mean((layer.get(side) or {}).get("set_margin") for layer in layers),
-        "dead_experts": _estimate((aggregates.get("dead_experts") or {}).get("mean")),
-        "load_cv": _estimate(aggregates.get("mean_load_cv")),
-        "min_entropy": _estimate(aggregates.get("min_entropy")),
-        "experts": sum(layer["experts"] for layer in layers) / len(layers) if layers else None,
+        "overlap": _mean([state.interval("overlap") if state else None for state in states]),
+        "set_margin": _mean([state.interval("set_margin") if state else None for state in states]),
+        "dead_experts": _spread(dead.mean if dead else None),
+        "load_cv": _spread(found.mean_load_cv if found else None),
+        "min_entropy": _spread(found.min_entropy if found else None),
     }
 
 
-def _estimate(interval: Any) -> float | None:
-    return _number(interval.get("estimate") if isinstance(interval, Mapping) else interval)
+def _experts(view: ReceiptView) -> float | None:
+    """Return the mean number of experts of a protected layer."""
+    counts = [layer.experts for layer in view.protected]
+    return sum(counts) / len(counts) if counts else None
 
 
-def _mean(intervals: Iterable[Any]) -> float | None:
-    """Return the mean of the estimates, None if a layer has none: a partial mean would jump between gates."""
-    values = [_estimate(interval) for interval in intervals]
+def _spread(interval: Interval | None) -> Spread:
+    if interval is None:
+        return Spread()
+    return Spread(_number(interval.estimate), _number(interval.low), _number(interval.high))
+
+
+def _mean(intervals: Sequence[Interval | None]) -> Spread:
+    """Return the means of estimates and bounds, None if one is missing: a partial mean would jump between gates.
+
+    The mean of the bounds is never narrower than the mean's own interval, which no receipt holds.
+    """
+    return Spread(*(_complete_mean(values) for values in zip(*map(_spread, intervals), strict=True)))
+
+
+def _complete_mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _nll(receipt: Receipt, side: str) -> float | None:
-    """Return State3 (the NLL) of the task domains, or of the base domains without a task; domains weigh equally."""
-    for role in ("task", "base"):
-        rows = [row for row in receipt["domains"] if row["role"] == role]
-        if rows:
-            return _mean(row.get(f"nll_{side}") for row in rows)
-    return None
+def _nll(view: ReceiptView, side: str, role: str) -> Spread:
+    """Return State3 (the NLL) of the domains of one role, which weigh equally."""
+    rows = view.domains_of(role)
+    return _mean([row.nll_base if side == "base" else row.nll_tuned for row in rows])
 
 
-def _comparison(receipt: Receipt) -> dict[str, Any]:
+def _objective(view: ReceiptView, side: str) -> Spread:
+    """Return State3 of the task domains, or of the base domains without a task."""
+    return _nll(view, side, "task" if view.domains_of("task") else "base")
+
+
+def _estimates(figures: Mapping[str, Spread]) -> dict[str, float | None]:
+    return {name: figure.estimate for name, figure in figures.items()}
+
+
+def _bounds(figures: Mapping[str, Spread]) -> dict[str, list[float] | None]:
+    """Return low and high of each figure; None for what is not bounded on both sides."""
+    return {
+        name: None if figure.low is None or figure.high is None else [figure.low, figure.high]
+        for name, figure in figures.items()
+    }
+
+
+def _comparison(view: ReceiptView) -> dict[str, Any]:
     """Return an audit's licensed claims and outcomes about its pair."""
-    view = ReceiptView(receipt)
     claims = view.claims
     objective = [status_of(claims, name) for name in ("objective_improved", "canary_nll_improved")]
     return {
         "base": model_identity(view.checkpoint("base")),
         "identical": nothing_tuned(view),
-        "structure": structural_verdict(receipt["predicates"]) if receipt["predicates"] else None,
+        "structure": structural_verdict(view.facts["predicates"]) if view.predicates else None,
         "objective_improved": _licence(next((s for s in objective if s in (LICENSED, CONTRADICTED)), "")),
         "overlap_worse": _licence(status_of(claims, "overlaps_less_compatible")),
-        "pathology": _pathology(receipt),
+        "pathology": _pathology(view),
         "occupancy_narrowing": _licence(status_of(claims, "usage_narrowing")),
         "margin_sharper": _licence(status_of(claims, "boundaries_sharper")),
         "outcomes": {name: predicate.outcome for name, predicate in view.predicates.items()},
@@ -141,7 +177,7 @@ def _comparison(receipt: Receipt) -> dict[str, Any]:
                 if line.result == FAIL
             }
         ),
-        "reference": _health(receipt, "base"),
+        "reference": _estimates(_figures(view, "base")) | {"experts": _experts(view)},
     }
 
 
@@ -149,14 +185,13 @@ def _licence(status: str) -> bool | None:
     return {LICENSED: True, CONTRADICTED: False}.get(status)
 
 
-def _pathology(receipt: Receipt) -> list[str]:
+def _pathology(view: ReceiptView) -> list[str]:
     """Return the occupancy measures whose simultaneous lower bound exceeds its budget in a protected layer."""
-    budgets = _budgets(receipt["probe"])
     found = []
     for key, name in PATHOLOGY.items():
-        pairs = [((layer.get("pair") or {}).get(key) or {}) for layer in _protected(receipt)]
-        lows = [low for pair in pairs if (low := _number(pair.get("simultaneous_low"))) is not None]
-        if any(low > (budgets[key] or 0.0) for low in lows):
+        budget = view.probe.policy.budget(key) or 0.0
+        lows = [value.simultaneous_low for layer in view.protected if (value := layer.channel(key))]
+        if any(low is not None and low > budget for low in lows):
             found.append(name)
     return found
 

@@ -212,3 +212,34 @@ class NoiseFloor(View):
     execution = text()
     layers = parts(FloorRow)
     largest_nll_change = number()
+
+
+class DeadExperts(View):
+    """Dead experts over several layers."""
+
+    mean = part(Interval).or_none()
+
+
+class Aggregate(View):
+    """The state of one checkpoint over several layers."""
+
+    min_entropy = part(Interval).or_none()
+    mean_load_cv = part(Interval).or_none()
+    dead_experts = part(DeadExperts).or_none()
+
+
+class Scope(View):
+    """The same for both checkpoints."""
+
+    base = part(Aggregate).or_none()
+    tuned = part(Aggregate).or_none()
+
+    def side(self, name: str) -> Aggregate | None:
+        """Return the state of ``base`` or ``tuned``."""
+        return self.base if name == "base" else self.tuned
+
+
+class Aggregates(View):
+    """The state over the protected layers."""
+
+    protected = part(Scope)

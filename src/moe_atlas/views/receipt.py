@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_atlas.views.judged import Attempt, Claim, NextStep, PredicateView, Warned
-from moe_atlas.views.measured import DomainRow, LayerView, Margins, NoiseFloor
+from moe_atlas.views.measured import Aggregates, DomainRow, LayerView, Margins, NoiseFloor
 from moe_atlas.views.registered import CheckpointFacts, ProbeView
 from moe_atlas.views.view import View, flag, integers, mapping, named, part, parts, text, texts
 from moe_atlas.views.weights import Identity, VocabularyView, WeightsView
@@ -65,6 +65,7 @@ class ReceiptView(View):
     next_steps = parts(NextStep)
     warnings = parts(Warned)
     margins = part(Margins).or_none()
+    aggregates = part(Aggregates)
     domains = parts(DomainRow)
     layers = parts(LayerView)
     weights = part(WeightsView).or_none()

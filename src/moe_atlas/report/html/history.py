@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from moe_atlas.report.html.charts import svg
+from moe_atlas.report.html.charts.scales import span
 from moe_atlas.report.html.page import environment
 from moe_atlas.text import number
 from moe_atlas.verdict.qualifications import in_words, marked
@@ -24,14 +25,32 @@ MARKERS = {
     "RED": (svg.FAIL, "X", "✗"),
     None: (svg.BASE, "D", "◇"),
 }
+
+
+class Figure(NamedTuple):
+    """A figure of every gate.
+
+    Attributes:
+        label: the figure in words, with its unit.
+        budget: what of an entry's body tells the budget of its change; empty for none.
+        least: share of its level that the axis spans at least, where no budget says what matters.
+    """
+
+    label: str
+    budget: str = ""
+    least: float = 0.1
+
+
 PANELS = {
-    "overlap": "overlap (State2)",
-    "set_margin": "set margin (State1)",
-    "dead_experts": "dead experts",
-    "min_entropy": "min load entropy",
-    "load_cv": "load CV",
-    "nll": "NLL, nats",
+    "base_nll": Figure("NLL of the base domains", "margin"),
+    "nll": Figure("NLL of the objective", "margin"),
+    "overlap": Figure("overlap (State2)", "overlap_drop"),
+    "set_margin": Figure("set margin (State1)"),
+    "dead_experts": Figure("dead experts", "dead_share_rise"),
+    "min_entropy": Figure("min load entropy, nats", "entropy_drop"),
+    "load_cv": Figure("load CV", "load_cv_rise"),
 }
+"""The figures of the history: loss before geometry."""
 TICKS = 8
 EVENTS = {"resume": "resume", "registration": "registered", "repair": "repair"}
 
@@ -50,7 +69,7 @@ def history_page(history: History) -> str:
         "tone": (last.colour if last else None) or "neutral",
         "chart": _chart(entries),
         "rows": [_row(entry) for entry in entries],
-        "panels": list(PANELS.values()),
+        "panels": [figure.label for figure in PANELS.values()],
     }
     return environment().get_template("history.html.j2").render(context)
 
@@ -67,23 +86,22 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
         "colour": colour or "neutral",
         "symbol": MARKERS[colour][2] if reading else "",
         "word": f"{colour or entry['kind']}: {reading['state']}" if reading else "",
-        "figures": [number(reading["gate"][key]) if reading else "" for key in PANELS],
+        "figures": [number(_value(entry, key)) if reading else "" for key in PANELS],
         "note": "; ".join(entry["notes"]),
     }
 
 
 def _chart(entries: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Six figures over the ledger's entries, every gate in its colour and shape, events as vertical lines."""
+    """Every figure over the ledger's entries, every gate in its colour and shape, events as vertical lines."""
     gates = [entry for entry in entries if entry["reading"]]
     if not gates:
         return None
     with svg.styled():
         figure, plots = svg.axes(1.15 * len(PANELS) + 0.6, rows=len(PANELS))
-        for plot, (key, label) in zip(plots, PANELS.items(), strict=True):
+        for plot, (key, shown) in zip(plots, PANELS.items(), strict=True):
             _panel(plot, gates, key)
-            plot.set_title(label, fontsize=10, loc="left", pad=3)
+            plot.set_title(shown.label, fontsize=10, loc="left", pad=3)
             plot.yaxis.set_major_locator(MaxNLocator(3))
-            plot.margins(y=0.15)
             for entry in entries:
                 if entry["kind"] in EVENTS:
                     plot.axvline(entry["seq"], color=svg.MUTED, linewidth=0.8, linestyle=":")
@@ -100,13 +118,38 @@ def _chart(entries: Sequence[Mapping[str, Any]]) -> Markup | None:
 
 
 def _panel(plot: Axes, gates: Sequence[Mapping[str, Any]], key: str) -> None:
-    known = [(e["seq"], e["reading"]["gate"][key], e["reading"]["colour"]) for e in gates]
-    known = [point for point in known if point[1] is not None]
-    plot.plot([x for x, _, _ in known], [y for _, y, _ in known], color=svg.LINE, linewidth=1)
-    for x, y, colour in known:
-        ink, marker, _ = MARKERS[colour]
-        face = "none" if colour is None else ink
-        plot.plot([x], [y], marker, color=ink, markerfacecolor=face, markersize=5)
+    """One figure over the gates: its interval where the entry holds it, its value in the gate's colour and shape."""
+    known = [(entry, value) for entry in gates if (value := _value(entry, key)) is not None]
+    if not known:
+        return
+    plot.plot(
+        [entry["seq"] for entry, _ in known], [value for _, value in known], color=svg.LINE, linewidth=1
+    )
+    reached = []
+    for entry, value in known:
+        ink, marker, _ = MARKERS[entry["reading"]["colour"]]
+        face = "none" if entry["reading"]["colour"] is None else ink
+        low, high = (entry["body"].get("bounds") or {}).get(key) or (value, value)
+        plot.plot([entry["seq"]] * 2, [low, high], color=ink, linewidth=1.4, alpha=0.6)
+        plot.plot([entry["seq"]], [value], marker, color=ink, markerfacecolor=face, markersize=5)
+        reached += [low, value, high]
+    plot.set_ylim(*span(min(reached), max(reached), None, _least(known[-1][0]["body"], key, known[0][1])))
+
+
+def _value(entry: Mapping[str, Any], key: str) -> float | None:
+    """A figure of a gate; the base domains' loss stands in the entry alone, for no rule reads it."""
+    value = entry["body"].get(key) if key == "base_nll" else entry["reading"]["gate"][key]
+    return None if value is None else float(value)
+
+
+def _least(body: Mapping[str, Any], key: str, level: float) -> float:
+    """The least span of an axis: the budget of a change, so that noise far below the budget looks like noise."""
+    figure, budgets = PANELS[key], body.get("budgets") or {}
+    budget = body.get("margin") if figure.budget == "margin" else budgets.get(figure.budget)
+    if budget is None:
+        return figure.least * abs(level)
+    experts = (body.get("health") or {}).get("experts") or 1.0
+    return float(budget) * (experts if key == "dead_experts" else 1.0)
 
 
 def _named_events(plot: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
