@@ -144,6 +144,7 @@ def test_pathology_and_failures_come_from_the_gated_bounds(ledger: Ledger, tmp_p
     receipt = {
         **facts,
         "verdict": "fail",
+        "qualified": [],
         "claims": [{"claim": "usage_narrowing", "status": "licensed"}],
         "predicates": {},
         "aggregates": {"protected": {}},

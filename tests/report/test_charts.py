@@ -171,6 +171,6 @@ def test_paper_repeats_headings_and_breaks_no_word_and_no_figure():
     assert re.search(r"figure, tr,[^{]*\{ break-inside: avoid; \}", paper)
     assert "h2, h3, caption, figcaption { break-after: avoid; }" in paper
     assert re.findall(r"([^{}]*)\{[^}]*overflow-wrap: anywhere; min-width: 6em", paper) == [
-        "\n  th[scope=row], td.wrap "
+        "\n  th[scope=row], td.wrap, td.name "
     ]
     assert paper.count("overflow-wrap: anywhere") == 1
