@@ -27,12 +27,12 @@ IMAGES = Path("docs/images")
 VERDICT_CALLOUTS = {
     1: (".verdict .word", -34),
     2: (".verdict .told li", -34),
-    3: (".verdict .top td.bar", -10),
+    3: (".verdict .top th", -34),
     4: (".verdict .why li", -44),
     5: (".verdict ol li", -44),
 }
 LAYER_CALLOUTS = {
-    8: (".legend .swatch", -30),
+    8: (".legend", 400),
     9: (".heat tbody td.fail", 6),
     10: (".heat tbody abbr", 15),
     11: (".heat tfoot td", 6),
@@ -85,8 +85,8 @@ SHOTS = (
     Shot("report-phone-light.png", 390, "light", "#predicates"),
     Shot("report-phone-dark.png", 390, "dark", "#predicates"),
     Shot("reading-verdict.png", 1100, "light", "nav", callouts=VERDICT_CALLOUTS),
-    Shot("reading-damage.png", 1100, "light", "#predicates", "#domains", DAMAGE_CALLOUTS),
-    Shot("reading-layers.png", 1100, "light", "#occupancy", "#layers", LAYER_CALLOUTS),
+    Shot("reading-damage.png", 1280, "light", "#predicates", "#domains", DAMAGE_CALLOUTS),
+    Shot("reading-layers.png", 1280, "light", "#occupancy", "#layers", LAYER_CALLOUTS),
 )
 
 
