@@ -15,6 +15,7 @@ from moe_atlas.probes.settings.policy import ALLOWANCES, UNREPLAYED
 from moe_atlas.report import figures, words
 from moe_atlas.report.causes import causes
 from moe_atlas.report.sentences import sentences, unjudged
+from moe_atlas.report.yardstick import against_copy
 from moe_atlas.text import shown
 from moe_atlas.views.measured import Interval
 from moe_atlas.views.receipt import ReceiptView
@@ -100,7 +101,7 @@ def losses(receipt: ReceiptView) -> Iterator[Said]:
 
 
 def _signed(increase: Interval) -> str:
-    return f"{'+' if (increase.estimate or 0.0) > 0 else ''}{words.spelled(increase)}"
+    return f"{'+' if (increase.estimate or 0.0) > 0 else ''}{words.spelled(increase)}{against_copy(increase)}"
 
 
 def conditions(receipt: ReceiptView) -> Iterator[Said]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from moe_atlas.errors import InputRefused
 from moe_atlas.receipt.schema import schema_problems
+from moe_atlas.report.yardstick import with_multiples
 from moe_atlas.text import shown
 from moe_atlas.views.receipt import ReceiptView
 
@@ -25,4 +26,4 @@ def opened(receipt: Mapping[str, Any], path: Path) -> ReceiptView:
         said = f"holds facts that cannot be shown: {where or 'receipt'}: {problem}{more}"
         hint = "its verdict stands if atlas verify says so; report it with the version that wrote it"
         raise InputRefused("E_REPORT", shown(str(path)), said, hint)
-    return ReceiptView(receipt)
+    return ReceiptView(with_multiples(receipt))

@@ -13,6 +13,7 @@ from moe_atlas.channels import CHANNEL, GATED, Channel
 from moe_atlas.report import figures, words
 from moe_atlas.report.head import head
 from moe_atlas.report.screen import Fitted
+from moe_atlas.report.yardstick import copies
 from moe_atlas.text import number, shown
 from moe_atlas.views.judged import PredicateView
 from moe_atlas.views.measured import LayerView
@@ -101,7 +102,8 @@ def layer_table(receipt: ReceiptView) -> Fitted:
     """Every channel of the worst layers, protected ones marked; budgets in the last row."""
     policy = receipt.probe.policy
     layers = sorted(receipt.layers, key=lambda layer: -_worst(layer, policy))
-    title = "Layers, worst first (* protected; against the budget, upper bound)"
+    said = "; ×: of a 4-bit copy's" if receipt.yardstick else ""
+    title = f"Layers, worst first (* protected; against the budget, upper bound{said})"
     table = Table(title=title, title_justify="left", expand=False)
     for column in ("layer", *(channel.short for channel in COLUMNS), "dead", "margin"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -116,14 +118,17 @@ def layer_table(receipt: ReceiptView) -> Fitted:
     table.add_row("budget", *limits, "", "", style="dim")
     if len(layers) > LAYERS_SHOWN:
         table.caption = f"{len(layers) - LAYERS_SHOWN} more layers in the receipt"
-    return Fitted(table, ("margin", "dead", CHANNEL["entropy_drop"].short, CHANNEL["overlap_drop"].short))
+    expendable = ("entropy_drop", "overlap_drop", "expert_content", "transition_drift")
+    return Fitted(table, ("margin", "dead", *(CHANNEL[key].short for key in expendable)))
 
 
 def _channel(layer: LayerView, channel: Channel, policy: Policy) -> Text:
     value, budget = layer.channel(channel.key), policy.budget(channel.budget)
     high = value.high if value else None
     over = budget is not None and high is not None and high >= budget
-    return Text(number(words.estimate(value)), style="red" if over and layer.protected else "")
+    return Text(
+        f"{number(words.estimate(value))}{copies(value)}", style="red" if over and layer.protected else ""
+    )
 
 
 def _change(layer: LayerView, key: str) -> str:
@@ -154,8 +159,8 @@ def domain_table(receipt: ReceiptView) -> Fitted:
             str(domain.documents),
             number(words.estimate(domain.nll_base), 4),
             number(words.estimate(domain.nll_tuned), 4),
-            words.spelled(domain.nll_increase),
-            number(words.estimate(domain.kl)),
+            f"{words.spelled(domain.nll_increase)}{copies(domain.nll_increase)}",
+            f"{number(words.estimate(domain.kl))}{copies(domain.kl)}",
             number(words.estimate(domain.top1_agreement)),
         )
     return Fitted(table, ("top-1 agreement", "KL", "role", "documents"))

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from moe_atlas.channels import GATED
 from moe_atlas.report import figures
+from moe_atlas.report.yardstick import against_copy
 from moe_atlas.text import interval, number, shown
 from moe_atlas.verdict.qualifications import in_words
 from moe_atlas.views.judged import EvidenceLine, NextStep
@@ -184,19 +185,20 @@ def gate_sentence(line: EvidenceLine) -> str:
     sentence = " ".join(parts)
     held = figures.limit(line)
     sentence += f", {held}" if held else ""
+    sentence += against_copy(line)
     if line.reason:
         sentence += f" ({shown(line.reason, 160)})"
     return sentence
 
 
 def drift(receipt: ReceiptView, line: EvidenceLine) -> str:
-    """A drift in a few words: ``content drift 0.35 (layer 1), 2.7 × budget 0.13``.
+    """A drift in a few words: ``content drift 0.35 (layer 1), 2.7 × budget 0.13, 1.3 × a 4-bit copy``.
 
     Whatever else a receipt knows of a drift is said here, so that every sentence about a drift says it.
     """
     where = f" ({place(line)})" if place(line) else ""
     held = figures.limit(line)
-    return f"{gate_name(line.gate)} {number(line.estimate)}{where}{f', {held}' if held else ''}"
+    return f"{gate_name(line.gate)} {number(line.estimate)}{where}{f', {held}' if held else ''}{against_copy(line)}"
 
 
 def next_step(step: NextStep) -> str:

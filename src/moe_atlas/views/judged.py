@@ -23,6 +23,7 @@ class EvidenceLine(View):
     rule = text().or_none()
     attempt = text().or_none()
     part = text().or_none()
+    times_copy = number().or_none()
 
 
 class PredicateView(View):

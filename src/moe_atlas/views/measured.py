@@ -33,6 +33,7 @@ class Interval(View):
     not_applicable = flag().or_none()
     reason = text().or_none()
     layer = integer().or_none()
+    times_copy = number().or_none()
 
     @property
     def has_pass_bound(self) -> bool:

@@ -74,6 +74,7 @@ class ReceiptView(View):
     probe = part(ProbeView)
     checkpoints = named(CheckpointFacts)
     attempts = parts(Attempt).or_none()
+    yardstick = mapping().or_none()
     noise_floor = part(NoiseFloor).or_none()
     method = part(Method)
     environment = mapping()

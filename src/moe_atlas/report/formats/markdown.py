@@ -9,6 +9,7 @@ from typing import Any
 from moe_atlas.errors import AtlasError
 from moe_atlas.report import words
 from moe_atlas.report.head import head
+from moe_atlas.report.yardstick import copies
 from moe_atlas.text import markdown, number
 from moe_atlas.views.judged import Warned
 from moe_atlas.views.receipt import ReceiptView
@@ -74,7 +75,7 @@ def _predicates(receipt: ReceiptView) -> Iterable[str]:
 def _domains(receipt: ReceiptView) -> list[str]:
     rows = [
         f"| {_safe(row.name)} | {row.role} | {number(words.estimate(row.nll_base), 4)} | "
-        f"{number(words.estimate(row.nll_tuned), 4)} | {words.spelled(row.nll_increase)} |"
+        f"{number(words.estimate(row.nll_tuned), 4)} | {words.spelled(row.nll_increase)}{copies(row.nll_increase)} |"
         for row in receipt.domains
     ]
     hidden = len(rows) - DOMAINS

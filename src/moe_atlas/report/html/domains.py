@@ -6,6 +6,7 @@ from typing import Any
 
 from moe_atlas.report.figures import times
 from moe_atlas.report.words import estimate, spelled
+from moe_atlas.report.yardstick import copies
 from moe_atlas.text import number
 from moe_atlas.views.measured import DamagedDocuments, DomainRow
 from moe_atlas.views.receipt import ReceiptView
@@ -24,9 +25,9 @@ def domains(receipt: ReceiptView) -> list[dict[str, Any]]:
             "documents": row.documents,
             "base": number(estimate(row.nll_base), 4),
             "tuned": number(estimate(row.nll_tuned), 4),
-            "increase": spelled(row.nll_increase),
+            "increase": f"{spelled(row.nll_increase)}{copies(row.nll_increase)}",
             "times": times(estimate(row.nll_increase), margin) if row.role == "base" else "",
-            "kl": spelled(row.kl),
+            "kl": f"{spelled(row.kl)}{copies(row.kl)}",
             "agreement": spelled(row.top1_agreement),
             "damaged": _damaged(row.damaged_documents),
         }

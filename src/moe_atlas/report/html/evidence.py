@@ -16,6 +16,7 @@ from moe_atlas.report.words import (
     place,
     spelled,
 )
+from moe_atlas.report.yardstick import copies
 from moe_atlas.text import number
 from moe_atlas.views.judged import EvidenceLine, PredicateView
 from moe_atlas.views.receipt import ReceiptView
@@ -56,7 +57,7 @@ def _line(line: EvidenceLine) -> dict[str, Any]:
     return {
         "gate": gate_name(line.gate),
         "place": place(line),
-        "interval": spelled(line),
+        "interval": f"{spelled(line)}{copies(line)}",
         "bound": number(line.simultaneous_low),
         "budget": limit(line) or "–",
         "result": line.result,

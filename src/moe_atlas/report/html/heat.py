@@ -10,6 +10,7 @@ from typing import Any
 from moe_atlas.channels import GATED, Channel
 from moe_atlas.report.figures import multiple, times
 from moe_atlas.report.words import SYMBOLS
+from moe_atlas.report.yardstick import copies
 from moe_atlas.text import number
 from moe_atlas.views.judged import EvidenceLine
 from moe_atlas.views.measured import Interval, LayerView, WorstExpert, no_interval
@@ -27,7 +28,7 @@ class Cell:
 
     Attributes:
         times: the estimate as a multiple of its budget; empty where there is no budget.
-        estimate: in words.
+        estimate: in words, with its multiple of a 4-bit copy's.
         interval: in words; empty where there is none.
         bound: the simultaneous lower bound that a FAIL rests on; empty outside protected layers.
         result: ``pass``, ``fail``, ``undetermined``, ``not-applicable`` or ``not-gated``.
@@ -114,7 +115,7 @@ def _cell(layer: LayerView, channel: Channel, budget: float | None, gates: Gates
     ceiling = channel.ceiling(layer.experts, layer.top_k)
     return Cell(
         times=times(value.estimate, budget),
-        estimate=number(value.estimate),
+        estimate=f"{number(value.estimate)}{copies(value)}",
         interval=_span(value),
         bound=number(bound) if bound is not None else "",
         result=result,
