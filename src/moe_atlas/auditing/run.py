@@ -47,7 +47,7 @@ from moe_atlas.auditing.processes.group import Group
 from moe_atlas.auditing.resume import StateFile, dependencies, settings
 from moe_atlas.auditing.unreplayed import compare_unreplayed, values_alone
 from moe_atlas.auditing.walk import Evidence, Walk
-from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
+from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256, digest_checkpoint
 from moe_atlas.checkpoint.headers.header import DTYPE_BITS
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.reader import Reader
@@ -325,3 +325,31 @@ def measure_yardstick(
     block = {"copy": copy.describe(), "key": key, **derive_yardstick(facts, arrays)}
     cache.keep(key, block)
     return {"taken_from": "measurement", **block}
+
+
+def yardstick_alone(base: Given, probe: Path, options: AuditOptions) -> Facts:
+    """Measure the yardstick of a base, or take it from the cache, where there is no tuned checkpoint.
+
+    Returns:
+        `yardstick` and `probe` as in a receipt, the base's `family` and `digest`, and `layers`: experts and k by index
+        of the routed layer.
+
+    Raises:
+        AtlasError: for every error that a user can cause.
+    """
+    probes = load_registered(probe, options.policy_from)
+    checkpoints, specs = open_checkpoints(base, None, probes, options.accepted)
+    folder = Folder.of(probes, checkpoints[0], tuned=False)
+    with memory_errors_named(), threads(options.threads), full_precision():
+        digest = digest_checkpoint(checkpoints[0])
+        options = replace(options, yardstick=True)
+        yardstick = measure_yardstick(checkpoints[0], specs[0], probes, options, Group(), digest)
+    folder.require_unchanged()
+    routers = {layer.index: layer.moe.router for layer in specs[0].layers if layer.moe}
+    return {
+        "yardstick": yardstick,
+        "probe": probe_facts(probes, specs[0]),
+        "family": specs[0].family,
+        "digest": digest.sha256,
+        "layers": {index: (router.experts, router.top_k) for index, router in routers.items()},
+    }

@@ -53,6 +53,12 @@ def distribution_free_level(n: int) -> float:
     return n / (n + 1)
 
 
+def rounded_down(value: float) -> float:
+    """Return a positive `value` rounded down to two significant digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return round(math.floor(value / unit + 1e-9) * unit, 12)
+
+
 def rounded_up(value: float) -> float:
     """Return `value` rounded up to two significant digits; 0 if it is not positive."""
     if value <= 0:

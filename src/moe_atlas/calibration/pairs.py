@@ -115,12 +115,13 @@ def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> P
         policy=receipt["probe"]["policy"],
         documents=min(row["documents"] for row in base),
         experts=min(layer["experts"] for layer in layers),
-        guarded=_guarded(receipt),
+        guarded=guarded(receipt),
         origin=origin_of(receipt),
     )
 
 
-def _guarded(receipt: Facts) -> str | list[int | str] | None:
+def guarded(receipt: Facts) -> str | list[int | str] | None:
+    """Return the protected layers as a probe file spells them; None if ``all`` and ``mid-band`` are the same layers."""
     protected, routed = receipt["probe"]["protected_layers"], [row["layer"] for row in receipt["layers"]]
     middle = mid_band(routed)
     if protected == middle:

@@ -14,6 +14,7 @@ from moe_atlas.text import shown
 
 def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) -> str:
     """Return the text of the whole file."""
+    first = calibration.healthy[0]
     caught = "".join(f"# {line}\n" for line in table(calibration, damaged)) if damaged else ""
     indented = "\n".join(f"  {line}".rstrip() for line in policy_lines(calibration))
     pairs = "".join(
@@ -28,14 +29,14 @@ def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) ->
 name: calibrated
 policy:
 {indented}
-{_bound(calibration.healthy[0])}"""
+{bound(first.setting["evaluation"], first.guarded)}"""
 
 
-def _bound(pair: Pair) -> str:
+def bound(evaluation: Any, guarded: Any) -> str:
     """Return the lines of evaluation and protected layers: budgets hold for these alone."""
-    lines = [f"evaluation: {_flow(pair.setting['evaluation'])}\n"]
-    if pair.guarded is not None:
-        lines.append(f"protected_layers: {_flow(pair.guarded)}\n")
+    lines = [f"evaluation: {flow(evaluation)}\n"]
+    if guarded is not None:
+        lines.append(f"protected_layers: {flow(guarded)}\n")
     return "".join(lines)
 
 
@@ -70,7 +71,7 @@ def policy_lines(calibration: Calibration) -> list[str]:
         mu = ", ".join(f"{value:g}" for value in refinement["mu"])
         lines.append(f"  refinement: {{mu: [{mu}], tau: {budgets['tau'].value:g}}}")
     lines += [
-        f"  {key}: {_flow(policy['rewrite'][key])}"
+        f"  {key}: {flow(policy['rewrite'][key])}"
         for key in ("handoff", "smooth")
         if policy["rewrite"].get(key)
     ]
@@ -83,9 +84,9 @@ def policy_lines(calibration: Calibration) -> list[str]:
     lines.append(f"  document_share: {calibration.document_share:g}  # {share}")
     weights = policy.get("weights") or {}
     lines.append(
-        f"weights: {_flow({key: weights.get(key, []) for key in ('must_not_change', 'must_change')})}"
+        f"weights: {flow({key: weights.get(key, []) for key in ('must_not_change', 'must_change')})}"
     )
-    return [*lines, f"set_for: {_flow(set_for(first))}"]
+    return [*lines, f"set_for: {flow(set_for(first))}"]
 
 
 def set_for(pair: Pair) -> dict[str, Any]:
@@ -126,10 +127,10 @@ def _origin(found: Budget) -> str:
     return values if found.rule == "prediction" else f"{values}; {shown(found.rule, 200)}"
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """Return a small value in YAML's flow style."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {flow(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_flow(entry) for entry in value) + "]"
+        return "[" + ", ".join(flow(entry) for entry in value) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

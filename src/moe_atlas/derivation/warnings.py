@@ -153,20 +153,24 @@ def _left_out(receipt: Facts) -> list[dict[str, Any]]:
 
 
 def _set_for(receipt: Facts) -> list[dict[str, Any]]:
-    """Warn about budgets that were set for another family, another k or another evaluation set."""
+    """Warn about budgets that were set for another family, another k, another evaluation set or another base."""
     registered = receipt["probe"]["policy"].get("set_for") or {}
     found = {
         "family": (receipt.get("checkpoints") or {}).get("base", {}).get("family"),
         "top_k": next((layer["top_k"] for layer in receipt["layers"]), None),
         "experts": (receipt["probe"].get("evaluation") or {}).get("experts"),
     }
+    digest = (receipt.get("checkpoints") or {}).get("base", {}).get("digest")
     return [
         {
             "code": "budgets-set-for",
-            "message": f"the budgets were set for {key} {registered[key]}, this audit has {value}",
+            "message": f"the budgets were set for {key} {set_for}, this audit has {value}",
         }
-        for key, value in found.items()
-        if registered.get(key) is not None and value is not None and registered[key] != value
+        for key, set_for, value in (
+            *((key, registered.get(key), value) for key, value in found.items()),
+            ("the base of digest", (registered.get("from_base") or {}).get("base"), digest),
+        )
+        if set_for is not None and value is not None and set_for != value
     ]
 
 

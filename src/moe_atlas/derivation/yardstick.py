@@ -29,7 +29,7 @@ def derive_yardstick(facts: Facts, windows: Arrays) -> dict[str, Any]:
             for layer in layers
         ],
         "domains": [
-            {"name": row["name"], "role": row["role"]}
+            {"name": row["name"], "role": row["role"], "documents": row["documents"]}
             | {key: _shown(row[key]) for key in ("nll_increase", "kl")}
             for row in domains
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from moe_atlas.probes.settings.policy import (
     TENSOR_CLASSES,
     UNREGISTERED,
     Damage,
+    FromBase,
     Handoff,
     Policy,
     Refinement,
@@ -345,9 +347,28 @@ def _classes(fields: Fields, key: str) -> tuple[str, ...]:
 
 
 def _set_for(node: Node, file: str) -> SetFor:
-    fields = Fields(node, "policy.set_for", file, ("family", "top_k", "experts"))
+    fields = Fields(node, "policy.set_for", file, ("family", "top_k", "experts", "from_base"))
     return SetFor(
         family=None if fields.is_null("family") else fields.text("family"),
         top_k=None if fields.is_null("top_k") else fields.integer("top_k", 1, 65_536),
         experts=None if fields.is_null("experts") else fields.text("experts", EXPERT_SETS),
+        from_base=None if fields.is_null("from_base") else _from_base(fields.get("from_base"), file),
     )
+
+
+def _from_base(node: Node, file: str) -> FromBase:
+    fields = Fields(node, "policy.set_for.from_base", file, ("base", "probe", "bits", "group", "factor"))
+    return FromBase(
+        base=_digest(fields, "base"),
+        probe=_digest(fields, "probe"),
+        bits=fields.integer("bits", 2, 16),
+        group=fields.integer("group", 1, 65_536),
+        factor=fields.number("factor", _POSITIVE),
+    )
+
+
+def _digest(fields: Fields, key: str) -> str:
+    value = fields.text(key)
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        fields.refuse(fields.line_of(key), f"{fields.path(key)} must be a sha256 in hexadecimal, in quotes")
+    return value

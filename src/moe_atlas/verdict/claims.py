@@ -12,7 +12,7 @@ from typing import Any
 
 from moe_atlas.channels import CHANNELS, GATED, OCCUPANCY, Channel
 from moe_atlas.verdict.gates.gate import is_number
-from moe_atlas.verdict.qualifications import in_words
+from moe_atlas.verdict.qualifications import in_words, provisional_origin
 from moe_atlas.verdict.rewrite import PRESERVED, REWRITTEN
 from moe_atlas.verdict.success import base_reached
 from moe_atlas.verdict.task import CHART_PRESERVING, KNOWLEDGE_EXPANSIVE
@@ -216,13 +216,26 @@ def _moved(channel: Channel, layers: Layers) -> dict[str, Any]:
 
 def _preserved(receipt: ReceiptView) -> dict[str, Any]:
     outcome = receipt.predicates["protected_atlas_rewrite"].outcome
+    origin = provisional_origin(receipt.probe.policy)
     return _claim(
         "preserved",
-        f"{in_words('The protected atlas was preserved', receipt.qualified)}.",
+        _preserved_statement(receipt, "The protected atlas was preserved", "The tune moved"),
         _decide(outcome == PRESERVED, outcome == REWRITTEN),
         ["predicates.protected_atlas_rewrite", *(f"layers.*.pair.{channel.key}" for channel in GATED)],
-        "anything about what happens after this checkpoint",
+        "anything about what happens after this checkpoint" if origin is None else _PROVISIONAL_LIMIT,
     )
+
+
+_PROVISIONAL_LIMIT = "that the tune behaves like a healthy tune: no healthy tune set a budget"
+
+
+def _preserved_statement(receipt: ReceiptView, plainly: str, moved: str) -> str:
+    """Return the statement of preservation; under provisional budgets it says only how far the tune moved."""
+    origin = provisional_origin(receipt.probe.policy)
+    if origin is None:
+        return f"{in_words(plainly, receipt.qualified)}."
+    copy = f"{origin.factor:g} × what a {origin.bits}-bit copy of its base does"
+    return f"{moved} no further than {copy} (every gated channel, worst protected layer)."
 
 
 def _matched_success(receipt: ReceiptView) -> dict[str, Any]:
@@ -232,7 +245,11 @@ def _matched_success(receipt: ReceiptView) -> dict[str, Any]:
     contradicted = outcome in ("task-not-reached", "chart-redefining", "misclassified", KNOWLEDGE_EXPANSIVE)
     return _claim(
         "preserved_at_matched_task_success",
-        f"{in_words('The task was reached with the protected atlas preserved', receipt.qualified)}.",
+        _preserved_statement(
+            receipt,
+            "The task was reached with the protected atlas preserved",
+            "The task was reached and the tune moved",
+        ),
         _decide(licensed, contradicted),
         [
             "predicates.knowledge_expansive",

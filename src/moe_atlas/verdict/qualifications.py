@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from moe_atlas.probes.settings.policy import DAMAGE_STAGE
 from moe_atlas.text import shown
 from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.registered import Policy, ProvisionalOrigin
 
-QUALIFICATIONS = {DAMAGE_STAGE: "(the atlas was measured, not judged)"}
+PROVISIONAL = "provisional-budgets"
+QUALIFICATIONS = {
+    DAMAGE_STAGE: "(the atlas was measured, not judged)",
+    PROVISIONAL: "under provisional budgets",
+}
 """The words that follow a qualified verdict, and the statement of every claim of preservation, by code."""
 
 
@@ -16,8 +21,14 @@ def derive_qualified(receipt: ReceiptView) -> list[str]:
     """Return the codes that qualify the verdict, in the table's order; a baseline has no verdict to qualify."""
     if receipt.is_baseline:
         return []
-    holds = {DAMAGE_STAGE: receipt.probe.policy.stage == DAMAGE_STAGE}
+    policy = receipt.probe.policy
+    holds = {DAMAGE_STAGE: policy.stage == DAMAGE_STAGE, PROVISIONAL: provisional_origin(policy) is not None}
     return [code for code in QUALIFICATIONS if holds[code]]
+
+
+def provisional_origin(policy: Policy) -> ProvisionalOrigin | None:
+    """Return what the budgets of a policy were derived from, if that is the base alone."""
+    return None if policy.set_for is None else policy.set_for.from_base
 
 
 def marked(text: str, codes: Sequence[str]) -> str:

@@ -16,6 +16,19 @@ class Limits(View):
     """Limits of one kind, looked up by name; a null limit gates nothing."""
 
 
+class ProvisionalOrigin(View):
+    """The copy of the base that provisional budgets are a multiple of."""
+
+    bits = integer()
+    factor = number()
+
+
+class SetFor(View):
+    """What the budgets were set for."""
+
+    from_base = part(ProvisionalOrigin).or_none()
+
+
 class Policy(View):
     """The registered policy."""
 
@@ -27,6 +40,7 @@ class Policy(View):
     weights = part(WeightRules).or_none()
     allow = texts().or_none()
     task = text().or_none()
+    set_for = part(SetFor).or_none()
 
     def budget(self, key: str) -> float | None:
         """Return the budget of a drift; None where it gates nothing."""

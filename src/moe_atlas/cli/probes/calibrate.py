@@ -1,20 +1,25 @@
-"""`atlas calibrate`: derive budgets from pairs known to be healthy. Torch-free."""
+"""`atlas calibrate`: derive budgets from pairs known to be healthy, or a first draft from the base alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moe_atlas.calibration.bounds import FEWEST
-from moe_atlas.errors import ResourceExhausted
+from moe_atlas.cli.common import options as o
+from moe_atlas.errors import ResourceExhausted, UsageError
 from moe_atlas.receipt.files import require_apart, require_free, window_path
 from moe_atlas.system.atomic_write import write_atomic
 from moe_atlas.text import shown
 
-LEVEL, FACTOR = 0.99, 2.0
+if TYPE_CHECKING:
+    from moe_atlas.options import AuditOptions
+
+LEVEL, FACTOR, COPIES = 0.99, 2.0, 2.5
 
 
 class Acceptable(StrEnum):
@@ -25,15 +30,15 @@ class Acceptable(StrEnum):
 
 
 def calibrate(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The policy file to write.")],
     healthy: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "--healthy",
             metavar="RECEIPT",
             help=f"Receipt of a tune one would promote, or a folder; at least {FEWEST}.",
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The policy file to write.")],
+    ] = None,
     damaged: Annotated[
         list[Path] | None,
         typer.Option(
@@ -45,12 +50,32 @@ def calibrate(
         typer.Option(min=0.5, max=0.9999, metavar="NUMBER", help="One-sided level of the prediction bound."),
     ] = LEVEL,
     factor: Annotated[
-        float, typer.Option(min=1.0, metavar="NUMBER", help="What the bound is multiplied by.")
-    ] = FACTOR,
+        float | None,
+        typer.Option(
+            min=1.0,
+            metavar="NUMBER",
+            help=f"Of the bound, {FACTOR:g} by default; of the 4-bit copy, {COPIES:g}.",
+        ),
+    ] = None,
     accept: Annotated[
         list[Acceptable] | None,
         typer.Option("--accept", help="count as healthy what is refused otherwise, on record; repeatable."),
     ] = None,
+    from_base: Annotated[
+        Path | None,
+        typer.Option("--from-base", metavar="BASE", help="Instead: PROVISIONAL budgets from a base alone."),
+    ] = None,
+    probe: Annotated[
+        Path | None, typer.Option("--probe", metavar="FILE", help="With --from-base: registered probe file.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="With --from-base: your margin for a domain's mean rise of NLL."),
+    ] = None,
+    policy_from: o.PolicyFrom = None,
+    dtype: o.Dtype = "auto",
+    threads: o.Threads = None,
+    memory: o.Memory = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
     """Set budgets as prediction bounds over healthy pairs, and say what they would have caught.
@@ -59,26 +84,96 @@ def calibrate(
 
     Example: atlas calibrate --healthy receipts/good --damaged receipts/bad --out policy.yaml
     """
+    require_free(out, force)
+    if from_base is None:
+        _require_none({"--probe": probe, "--margin": margin}, "goes with --from-base")
+        if not healthy:
+            step = "give --healthy receipts, or --from-base BASE for provisional budgets"
+            raise UsageError("E_OPTIONS", "--healthy", "is not given, and nothing else sets budgets", step)
+        _from_pairs(
+            healthy, damaged or [], out, level, factor or FACTOR, [name.value for name in accept or ()]
+        )
+        return
+    _require_none(
+        {"--healthy": healthy, "--damaged": damaged, "--accept": accept}, "does not go with --from-base"
+    )
+    if probe is None or margin is None:
+        problem = "needs --probe, a registered probe file, and --margin, your own number"
+        raise UsageError(
+            "E_OPTIONS", "--from-base", problem, "a base does not say how much forgetting you accept"
+        )
+    from moe_atlas.options import AuditOptions
+
+    options = o.audit_options(
+        AuditOptions(dtype=dtype, threads=threads, policy_from=policy_from), memory, None
+    )
+    _from_base(from_base, probe, out, margin, factor or COPIES, options)
+
+
+def _require_none(given: dict[str, object], problem: str) -> None:
+    for name, value in given.items():
+        if value:
+            raise UsageError("E_OPTIONS", name, problem, "see atlas calibrate --help")
+
+
+def _from_pairs(
+    healthy: Sequence[Path],
+    damaged: Sequence[Path],
+    out: Path,
+    level: float,
+    factor: float,
+    accepted: Sequence[str],
+) -> None:
     from moe_atlas.calibration.budgets import calibrate as set_budgets
     from moe_atlas.calibration.pairs import read_pair, receipt_paths, require_one_fate, require_one_setting
     from moe_atlas.calibration.policy_text import policy_file, table
 
-    require_free(out, force)
-    paths = receipt_paths(healthy), receipt_paths(damaged or ())
+    paths = receipt_paths(healthy), receipt_paths(damaged)
     require_apart([out], [beside for path in (*paths[0], *paths[1]) for beside in (path, window_path(path))])
     good, bad = ([read_pair(path) for path in some] for some in paths)
-    calibration = set_budgets(good, level, factor, [name.value for name in accept or ()])
+    calibration = set_budgets(good, level, factor, accepted)
     require_one_setting([*good, *bad])
     require_one_fate(good, bad)
-    try:
-        write_atomic(out, policy_file(calibration, bad, out.name).encode("utf-8"))
-    except OSError as error:
-        raise ResourceExhausted(
-            "E_WRITE", shown(str(out)), f"cannot be written ({error.strerror})"
-        ) from error
+    _write(out, policy_file(calibration, bad, out.name))
     for line in table(calibration, bad) if bad else ():
         typer.echo(line)
     typer.echo(
         f"wrote {shown(str(out))}: budgets from {len(good)} healthy pairs; "
         f"atlas register probes.yaml --policy-from {shown(str(out))}"
     )
+
+
+def _from_base(
+    base: Path, probe: Path, out: Path, margin: float, factor: float, options: AuditOptions
+) -> None:
+    from dataclasses import replace
+
+    from moe_atlas.auditing.run import yardstick_alone
+    from moe_atlas.calibration.from_base import Base, draft, require_margin
+    from moe_atlas.calibration.provisional_text import costs_of_copy, provisional_file
+    from moe_atlas.probes.lock import lock_path
+    from moe_atlas.report.progress import watching
+
+    require_margin(margin)
+    require_apart([out], [base, probe, lock_path(probe), options.policy_from])
+    with watching(quiet=False) as watcher:
+        measured = Base(**yardstick_alone(base, probe, replace(options, progress=watcher)))
+    made = draft(measured, margin, factor)
+    _write(out, provisional_file(measured, made, out.name))
+    typer.echo(f"your margin: {margin:g} nats per token; a 4-bit copy of the base costs")
+    for line in costs_of_copy(measured):
+        typer.echo(f"  {line}")
+    typer.echo(
+        f"wrote {shown(str(out))}: PROVISIONAL budgets, {factor:g} × what that copy does\n"
+        f"take the policy out of {shown(str(probe))}, because the new file has it, then: "
+        f"atlas register {shown(str(probe))} --policy-from {shown(str(out))}"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomic(path, text.encode("utf-8"))
+    except OSError as error:
+        raise ResourceExhausted(
+            "E_WRITE", shown(str(path)), f"cannot be written ({error.strerror})"
+        ) from error

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -167,16 +167,48 @@ class WeightRules:
 
 
 @dataclass(frozen=True)
+class FromBase:
+    """The origin of provisional budgets: a multiple of what a 4-bit copy of one base does, and no healthy tune.
+
+    Attributes:
+        base: digest of the base's tensors.
+        probe: digest of the registration under which the copy was measured.
+        bits: bits of the copy's integers.
+        group: elements of the copy that share a scale.
+        factor: the budgets as a multiple of the copy's upper bounds.
+    """
+
+    base: str
+    probe: str
+    bits: int
+    group: int
+    factor: float
+
+    def describe(self) -> dict[str, Any]:
+        """Return the block in the file's spelling."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class SetFor:
-    """The family, k and evaluation set of the budgets; an audit of another kind warns. None means not recorded."""
+    """What the budgets were set for; an audit of another kind warns. None means not recorded.
+
+    Attributes:
+        family: the model family.
+        top_k: experts of a token.
+        experts: the evaluation set.
+        from_base: the origin of provisional budgets; None for budgets of another origin.
+    """
 
     family: str | None
     top_k: int | None
     experts: str | None
+    from_base: FromBase | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return the block in the file's spelling."""
-        return {"family": self.family, "top_k": self.top_k, "experts": self.experts}
+        """Return the block in the file's spelling, without `from_base` if there is none."""
+        out: dict[str, Any] = {"family": self.family, "top_k": self.top_k, "experts": self.experts}
+        return out if self.from_base is None else out | {"from_base": self.from_base.describe()}
 
 
 @dataclass(frozen=True)
@@ -191,7 +223,7 @@ class Policy:
         damage: limits of the base domains.
         weights: tensor classes that must or must not change.
         task_none: the file says ``task: none``, required when there is no task domain.
-        set_for: family, k and evaluation set that the budgets were set for.
+        set_for: family, k and evaluation set that the budgets were set for; the base behind provisional budgets.
         allow: names out of `ALLOWANCES`, in the order of that table.
     """
 
