@@ -16,7 +16,22 @@ from moe_atlas.verdict.qualifications import in_words
 
 def facts(lock: Lock) -> dict[str, object]:
     """The registration as JSON values."""
-    domains = [
+    return {
+        "lock": str(lock.path),
+        "lock_sha256": lock.digest,
+        "policy_sha256": lock.policy_sha256,
+        "policy_from": lock.policy_from,
+        "stage": lock.body["stage"],
+        "registered_at": lock.registered_at,
+        "predecessor": lock.predecessor,
+        "domains": domain_facts(lock),
+        "warnings": _warnings(lock),
+    }
+
+
+def domain_facts(lock: Lock) -> list[dict[str, object]]:
+    """What every domain holds, as JSON values."""
+    return [
         {
             "name": domain["name"],
             "role": domain["role"],
@@ -28,26 +43,26 @@ def facts(lock: Lock) -> dict[str, object]:
         }
         for domain in lock.body["domains"]
     ]
-    return {
-        "lock": str(lock.path),
-        "lock_sha256": lock.digest,
-        "policy_sha256": lock.policy_sha256,
-        "policy_from": lock.policy_from,
-        "stage": lock.body["stage"],
-        "registered_at": lock.registered_at,
-        "predecessor": lock.predecessor,
-        "domains": domains,
-        "warnings": _warnings(lock),
-    }
+
+
+def domain_lines(lock: Lock) -> list[str]:
+    """What every domain holds, in a line each."""
+    return [
+        f"  {shown(d['name'])} ({d['role']}): {len(d['windows'])} windows of {counted(d)} documents"
+        for d in lock.body["domains"]
+    ]
+
+
+def checks(lock: Lock) -> list[str]:
+    """What a person should know of the documents before the run: copies, documents left out, too few documents."""
+    copies = [text for row in lock.overlaps() for _, text in overlap_sentences(row)]
+    return [*copies, *_warnings(lock)]
 
 
 def sentence(lock: Lock, earlier: Predecessors) -> str:
     """The registration in lines, with what a person should know before the run."""
     lines = [f"registered {shown(str(lock.path))} at {lock.registered_at}, stage {lock.body['stage']}"]
-    lines += [
-        f"  {shown(d['name'])} ({d['role']}): {len(d['windows'])} windows of {counted(d)} documents"
-        for d in lock.body["domains"]
-    ]
+    lines += domain_lines(lock)
     lines.append(f"  lock sha256 {lock.digest}")
     if lock.policy_from:
         lines.append(f"  policy of   {shown(lock.policy_from['name'])}, sha256 {lock.policy_from['sha256']}")

@@ -7,7 +7,7 @@ new or shuffled rows do not change it, except that a new document may be drawn i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +61,7 @@ def choose(domain: Domain, source: Source, config: ProbeConfig, encoder: Encoder
         rows.setdefault(record.document_id, []).append(record)
     wanted = len(rows) if domain.documents is None else domain.documents
     _require(domain, max(wanted, 1), len(rows))
-    rank = {name: int(draw(stream(config.windows.seed, "choice", domain.name, name), 1)[0]) for name in rows}
-    drawn = sorted(rows, key=lambda name: (rank[name], name))
+    drawn = in_drawn_order(rows, domain.name, config.windows.seed)
     skip = domain.shorter == "skip"
     taken: dict[str, Document] = {}
     short: dict[str, int] = {}
@@ -82,6 +81,12 @@ def choose(domain: Domain, source: Source, config: ProbeConfig, encoder: Encoder
         _require(domain, max(1, wanted if domain.documents else 1), len(taken), left)
     documents = tuple(taken[name] for name in rows if name in taken)
     return Chosen(documents, len(short) if skip else None, _rendered(documents))
+
+
+def in_drawn_order(names: Iterable[str], domain: str, seed: int) -> list[str]:
+    """Return the ids of documents, the document that a registration takes first in front."""
+    rank = {name: int(draw(stream(seed, "choice", domain, name), 1)[0]) for name in names}
+    return sorted(rank, key=lambda name: (rank[name], name))
 
 
 def _require(domain: Domain, wanted: int, found: int, which: str = "") -> None:
