@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from moe_atlas.channels import REGISTERED
@@ -59,8 +60,8 @@ def checks(lock: Lock) -> list[str]:
     return [*copies, *_warnings(lock)]
 
 
-def sentence(lock: Lock, earlier: Predecessors) -> str:
-    """The registration in lines, with what a person should know before the run."""
+def sentence(lock: Lock, earlier: Predecessors, power: Sequence[str] = ()) -> str:
+    """The registration in lines, with what a person should know before the run; `power` says what it can decide."""
     lines = [f"registered {shown(str(lock.path))} at {lock.registered_at}, stage {lock.body['stage']}"]
     lines += domain_lines(lock)
     lines.append(f"  lock sha256 {lock.digest}")
@@ -72,7 +73,7 @@ def sentence(lock: Lock, earlier: Predecessors) -> str:
     notes = [f"  note: {text}" for row in lock.overlaps() for _, text in overlap_sentences(row)]
     warnings = [f"  warning: {line}" for line in _warnings(lock)]
     policy = lock.body["probes"]["policy"]
-    return "\n".join([*lines, *_predecessor(lock, earlier), *notes, *_open(policy), *warnings])
+    return "\n".join([*lines, *_predecessor(lock, earlier), *power, *notes, *_open(policy), *warnings])
 
 
 def _warnings(lock: Lock) -> list[str]:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from moe_atlas import channels
 from moe_atlas.probes.settings.policy import EXPANSIVE_STAGE
+from moe_atlas.statistics.power import CHANCE
 from moe_atlas.verdict import advice
 from moe_atlas.verdict.advice import Advice
 from moe_atlas.verdict.claims import CONTRADICTED, status_of
+from moe_atlas.verdict.documents_needed import Needed, most_wanting
 from moe_atlas.verdict.gates.gate import FAIL, UNDETERMINED
 from moe_atlas.verdict.gates.unreplayed_parts import GATE as UNREPLAYED
 from moe_atlas.verdict.rewrite import HARD
@@ -130,4 +132,17 @@ def _sample(receipt: ReceiptView) -> Iterator[Advice]:
         first = (
             "register documents that hold the tokens or reach the experts that are named, or allow it by name"
         )
+    if (needed := most_wanting(receipt)) is not None:
+        first = f"{_documents(needed)}; {first}"
     yield advice.EVIDENCE._replace(pattern=f"undetermined: {', '.join(wanting)}", first=first)
+
+
+def _documents(needed: Needed) -> str:
+    """Return how many documents would decide the gate that wants the most, or that no number would."""
+    what = f"{needed.gate} of {needed.where}"
+    if needed.needed is None:
+        return f"{what} lies so near its limit that more documents will not decide it"
+    return (
+        f"about {needed.needed} documents would decide {what} ({needed.documents} now; {CHANCE:.0%} chance of a "
+        f"{needed.outcome}, if the estimate is the truth)"
+    )

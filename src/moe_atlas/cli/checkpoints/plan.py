@@ -16,6 +16,7 @@ def plan(
     tuned: o.Tuned,
     probe: o.Probe,
     policy_from: o.PolicyFrom = None,
+    changes_from: o.ChangesFrom = None,
     dtype: o.Dtype = "auto",
     threads: o.Threads = None,
     memory: o.Memory = None,
@@ -23,7 +24,7 @@ def plan(
     accept: o.Accept = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Say what an audit would cost on this machine's CPU: bytes, operations, memory, seconds.
+    """Say what an audit would cost on this machine's CPU: bytes, operations, memory, seconds; and what it can decide.
 
     Reads headers, tries the machine for a few seconds, writes nothing.
 
@@ -32,6 +33,8 @@ def plan(
     from moe_atlas.auditing.cost.machine import threads as pinned
     from moe_atlas.auditing.plan import plan as make
     from moe_atlas.options import AuditOptions
+    from moe_atlas.probes.lock import lock_path, read_lock
+    from moe_atlas.report.forecast import changes_of, forecast
 
     options = AuditOptions(
         dtype=dtype,
@@ -39,8 +42,10 @@ def plan(
         policy_from=policy_from,
     )
     options = o.audit_options(options, memory, accept)
+    changes = None if changes_from is None else changes_of(changes_from)
     with pinned(threads):
         found = make(base, tuned, probe, options)
+    found["power"] = forecast(read_lock(lock_path(probe)), changes)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -51,6 +56,8 @@ def draw(found: dict[str, Any]) -> None:
     """Print a short table."""
     from rich.console import Console
     from rich.table import Table
+
+    from moe_atlas.report.forecast import forecast_lines
 
     tokens, read, flops, speed = (found[key] for key in ("tokens", "bytes", "flops", "rates"))
     passes = "once" if found["passes"] == 1 else f"the experts {found['passes']} times"
@@ -69,7 +76,10 @@ def draw(found: dict[str, Any]) -> None:
     ]
     for name, value in rows:
         table.add_row(name, value)
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for line in forecast_lines(found["power"]):
+        console.print(line, soft_wrap=True)
 
 
 def _yardstick(found: dict[str, Any] | None) -> list[tuple[str, str]]:

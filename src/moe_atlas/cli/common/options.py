@@ -31,6 +31,14 @@ Receipt = Annotated[
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]
 
 Probe = Annotated[Path, typer.Option("--probe", metavar="FILE", help="Registered probe file.")]
+ChangesFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--changes-from",
+        metavar="RECEIPT",
+        help="Receipt whose changes of loss say what this probe can decide: of a pair, or a baseline with a yardstick.",
+    ),
+]
 PolicyFrom = Annotated[
     Path | None,
     typer.Option("--policy-from", metavar="FILE", help="Central policy file that governs the probe file."),

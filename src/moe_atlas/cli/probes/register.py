@@ -15,6 +15,7 @@ from moe_atlas.ledger.store import DEFAULT_RUNS, Ledger
 def register(
     probes: Annotated[Path, typer.Argument(metavar="FILE", help="The probe file.")],
     policy_from: o.PolicyFrom = None,
+    changes_from: o.ChangesFrom = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a lock that differs; the new one names it.")
     ] = False,
@@ -34,12 +35,20 @@ def register(
     from moe_atlas.ledger.predecessors import Predecessors
     from moe_atlas.ledger.recording import registration_body
     from moe_atlas.probes.registration import register as register_probes
+    from moe_atlas.report.forecast import changes_of, forecast, forecast_lines
     from moe_atlas.report.registration import facts, sentence
+
+    changes = None if changes_from is None else changes_of(changes_from)
 
     ledger = None if run is None else Ledger(run, runs)
     earlier = Predecessors(probes, runs, run)
     lock = register_probes(probes, force, policy_from=policy_from, earlier=earlier)
     if ledger is not None:
         ledger.append("registration", registration_body(lock))
-    found = facts(lock) | {"predecessor_named_by": earlier.where, "unread_ledgers": earlier.unread}
-    typer.echo(json.dumps(found) if as_json else sentence(lock, earlier))
+    power = forecast(lock, changes)
+    found = (
+        facts(lock)
+        | {"power": power}
+        | {"predecessor_named_by": earlier.where, "unread_ledgers": earlier.unread}
+    )
+    typer.echo(json.dumps(found) if as_json else sentence(lock, earlier, list(forecast_lines(power))))
