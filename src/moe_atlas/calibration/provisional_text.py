@@ -60,9 +60,9 @@ def _policy_lines(base: Base, draft: Draft) -> list[str]:
 
 def _set_for(base: Base, draft: Draft) -> dict[str, Any]:
     top_k = sorted({k for _, k in base.shapes})
-    origin = {"base": f'"{base.digest}"', "probe": f'"{base.probe["lock"]["sha256"]}"'}
+    origin: dict[str, Any] = {"base": f'"{base.digest}"', "probe": f'"{base.probe["lock"]["sha256"]}"'}
     origin |= {**base.yardstick["copy"], "factor": draft.factor}
-    found = {"family": base.family, "top_k": top_k[0] if len(top_k) == 1 else None}
+    found: dict[str, Any] = {"family": base.family, "top_k": top_k[0] if len(top_k) == 1 else None}
     found |= {"experts": base.probe["evaluation"]["experts"], "from_base": origin}
     return {key: value for key, value in found.items() if value is not None}
 
