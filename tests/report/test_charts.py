@@ -13,7 +13,7 @@ import pytest
 from moe_atlas.report.html import audit_page
 from moe_atlas.report.html.charts import curves, damage
 from moe_atlas.report.html.charts.documents import Documents, by_domain, windows_beside
-from moe_atlas.report.html.charts.scales import span
+from moe_atlas.report.html.charts.scales import runs, span
 from moe_atlas.report.html.heat import CELLS_UP_TO, legend
 from moe_atlas.views.measured import DomainRow
 from moe_atlas.views.receipt import ReceiptView
@@ -174,3 +174,8 @@ def test_paper_repeats_headings_and_breaks_no_word_and_no_figure():
         "\n  th[scope=row], td.wrap, td.name "
     ]
     assert paper.count("overflow-wrap: anywhere") == 1
+
+
+def test_layers_without_a_gap_are_one_run():
+    assert runs([0, 1, 2, 5, 7, 8]) == [(0, 2), (5, 5), (7, 8)]
+    assert runs([]) == []

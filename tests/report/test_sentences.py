@@ -119,6 +119,17 @@ def test_a_divergence_alone_is_damage_and_beside_a_loss_no_news():
     assert found == "Prose got 0.2 nats a byte worse (2 × margin 0.1)."
 
 
+def test_a_yardstick_stands_behind_the_multiple_of_a_limit():
+    loss = {"gate": "nll_increase", "domain": "prose", "estimate": 0.2, "budget": 0.1, "result": "fail"}
+    receipt = with_evidence("base_domain_damage", [loss | {"times_copy": 1.3}])
+    assert (
+        told(receipt)["damage"][1] == "Prose got 0.2 nats a byte worse (2 × margin 0.1, 1.3 × a 4-bit copy)."
+    )
+    moved = failed("boundary", 2, 0.4, 0.2) | {"times_copy": 5.0}
+    text = told(with_evidence("protected_atlas_rewrite", [moved]))["atlas"][1]
+    assert text.endswith("in layer 2 (2 × the budget, 5 × a 4-bit copy).")
+
+
 def test_a_token_of_a_tokenizer_is_no_byte():
     receipt = receipts.receipt(scale=40.0)
     receipt["probe"]["tokenizer"] = {"kind": "file", "sha256": "ab" * 32}

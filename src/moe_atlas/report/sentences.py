@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from moe_atlas.report import figures, words
+from moe_atlas.report.yardstick import against_copy
 from moe_atlas.text import number, shown
 from moe_atlas.views.judged import EvidenceLine, PredicateView
 from moe_atlas.views.receipt import ReceiptView
@@ -112,7 +113,7 @@ def _worse(receipt: ReceiptView, lines: Sequence[EvidenceLine]) -> Iterator[str]
     for line in lines[:1]:
         yield _changed(receipt, line)
     for line in lines[1:DOMAINS]:
-        yield f"{shown(str(line.domain))} {number(line.estimate)} ({figures.limit(line)})"
+        yield f"{shown(str(line.domain))} {number(line.estimate)} ({figures.limit(line)}{against_copy(line)})"
     yield from _more(len(lines) - DOMAINS, "domain")
 
 
@@ -137,9 +138,9 @@ def _worst(lines: Iterable[EvidenceLine]) -> list[EvidenceLine]:
 
 
 def _changed(receipt: ReceiptView, line: EvidenceLine) -> str:
-    limit = figures.limit(line)
     changed = f"{shown(str(line.domain))} {figures.loss(receipt, line.estimate or 0.0)}"
-    return f"{changed} ({limit})" if limit else changed
+    held = f"{figures.limit(line)}{against_copy(line)}".removeprefix(", ")
+    return f"{changed} ({held})" if held else changed
 
 
 def _atlas(receipt: ReceiptView) -> str:
@@ -161,7 +162,7 @@ def _moved(receipt: ReceiptView, gate: str, lines: Sequence[EvidenceLine]) -> st
     worst = _worst(lines)[0]
     most = f", most in layer {worst.layer}" if len(layers) > 1 else ""
     often = figures.times(worst.estimate, worst.budget)
-    held = f" ({often} the budget)" if often else ""
+    held = f" ({often} the budget{against_copy(worst)})" if often else ""
     return f"{MOVED[gate]} in {_layers(receipt, layers)}{most}{held}"
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from moe_atlas.channels import GATED, Channel
 from moe_atlas.report.html.charts import svg
-from moe_atlas.report.html.charts.scales import TONES, span
+from moe_atlas.report.html.charts.scales import TONES, layer_axis, span
 from moe_atlas.text import number
 from moe_atlas.views.measured import LayerView
 from moe_atlas.views.receipt import ReceiptView
@@ -62,7 +62,7 @@ def _curve(receipt: ReceiptView, channel: Channel, known: Sequence[Point]) -> Cu
     with svg.styled():
         figure, (plot,) = svg.axes(TALL)
         _draw(plot, channel, known, receipt)
-        _layer_axis(plot, receipt.layers)
+        layer_axis(plot, receipt.layers)
         name = f"curve-{channel.key.replace('_', '-')}"
         drawing = svg.inline(
             figure, name, f"{channel.heading} by layer", f"{_said(receipt, channel, known)}."
@@ -109,26 +109,6 @@ def _draw(plot: Axes, channel: Channel, known: Sequence[Point], receipt: Receipt
 def _least(channel: Channel, budget: float | None, layer: LayerView) -> float:
     """The least span of an axis: the budget, or a small share of what the channel can reach."""
     return budget or SMALLEST * channel.ceiling(layer.experts, layer.top_k)
-
-
-def _layer_axis(plot: Axes, layers: Sequence[LayerView]) -> None:
-    """Layer numbers below; what is not protected is shaded, for it decides nothing."""
-    plot.set_xlabel("layer (shaded: not protected)")
-    plot.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    for first, last in _runs([layer.layer for layer in layers if not layer.protected]):
-        plot.axvspan(first - 0.5, last + 0.5, color=svg.LINE, alpha=0.35, linewidth=0)
-    plot.set_xlim(layers[0].layer - 0.6, layers[-1].layer + 0.6)
-
-
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs without a gap."""
-    runs: list[tuple[int, int]] = []
-    for one in numbers:
-        if runs and one == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], one)
-        else:
-            runs.append((one, one))
-    return runs
 
 
 def _said(receipt: ReceiptView, channel: Channel, known: Sequence[Point]) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from moe_atlas.report.html.charts import svg
-from moe_atlas.report.html.charts.scales import bounds, legend, span
+from moe_atlas.report.html.charts.scales import bounds, layer_axis, legend, span
 from moe_atlas.text import number
 from moe_atlas.views.measured import LayerView
 
@@ -50,7 +50,7 @@ def by_layer(layers: Layers, key: str, label: str, least: float | None) -> Marku
                 x, estimate, errors, fmt=marker, color=colour, markerfacecolor=face, markersize=4,
                 linewidth=1, label=side,
             )  # fmt: skip
-        _layer_axis(plot, layers)
+        layer_axis(plot, layers)
         lowest, highest = plot.dataLim.intervaly
         plot.set_ylim(*span(lowest, highest, None, least or 0.0))
         plot.set_ylabel(label)
@@ -59,16 +59,6 @@ def by_layer(layers: Layers, key: str, label: str, least: float | None) -> Marku
             f"{label} by layer for {' and '.join(side[0] for side in sides)}, with intervals; numbers below."
         )
         return svg.inline(figure, key.replace("_", "-"), f"{label} by layer", said)
-
-
-def _layer_axis(plot: Axes, layers: Layers) -> None:
-    """Layer numbers below, protected layers shaded and named."""
-    plot.set_xlabel("layer (shaded: protected)")
-    plot.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    for layer in layers:
-        if layer.protected:
-            plot.axvspan(layer.layer - 0.5, layer.layer + 0.5, color=svg.LINE, alpha=0.35, linewidth=0)
-    plot.set_xlim(layers[0].layer - 0.6, layers[-1].layer + 0.6)
 
 
 QUANTILES = ("set_margin_p01", "set_margin_p10", "set_margin_p50")
@@ -102,7 +92,7 @@ def margins(layers: Layers, floor: Mapping[int, float]) -> Markup | None:
             FuncFormatter(lambda value, _: f"{value:.0e}" if value < 1e-3 else f"{value:g}")
         )
         plot.yaxis.set_minor_formatter(NullFormatter())
-        _layer_axis(plot, layers)
+        layer_axis(plot, layers)
         plot.set_ylabel("set margin")
         legend(plot)
         said = (

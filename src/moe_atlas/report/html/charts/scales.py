@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from moe_atlas.report.html.charts import svg
-from moe_atlas.views.measured import Interval
+from moe_atlas.views.measured import Interval, LayerView
 
 TONES = {
     "pass": (svg.PASS, "o"),
@@ -53,3 +55,23 @@ def verdict_colour(low: float, high: float, limit: float | None) -> Any:
     if limit is None:
         return svg.MEASURED
     return svg.FAIL if low > limit else (svg.PASS if high < limit else svg.OPEN)
+
+
+def layer_axis(plot: Axes, layers: Sequence[LayerView]) -> None:
+    """Put layer numbers below, and shade the protected layers, which alone decide."""
+    plot.set_xlabel("layer (shaded: protected)")
+    plot.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    for first, last in runs([layer.layer for layer in layers if layer.protected]):
+        plot.axvspan(first - 0.5, last + 0.5, color=svg.LINE, alpha=0.35, linewidth=0)
+    plot.set_xlim(layers[0].layer - 0.6, layers[-1].layer + 0.6)
+
+
+def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return ascending numbers as runs without a gap: first and last of each."""
+    found: list[tuple[int, int]] = []
+    for one in numbers:
+        if found and one == found[-1][1] + 1:
+            found[-1] = (found[-1][0], one)
+        else:
+            found.append((one, one))
+    return found
