@@ -16,6 +16,8 @@ from rich.console import Console
 from moe_atlas.report import terminal
 from moe_atlas.report.formats import junit, markdown
 from moe_atlas.report.html import page
+from moe_atlas.report.yardstick import with_multiples
+from moe_atlas.views.receipt import ReceiptView
 from tests.report import receipts
 
 PATH = Path("receipt.json")
@@ -50,19 +52,23 @@ def with_copy(receipt: dict[str, Any], times: float, low: float | None = 1e-9) -
     return receipt | {"yardstick": block | {"layers": layers, "domains": domains}}
 
 
+def shown(receipt: dict[str, Any]) -> ReceiptView:
+    return ReceiptView(with_multiples(receipt))
+
+
 def printed(receipt: dict[str, Any]) -> str:
     out = io.StringIO()
-    terminal.render(receipt, Console(file=out, width=300))
+    terminal.render(shown(receipt), Console(file=out, width=300))
     return out.getvalue()
 
 
 def forms(receipt: dict[str, Any]) -> dict[str, str]:
     return {
         "terminal": printed(receipt),
-        "markdown": markdown.render(receipt, PATH),
-        "junit": html.unescape(junit.render(receipt, PATH)),
-        "html": html.unescape(page.audit_page(receipt, PATH)),
-        "notebook": html.unescape(page.notebook(receipt, PATH)),
+        "markdown": markdown.render(shown(receipt), PATH),
+        "junit": html.unescape(junit.render(shown(receipt), PATH)),
+        "html": html.unescape(page.audit_page(shown(receipt), PATH)),
+        "notebook": html.unescape(page.notebook(shown(receipt), PATH)),
     }
 
 
@@ -79,7 +85,7 @@ def test_the_reasons_of_a_fail_say_it(form):
 def test_every_drift_of_the_tables_has_its_own():
     body = with_copy(receipts.receipt(), 0.25)
     layer = body["layers"][0]
-    text, web = printed(body), html.unescape(page.audit_page(body, PATH))
+    text, web = printed(body), html.unescape(page.audit_page(shown(body), PATH))
     for key in KEYS[:5]:
         if (value := (layer["pair"].get(key) or {}).get("estimate")) and key != "transition_drift":
             assert f"{value:.3g} 0.25×" in text, key
@@ -101,7 +107,7 @@ def test_a_tiny_multiple_is_not_spelled_out():
 
 def test_json_and_baselines_stay_as_they_are():
     body = with_copy(receipts.receipt(), 1.3)
-    page.audit_page(body, PATH)
+    page.audit_page(shown(body), PATH)
     assert "times_copy" not in json.dumps(body)
     baseline = receipts.receipt("baseline") | {"yardstick": body["yardstick"]}
     assert "4-bit" not in printed(baseline)
