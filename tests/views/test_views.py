@@ -13,6 +13,7 @@ import pytest
 import moe_atlas.views
 from moe_atlas.channels import CHANNELS
 from moe_atlas.receipt.schema import schema
+from moe_atlas.report.yardstick import TIMES
 from moe_atlas.views.measured import Interval, LayerView, PairView
 from moe_atlas.views.receipt import ReceiptView
 from moe_atlas.views.view import Fact, StrangeReceipt, View
@@ -50,6 +51,8 @@ def kinds(rule: dict[str, Any]) -> set[str]:
 def places(view: type[View], rule: dict[str, Any], path: str = "") -> Iterator[tuple[str, Fact[Any], Any]]:
     """Every fact of a view and of the views below it, with the alternatives that the schema has at its place."""
     for fact in facts(view).values():
+        if fact.key == TIMES:  # a report adds it to a receipt that it shows; no receipt stores it
+            continue
         where = f"{path}.{fact.key}".lstrip(".")
         found = rule.get("properties", {}).get(fact.key)
         there = [] if found is None else list(alternatives(found))

@@ -14,6 +14,8 @@ from moe_atlas.channels import DRIFTS
 from moe_atlas.derivation.intervals.occupancy import DROPS
 from moe_atlas.errors import UsageError
 from moe_atlas.text import shown
+from moe_atlas.views.measured import Interval, LayerView
+from moe_atlas.views.receipt import ReceiptView
 
 Facts = Mapping[str, Any]
 F64 = NDArray[np.float64]
@@ -73,41 +75,39 @@ def reading_of(receipt: Facts, name: str) -> Reading:
     Raises:
         UsageError: ``E_KIND`` if the receipt is no audit.
     """
-    if receipt["kind"] != "audit":
+    view = ReceiptView(receipt)
+    if view.is_baseline:
         raise UsageError("E_KIND", shown(name), "expected the receipt of an audit, found a baseline")
-    increases = [_estimate(row["nll_increase"]) for row in receipt["domains"] if row["role"] == "base"]
-    layers = [layer for layer in receipt["layers"] if layer["protected"]]
-    values = {key: _layer_mean(layers, "control" if key in RAW else "pair", key) for key in QUANTITIES}
-    distance = (receipt.get("controls") or {}).get(DISTANCE)
+    increases = [_estimate(row.nll_increase) for row in view.domains_of("base")]
+    layers = [layer for layer in view.layers if layer.protected]
+    values = {key: _layer_mean(layers, key) for key in QUANTITIES}
+    distance = view.controls.parameter_distance if view.controls else None
     values[DISTANCE] = math.nan if distance is None else float(distance)
     return Reading(
         name=name,
-        family=str(receipt["checkpoints"]["base"]["family"]),
+        family=str(view.checkpoint("base").family),
         forgetting=float(np.mean(increases)) if increases else math.nan,
         values=values,
-        outcome=str(receipt["predicates"]["protected_atlas_rewrite"]["outcome"]),
-        classification=str(receipt["predicates"]["knowledge_expansive"]["outcome"]),
-        tasks=tuple(_learned(receipt)),
+        outcome=view.predicates["protected_atlas_rewrite"].outcome,
+        classification=view.predicates["knowledge_expansive"].outcome,
+        tasks=tuple(_learned(view)),
     )
 
 
-def _learned(receipt: Facts) -> list[Task]:
-    found = []
-    for row in receipt["domains"]:
-        if row["role"] == "task":
-            task = Task(row["name"], _estimate(row["nll_tuned"]), _estimate(row["nll_base"]))
-            if task.nll <= LEARNED * task.base:
-                found.append(task)
-    return found
+def _learned(view: ReceiptView) -> list[Task]:
+    rows = view.domains_of("task")
+    tasks = [Task(row.name, _estimate(row.nll_tuned), _estimate(row.nll_base)) for row in rows]
+    return [task for task in tasks if task.nll <= LEARNED * task.base]
 
 
-def _estimate(interval: Any) -> float:
-    value = (interval or {}).get("estimate")
+def _estimate(interval: Interval | None) -> float:
+    value = None if interval is None else interval.estimate
     return math.nan if value is None else float(value)
 
 
-def _layer_mean(layers: Sequence[Facts], block: str, key: str) -> float:
-    values = [_estimate((layer.get(block) or {}).get(key)) for layer in layers]
+def _layer_mean(layers: Sequence[LayerView], key: str) -> float:
+    blocks = [layer.control if key in RAW else layer.pair for layer in layers]
+    values = [_estimate(block.interval(key) if block else None) for block in blocks]
     return float(np.mean(values)) if values else math.nan
 
 

@@ -118,6 +118,7 @@ class LayerView(View):
     pair = part(PairView).or_none()
     changes = part(Changes).or_none()
     assumptions = part(BothAssumptions)
+    control = part(Intervals).or_none()
 
     def changes_of(self, kind: Literal["experts", "router_rows"]) -> tuple[float | None, ...]:
         """Return how far each expert changed: its own tensors, or its row of the router."""

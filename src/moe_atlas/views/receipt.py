@@ -7,7 +7,7 @@ from typing import Any
 from moe_atlas.views.judged import Attempt, Claim, NextStep, PredicateView, Warned
 from moe_atlas.views.measured import Aggregates, DomainRow, LayerView, Margins, NoiseFloor
 from moe_atlas.views.registered import CheckpointFacts, ProbeView
-from moe_atlas.views.view import View, flag, integers, mapping, named, part, parts, text, texts
+from moe_atlas.views.view import View, flag, integers, mapping, named, number, part, parts, text, texts
 from moe_atlas.views.weights import Identity, VocabularyView, WeightsView
 
 
@@ -26,6 +26,12 @@ class Method(View):
     """Every choice that can move a number; those in one word or number are read from `facts`."""
 
     differences = parts(Difference).or_none()
+
+
+class Controls(View):
+    """What is reported beside the channels and never gated."""
+
+    parameter_distance = number().or_none()
 
 
 class Timing(View):
@@ -76,6 +82,7 @@ class ReceiptView(View):
     attempts = parts(Attempt).or_none()
     yardstick = mapping().or_none()
     noise_floor = part(NoiseFloor).or_none()
+    controls = part(Controls).or_none()
     method = part(Method)
     environment = mapping()
     timing = part(Timing)
