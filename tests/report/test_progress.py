@@ -7,7 +7,7 @@ import json
 import pytest
 
 from moe_atlas import cli
-from moe_atlas.report import progress
+from moe_atlas.report.console import progress
 from scripts.oracle import tiny
 from tests.support import pairs
 

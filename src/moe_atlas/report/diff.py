@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_atlas.receipt.compare import HIGHER, LOWER, SAME, UNCLEAR, UNDEFINED, Change, Comparison
-from moe_atlas.report.screen import Fitted
+from moe_atlas.report.console.screen import Fitted
 from moe_atlas.report.words import PREDICATES, VERDICTS
 from moe_atlas.text import interval, number, shown
 from moe_atlas.verdict.qualifications import in_words

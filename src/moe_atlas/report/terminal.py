@@ -11,8 +11,8 @@ from rich.text import Text
 
 from moe_atlas.channels import CHANNEL, GATED, Channel
 from moe_atlas.report import figures, words
+from moe_atlas.report.console.screen import Fitted
 from moe_atlas.report.head import head
-from moe_atlas.report.screen import Fitted
 from moe_atlas.report.yardstick import copies
 from moe_atlas.text import number, shown
 from moe_atlas.views.judged import PredicateView

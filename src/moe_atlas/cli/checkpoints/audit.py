@@ -60,7 +60,7 @@ def audit(
     from moe_atlas.ledger.recording import Recording
     from moe_atlas.options import AuditOptions
     from moe_atlas.probes.lock import lock_path
-    from moe_atlas.report.progress import watching
+    from moe_atlas.report.console.progress import watching
 
     inputs = (base, tuned, probe, lock_path(probe), policy_from, baseline, *(attempt or ()))
     wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)

@@ -49,7 +49,7 @@ def baseline(
     from moe_atlas.ledger.recording import Recording
     from moe_atlas.options import AuditOptions
     from moe_atlas.probes.lock import lock_path
-    from moe_atlas.report.progress import watching
+    from moe_atlas.report.console.progress import watching
 
     inputs = (checkpoint, probe, lock_path(probe), policy_from, previous)
     wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)

@@ -34,7 +34,7 @@ def draw(found: dict[str, Any]) -> None:
     """Print one row per family, then the formats."""
     from rich.table import Table
 
-    from moe_atlas.report.screen import Fitted, screen
+    from moe_atlas.report.console.screen import Fitted, screen
 
     columns = ("model_type", "attention", "router", "experts", "tested")
     table = Table(*columns, title=f"{len(found['families'])} families", title_justify="left")

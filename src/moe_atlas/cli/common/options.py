@@ -157,8 +157,8 @@ def emit(result: Result, wanted: Outputs, *, quiet: bool) -> int:
 
 def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
     """Print the terminal report and the paths of the written files."""
+    from moe_atlas.report.console.screen import screen
     from moe_atlas.report.opening import opened
-    from moe_atlas.report.screen import screen
     from moe_atlas.report.terminal import render
 
     console = screen()

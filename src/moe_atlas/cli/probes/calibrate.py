@@ -152,7 +152,7 @@ def _from_base(
     from moe_atlas.calibration.from_base import Base, draft, require_margin
     from moe_atlas.calibration.provisional_text import costs_of_copy, provisional_file
     from moe_atlas.probes.lock import lock_path
-    from moe_atlas.report.progress import watching
+    from moe_atlas.report.console.progress import watching
 
     require_margin(margin)
     require_apart([out], [base, probe, lock_path(probe), options.policy_from])

@@ -35,8 +35,8 @@ def diff(
         return
     from rich.console import Group
 
+    from moe_atlas.report.console.screen import screen
     from moe_atlas.report.diff import sections
-    from moe_atlas.report.screen import screen
 
     screen().print(Group(*sections(found, first, second)))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moe_atlas.ledger.chain import Entry
     from moe_atlas.ledger.history import History
     from moe_atlas.lifecycle.escalation import Reading
-    from moe_atlas.report.screen import Fitted
+    from moe_atlas.report.console.screen import Fitted
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds the runs.")]
@@ -78,7 +78,7 @@ def _write(found: History, path: Path) -> None:
 def _draw(found: History) -> None:
     from rich.text import Text
 
-    from moe_atlas.report.screen import screen
+    from moe_atlas.report.console.screen import screen
     from moe_atlas.text import shown
     from moe_atlas.verdict.qualifications import in_words
 
@@ -110,7 +110,7 @@ def _draw(found: History) -> None:
 def _table(found: History) -> Fitted:
     from rich.table import Table
 
-    from moe_atlas.report.screen import Fitted
+    from moe_atlas.report.console.screen import Fitted
     from moe_atlas.text import shown
 
     table = Table(title=f"run {found.snapshot.run}", title_justify="left", box=None)

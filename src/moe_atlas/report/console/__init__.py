@@ -1,0 +1,1 @@
+"""What a terminal can hold: its width, and the progress of a long run."""
