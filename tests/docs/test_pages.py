@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from moe_atlas.cli import COMMANDS, app, run
 from moe_atlas.probes.load import load_probes
 from scripts.oracle import tiny
 from tests.support import pairs
+from tests.support.texts import conversations, sources, tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -60,6 +62,10 @@ def reader_folder(tmp_path_factory):
     shutil.copytree(base, root / "resumed.ckpt")
     pairs.probe(root)
     (root / "probes.lock.json").unlink()
+    dice = random.Random(1)
+    tokenizer(base)
+    sources(root / "src", dice)
+    conversations(root / "sft.jsonl", dice)
     return root
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.cli import run
@@ -19,24 +18,7 @@ from moe_atlas.loading.registry import resolve
 from moe_atlas.probes import load_probes
 from scripts.oracle import tiny
 from tests.support import pairs
-
-WORDS = [f"{a}{b}" for a in "bcdfgklm" for b in ("al", "el", "il", "ol", "ul")]
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} {% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def text(dice: random.Random, words: int) -> str:
-    return " ".join(dice.choice(WORDS) for _ in range(words))
-
-
-def rows(path: Path, made: list[dict[str, object]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in made))
-
-
-def turns(dice: random.Random) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text(dice, 4)}, {"role": "assistant", "content": text(dice, 6)}]
+from tests.support.texts import WORDS, conversations, rows, sources, text, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +26,12 @@ def prepared(tmp_path_factory):
     """A base with tokenizer and chat template, a tune of it, texts, a folder of sources, and conversations."""
     root = tmp_path_factory.mktemp("draft")
     base = tiny.save("qwen3_moe", root / "base.ckpt", seed=5)
-    ids = {word: n for n, word in enumerate(["<unk>", "<s>", "<|user|>", "<|assistant|>", *WORDS])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))  # noqa: S106
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["<s>", "<|user|>", "<|assistant|>"])
-    tokenizer.save(str(base / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "add_bos_token": True, "chat_template": TEMPLATE}
-    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer(base)
     pairs.variant(base, root / "tuned.ckpt", pairs.jitter(3e-3, lambda name: "self_attn" in name))
     dice = random.Random(3)
     rows(root / "prose.jsonl", [{"text": text(dice, 40), "from": "x"} for _ in range(60)])
-    (root / "src/pkg").mkdir(parents=True)
-    for number in range(40):
-        (root / f"src/pkg/m{number}.py").write_text(text(dice, 80))
-    (root / "src/README.md").write_text("words")
-    (root / "src/data.bin").write_bytes(b"\0\1")
-    rows(root / "sft.jsonl", [{"prompt": text(dice, 3), "messages": turns(dice)} for _ in range(40)])
+    sources(root / "src", dice)
+    conversations(root / "sft.jsonl", dice)
     return root
 
 
@@ -212,11 +184,11 @@ def surveyed(lengths, role="base", total=None):
         ([surveyed([600] * 40)], None, 512),
         ([surveyed([600] * 40)], 300, 256),
         ([surveyed([600] * 37 + [5] * 3)], None, 512),  # nine tenths hold it
-        ([surveyed([600] * 35 + [5] * 5)], None, 32),
+        ([surveyed([600] * 35 + [5] * 5)], None, 16),
         ([surveyed([600] * 125 + [5] * 275)], None, 512),  # 120 hold it: the others are left out
         ([surveyed([600] * 40), surveyed([130] * 40)], None, 128),
         ([surveyed([600] * 40), surveyed([9] * 40, "task")], None, 512),  # a task keeps its own lengths
-        ([surveyed([9] * 40)], None, 32),
+        ([surveyed([9] * 40)], None, 16),
     ],
 )
 def test_the_window_is_the_longest_that_enough_documents_hold(domains, context, tokens):

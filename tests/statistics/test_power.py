@@ -15,6 +15,7 @@ from moe_atlas.statistics.power import (
     documents_to_fail,
     documents_to_pass,
     of_all,
+    rounded_up,
     smallest_margin,
     spread,
 )
@@ -90,6 +91,13 @@ def test_nothing_is_promised_that_no_registration_could_hold() -> None:
 def test_few_or_unequal_documents_are_not_enough_however_small_the_spread() -> None:
     assert documents_to_pass(spread(0.0, -1e-6, 1e-6, 100, 0.95), 0.02, 36) == 36
     assert documents_to_pass(spread(0.0, -1e-6, 1e-6, 100, 0.95, effective=50.0), 0.02, 36) == 72
+
+
+@pytest.mark.parametrize(
+    ("exact", "shown"), [(7, 7), (36, 36), (100, 100), (101, 110), (41744, 42000), (99999, 100000)]
+)
+def test_a_forecast_is_shown_with_two_digits_and_never_too_few(exact: int, shown: int) -> None:
+    assert rounded_up(exact) == shown
 
 
 def test_several_gates_need_more_of_each() -> None:

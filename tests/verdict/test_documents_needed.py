@@ -35,7 +35,8 @@ def loss(estimate: float, se: float) -> dict[str, Any]:
 def test_a_loss_that_would_pass_on_more_documents_says_on_how_many() -> None:
     made = judged("domains.0.nll_increase", loss(0.005, 0.01))
     assert made["verdict"] == "inconclusive"
-    expected = math.ceil(100 * ((Z99 + Z90) * 0.01 / 0.015) ** 2)
+    expected = 580  # 578.5, with two digits
+    assert math.ceil(100 * ((Z99 + Z90) * 0.01 / 0.015) ** 2) == 579
     (step,) = made["next_steps"]
     assert step["first"].startswith(
         f"about {expected} documents would decide nll_increase of domain prose (100 now; "

@@ -14,7 +14,7 @@ from moe_atlas.models.spec import ModelSpec
 from moe_atlas.probes.settings.protected_layers import mid_band
 from moe_atlas.text import ranges
 
-LENGTHS = (512, 256, 128, 64, 32)  # tokens of a window; longer ones cost more and add no document
+LENGTHS = (512, 256, 128, 64, 32, 16)  # tokens of a window; longer ones cost more and add no document
 DOCUMENTS = 120  # a domain's evidence; see docs/probes.md
 HELD = 0.9  # share of a small domain's documents that must hold a window
 STRIDES = (8, 4, 2)

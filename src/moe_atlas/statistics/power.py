@@ -109,6 +109,12 @@ def documents_to_fail(found: Spread, excess: float, fewest: int, chance: float =
     return _bounded(max(_documents(found, found.fall, excess, chance), fewest))
 
 
+def rounded_up(documents: int) -> int:
+    """Return the number with two digits, rounded up: a forecast is no better than that."""
+    unit = 10 ** max(0, len(str(documents)) - 2)
+    return -(-documents // unit) * unit
+
+
 def _documents(found: Spread, reach: float, room: float, chance: float) -> float:
     if not room > 0:
         return math.inf

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from moe_atlas import channels
 from moe_atlas.probes.settings.policy import EXPANSIVE_STAGE
-from moe_atlas.statistics.power import CHANCE
+from moe_atlas.statistics.power import CHANCE, rounded_up
 from moe_atlas.verdict import advice
 from moe_atlas.verdict.advice import Advice
 from moe_atlas.verdict.claims import CONTRADICTED, status_of
@@ -143,6 +143,6 @@ def _documents(needed: Needed) -> str:
     if needed.needed is None:
         return f"{what} lies so near its limit that more documents will not decide it"
     return (
-        f"about {needed.needed} documents would decide {what} ({needed.documents} now; {CHANCE:.0%} chance of a "
-        f"{needed.outcome}, if the estimate is the truth)"
+        f"about {rounded_up(needed.needed)} documents would decide {what} ({needed.documents} now; {CHANCE:.0%} chance "
+        f"of a {needed.outcome}, if the estimate is the truth)"
     )
