@@ -75,7 +75,7 @@ def share_passed(cell: Cell, documents: int, reps: int, resamples: int, seed: Se
     """The share of samples of so many documents whose mean passes the margin."""
     found = intervals(Cell(cell.shape, cell.unequal, documents, cell.correlation), reps, resamples, seed)
     bounds = [row["pass_high"] for row in found if row["effective_documents"] >= PASS_FLOOR]
-    return sum(bound is not None and bound < MARGIN for bound in bounds) / reps
+    return len([bound for bound in bounds if bound is not None and bound < MARGIN]) / reps
 
 
 def kept(cell: Cell, pilots: int, reps: int, resamples: int, seed: int) -> Kept:

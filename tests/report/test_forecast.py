@@ -11,8 +11,8 @@ import pytest
 
 from moe_atlas.probes.lock import Lock
 from moe_atlas.receipt.write import write_receipt
-from moe_atlas.report import forecast as module
-from moe_atlas.report.forecast import changes_of, forecast, forecast_lines
+from moe_atlas.report.registration import forecast as module
+from moe_atlas.report.registration.forecast import changes_of, forecast, forecast_lines
 from moe_atlas.statistics.power import documents_to_pass, of_all, smallest_margin, spread
 from tests.receipt import synthetic
 from tests.report import receipts

@@ -111,7 +111,7 @@ def documents_to_fail(found: Spread, excess: float, fewest: int, chance: float =
 
 def rounded_up(documents: int) -> int:
     """Return the number with two digits, rounded up: a forecast is no better than that."""
-    unit = 10 ** max(0, len(str(documents)) - 2)
+    unit: int = 10 ** max(0, len(str(documents)) - 2)
     return -(-documents // unit) * unit
 
 

@@ -34,7 +34,7 @@ def plan(
     from moe_atlas.auditing.plan import plan as make
     from moe_atlas.options import AuditOptions
     from moe_atlas.probes.lock import lock_path, read_lock
-    from moe_atlas.report.forecast import changes_of, forecast
+    from moe_atlas.report.registration.forecast import changes_of, forecast
 
     options = AuditOptions(
         dtype=dtype,
@@ -57,7 +57,7 @@ def draw(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from moe_atlas.report.forecast import forecast_lines
+    from moe_atlas.report.registration.forecast import forecast_lines
 
     tokens, read, flops, speed = (found[key] for key in ("tokens", "bytes", "flops", "rates"))
     passes = "once" if found["passes"] == 1 else f"the experts {found['passes']} times"

@@ -120,7 +120,7 @@ def _draft(
     as_json: bool,
 ) -> None:
     from moe_atlas.drafting.draft import draft
-    from moe_atlas.report.registration import checks, domain_facts, domain_lines
+    from moe_atlas.report.registration.bound import checks, domain_facts, domain_lines
 
     made = draft(target, base, given, tuned=tuned, tokenizer=tokenizer, margin=margin)
     _write(target, made.text)

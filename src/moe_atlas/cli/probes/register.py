@@ -35,8 +35,8 @@ def register(
     from moe_atlas.ledger.predecessors import Predecessors
     from moe_atlas.ledger.recording import registration_body
     from moe_atlas.probes.registration import register as register_probes
-    from moe_atlas.report.forecast import changes_of, forecast, forecast_lines
-    from moe_atlas.report.registration import facts, sentence
+    from moe_atlas.report.registration.bound import facts, sentence
+    from moe_atlas.report.registration.forecast import changes_of, forecast, forecast_lines
 
     changes = None if changes_from is None else changes_of(changes_from)
 

@@ -1,0 +1,1 @@
+"""What a registration says: what it binds, and what it can decide."""
