@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moe_atlas.channels import GATED
-from scripts.training.corpus import Corpus, Document
+from moe_atlas.look.standard_library import Document
+from scripts.training.corpus import Corpus
 from scripts.training.task import Item
 
 CANARIES = 8

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from scripts.training.corpus import Corpus, Document, load_corpus
+from moe_atlas.look.standard_library import Document
+from scripts.training.corpus import Corpus, load_corpus
 from scripts.training.task import Item, load_items
 
 DOMAINS = ("prose", "code", "comments")

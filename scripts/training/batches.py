@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scripts.training.corpus import Corpus, Document
+from moe_atlas.look.standard_library import Document
+from scripts.training.corpus import Corpus
 from scripts.training.task import Item
 
 SEPARATOR = 0  # between documents; also the padding, which the loss never sees

@@ -7,35 +7,18 @@ out: modules that share next to no line with another one. Topics of pydoc quote 
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import sysconfig
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
-# Test suites repeat one pattern thousands of times; encodings and pydoc_data are tables, not code.
-SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}
+from moe_atlas.look.standard_library import Document, docstrings, library, modules, read_module
+
 LONG_ENOUGH = 400  # bytes: a probe window must find room, and a stub teaches nothing
 HELD_OUT_MODULES = 132
 TELLING_LINE = 40  # characters: a line this long that stands in two documents was copied
 COPIED_SHARE = 0.02  # of a document's telling lines
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text with the name that decides on which side of the split it falls."""
-
-    name: str
-    text: str
-
-    @property
-    def rank(self) -> str:
-        """A digest of the name: a random but reproducible order."""
-        return hashlib.sha256(self.name.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -49,7 +32,7 @@ class Corpus:
 @cache
 def load_corpus() -> Corpus:
     """Read the standard library of the running interpreter."""
-    code, prose = read_modules(Path(sysconfig.get_path("stdlib")))
+    code, prose = read_modules(library())
     topic_documents = _long([Document(f"topic {name}", text) for name, text in topics.items()])
     candidates = originals(list(code.values())) & originals([*prose.values(), *topic_documents])
     held_modules = sorted(candidates & set(prose), key=lambda name: Document(name, "").rank)[
@@ -70,31 +53,14 @@ def load_corpus() -> Corpus:
 def read_modules(root: Path) -> tuple[dict[str, Document], dict[str, Document]]:
     """Read every module under `root`: its source, and its docstrings joined; long enough ones only."""
     code, prose = {}, {}
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if SKIPPED_FOLDERS & set(inside.parts):
-            continue
-        source = path.read_bytes().decode("utf-8", errors="replace")
-        name = inside.as_posix()
+    for name, path in modules(root):
+        source = read_module(path)
         if len(source) >= LONG_ENOUGH:
             code[name] = Document(name, source)
         documentation = docstrings(source)
         if len(documentation) >= LONG_ENOUGH:
             prose[name] = Document(name, documentation)
     return code, prose
-
-
-def docstrings(source: str) -> str:
-    """All docstrings of a module, blank lines between them; empty where the source does not parse."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in other people's strings
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # files of another Python version, kept as test material
-        return ""
-    found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
-    return "\n\n".join(text for text in found if text)
 
 
 def originals(documents: list[Document]) -> set[str]:
