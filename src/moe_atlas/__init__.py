@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from moe_atlas.version import __version__
 
 if TYPE_CHECKING:
-    from moe_atlas.api import AuditOptions, Receipt, audit, baseline
+    from moe_atlas.api import AuditOptions, Receipt, audit, baseline, quick
 
-__all__ = ["AuditOptions", "Receipt", "__version__", "audit", "baseline"]
+__all__ = ["AuditOptions", "Receipt", "__version__", "audit", "baseline", "quick"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Python interface: the commands `audit` and `baseline` as functions.
+"""The Python interface: the commands `audit`, `baseline` and `quick` as functions.
 
 from moe_atlas import audit
 receipt = audit("base.ckpt", "tuned.ckpt", "probes.yaml", receipt="receipt.json")
@@ -13,12 +13,14 @@ receipt.report("report.html")
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_atlas.errors import UsageError
 from moe_atlas.ledger.recording import Recording
+from moe_atlas.look.request import Request
 from moe_atlas.options import AuditOptions
 from moe_atlas.probes.lock import lock_path
 from moe_atlas.receipt.files import require_apart, window_path
@@ -91,6 +93,48 @@ def baseline(
     earlier = None if previous is None else Path(previous)
     target = _Target(Path(receipt), force, resume, recording or Recording(), earlier)
     return _run(Path(checkpoint), None, Path(probe), target, options or AuditOptions())
+
+
+def quick(
+    base: Source,
+    tuned: Source,
+    *,
+    data: Source | None = None,
+    tokenizer: str | None = None,
+    documents: int = 60,
+    seed: int = 0,
+    margin: float = 0.05,
+    receipt: Source = "quick.receipt.json",
+    force: bool = False,
+    announce: Callable[[dict[str, Any]], None] | None = None,
+    options: AuditOptions | None = None,
+) -> Receipt:
+    """Look at a pair without configuration and write a receipt that judges nothing: its verdict is `inconclusive`.
+
+    Args:
+        base: see `audit`.
+        tuned: see `audit`.
+        data: a folder of documents; None for the prose and the code of the standard library.
+        tokenizer: path of a ``tokenizer.json``, or ``bytes``; None for the one beside the base.
+        documents: most documents of a domain.
+        seed: seed of the choice of documents.
+        margin: nats per token by which a domain's loss must certainly rise to be a finding.
+        receipt: path of the receipt to write.
+        force: replace an existing receipt.
+        announce: called with the estimate of `plan` before a look at large checkpoints.
+        options: options of how the audit runs.
+
+    Raises:
+        AtlasError: for every error that a user can cause; no receipt is written.
+    """
+    from moe_atlas.look.measuring import look
+
+    target, folder = Path(receipt), None if data is None else Path(data)
+    check_writable(target, force)
+    require_apart((target, window_path(target)), (Path(base), Path(tuned), folder))
+    request = Request(folder, tokenizer, documents, seed, margin)
+    facts, arrays = look(Path(base), Path(tuned), request, options or AuditOptions(), announce)
+    return Receipt(target, write_receipt(facts, as_arrays(arrays), target, force=force))
 
 
 @dataclass(frozen=True)
@@ -168,4 +212,4 @@ def _parent(
     return {key: value for key, value in parent.items() if value is not None} or None
 
 
-__all__ = ["AuditOptions", "Receipt", "Recording", "audit", "baseline"]
+__all__ = ["AuditOptions", "Receipt", "Recording", "audit", "baseline", "quick"]

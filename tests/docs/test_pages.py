@@ -59,7 +59,9 @@ def reader_folder(tmp_path_factory):
     base = tiny.save("qwen3_moe", root / "base.ckpt", seed=5)
     pairs.variant(base, root / "tuned.ckpt", pairs.jitter(3e-3, lambda name: "self_attn" in name))
     pairs.variant(base, root / "hard.ckpt", pairs.jitter(0.5, lambda name: "norm" not in name))
+    pairs.variant(base, root / "copied.ckpt", pairs.copied_experts)
     shutil.copytree(base, root / "resumed.ckpt")
+    pairs.letter_tokenizer(base)
     pairs.probe(root)
     (root / "probes.lock.json").unlink()
     dice = random.Random(1)
@@ -74,6 +76,7 @@ def test_every_command_runs_as_written(page, reader_folder, tmp_path, monkeypatc
     place = tmp_path / "here"
     shutil.copytree(reader_folder, place)
     monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     lines = commands(page)
     if not any(line.startswith("register") for line, _ in lines):
         assert run(["register", "probes.yaml"]) == 0

@@ -81,7 +81,7 @@ def test_pairing_sees_what_disjoint_intervals_cannot():
 def test_every_caveat_has_its_words():
     base = side()
     other = side("baseline")
-    assert compare(base, other).caveats == ["one is an audit, the other a baseline"]
+    assert compare(base, other).caveats == ["of different kinds: audit and baseline"]
     moved = side(lock="cd" * 32, protected_layers=[2], evaluation={"experts": "all"})
     moved.receipt["checkpoints"]["base"]["digest"] = "ee" * 32
     caveats = " ".join(compare(base, moved).caveats)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from moe_atlas.api import audit
@@ -127,3 +129,36 @@ def judge(base: Path, change: Callable[[Tensors], Tensors | None], probes: Path,
     tuned = variant(base, folder / "tuned", change)
     options = AuditOptions(dtype="float32")
     return audit(base, tuned, probes, receipt=folder / "receipt.json", force=True, options=options)
+
+
+def byte_tokenizer(folder: Path) -> Path:
+    """A tokenizer.json whose 256 tokens are the byte symbols of byte-level BPE, without a merge."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: n for n, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def letter_tokenizer(folder: Path, ids: int = 48) -> Path:
+    """A tokenizer.json of so few ids that most characters are unknown to it."""
+    letters = " etaoinshrdlucmfwypvbgkjqxz\n.,_()=:\"'#-[]0123456789"[: ids - 1]
+    vocab = {"[UNK]": 0} | {letter: n for n, letter in enumerate(letters, start=1)}
+    Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="[UNK]")).save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def copied_experts(tensors: Tensors) -> Tensors:
+    """Half of the experts of every layer over the other half, whether stored one by one or stacked."""
+    out = {}
+    for name, tensor in tensors.items():
+        found = re.search(r"\.experts\.(\d+)\.", name)
+        half = tensor.shape[0] // 2
+        if found is None:
+            stacked = ".experts." in name
+            out[name] = torch.cat([tensor[:half], tensor[:half]]) if stacked else tensor.clone()
+            continue
+        experts = 1 + max(int(n) for n in re.findall(r"\.experts\.(\d+)\.", " ".join(tensors)))
+        source = int(found[1]) % (experts // 2)
+        out[name] = tensors[name.replace(found[0], f".experts.{source}.")].clone()
+    return out

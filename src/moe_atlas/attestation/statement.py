@@ -62,13 +62,16 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
         IntegrityError: ``E_RECEIPT`` if the receipt does not re-derive; ``E_DIGEST`` if the checkpoint, its
             configuration or a file beside its weights differs from the audit; ``E_CHANGED`` if a file changes while it
             is read.
-        UsageError: ``E_KIND`` for a baseline, which compares nothing.
+        UsageError: ``E_KIND`` for a baseline or a look, which judge nothing.
         InputRefused: every refusal of `open_checkpoint`; ``E_NAME`` for a file name that ``sha256sum`` would escape.
     """
     receipt = intact_receipt(receipt_path)
     if receipt["kind"] != "audit":
         raise UsageError(
-            "E_KIND", shown(str(receipt_path)), "is a baseline, which compares nothing", "attest an audit"
+            "E_KIND",
+            shown(str(receipt_path)),
+            f"is a {receipt['kind']}, which judges nothing",
+            "attest an audit",
         )
     checkpoint = open_checkpoint(checkpoint_path)
     digest, files = digest_with_files(checkpoint)

@@ -14,15 +14,15 @@ from moe_atlas.auditing.cost import flops, memory, throughput
 from moe_atlas.auditing.layer.batches import BATCH_TOKENS, layer_passes, partition
 from moe_atlas.auditing.layer.requantise import storage
 from moe_atlas.auditing.layer.side import compute_dtype
-from moe_atlas.auditing.run import measured_windows, memory_needs, open_checkpoints
+from moe_atlas.auditing.run import Given, measured_windows, memory_needs, open_checkpoints
 from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions
-from moe_atlas.probes.registration import load_registered
+from moe_atlas.probes.registration import ProbeSet, load_registered
 
 
-def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[str, Any]:
+def plan(base: Given, tuned: Given, probe: Path | ProbeSet, options: AuditOptions) -> dict[str, Any]:
     """Estimate bytes, operations, memory and seconds of `atlas audit` with these arguments, without writing anything.
 
     Returns:
@@ -32,7 +32,7 @@ def plan(base: Path, tuned: Path, probe: Path, options: AuditOptions) -> dict[st
     Raises:
         AtlasError: for every input that the audit refuses before it reads a tensor.
     """
-    probes = load_registered(probe, options.policy_from)
+    probes = probe if isinstance(probe, ProbeSet) else load_registered(probe, options.policy_from)
     checkpoints, specs = open_checkpoints(base, tuned, probes, options.accepted)
     dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])
     config, measured = probes.config, measured_windows(probes)

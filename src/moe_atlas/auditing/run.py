@@ -70,14 +70,18 @@ Given = Path | TensorSource
 
 
 def measure(
-    base: Given, tuned: Given | None, probe: Path, options: AuditOptions, group: Group | None = None
+    base: Given,
+    tuned: Given | None,
+    probe: Path | ProbeSet,
+    options: AuditOptions,
+    group: Group | None = None,
 ) -> tuple[Facts, Arrays]:
     """Measure a pair (or, without a tuned checkpoint, a baseline) on a registered probe set.
 
     Args:
         base: the base checkpoint: its path, or the source of its tensors.
         tuned: the tuned checkpoint; None for a baseline.
-        probe: the registered probe file.
+        probe: the registered probe file, or a probe set that nobody registered.
         options: options of how the audit runs.
         group: the processes that share the audit; each process calls this function with the same arguments.
 
@@ -90,7 +94,7 @@ def measure(
     """
     started, clock = datetime.now(UTC), time.monotonic()
     group = group or Group()
-    probes = load_registered(probe, options.policy_from)
+    probes = probe if isinstance(probe, ProbeSet) else load_registered(probe, options.policy_from)
     other_receipts = {
         "reference": reference_facts(options.baseline),
         "attempts": [attempt_facts(path) for path in options.attempts],

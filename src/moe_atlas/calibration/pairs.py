@@ -89,7 +89,9 @@ def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> P
         InputRefused: ``E_CALIBRATION`` if it protects no layer or has no base domain.
     """
     if receipt["kind"] != "audit":
-        raise UsageError("E_KIND", shown(name), "expected the receipt of an audit, found a baseline")
+        raise UsageError(
+            "E_KIND", shown(name), f"expected the receipt of an audit, found a {receipt['kind']}"
+        )
     layers = [layer for layer in receipt["layers"] if layer["protected"]]
     base = [row for row in receipt["domains"] if row["role"] == "base"]
     if not layers or not base:

@@ -27,6 +27,7 @@ from moe_atlas.version import __version__
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 PREPARED = 64  # products kept in each: those of a layer whose experts' tokens differ up to eightfold
 COMMANDS = {
+    "quick": ("checkpoints", "Look at a pair, without configuration and without a verdict."),
     "audit": ("checkpoints", "Compare two checkpoints and write a receipt."),
     "plan": ("checkpoints", "Say what an audit would read, hold and take."),
     "baseline": ("checkpoints", "Record the state of one checkpoint."),

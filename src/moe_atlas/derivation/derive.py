@@ -18,13 +18,14 @@ from moe_atlas.derivation.intervals.domains import derive_domains
 from moe_atlas.derivation.intervals.expert_content import simultaneous_low
 from moe_atlas.derivation.intervals.layers import LayerResult, derive_layer
 from moe_atlas.derivation.intervals.margins import derive_margins
+from moe_atlas.derivation.look import derive_look
 from moe_atlas.derivation.warnings import derive_warnings
 from moe_atlas.statistics.resampled import Resampled, finite
 from moe_atlas.statistics.simultaneous import simultaneous_lower
 from moe_atlas.verdict.claims import derive_claims
 from moe_atlas.verdict.next_steps import derive_next_steps
 from moe_atlas.verdict.predicates import derive_predicates
-from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.receipt import LOOK, ReceiptView
 
 SCHEMA = "atlas/receipt/v1"
 # The version of the rules that derive intervals, predicates, claims and the verdict from facts and window data. Raise
@@ -41,6 +42,7 @@ ORDER = (
     "claims",
     "next_steps",
     "warnings",
+    "look",
     "margins",
     "aggregates",
     "domains",
@@ -101,6 +103,8 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
     receipt |= {"warnings": derive_warnings(receipt)}
     receipt |= {"claims": derive_claims(ReceiptView(receipt))}
     receipt |= {"next_steps": derive_next_steps(ReceiptView(receipt))}
+    if receipt["kind"] == LOOK:
+        receipt |= {"look": derive_look(receipt, windows)}
     return {key: receipt[key] for key in (*ORDER, *sorted(set(receipt) - set(ORDER))) if key in receipt}
 
 

@@ -16,13 +16,23 @@ from moe_atlas.probes.settings.ceilings import FLOOR_FACTOR
 from moe_atlas.text import ranges
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reaches
-from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.receipt import LOOK, ReceiptView
 
 NEVER_ZERO = ("routed_expert", "shared_expert", "dense_mlp", "attention", "embedding", "head")
+
+OF_A_POLICY = ("cannot-fail", "loose-tail-guard", "kl-not-gated", "budgets-set-for")
+"""Codes of what to know of a registered policy; a look has none."""
 
 
 def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
     """Return the receipt's warnings: objects with a stable ``code`` and a one-line ``message``."""
+    found = _warnings(receipt)
+    if receipt["kind"] != LOOK:
+        return found
+    return [one for one in found if one["code"] not in OF_A_POLICY]
+
+
+def _warnings(receipt: Facts) -> list[dict[str, Any]]:
     return [
         *_nothing_tuned(receipt),
         *_cannot_fail(receipt),
@@ -45,7 +55,7 @@ def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
 
 def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
     """Warn that base and tuned hold the same values: every difference is exactly 0 and says nothing about a tune."""
-    if receipt["kind"] != "audit" or not nothing_tuned(ReceiptView(receipt)):
+    if receipt["kind"] == "baseline" or not nothing_tuned(ReceiptView(receipt)):
         return []
     message = (
         "nothing was tuned: base and tuned hold the same values in all that is replayed, so every difference is "

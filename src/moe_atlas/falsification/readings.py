@@ -76,8 +76,8 @@ def reading_of(receipt: Facts, name: str) -> Reading:
         UsageError: ``E_KIND`` if the receipt is no audit.
     """
     view = ReceiptView(receipt)
-    if view.is_baseline:
-        raise UsageError("E_KIND", shown(name), "expected the receipt of an audit, found a baseline")
+    if view.kind != "audit":
+        raise UsageError("E_KIND", shown(name), f"expected the receipt of an audit, found a {view.kind}")
     increases = [_estimate(row.nll_increase) for row in view.domains_of("base")]
     layers = [layer for layer in view.layers if layer.protected]
     values = {key: _layer_mean(layers, key) for key in QUANTITIES}

@@ -87,7 +87,7 @@ class VerifiedReceipt:
     @property
     def subject(self) -> str:
         """The checkpoint whose figures are compared: the tuned one of an audit, the only one of a baseline."""
-        return "tuned" if self.receipt["kind"] == "audit" else "base"
+        return "base" if self.receipt["kind"] == "baseline" else "tuned"
 
     @property
     def protected(self) -> frozenset[int]:
@@ -130,7 +130,7 @@ def _caveats(first: VerifiedReceipt, second: VerifiedReceipt) -> list[str]:
     one, other = first.receipt, second.receipt
     digests = [receipt["checkpoints"]["base"]["digest"] for receipt in (one, other)]
     found = {
-        "one is an audit, the other a baseline": one["kind"] != other["kind"],
+        f"of different kinds: {one['kind']} and {other['kind']}": one["kind"] != other["kind"],
         "different base checkpoints: drift is measured from different places": digests[0] != digests[1]
         and one["kind"] == other["kind"] == "audit",
         "different registrations: the windows do not pair, only disjoint intervals count": first.lock

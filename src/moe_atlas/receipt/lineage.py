@@ -18,7 +18,7 @@ def previous_facts(path: Path) -> dict[str, Any]:
         AtlasError: for any fault of the receipt; a receipt that does not verify is no reference.
     """
     receipt = intact_receipt(path)
-    checkpoint = receipt["checkpoints"]["tuned" if receipt["kind"] == "audit" else "base"]
+    checkpoint = receipt["checkpoints"]["base" if receipt["kind"] == "baseline" else "tuned"]
     return {
         "receipt_sha256": receipt["evidence"]["receipt_sha256"],
         "kind": receipt["kind"],

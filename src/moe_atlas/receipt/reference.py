@@ -28,7 +28,10 @@ def reference_facts(path: Path | None) -> dict[str, Any] | None:
     receipt = intact_receipt(path)
     if receipt["kind"] != "baseline":
         raise UsageError(
-            "E_KIND", str(path), "expected a baseline receipt, found an audit", "see `atlas baseline`"
+            "E_KIND",
+            str(path),
+            f"expected a receipt of kind baseline, found kind {receipt['kind']}",
+            "see `atlas baseline`",
         )
     return {
         "receipt_sha256": receipt["evidence"]["receipt_sha256"],
@@ -59,7 +62,7 @@ def attempt_facts(path: Path) -> dict[str, Any]:
     """
     receipt = intact_receipt(path)
     if receipt["kind"] != "audit":
-        raise UsageError("E_KIND", str(path), "expected the receipt of an audit, found a baseline")
+        raise UsageError("E_KIND", str(path), f"expected the receipt of an audit, found a {receipt['kind']}")
     facts = facts_of_attempt(ReceiptView(receipt))
     if facts["nothing_tuned"]:
         problem = (

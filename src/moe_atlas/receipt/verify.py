@@ -299,7 +299,7 @@ def _check_probe(
 
 def _check_checkpoint(receipt: Mapping[str, Any], checkpoint: Path, report: VerifyReport) -> None:
     """Hash the weights again, read the configuration and the files beside them, and compare with the recorded facts."""
-    side = "tuned" if receipt["kind"] == "audit" else "base"
+    side = "base" if receipt["kind"] == "baseline" else "tuned"
     recorded = receipt["checkpoints"][side]
     try:
         opened = open_checkpoint(checkpoint)

@@ -23,7 +23,7 @@ def with_multiples(receipt: Found) -> dict[str, Any]:
 
     Nothing is added without a yardstick, and where the copy did not certainly move the quantity.
     """
-    if not receipt.get("yardstick") or receipt["kind"] != "audit":
+    if not receipt.get("yardstick") or receipt["kind"] == "baseline":
         return dict(receipt)
     moved = dict(_moved(receipt["yardstick"]))
     layers = [layer | {"pair": _marked(layer["pair"], layer["layer"], moved)} for layer in receipt["layers"]]

@@ -23,6 +23,11 @@ BASELINE = Advice(
     "a missing receipt, not a model failure",
     "do nothing except collect the first comparison against this baseline",
 )
+LOOK = Advice(
+    "a look, not a verdict",
+    "nothing was registered",
+    "register a probe set and audit the pair: atlas init, then atlas register, then atlas audit",
+)
 BROKEN = {
     "non_finite_weights": Advice(
         "non-finite weights", "the saved weights", "save or convert the checkpoint again"

@@ -39,7 +39,7 @@ def damage_gates(receipt: ReceiptView) -> list[Gate]:
     limits = receipt.probe.policy.damage
     gates = []
     for row in receipt.domains:
-        gates.append(_non_finite_gate(row))
+        gates.append(non_finite_gate(row))
         if row.role == "base":
             gates += [_mean_gate(row, limits), _divergence_gate(row, limits), _tail_gate(row, limits)]
         elif row.role == "canary":
@@ -60,7 +60,7 @@ def damage_outcome(gates: list[Gate]) -> str:
     return UNDAMAGED if held and all(gate.result in (PASS, NOT_GATED) for gate in gates) else UNDETERMINED
 
 
-def _non_finite_gate(row: DomainRow) -> Gate:
+def non_finite_gate(row: DomainRow) -> Gate:
     """NaN or infinity where the base has none; where the base has some, nothing is said of the tuned checkpoint."""
     count, base = row.non_finite_windows, row.non_finite_base
     of = f"of {row.windows} windows"

@@ -28,6 +28,8 @@ def derive_next_steps(receipt: ReceiptView) -> list[dict[str, str]]:
     """Return ``{pattern, object, first}`` lines, the most pressing first; empty on a PASS."""
     if receipt.is_baseline:
         return [advice.BASELINE.step()]
+    if receipt.is_look:
+        return [advice.LOOK.step()]
     failed = _failed(receipt, "protected_atlas_rewrite")
     damage = _failed(receipt, "base_domain_damage")
     found = [

@@ -17,6 +17,7 @@ from moe_atlas.views.receipt import ReceiptView
 NAMES = ("protected_atlas_rewrite", "base_domain_damage", "knowledge_expansive")
 STRUCTURAL = NAMES[:2]
 UNTESTED = "untested"
+LOOKED = "a look, not a verdict: nothing was registered and nothing is gated"
 
 # What each classification is worth under each declared stage.
 _CLASSIFICATION: dict[str, dict[str, bool | None]] = {
@@ -54,13 +55,18 @@ _OPEN_REASONS = {
 def derive_predicates(receipt: ReceiptView) -> dict[str, Any]:
     """Return ``predicates``, ``verdict`` and ``qualified`` of a receipt whose intervals are in place.
 
-    A baseline tests nothing: its predicates are ``untested`` and its verdict is null.
+    A baseline tests nothing: its predicates are ``untested`` and its verdict is null. A look judges nothing: its
+    predicates are ``untested`` too, and its verdict is ``inconclusive`` whatever it measured, so that nobody promotes
+    on it.
     """
     qualified = derive_qualified(receipt)
+    untested: dict[str, Any] = {"outcome": UNTESTED, "passed": None, "evidence": []}
     if receipt.is_baseline:
-        untested: dict[str, Any] = {"outcome": UNTESTED, "passed": None, "evidence": []}
         untried = {name: dict(untested) for name in NAMES}
         return {"predicates": untried, "verdict": None, "qualified": qualified}
+    if receipt.is_look:
+        looked = {name: untested | {"reason": LOOKED} for name in NAMES}
+        return {"predicates": looked, "verdict": "inconclusive", "qualified": qualified}
     stage = receipt.probe.policy.stage
     atlas = atlas_gates(receipt)
     outcome = atlas_outcome(atlas, judged=stage != DAMAGE_STAGE)

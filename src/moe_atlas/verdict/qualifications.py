@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from moe_atlas.probes.settings.policy import DAMAGE_STAGE
 from moe_atlas.text import shown
-from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.receipt import LOOK, ReceiptView
 from moe_atlas.views.registered import Policy, ProvisionalOrigin
 
 PROVISIONAL = "provisional-budgets"
 QUALIFICATIONS = {
     DAMAGE_STAGE: "(the atlas was measured, not judged)",
     PROVISIONAL: "under provisional budgets",
+    LOOK: "(a look, not a verdict)",
 }
 """The words that follow a qualified verdict, and the statement of every claim of preservation, by code."""
 
@@ -22,7 +23,11 @@ def derive_qualified(receipt: ReceiptView) -> list[str]:
     if receipt.is_baseline:
         return []
     policy = receipt.probe.policy
-    holds = {DAMAGE_STAGE: policy.stage == DAMAGE_STAGE, PROVISIONAL: provisional_origin(policy) is not None}
+    holds = {
+        DAMAGE_STAGE: policy.stage == DAMAGE_STAGE,
+        PROVISIONAL: provisional_origin(policy) is not None,
+        LOOK: receipt.is_look,
+    }
     return [code for code in QUALIFICATIONS if holds[code]]
 
 

@@ -39,6 +39,13 @@ def atlas_gates(receipt: ReceiptView) -> list[Gate]:
     return [
         *_layer_gates(receipt, floor),
         _refinement_gate(receipt, floor),
+        *stored_gates(receipt),
+    ]
+
+
+def stored_gates(receipt: ReceiptView) -> list[Gate]:
+    """Return the gates on the tensors themselves, which no declared stage excuses."""
+    return [
         *weight_gates(receipt),
         *_non_finite_gates(receipt),
         *unreplayed_gates(receipt),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_atlas.views.judged import Attempt, Claim, NextStep, PredicateView, Warned
+from moe_atlas.views.judged import Attempt, Claim, EvidenceLine, NextStep, PredicateView, Warned
 from moe_atlas.views.measured import Aggregates, DomainRow, LayerView, Margins, NoiseFloor
 from moe_atlas.views.registered import CheckpointFacts, ProbeView
 from moe_atlas.views.view import View, flag, integers, mapping, named, number, part, parts, text, texts
 from moe_atlas.views.weights import Identity, VocabularyView, WeightsView
+
+LOOK = "look"
+"""The kind of a receipt that compares a pair without a registration: it measures as an audit, and judges nothing."""
 
 
 class Difference(View):
@@ -52,6 +55,28 @@ class Parent(View):
     receipt = part(Earlier).or_none()
 
 
+class WorstDocument(View):
+    """A document whose loss rose much."""
+
+    domain = text()
+    document = text()
+    nll_base = number()
+    nll_tuned = number()
+    nll_increase = number()
+
+
+class LookView(View):
+    """What a look says beyond its measurements."""
+
+    source = text()
+    how = text()
+    margin = number()
+    documents = texts()
+    findings = parts(EvidenceLine)
+    changed = flag()
+    worst_documents = parts(WorstDocument)
+
+
 class Evidence(View):
     """What the receipt rests on, by digest."""
 
@@ -70,6 +95,7 @@ class ReceiptView(View):
     claims = parts(Claim)
     next_steps = parts(NextStep)
     warnings = parts(Warned)
+    look = part(LookView).or_none()
     margins = part(Margins).or_none()
     aggregates = part(Aggregates)
     domains = parts(DomainRow)
@@ -93,6 +119,11 @@ class ReceiptView(View):
     def is_baseline(self) -> bool:
         """Whether it records one checkpoint and tests nothing."""
         return self.kind == "baseline"
+
+    @property
+    def is_look(self) -> bool:
+        """Whether it compares a pair and judges nothing."""
+        return self.kind == LOOK
 
     def checkpoint(self, side: str) -> CheckpointFacts:
         """Return one checkpoint; one without facts where the receipt has none of that side."""

@@ -59,6 +59,7 @@ class LockFacts(View):
     """The lock of the registration."""
 
     sha256 = text().or_none()
+    content_sha256 = text().or_none()
     policy_sha256 = text().or_none()
     registered_at = text().or_none()
 

@@ -16,6 +16,7 @@ from moe_atlas.errors import AtlasError
 from moe_atlas.receipt.files import window_path
 from moe_atlas.report.formats.interface import FormatName
 from moe_atlas.text import shown
+from moe_atlas.views.receipt import LOOK
 
 if TYPE_CHECKING:
     from moe_atlas.report.formats.outputs import Outputs
@@ -157,10 +158,12 @@ def emit(result: Result, wanted: Outputs, *, quiet: bool) -> int:
 
 def draw(receipt: dict[str, Any], path: Path, written: list[Path]) -> None:
     """Print the terminal report and the paths of the written files."""
+    from moe_atlas.report import terminal
     from moe_atlas.report.console.screen import screen
+    from moe_atlas.report.look import screen as look
     from moe_atlas.report.opening import opened
-    from moe_atlas.report.terminal import render
 
+    render = look.render if receipt["kind"] == LOOK else terminal.render
     console = screen()
     render(opened(receipt, path), console)
     digest = receipt["evidence"]["receipt_sha256"][:16]

@@ -38,8 +38,8 @@ def verify(
 ) -> int:
     """Derive every interval and the verdict again from the window data, and list every mismatch.
 
-    Exits with the verdict's own code when everything agrees (0 pass, 1 fail, 3 inconclusive or a baseline, which
-    compares nothing), 5 when anything does not.
+    Exits with the verdict's own code when everything agrees (0 pass, 1 fail, 3 inconclusive, also for a baseline or a
+    look, which judge nothing), 5 when anything does not.
 
     Example: atlas verify receipt.json --probe probes.yaml
     """

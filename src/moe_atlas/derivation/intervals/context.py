@@ -53,7 +53,7 @@ class Context:
     @property
     def is_pair(self) -> bool:
         """Whether the audit compared two checkpoints."""
-        return self.kind == "audit"
+        return self.kind != "baseline"
 
     @property
     def confidence(self) -> float:
@@ -134,7 +134,7 @@ def make_context(receipt: Facts, windows: Arrays) -> Context:
         base_W=base_W,
         design=_design(windows, base_W, int(probe["windows"]["seed"]), int(policy["resamples"])),
         protected=frozenset(int(layer) for layer in probe["protected_layers"]),
-        identical=receipt["kind"] == "audit" and replayed_alike(ReceiptView(receipt)),
+        identical=receipt["kind"] != "baseline" and replayed_alike(ReceiptView(receipt)),
     )
 
 
