@@ -23,10 +23,11 @@ from moe_atlas.ledger.recording import Recording
 from moe_atlas.look.request import Request
 from moe_atlas.options import AuditOptions
 from moe_atlas.probes.lock import lock_path
-from moe_atlas.receipt.files import require_apart, window_path
+from moe_atlas.receipt.files import own_paths, require_apart
 from moe_atlas.receipt.lineage import against_previous, previous_facts
 from moe_atlas.receipt.write import as_arrays, check_writable, write_receipt
 from moe_atlas.results import Receipt
+from moe_atlas.token_arrays import split
 
 if TYPE_CHECKING:
     from moe_atlas.auditing.processes.group import Group
@@ -184,13 +185,16 @@ def _measure_and_record(
     force = target.force or (target.resume and owns(states[0], target.receipt))
     check_writable(target.receipt, force)
     inputs = (base, tuned, probe, lock_path(probe), options.policy_from, options.baseline, target.previous)
-    require_apart((target.receipt, window_path(target.receipt)), (*inputs, *options.attempts))
+    require_apart(own_paths(target.receipt), (*inputs, *options.attempts))
     head = target.recording.head()
     previous = None if target.previous is None else previous_facts(target.previous)
     options = replace(options, resume=states if target.resume else None)
     facts, arrays = measure(base, tuned, probe, options, group)
     parent = _parent(target.recording, head, previous, facts["checkpoints"]["base"])
-    body = write_receipt(facts | {"parent": parent}, as_arrays(arrays), target.receipt, force=force)
+    windows, tokens = split(arrays)
+    body = write_receipt(
+        facts | {"parent": parent}, as_arrays(windows), target.receipt, tokens=tokens, force=force
+    )
     target.recording.record(target.receipt)
     for path in states if target.resume else ():
         path.unlink(missing_ok=True)

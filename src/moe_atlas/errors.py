@@ -55,6 +55,7 @@ NEXT_STEPS = {
     "E_REPEATED": "give every receipt once",
     "E_RUN": "check the name, and the folder given with --runs",
     "E_SIZE": "check that this is the intended file",
+    "E_TOKENS": "restore the token data that were written with the receipt",
     "E_WINDOWS": "restore the window data that were written with the receipt",
     "E_WRITE": "free some disk space, or choose a folder that you can write to",
 }

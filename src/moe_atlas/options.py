@@ -67,6 +67,8 @@ class AuditOptions:
             of the user; reports show each drift as a multiple of the copy's.
         skips: skip computations that equal values make unnecessary; every number is the same, bit for bit, either way.
         chart_maps: number of expert pairs per layer whose overlap map is measured.
+        tokens: also keep the change of loss and of routed sets of every token, in a file beside the receipt; an audit
+            of a pair alone has it.
         baseline: a baseline receipt; its overlap and occupancy are the handoff reference.
         policy_from: the central policy file under which the probe set was registered.
         resume: files that keep the state of the audit, its noise floor and its yardstick after every layer; an audit
@@ -87,6 +89,7 @@ class AuditOptions:
     yardstick: bool = False
     skips: bool = True
     chart_maps: int = 0
+    tokens: bool = False
     baseline: Path | None = None
     policy_from: Path | None = None
     resume: tuple[Path, Path, Path] | None = None

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_atlas.errors import VERDICT_EXIT, UsageError
+from moe_atlas.receipt.files import token_path
+from moe_atlas.receipt.token_file import recorded_tokens
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.receipt.window_file import recorded_windows
 from moe_atlas.text import shown
@@ -87,6 +89,10 @@ class Receipt:
         """Return the window arrays by name, float64 or int32; the errors are those of `recorded_windows`."""
         return dict(recorded_windows(self.path, self.body))
 
+    def tokens(self) -> dict[str, NDArray[Any]] | None:
+        """Return the token arrays by name, None if the audit kept none; the errors are those of `recorded_tokens`."""
+        return recorded_tokens(self.path, self.body)
+
     def rows(self, table: Table) -> list[dict[str, Any]]:
         """Return a table as a list of rows; an interval ``x`` has three columns: ``x``, ``x_low`` and ``x_high``.
 
@@ -135,7 +141,7 @@ class Receipt:
         from moe_atlas.report.formats.outputs import outputs
 
         target = Path(path)
-        reserved = (self.path, self.path.parent / self.body["evidence"]["windows"])
+        reserved = (self.path, self.path.parent / self.body["evidence"]["windows"], token_path(self.path))
         outputs(paths=[target], force=force, reserved=reserved).write(self.body, self.path)
         return target
 

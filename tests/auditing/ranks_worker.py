@@ -14,9 +14,11 @@ from moe_atlas.auditing.layer.batches import partition
 from moe_atlas.auditing.processes.group import Group
 from moe_atlas.auditing.processes.join import joined
 from moe_atlas.options import AuditOptions, Place
+from moe_atlas.receipt.token_file import TOKEN_FILE
 from moe_atlas.receipt.window_file import encode_windows
 from moe_atlas.receipt.write import as_arrays
 from moe_atlas.replay import loss
+from moe_atlas.token_arrays import split
 
 BATCH = 500  # tokens; small, so that small probes have several batches
 PART = 20  # entries of the vocabulary that pass together, of 48
@@ -37,9 +39,10 @@ def measured(
 
 
 def keep(folder: Path, name: str, facts: dict, arrays: dict) -> None:
-    """The facts and the window arrays of an audit."""
+    """The facts, the window arrays and the token arrays of an audit."""
+    windows, tokens = split(arrays)
     (folder / f"{name}.json").write_text(json.dumps(facts))
-    (folder / f"{name}.windows").write_bytes(encode_windows(as_arrays(arrays)))
+    (folder / f"{name}.windows").write_bytes(encode_windows(as_arrays(windows)) + TOKEN_FILE.encode(tokens))
 
 
 def main() -> None:

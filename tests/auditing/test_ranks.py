@@ -106,7 +106,7 @@ def cases(root, split, stacked, probes, everyone):
     half = tune(split, "half", chosen=lambda name: "experts.6." in name or "lm_head" in name)
     grown = grow(split, "grown")
     found = {
-        "split": (split, tune(split, "tuned"), probes, exact),
+        "split": (split, tune(split, "tuned"), probes, exact | {"tokens": True}),
         "stacked": (stacked, tune(stacked, "tuned"), probes, exact),
         "split, bfloat16": (split, tune(split, "tuned"), probes, bf16),
         "stacked, bfloat16": (stacked, tune(stacked, "tuned"), probes, bf16),
@@ -115,7 +115,7 @@ def cases(root, split, stacked, probes, everyone):
         "one expert moved": (split, half, probes, exact),
         "grown": (split, grown, probes, exact),
         "shrunk": (grown, split, probes, exact),
-        "relabelled": (split, swapped, everyone, exact),
+        "relabelled": (split, swapped, everyone, exact | {"tokens": True}),
         "weighted on the input": (weighted, tune(weighted, "tuned"), everyone, exact),
         "another dtype and layout": (narrow, wide, everyone, {"threads": 1}),
         "two formats": (plain, fp8, everyone, exact),
@@ -125,7 +125,7 @@ def cases(root, split, stacked, probes, everyone):
             everyone,
             exact | {"noise_floor": "order", "chart_maps": 2},
         ),
-        "in rounds": (split, tune(split, "tuned"), probes, exact | {"held_tokens": 600}),
+        "in rounds": (split, tune(split, "tuned"), probes, exact | {"tokens": True, "held_tokens": 600}),
         "baseline": (split, None, probes, exact),
     }
     return {name: (str(a), b and str(b), str(p), options) for name, (a, b, p, options) in found.items()}

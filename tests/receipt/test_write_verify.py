@@ -142,8 +142,8 @@ def test_a_receipt_that_does_not_read_back_is_not_kept(
 ) -> None:
     real = writing._install
 
-    def bit_rot(path: Path, receipt: bytes, data: bytes) -> None:
-        real(path, receipt, data[:-1] + bytes([data[-1] ^ 1]))
+    def bit_rot(path: Path, receipt: bytes, data: bytes, tokens: bytes | None) -> None:
+        real(path, receipt, data[:-1] + bytes([data[-1] ^ 1]), tokens)
 
     monkeypatch.setattr(writing, "_install", bit_rot)
     with pytest.raises(IntegrityError, match="E_READBACK"):

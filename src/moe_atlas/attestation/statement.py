@@ -162,8 +162,15 @@ def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "evidence": [
             {"name": path.name, "digest": {"sha256": hashlib.sha256(encode_receipt(receipt)).hexdigest()}},
             {"name": receipt["evidence"]["windows"], "digest": {"sha256": receipt["evidence"]["sha256"]}},
+            *_token_data(receipt["evidence"]),
         ],
     }
+
+
+def _token_data(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entry on the token file, if the audit kept one."""
+    named = evidence.get("tokens")
+    return [] if named is None else [{"name": named["file"], "digest": {"sha256": named["sha256"]}}]
 
 
 def _configuration(lock: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ Legend: W windows, S tokens per window, P scored positions, V vocabulary, C rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_atlas.auditing.layer.requantise import narrowing
@@ -27,10 +28,11 @@ from moe_atlas.models.spec import TensorRef
 from moe_atlas.probes.windows import Window
 from moe_atlas.replay import loss
 from moe_atlas.replay.loss import OutputSums, window_outputs
+from moe_atlas.token_arrays import NLL_BASE, NLL_INCREASE, stored_loss
 from moe_atlas.weights.comparison import TensorChange, TensorComparison
 from moe_atlas.weights.rows import RowChanges, seen_ids
 from moe_atlas.weights.values import same_bytes, same_values
-from moe_atlas.window_arrays import OUTPUTS
+from moe_atlas.window_arrays import OUTPUTS, SIDES
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def head_of(side: Side, rows: range, tensor: Tensor) -> Weights:
 def record_outputs(
     walk: Walk, positions: Sequence[ScoredPositions], broken: dict[int, dict[str, float]]
 ) -> None:
-    """Turn the output sums of all processes into window arrays, in the leading process."""
+    """Turn the output sums of all processes into window and token arrays, in the leading process."""
     sums: dict[int, list[OutputSums]] = {}
     for part in positions:
         sums.setdefault(part.window, []).append(part.sums)
@@ -305,3 +307,22 @@ def record_outputs(
     for key in values.get(0, {}):
         column = [values[window][key] for window in range(len(values))]
         walk.evidence.arrays[OUTPUTS[key].name] = np.array(column, dtype=OUTPUTS[key].dtype)
+    if walk.keeps_tokens:
+        record_losses(walk, sums)
+
+
+def record_losses(walk: Walk, sums: Mapping[int, Sequence[OutputSums]]) -> None:
+    """Turn the losses at single positions of all processes into token arrays, in the leading process."""
+    mine = {window: token_losses(parts) for window, parts in sums.items()}
+    found = {window: kept for part in walk.group.gather_to_leader(mine) for window, kept in part.items()}
+    in_order = [found[window] for window in sorted(found)]
+    for name in (NLL_BASE, NLL_INCREASE) if in_order else ():
+        walk.evidence.arrays[name] = np.concatenate([kept[name] for kept in in_order])
+
+
+def token_losses(parts: Sequence[OutputSums]) -> dict[str, NDArray[np.float16]]:
+    """Return the base's loss and its increase at every scored position of one window, as the token file holds them."""
+    losses = [part.losses() for part in parts]
+    base_P, tuned_P = (torch.cat([one[name] for one in losses]).cpu().numpy() for name in SIDES)
+    with np.errstate(invalid="ignore"):
+        return {NLL_BASE: stored_loss(base_P), NLL_INCREASE: stored_loss(tuned_P - base_P)}

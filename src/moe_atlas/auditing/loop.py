@@ -88,7 +88,9 @@ def routed_layer(walk: Walk, layers: Sequence[LayerSpec]) -> None:
     record_weights(walk, layers[0].index, [layer.refs for layer in layers], as_stored)
     walk.share_equal()
     facts = layer_facts(walk, layers)
-    measurements = LayerMeasurements(layers[0].index, facts, walk.scope.stride)
+    measurements = LayerMeasurements(
+        layers[0].index, facts, walk.scope.stride, keeps_tokens=walk.keeps_tokens
+    )
     reuse = reusable(walk, layers, facts, source)
     *earlier, last = layer_passes(walk.batches, walk.held_tokens)
     for numbers in earlier:
@@ -208,7 +210,7 @@ def exact_inputs(walk: Walk, layers: Sequence[LayerSpec]) -> dict[str, bool]:
 def close_layer(
     walk: Walk, measurements: LayerMeasurements, experts: LayerExperts, layers: Sequence[LayerSpec]
 ) -> None:
-    """Turn the layer's measurements into window arrays and facts, in the leading process."""
+    """Turn the layer's measurements into arrays and facts, in the leading process."""
     for rank, other in enumerate(walk.group.gather_to_leader(measurements)):
         if rank != walk.group.rank:
             measurements.merge(other)

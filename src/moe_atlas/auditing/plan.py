@@ -14,7 +14,14 @@ from moe_atlas.auditing.cost import flops, memory, throughput
 from moe_atlas.auditing.layer.batches import BATCH_TOKENS, layer_passes, partition
 from moe_atlas.auditing.layer.requantise import storage
 from moe_atlas.auditing.layer.side import compute_dtype
-from moe_atlas.auditing.run import Given, measured_windows, memory_needs, open_checkpoints
+from moe_atlas.auditing.run import (
+    Given,
+    measured_windows,
+    memory_needs,
+    open_checkpoints,
+    require_pair_of_tokens,
+    token_data,
+)
 from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.models.expert_refs import expert_refs
 from moe_atlas.models.spec import ModelSpec
@@ -26,18 +33,21 @@ def plan(base: Given, tuned: Given, probe: Path | ProbeSet, options: AuditOption
     """Estimate bytes, operations, memory and seconds of `atlas audit` with these arguments, without writing anything.
 
     Returns:
-        JSON values: `flops` from `cost.flops.flops`; `memory` in bytes; `rates` from `calibrate` and `seconds` from
-        `estimate`. With the option `yardstick`, the cost of that second audit stands apart under `yardstick`.
+        JSON values: `flops` from `cost.flops.flops`; `memory` in bytes; `token_data`, with `options.tokens`, in bytes;
+        `rates` from `calibrate` and `seconds` from `estimate`. With the option `yardstick`, the cost of that second audit
+        stands apart under `yardstick`.
 
     Raises:
         AtlasError: for every input that the audit refuses before it reads a tensor.
     """
     probes = probe if isinstance(probe, ProbeSet) else load_registered(probe, options.policy_from)
     checkpoints, specs = open_checkpoints(base, tuned, probes, options.accepted)
+    if options.tokens:
+        require_pair_of_tokens(specs, probes)
     dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])
     config, measured = probes.config, measured_windows(probes)
     everyone = config.evaluation.experts == "all"
-    needs = memory_needs(checkpoints, specs, probes, dtype)
+    needs = memory_needs(checkpoints, specs, probes, dtype, tokens=options.tokens)
     held, depth = memory.held_tokens(options.memory, needs), memory.read_ahead(options.memory, needs)
     passes = len(list(layer_passes(partition(probes.windows, measured), held)))
     tokens = flops.count_tokens(probes.windows, measured, config.evaluation.token_stride)
@@ -49,6 +59,7 @@ def plan(base: Given, tuned: Given, probe: Path | ProbeSet, options: AuditOption
         "tokens": {"all": tokens.total, "measured": tokens.measured, "scored": tokens.scored},
         "passes": passes,
         "memory": {"minimum": needs.minimum, "peak": needs.peak(min(held, tokens.total), depth)},
+        **({"token_data": token_data(specs, probes)} if options.tokens else {}),
         "rates": rates,
         **cost(checkpoints, specs, setting),
         **({"yardstick": cost(checkpoints[:1] * 2, specs[:1] * 2, setting)} if options.yardstick else {}),

@@ -130,6 +130,7 @@ def settings(walk: Walk, probes: ProbeSet, options: AuditOptions) -> dict[str, A
             "threads": torch.get_num_threads(),
             "batches": [list(batch.tokens_WS.shape) for batch in walk.batches],
             "chart maps": walk.chart_maps,
+            "tokens": walk.keeps_tokens,
         },
         "the noise floor": {str(layer): astuple(band) for layer, band in walk.bands.items()},
     }

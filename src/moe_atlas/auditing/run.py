@@ -6,7 +6,7 @@ This module writes no receipt; `moe_atlas.receipt` derives, writes and reads it 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moe_atlas import token_arrays
 from moe_atlas.auditing.checks import require_agreement, require_allowed, require_measurable
 from moe_atlas.auditing.copies import cache
 from moe_atlas.auditing.copies.four_bit import FourBitCopy
@@ -55,6 +56,7 @@ from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.derivation.derive import DERIVATION
 from moe_atlas.derivation.warnings import within_floor
 from moe_atlas.derivation.yardstick import derive_yardstick
+from moe_atlas.errors import UsageError
 from moe_atlas.loading.registry import resolve
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions, Execution
@@ -62,11 +64,12 @@ from moe_atlas.probes.registration import ProbeSet, load_registered
 from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_floor
 from moe_atlas.receipt.write import as_arrays
 from moe_atlas.replay.model import Replay
-from moe_atlas.system.limits import require_room
+from moe_atlas.system.limits import require_room, require_token_room
 
 Facts = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 Given = Path | TensorSource
+WRITTEN = 3  # copies of the token arrays while they are written: the arrays, their bytes, and the whole file
 
 
 def measure(
@@ -86,8 +89,8 @@ def measure(
         group: the processes that share the audit; each process calls this function with the same arguments.
 
     Returns:
-        The facts of the receipt, from which every interval and the verdict follow, and the window arrays. Both are
-        empty except in the leading process.
+        The facts of the receipt, from which every interval and the verdict follow; and the window arrays, with the
+        token arrays if `options.tokens` asks for them. Both are empty except in the leading process.
 
     Raises:
         AtlasError: for every error that a user can cause; nothing is written.
@@ -100,6 +103,8 @@ def measure(
         "attempts": [attempt_facts(path) for path in options.attempts],
     }
     checkpoints, specs = open_checkpoints(base, tuned, probes, options.accepted)
+    if options.tokens:
+        require_pair_of_tokens(specs, probes)
     folders = [Folder.of(probes, checkpoint, tuned=n > 0) for n, checkpoint in enumerate(checkpoints)]
     options = replace(options, noise_floor=noise_floor_execution(probes, specs[0], options))
     with memory_errors_named(), threads(options.threads), full_precision():
@@ -182,6 +187,19 @@ def open_checkpoints(
     return checkpoints, specs
 
 
+def require_pair_of_tokens(specs: Sequence[ModelSpec], probes: ProbeSet) -> None:
+    """Refuse evidence of single tokens for a baseline, or in a file longer than a verifier reads.
+
+    Raises:
+        UsageError: E_TOKENS for a baseline, in which nothing changes.
+        InputRefused: E_PROBE_SIZE.
+    """
+    if len(specs) == 1:
+        problem = "a baseline has one checkpoint, so no token changes"
+        raise UsageError("E_TOKENS", "tokens", problem, "leave it out, or audit a pair")
+    require_token_room(token_data(specs, probes)["least"], str(probes.config.path))
+
+
 def prepare(
     checkpoints: list[TensorSource],
     specs: list[ModelSpec],
@@ -193,7 +211,7 @@ def prepare(
     device = pick_device(options.device, options.place)
     dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])
     config = probes.config
-    needs = memory_needs(checkpoints, specs, probes, dtype)
+    needs = memory_needs(checkpoints, specs, probes, dtype, tokens=options.tokens)
     names: tuple[SideName, ...] = ("base", "tuned")
     sides = [
         Side(name, checkpoint, spec, Replay(spec, dtype=dtype, device=device, router_arithmetic=options.router),
@@ -219,6 +237,7 @@ def prepare(
         read_ahead=memory.read_ahead(options.memory, needs),
         skips=options.skips,
         chart_maps=options.chart_maps,
+        keeps_tokens=options.tokens,
         group=group,
     )
 
@@ -230,16 +249,33 @@ def shared_files(checkpoint: TensorSource, other: TensorSource) -> frozenset[str
 
 
 def memory_needs(
-    checkpoints: list[TensorSource], specs: list[ModelSpec], probes: ProbeSet, dtype: torch.dtype
+    checkpoints: list[TensorSource],
+    specs: list[ModelSpec],
+    probes: ProbeSet,
+    dtype: torch.dtype,
+    *,
+    tokens: bool = False,
 ) -> memory.Needs:
-    """Return the memory that an audit needs with this compute dtype."""
-    tokens = sum(len(window.tokens) for window in probes.windows)
+    """Return the memory that an audit needs with this compute dtype, and with `tokens` for evidence of every token."""
+    count = sum(len(window.tokens) for window in probes.windows)
     everyone = probes.config.evaluation.experts == "all"
     stored = max(
         DTYPE_BITS[tensor.dtype] // 8 for checkpoint in checkpoints for tensor in checkpoint.tensors.values()
     )
     decoded = [bool(checkpoint.encoded) for checkpoint in checkpoints]
-    return memory.needs(specs, tokens, dtype.itemsize, stored, everyone=everyone, decoded=decoded)
+    kept = WRITTEN * token_data(specs, probes)["most"] if tokens else 0
+    return memory.needs(specs, count, dtype.itemsize, stored, everyone=everyone, decoded=decoded, kept=kept)
+
+
+def token_data(specs: Sequence[ModelSpec], probes: ProbeSet) -> dict[str, int]:
+    """Return the bytes of the token file: `least`, if no routed set changes, and `most`, if all are replaced."""
+    count = sum(len(window.tokens) for window in probes.windows)
+    scored = sum(int(window.scored.sum()) for window in probes.windows)
+    routers = [layer.moe.router for layer in specs[0].layers if layer.moe]
+    return {
+        "least": token_arrays.least_bytes(count, scored, [router.experts for router in routers]),
+        "most": token_arrays.most_bytes(count, scored, [(r.experts, r.top_k) for r in routers]),
+    }
 
 
 def measured_windows(probes: ProbeSet) -> int:
@@ -266,7 +302,9 @@ def measure_noise_floor(
     """Audit the base against itself in another execution order or compute dtype; None without `noise_floor`."""
     if options.noise_floor is None:
         return None
-    walk = prepare([checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0), group)
+    walk = prepare(
+        [checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0, tokens=False), group
+    )
     first, second = walk.sides
     other = first.replay.dtype if options.noise_floor == "order" else getattr(torch, options.noise_floor)
     kind = ReorderedReplay if options.noise_floor == "order" else Replay
@@ -306,7 +344,9 @@ def measure_yardstick(
     """
     if not options.yardstick:
         return None
-    walk = prepare([checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0), group)
+    walk = prepare(
+        [checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0, tokens=False), group
+    )
     walk.sides[1].transform = copy = FourBitCopy()
     base = [digest.sha256, config_sha256(checkpoint), spec.describe()]
     key = digest_of({"base": base, "derivation": DERIVATION, **settings(walk, probes, options)})

@@ -28,6 +28,7 @@ MAGIC = b"atlas/resume/v2\n"
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)
 }
+_DTYPES |= {"uint8": torch.uint8, "uint16": torch.uint16}
 _DTYPES |= {"float64": torch.float64, "int32": torch.int32, "int64": torch.int64}
 
 

@@ -53,7 +53,7 @@ class Evidence:
     """The evidence of an audit.
 
     Attributes:
-        arrays: window arrays by name.
+        arrays: window arrays by name, and token arrays if the audit keeps them.
         layers: facts of each routed layer.
         identity: expert identity of each routed layer.
         vocabulary: row changes of embedding and head.
@@ -85,6 +85,7 @@ class Walk:
         held_tokens: most tokens in one pass over a layer's experts; a pass has at least one batch.
         skips: whether to skip computations that equal values make unnecessary; this changes no bit of a number.
         chart_maps: number of expert pairs per layer whose overlap map is measured.
+        keeps_tokens: whether the audit keeps evidence of single tokens.
         measures_noise: whether the sides are one checkpoint in two executions.
         group: the processes that share the audit.
         in_step: whether the states of both checkpoints are equal so far.
@@ -104,6 +105,7 @@ class Walk:
     held_tokens: int = BATCH_TOKENS
     skips: bool = True
     chart_maps: int = 0
+    keeps_tokens: bool = False
     measures_noise: bool = False
     group: Group = field(default_factory=Group)
     in_step: bool = False

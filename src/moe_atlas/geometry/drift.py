@@ -31,11 +31,29 @@ def coordinate_drift(state0_TD: Tensor, state1_TD: Tensor) -> Tensor:
     return torch.cat(map_chunks(drift, *state0_TD.shape, on=state0_TD.device))
 
 
-def shared_members(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:
-    """Return how many experts two top-k sets have in common, int64 [T]; one that a table names twice counts twice."""
+def kept_members(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:
+    """Return which members of the first top-k sets the second sets hold, bool [T, K].
+
+    If a table names an expert twice in the first set, the second set has to name it twice as well to hold both.
+    """
     there_TK = (ids0_TK[:, :, None] == ids1_TK[:, None, :]).sum(-1)
     before_TK = (ids0_TK[:, :, None] == ids0_TK[:, None, :]).tril(-1).sum(-1)
-    return (there_TK > before_TK).sum(-1)
+    return there_TK > before_TK
+
+
+def shared_members(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:
+    """Return how many experts two top-k sets have in common, int64 [T]; one that a table names twice counts twice."""
+    return kept_members(ids0_TK, ids1_TK).sum(-1)
+
+
+def replaced_members(ids0_TK: Tensor, ids1_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how many members of each set are replaced, int64 [T], and the lost and gained experts, int64 [M] each.
+
+    Both sets of a token have K members, so a token loses as many as it gains. The n-th lost expert by the rank of the
+    first set is paired with the n-th gained expert by the rank of the second set.
+    """
+    lost_TK, gained_TK = ~kept_members(ids0_TK, ids1_TK), ~kept_members(ids1_TK, ids0_TK)
+    return lost_TK.sum(-1), ids0_TK[lost_TK], ids1_TK[gained_TK]
 
 
 def boundary_drift(ids0_TK: Tensor, ids1_TK: Tensor) -> Tensor:

@@ -28,11 +28,26 @@ def receipt_digest(receipt: Mapping[str, Any]) -> str:
     return hashlib.sha256(encode_receipt(blank)).hexdigest()
 
 
-def sealed(receipt: Mapping[str, Any], window_name: str, window_bytes: bytes) -> dict[str, Any]:
-    """Return the receipt with its evidence block: window file, its digest and the receipt's own."""
+def sealed(
+    receipt: Mapping[str, Any],
+    window_name: str,
+    window_bytes: bytes,
+    token_data: tuple[str, bytes] | None = None,
+) -> dict[str, Any]:
+    """Return the receipt with its evidence block: each file beside it with its digest, and the receipt's own digest.
+
+    Args:
+        receipt: everything else.
+        window_name: name of the window file.
+        window_bytes: its bytes.
+        token_data: name and bytes of the token file; None if the audit kept none.
+    """
     out = copy.deepcopy(dict(receipt))
-    digest = hashlib.sha256(window_bytes).hexdigest()
-    out["evidence"] = {"windows": window_name, "sha256": digest, "receipt_sha256": ""}
+    out["evidence"] = {"windows": window_name, "sha256": hashlib.sha256(window_bytes).hexdigest()}
+    if token_data is not None:
+        name, data = token_data
+        out["evidence"]["tokens"] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+    out["evidence"]["receipt_sha256"] = ""
     out["evidence"]["receipt_sha256"] = receipt_digest(out)
     return out
 

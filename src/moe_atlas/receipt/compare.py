@@ -17,7 +17,7 @@ import numpy as np
 
 from moe_atlas.channels import DRIFTS
 from moe_atlas.derivation.intervals.context import Context, make_context
-from moe_atlas.receipt.window_file import Arrays
+from moe_atlas.receipt.array_file import Arrays
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.resampled import Interval, Resampled, undefined
 from moe_atlas.statistics.simultaneous import simultaneous_lower

@@ -13,12 +13,23 @@ from moe_atlas.system.bounded_read import Unreadable, read_regular
 from moe_atlas.text import not_there, shown
 
 SUFFIX = ".windows.safetensors"
+TOKEN_SUFFIX = ".tokens.safetensors"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def window_path(receipt: Path) -> Path:
     """Return the path of a receipt's window data: ``receipt.json`` gives ``receipt.windows.safetensors``."""
     return receipt.parent / (receipt.stem + SUFFIX)
+
+
+def token_path(receipt: Path) -> Path:
+    """Return where the optional token data of a receipt stand: ``receipt.json`` -> ``receipt.tokens.safetensors``."""
+    return receipt.parent / (receipt.stem + TOKEN_SUFFIX)
+
+
+def own_paths(receipt: Path) -> tuple[Path, Path, Path]:
+    """Return the receipt and everything that may stand beside it: window data, token data."""
+    return receipt, window_path(receipt), token_path(receipt)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

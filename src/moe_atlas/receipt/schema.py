@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_atlas.receipt.window_file import Arrays
+from moe_atlas.receipt.array_file import Arrays
 from moe_atlas.system.limits import MAX_CELLS
 from moe_atlas.text import shown
 from moe_atlas.window_arrays import LAYER_ARRAYS, OUTPUTS, WINDOWS, WindowArray

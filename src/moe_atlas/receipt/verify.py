@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,12 @@ from moe_atlas.derivation.differences import mismatches
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.lock import counted, lock_path, read_lock
+from moe_atlas.receipt.array_file import Arrays
 from moe_atlas.receipt.canonical import encode_receipt, parse_receipt, receipt_digest
 from moe_atlas.receipt.files import read_bounded
 from moe_atlas.receipt.schema import schema_problems, window_problems
-from moe_atlas.receipt.window_file import Arrays, decode_windows
+from moe_atlas.receipt.token_file import recorded_tokens, token_problems
+from moe_atlas.receipt.window_file import decode_windows
 from moe_atlas.system.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.text import shown
 from moe_atlas.views.view import StrangeReceipt
@@ -57,6 +60,7 @@ class VerifyReport:
         verdict: the receipt's own verdict, to be trusted only without mismatches; None for a baseline.
         receipt: the parsed receipt; None when it cannot be parsed.
         checked: what was compared, in words.
+        absent: optional files that the receipt names and that are not beside it, in words.
     """
 
     mismatches: list[Mismatch] = field(default_factory=list)
@@ -64,6 +68,7 @@ class VerifyReport:
     verdict: str | None = None
     receipt: dict[str, Any] | None = None
     checked: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
     def add(self, path: str, problem: str) -> None:
         """Record a mismatch."""
@@ -79,7 +84,8 @@ def verify(
     """Check a receipt against its window data and, where given, its probe file and tuned checkpoint.
 
     Args:
-        receipt_path: the receipt; its window data are looked for beside it under the recorded name.
+        receipt_path: the receipt; its window data and token data are looked for beside it under the recorded names.
+            Token data may be absent: nothing in the receipt follows from them.
         probe: a probe file, whose lock, policy and domains must be those of the receipt.
         checkpoint: the tuned checkpoint (of a baseline: the checkpoint), whose weights are hashed again.
         policy_from: the central policy file under which the probe file was registered.
@@ -97,6 +103,7 @@ def verify(
     windows = _windows(receipt_path, receipt, report)
     if windows is not None:
         _rederive(receipt, windows, report)
+        _check_tokens(receipt_path, receipt, windows, report)
     if probe is not None:
         _check_probe(receipt, probe, policy_from, report)
     if checkpoint is not None:
@@ -193,6 +200,24 @@ def _windows(path: Path, receipt: Mapping[str, Any], report: VerifyReport) -> Ar
         report.add(where, problem)
     report.checked.append("window data")
     return None if problems else windows
+
+
+def _check_tokens(path: Path, receipt: Mapping[str, Any], windows: Arrays, report: VerifyReport) -> None:
+    """The token data: absent, or with the recorded digest, of the expected form and from the same tokens."""
+    named = receipt["evidence"].get("tokens")
+    if named is None:
+        return
+    if not os.path.lexists(path.with_name(named["file"])):
+        report.absent.append(f"token data {shown(named['file'])}: no number or verdict follows from them")
+        return
+    try:
+        tokens = recorded_tokens(path, receipt)
+    except AtlasError as error:
+        report.add("evidence.tokens", str(error))
+        return
+    for where, problem in token_problems(receipt, windows, tokens or {}):
+        report.add(where, problem)
+    report.checked.append("token data")
 
 
 def _rederive(receipt: Mapping[str, Any], windows: Arrays, report: VerifyReport) -> None:

@@ -71,6 +71,11 @@ class OnlineSoftmax:
         """The logarithm of Σ exp(logit), float64 [P]."""
         return self.max_P.double() + self.normaliser_P.log()
 
+    @property
+    def nll_P(self) -> Tensor:
+        """The loss of the targets, nats, float64 [P]."""
+        return self.log_normaliser_P - self.target_P.double()
+
 
 class OutputSums:
     """Running output sums of some scored positions of one window, for each checkpoint and for the pair.
@@ -99,11 +104,15 @@ class OutputSums:
             difference_PC = logits["base"] - logits["tuned"]
             self._shift_P.mul_(shrink_P).add_(_weighted(base_PC, difference_PC))
 
+    def losses(self) -> dict[str, Tensor]:
+        """Return the loss of each checkpoint at every position after the whole vocabulary, nats, float64 [P]."""
+        return {name: softmax.nll_P for name, softmax in self._softmax.items()}
+
     def sums(self) -> dict[str, float]:
         """Return sums over the positions after the whole vocabulary; `positions` is the number of positions."""
         sums = {"positions": float(len(self._targets_P))}
         for name, softmax in self._softmax.items():
-            sums[f"nll_{name}"] = float((softmax.log_normaliser_P - softmax.target_P.double()).sum())
+            sums[f"nll_{name}"] = float(softmax.nll_P.sum())
             sums[f"token_accuracy_{name}"] = float((softmax.best_P == self._targets_P).sum())
         if len(self._softmax) == 2:
             base, tuned = self._softmax["base"], self._softmax["tuned"]

@@ -8,6 +8,7 @@ MAX_CELLS = 1 << 28
 """Documents times resamples; the bootstrap holds a weight of 8 bytes for each."""
 MAX_RECEIPT_BYTES = 64 << 20
 MAX_WINDOW_BYTES = 8 << 30
+MAX_TOKEN_BYTES = 8 << 30
 MAX_LOCK_BYTES = 256 << 20
 
 # Lower bounds of the bytes that an audit writes, so that only an audit that is certain to fail is refused here.
@@ -31,6 +32,21 @@ def require_resamples(documents: int, resamples: int, where: str) -> None:
         )
         step = f"register at most {MAX_CELLS // resamples} documents, or at most {MAX_CELLS // documents} resamples"
         raise InputRefused("E_PROBE_SIZE", where, problem, step)
+
+
+def require_token_room(least: int, where: str) -> None:
+    """Refuse an audit whose token data would be longer than a verifier reads.
+
+    Args:
+        least: bytes of the token data if no routed set changes.
+        where: the probe file.
+
+    Raises:
+        InputRefused: E_PROBE_SIZE.
+    """
+    if least > MAX_TOKEN_BYTES:
+        problem = f"its tokens give at least {least} bytes of token data, more than the {MAX_TOKEN_BYTES} of a verifier"
+        raise InputRefused("E_PROBE_SIZE", where, problem, "leave --tokens out, or register fewer windows")
 
 
 def require_room(

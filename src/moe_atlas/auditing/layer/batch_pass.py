@@ -120,6 +120,9 @@ class BatchPass:
         """Add the batch's values to the layer's measurements."""
         windows = self.batch.windows
         self._measure_non_finite(measurements, windows)
+        if measurements.keeps_tokens:
+            base, tuned = self.routings
+            measurements.add_moves(base, tuned, windows)
         if not self.batch.measured:
             return
         values: dict[str, Tensor] = {}

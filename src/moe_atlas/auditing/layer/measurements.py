@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moe_atlas.geometry.drift import replaced_members
 from moe_atlas.geometry.fields.undefined_values import window_means, window_sums
 from moe_atlas.geometry.occupancy import cells, window_counts, window_mean_probs
 from moe_atlas.replay.router import Routing
+from moe_atlas.token_arrays import expert_dtype, move_names
 from moe_atlas.window_arrays import LAYER_ARRAYS, WindowArray
 
 Arrays = dict[str, np.ndarray]
@@ -30,14 +32,16 @@ class LayerMeasurements:
         layer: the model's layer index; names of window arrays start with ``layers.{layer}.``.
         facts: the measured part of the layer's object in the receipt.
         stride: quantities that need expert outputs are measured at every `stride`-th token of a window.
+        keeps_tokens: whether the replaced members of every token's routed set are kept.
     """
 
-    def __init__(self, layer: int, facts: dict[str, Any], stride: int) -> None:
-        self.layer, self.facts, self.stride = layer, facts, stride
+    def __init__(self, layer: int, facts: dict[str, Any], stride: int, *, keeps_tokens: bool = False) -> None:
+        self.layer, self.facts, self.stride, self.keeps_tokens = layer, facts, stride, keeps_tokens
         # By name, and within it by a batch's first window.
         self._tokens: dict[str, dict[int, Tensor]] = {}
         self._windows: dict[str, dict[int, Tensor]] = {}
         self._topk: dict[str, dict[int, Tensor]] = {}
+        self._moves: dict[str, dict[int, Tensor]] = {}
 
     def add_tokens(self, prefix: str, values: dict[str, Tensor], windows: range) -> None:
         """Add values per token, float64 [W·S], of consecutive windows; drop quantities undefined at this layer."""
@@ -73,6 +77,20 @@ class LayerMeasurements:
                 parts = self._windows.setdefault(array.name, {})
                 parts[windows.start] = torch.from_numpy(values_WE)
 
+    def add_moves(self, base: Routing, tuned: Routing, windows: range) -> None:
+        """Add the replaced members of every token's routed set; the windows may have any role.
+
+        Args:
+            base: routing of the base at its own states.
+            tuned: routing of the tuned checkpoint at its own states, in the base's numbering.
+            windows: the windows of both.
+        """
+        dtype = getattr(torch, expert_dtype(base.probs_TE.shape[1]).name)
+        names = move_names(self.layer)
+        found = replaced_members(base.topk_TK, tuned.topk_TK)
+        for name, values in zip((names.moved, names.lost, names.gained), found, strict=True):
+            self._moves.setdefault(name, {})[windows.start] = values.to(dtype).cpu()
+
     def add_noise(self, changes: Mapping[str, float]) -> None:
         """Keep the largest change of a dispatch score and of a group score between two executions."""
         noise = self.facts.setdefault("noise", {})
@@ -84,6 +102,7 @@ class LayerMeasurements:
             (self._tokens, other._tokens),
             (self._windows, other._windows),
             (self._topk, other._topk),
+            (self._moves, other._moves),
         ):
             for name, parts in theirs.items():
                 mine.setdefault(name, {}).update(parts)
@@ -97,14 +116,15 @@ class LayerMeasurements:
         self.facts[name][key] = self.facts[name].get(key, 0) + count
 
     def arrays(self) -> Arrays:
-        """Return the window arrays by name, and complete `facts` with quantiles and cells."""
+        """Return window and token arrays by name, and complete `facts` with quantiles and cells."""
         values_WS = {name: _joined(parts) for name, parts in self._tokens.items()}
         out = values_WS | {name: _joined(parts) for name, parts in self._windows.items()}
         for name in self._topk:
             out |= self._tails(name, values_WS)
             self._add_point_facts(name, values_WS)
         arrays = ((LAYER_ARRAYS[name], values) for name, values in out.items())
-        return {array.at(self.layer): _by_window(array, values) for array, values in arrays}
+        moves = {name: _joined(parts).numpy() for name, parts in self._moves.items()}
+        return {array.at(self.layer): _by_window(array, values) for array, values in arrays} | moves
 
     def _tails(self, name: str, values_WS: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return sums over the tokens in the lowest and highest margin quartile and the lowest margin decile."""

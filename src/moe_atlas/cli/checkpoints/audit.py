@@ -40,6 +40,7 @@ def audit(
             min=0, metavar="INTEGER", help="Pairs of experts per layer for rank and condition of T (slow)."
         ),
     ] = 0,
+    tokens: o.Tokens = False,
     run: o.Run = None,
     runs: o.Runs = DEFAULT_RUNS,
     step: o.Step = None,
@@ -73,6 +74,7 @@ def audit(
             noise_floor=noise_floor,
             yardstick=yardstick,
             chart_maps=chart_maps,
+            tokens=tokens,
             baseline=baseline,
             attempts=tuple(attempt or ()),
             policy_from=policy_from,

@@ -21,6 +21,7 @@ def plan(
     threads: o.Threads = None,
     memory: o.Memory = None,
     yardstick: o.Yardstick = False,
+    tokens: o.Tokens = False,
     accept: o.Accept = None,
     as_json: o.AsJson = False,
 ) -> None:
@@ -39,6 +40,7 @@ def plan(
     options = AuditOptions(
         dtype=dtype,
         yardstick=yardstick,
+        tokens=tokens,
         policy_from=policy_from,
     )
     options = o.audit_options(options, memory, accept)
@@ -69,6 +71,7 @@ def draw(found: dict[str, Any]) -> None:
         ("computed", f"{flops['total'] / 1e12:.3g} TFLOP in {found['dtype']}"),
         *((f"  {part}", f"{n / 1e12:.3g}") for part, n in flops.items() if n and part != "total"),
         ("memory", f"{size(found['memory']['peak'])}, at least {size(found['memory']['minimum'])}"),
+        *(("token data", f"{size(n['least'])} to {size(n['most'])}") for n in [found.get("token_data")] if n),
         ("this machine", f"{trial}, {found['threads']} threads"),
         ("time", f"about {duration(found['seconds']['total'])}"),
         *((f"  {part}", duration(s)) for part, s in found["seconds"].items() if part != "total"),

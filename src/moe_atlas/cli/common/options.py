@@ -13,7 +13,7 @@ import typer
 from moe_atlas import options as how
 from moe_atlas.cli.common.place import leads
 from moe_atlas.errors import AtlasError
-from moe_atlas.receipt.files import window_path
+from moe_atlas.receipt.files import own_paths
 from moe_atlas.report.formats.interface import FormatName
 from moe_atlas.text import shown
 from moe_atlas.views.receipt import LOOK
@@ -48,7 +48,7 @@ ReceiptPath = Annotated[Path, typer.Option("--receipt", metavar="FILE", help="Wh
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing receipt.")]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Keep state beside the receipt; go on from what an interrupted run left."),
+    typer.Option("--resume", help="Keep state; continue an interrupted run from it."),
 ]
 Dtype = Annotated[how.Dtype, typer.Option(help="matrix products in; auto is the checkpoint's own.")]
 Router = Annotated[how.Router, typer.Option(help="routing in; native rounds as a server does.")]
@@ -57,6 +57,7 @@ Threads = Annotated[
     int | None, typer.Option(min=1, metavar="INTEGER", help="CPU threads; recorded, bits depend on it.")
 ]
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory to use, such as 2GiB.")]
+Tokens = Annotated[bool, typer.Option("--tokens", help="For atlas explain: keep what changed at each token.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors; the exit code tells.")]
 
@@ -132,7 +133,7 @@ def reports(
     if not leads():
         return outputs(())
     names = [*(formats or ()), *(["json"] if as_json else [])]
-    reserved = (receipt, window_path(receipt))
+    reserved = own_paths(receipt)
     return outputs(names, github_actions=github, force=force, reserved=reserved, inputs=inputs)
 
 

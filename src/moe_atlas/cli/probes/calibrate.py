@@ -12,7 +12,7 @@ import typer
 from moe_atlas.calibration.bounds import FEWEST
 from moe_atlas.cli.common import options as o
 from moe_atlas.errors import ResourceExhausted, UsageError
-from moe_atlas.receipt.files import require_apart, require_free, window_path
+from moe_atlas.receipt.files import own_paths, require_apart, require_free
 from moe_atlas.system.atomic_write import write_atomic
 from moe_atlas.text import shown
 
@@ -129,7 +129,7 @@ def _from_pairs(
     from moe_atlas.calibration.policy_text import policy_file, table
 
     paths = receipt_paths(healthy), receipt_paths(damaged)
-    require_apart([out], [beside for path in (*paths[0], *paths[1]) for beside in (path, window_path(path))])
+    require_apart([out], [beside for path in (*paths[0], *paths[1]) for beside in own_paths(path)])
     good, bad = ([read_pair(path) for path in some] for some in paths)
     calibration = set_budgets(good, level, factor, accepted)
     require_one_setting([*good, *bad])

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moe_atlas.errors import VERDICT_EXIT, ResourceExhausted, UsageError
-from moe_atlas.receipt.files import require_apart, require_free, window_path
+from moe_atlas.receipt.files import own_paths, require_apart, require_free
 from moe_atlas.system.atomic_write import write_atomic
 from moe_atlas.text import shown
 
@@ -44,7 +44,7 @@ def attest(
     _require_distinct(targets)
     for path in targets:
         require_free(path, force)
-    require_apart(targets, (receipt, window_path(receipt), checkpoint, key))
+    require_apart(targets, (*own_paths(receipt), checkpoint, key))
     made = make(receipt, checkpoint)
     contents = [made.manifest, made.statement]
     contents += [] if key is None else [encode(sign(made.statement, key))]

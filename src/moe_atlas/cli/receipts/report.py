@@ -30,12 +30,12 @@ def report(
 
     Example: atlas report receipt.json -o report.html
     """
-    from moe_atlas.receipt.files import window_path
+    from moe_atlas.receipt.files import own_paths
     from moe_atlas.receipt.verify import intact_receipt
     from moe_atlas.report.formats.outputs import outputs
     from moe_atlas.text import shown
 
-    reserved = (receipt, window_path(receipt))
+    reserved = own_paths(receipt)
     wanted = outputs(formats or (), output or (), github_actions=github, force=force, reserved=reserved)
     with o.reporting(wanted):
         body = intact_receipt(receipt)

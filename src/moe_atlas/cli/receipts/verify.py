@@ -70,6 +70,7 @@ def _object(report: VerifyReport, code: Exit) -> dict[str, Any]:
         "qualified": [] if report.receipt is None else report.receipt["qualified"],
         "exit_code": int(code),
         "checked": report.checked,
+        "absent": report.absent,
         "mismatches": [{"path": one.path, "problem": one.problem} for one in report.mismatches],
     }
 
@@ -84,4 +85,5 @@ def _text(path: Path, report: VerifyReport) -> str:
         return "\n".join([*lines, "do not rely on any number in it"])
     said = in_words(str(report.verdict), report.receipt["qualified"])
     verdict = "baseline: nothing was compared" if report.kind == "baseline" else f"verdict {said}"
-    return f"{name}: intact, {verdict}\n  checked: {', '.join(report.checked)}"
+    lines = [f"{name}: intact, {verdict}", f"  checked: {', '.join(report.checked)}"]
+    return "\n".join([*lines, *(f"  not beside it, so not checked: {one}" for one in report.absent)])
