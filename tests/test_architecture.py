@@ -16,7 +16,16 @@ SOURCE = Path(moe_atlas.__file__).parent
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 EVERYBODYS = {"errors", "text", "version"}
 ENTRANCES = {"__init__", "__main__"}
-TORCH_FREE = ("receipt", "derivation", "verdict", "statistics", "lifecycle", "ledger", "report")
+TORCH_FREE = (
+    "receipt",
+    "derivation",
+    "verdict",
+    "statistics",
+    "lifecycle",
+    "ledger",
+    "report",
+    "explanation",
+)
 CROWDED = 13
 MODULES = {
     path.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("/__init__"): path

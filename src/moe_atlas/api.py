@@ -132,7 +132,7 @@ def quick(
 
     target, folder = Path(receipt), None if data is None else Path(data)
     check_writable(target, force)
-    require_apart((target, window_path(target)), (Path(base), Path(tuned), folder))
+    require_apart(own_paths(target), (Path(base), Path(tuned), folder))
     request = Request(folder, tokenizer, documents, seed, margin)
     facts, arrays = look(Path(base), Path(tuned), request, options or AuditOptions(), announce)
     return Receipt(target, write_receipt(facts, as_arrays(arrays), target, force=force))

@@ -34,8 +34,8 @@ def plan(base: Given, tuned: Given, probe: Path | ProbeSet, options: AuditOption
 
     Returns:
         JSON values: `flops` from `cost.flops.flops`; `memory` in bytes; `token_data`, with `options.tokens`, in bytes;
-        `rates` from `calibrate` and `seconds` from `estimate`. With the option `yardstick`, the cost of that second audit
-        stands apart under `yardstick`.
+        `rates` from `calibrate` and `seconds` from `estimate`. With the option `yardstick`, the cost of that second
+        audit stands apart under `yardstick`.
 
     Raises:
         AtlasError: for every input that the audit refuses before it reads a tensor.

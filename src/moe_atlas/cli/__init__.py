@@ -37,6 +37,7 @@ COMMANDS = {
     "families": ("checkpoints", "List the families and stored formats that can be read."),
     "verify": ("receipts", "Derive every number and the verdict of a receipt again."),
     "report": ("receipts", "Explain a receipt: terminal, HTML, Markdown, JUnit, JSON."),
+    "explain": ("receipts", "Show which documents and tokens a pair lost on."),
     "diff": ("receipts", "Show what moved between two receipts."),
     "history": ("runs", "Show a run's baselines and gates."),
     "gate": ("runs", "Answer for a run with an exit code."),

@@ -77,11 +77,19 @@ class LookView(View):
     worst_documents = parts(WorstDocument)
 
 
+class TokenData(View):
+    """The token file, from which nothing in the receipt follows."""
+
+    file = text()
+    sha256 = text()
+
+
 class Evidence(View):
     """What the receipt rests on, by digest."""
 
     windows = text()
     sha256 = text()
+    tokens = part(TokenData).or_none()
     receipt_sha256 = text()
 
 

@@ -40,6 +40,20 @@ class Tokenizer(Protocol):
         """Return the id of the token of this name, None if there is no such token."""
 
 
+class Detokenizer(Protocol):
+    """The interface of what turns token ids into text."""
+
+    @property
+    def kind(self) -> str:
+        """Return ``file``, ``bytes`` or ``ids`` (no tokenizer: the text is the ids themselves)."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids; an incomplete character ends in U+FFFD."""
+
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids of special tokens."""
+
+
 @dataclass(frozen=True)
 class ByteTokenizer:
     """UTF-8 bytes, ids 0 to 255."""
@@ -63,6 +77,14 @@ class ByteTokenizer:
 
     def token_id(self, token: str) -> None:
         """Return None: byte tokens have no names."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of bytes."""
+        return bytes(tokens).decode("utf-8", "replace")
+
+    def special_ids(self) -> frozenset[int]:
+        """Return nothing: no byte is special."""
+        return frozenset()
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,14 @@ class NoTokenizer:
 
     def token_id(self, token: str) -> None:
         """Return None: there are no tokens."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the ids themselves: nothing says what they stand for."""
+        return "".join(f"[{token}]" for token in tokens)
+
+    def special_ids(self) -> frozenset[int]:
+        """Return nothing: nothing says which ids are special."""
+        return frozenset()
 
 
 @dataclass(frozen=True)
@@ -135,6 +165,16 @@ class FileTokenizer:
         found: int | None = self.inner.token_to_id(token)
         return found
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens included."""
+        text: str = self.inner.decode(list(tokens), skip_special_tokens=False)
+        return text
+
+    def special_ids(self) -> frozenset[int]:
+        """Return the ids of special tokens."""
+        added = self.inner.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
     def _encoding(self, text: str, where: str) -> Any:
         try:
             return self.inner.encode(text, add_special_tokens=False)
@@ -142,7 +182,7 @@ class FileTokenizer:
             raise InputRefused("E_PROBE_TOKENIZER", where, f"cannot be encoded ({error})") from error
 
 
-def open_tokenizer(name: str | None, folder: Path) -> Tokenizer:
+def open_tokenizer(name: str | None, folder: Path) -> ByteTokenizer | NoTokenizer | FileTokenizer:
     """Return the tokenizer that a probe file names, relative to the file's folder.
 
     Raises:
