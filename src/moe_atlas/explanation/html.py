@@ -10,7 +10,7 @@ from moe_atlas.explanation.charts import distribution
 from moe_atlas.explanation.documents import DomainDamage
 from moe_atlas.explanation.explain import Explanation
 from moe_atlas.explanation.passages import Passage, Shaded, level
-from moe_atlas.explanation.sentences import NO_INTERVALS, TEXT_INSIDE, percent, signed, summary
+from moe_atlas.explanation.sentences import NO_INTERVALS, TEXT_INSIDE, percent, signed, summary, worst_pieces
 from moe_atlas.explanation.text import visible
 from moe_atlas.report import words
 from moe_atlas.report.html.page import environment
@@ -71,6 +71,7 @@ def _passage(passage: Passage, explanation: Explanation) -> dict[str, Any]:
         "windows": passage.windows,
         "first": passage.first,
         "behind": passage.behind,
+        "worst": worst_pieces(passage),
         "text": Markup("").join(_span(piece, explanation) for piece in passage.pieces),
     }
 

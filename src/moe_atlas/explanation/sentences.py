@@ -6,11 +6,26 @@ from collections.abc import Iterator
 
 from moe_atlas.explanation.documents import DomainDamage
 from moe_atlas.explanation.explain import Explanation
+from moe_atlas.explanation.passages import Passage
 from moe_atlas.text import number, shown
 
+WORST = 5  # pieces named under a passage
 TEXT_INSIDE = "This holds text of the probe's documents: do not publish it unread."
 NO_INTERVALS = "All numbers describe these documents. They have no intervals, and no verdict rests on them."
 NO_TOKENS = "There are no token data, so no token, kind of token or route is shown:"
+
+
+def worst_pieces(passage: Passage) -> str:
+    """Return the pieces of a passage that lost most, with the loss before and after; empty if none lost any."""
+    named = [
+        f"“{shown(piece.text, 24)}” {number(piece.base)} → {number(_sum(piece.base, piece.increase))}"
+        for piece in passage.worst(WORST)
+    ]
+    return f"most: {'; '.join(named)}" if named else ""
+
+
+def _sum(base: float | None, increase: float | None) -> float | None:
+    return None if base is None or increase is None else base + increase
 
 
 def percent(share: float) -> str:

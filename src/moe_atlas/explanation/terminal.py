@@ -11,7 +11,7 @@ from rich.text import Text
 from moe_atlas.explanation.documents import DomainDamage
 from moe_atlas.explanation.explain import Explanation
 from moe_atlas.explanation.passages import Passage, Shaded, level
-from moe_atlas.explanation.sentences import NO_INTERVALS, TEXT_INSIDE, percent, signed, summary
+from moe_atlas.explanation.sentences import NO_INTERVALS, TEXT_INSIDE, percent, signed, summary, worst_pieces
 from moe_atlas.explanation.text import visible, without_commands
 from moe_atlas.report import words
 from moe_atlas.text import number, shown
@@ -19,7 +19,6 @@ from moe_atlas.text import number, shown
 LENGTH = 160  # tokens of a passage
 SHOWN = 1  # passages of a domain
 LAYERS = 12
-WORST = 5  # pieces named under a passage
 BARS = " ▁▂▃▄▅▆▇█"
 BINS = 24
 MARGIN = "│ "  # no line of a document's text starts a line: a pipeline's log obeys some
@@ -117,9 +116,8 @@ def passage_lines(passage: Passage, explanation: Explanation, console: Console) 
         text.append(safe, style=style(piece, explanation))
     for line in text.wrap(console, console.width - len(MARGIN)):
         yield Text(MARGIN, style="dim") + line
-    worst = [_named(piece) for piece in passage.worst(WORST)]
-    if worst:
-        yield Text(f"  most: {'; '.join(worst)}", style="dim")
+    if named := worst_pieces(passage):
+        yield Text(f"  {named}", style="dim")
 
 
 def style(piece: Shaded, explanation: Explanation) -> str:
@@ -127,11 +125,6 @@ def style(piece: Shaded, explanation: Explanation) -> str:
     found = SHADES.get(level(piece.increase, explanation.darkest), "")
     moved = piece.moved is not None and 2 * piece.moved >= max(1, len(explanation.flows))
     return f"{found} underline".strip() if moved and piece.moved else found
-
-
-def _named(piece: Shaded) -> str:
-    base, increase = piece.base or 0.0, piece.increase or 0.0
-    return f"{shown(piece.text, 24)!r} {number(base)} → {number(base + increase)}"
 
 
 def category_table(explanation: Explanation) -> Table:
