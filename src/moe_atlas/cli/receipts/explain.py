@@ -92,7 +92,7 @@ def _length(*, html: bool) -> int:
 def _show(explanation: Explanation, wanted: Outputs) -> None:
     if not wanted.wanted:
         from moe_atlas.explanation.terminal import render
-        from moe_atlas.report.screen import screen
+        from moe_atlas.report.console.screen import screen
 
         render(explanation, screen())
         return
