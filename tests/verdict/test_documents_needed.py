@@ -59,6 +59,23 @@ def test_a_drift_is_asked_for_by_its_layer_and_its_simultaneous_bound() -> None:
     assert needed.needed == math.ceil(100 * ((0.05 + Z90 * se) / 0.01) ** 2)
 
 
+def test_a_drift_that_would_fail_is_asked_for_by_the_bound_over_all_layers() -> None:
+    value = gated(0.11, 0.19, simultaneous_low=0.07, pass_high=0.2, effective_documents=100.0)
+    needed = most_wanting(ReceiptView(judged("layers.1.pair.boundary_drift", value)))
+    assert needed is not None
+    se = 0.08 / 2 / Z975
+    assert (needed.outcome, needed.needed) == ("fail", math.ceil(100 * ((0.08 + Z90 * se) / 0.05) ** 2))
+
+
+def test_a_gate_that_passed_wants_nothing() -> None:
+    made = set_path(receipt(), "domains.1.nll_increase", loss(0.0, 0.001))
+    made["probe"]["policy"]["confidence"] = 0.95
+    made["identity"] = None
+    made |= derive_predicates(ReceiptView(made))
+    assert made["verdict"] == "inconclusive"
+    assert most_wanting(ReceiptView(made)) is None
+
+
 def test_an_estimate_at_the_margin_is_decided_by_no_number() -> None:
     (step,) = judged("domains.0.nll_increase", loss(0.02, 0.01))["next_steps"]
     assert "so near its limit that more documents will not decide it" in step["first"]
