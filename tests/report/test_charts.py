@@ -120,6 +120,16 @@ def test_a_page_names_the_worst_documents_where_window_data_are_at_hand(tmp_path
     assert "worst documents" not in audit_page(view, path)
 
 
+def test_of_many_domains_those_with_the_worst_documents_are_drawn():
+    found = [
+        Documents(DomainRow({"name": f"d{n}", "role": "base"}), np.array([n]), np.array([float(-n)]), 0)
+        for n in range(damage.PANELS + 2)
+    ]
+    drawn = str(damage.documents(found[::-1], None, "nats a byte"))
+    names = re.findall(r">(d\d) \(base\), worst", drawn)
+    assert names == [f"d{n}" for n in reversed(range(damage.PANELS))]
+
+
 def test_a_single_equal_loss_can_be_drawn():
     row = DomainRow({"name": "x", "role": "base"})
     one = Documents(row, np.array([4]), np.array([0.0]), 0)

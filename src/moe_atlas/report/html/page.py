@@ -65,7 +65,6 @@ def _top(receipt: ReceiptView) -> dict[str, Any]:
         "verdict": words.verdict(receipt),
         "symbol": SYMBOLS[receipt.verdict],
         "tone": CLASSES[receipt.verdict],
-        "passed": receipt.verdict == "pass",
         "sentences": [one._asdict() | {"symbol": words.SYMBOLS[one.result]} for one in sentences(receipt)],
         "top": domains.worst_first(receipt),
         "names": words.names(receipt),

@@ -65,7 +65,7 @@ def documents(found: Sequence[Documents], limit: float | None, unit: str) -> Mar
         limit: the registered limit of a single document of a base domain; None for none.
         unit: the unit of a loss.
     """
-    some = [one for one in found if len(one.increase_C)][:PANELS]
+    some = _worst(found)
     if not some:
         return None
     edges = _edges(some, limit)
@@ -80,6 +80,13 @@ def documents(found: Sequence[Documents], limit: float | None, unit: str) -> Mar
             figure.legend(handles=line, labels=[label], loc="outside upper center", fontsize=10)
         said = "; ".join(f"{one.domain.name} {worst_words(one)}" for one in some)
         return svg.inline(figure, "documents", "Change of NLL by document", f"{said}.")
+
+
+def _worst(found: Sequence[Documents]) -> list[Documents]:
+    """The domains that are drawn, in the receipt's order: those whose worst document lost most."""
+    some = [one for one in found if len(one.increase_C)]
+    worst = sorted(some, key=lambda one: -float(one.increase_C.max()))[:PANELS]
+    return [one for one in some if any(one is other for other in worst)]
 
 
 def _edges(found: Sequence[Documents], limit: float | None) -> Any:
@@ -97,7 +104,7 @@ def _panel(plot: Axes, one: Documents, edges: Any, limit: float | None) -> None:
     if limit is not None and one.domain.role == "base":
         plot.axvline(limit, color=svg.FAIL, linewidth=1.2, linestyle="--")
     plot.set_title(
-        f"{shown(one.domain.name, 24)} ({one.domain.role}): {worst_words(one)}", fontsize=9, loc="left", pad=3
+        f"{shown(one.domain.name, 24)} ({one.domain.role}), {worst_words(one)}", fontsize=9, loc="left", pad=3
     )
     plot.set_ylabel("documents", fontsize=9)
     plot.yaxis.set_major_locator(MaxNLocator(2, integer=True))
