@@ -46,6 +46,7 @@ lab: $(READY)         ## train, tune and break small MoEs, audit every pair: doc
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab.history
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab.witness
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab.noise
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab.provisional
 
 falsify: $(READY)     ## the programme's own falsifiers on the lab's pairs: docs/falsify.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.lab.falsified

@@ -50,22 +50,30 @@ def judge_family(family: Family, root: Path) -> Calibration:
         if pair.calibrates or target.exists() or not source.exists():
             continue
         receipt = Receipt.load(source)
-        probes = registered(family, pair, calibration, root)
+        probes = registered(family, pair, policy_file(calibration, [], "policy.yaml"), root)
         facts: dict[str, Any] = receipt.body | {"probe": probe_facts(probes, spec)}
         target.parent.mkdir(parents=True, exist_ok=True)
         write_receipt(facts, receipt.windows(), target)
     return calibration
 
 
-def registered(family: Family, pair: Pair, calibration: Calibration, root: Path) -> ProbeSet:
-    """The probe set under the calibrated policy and the weight rules that such a run would register."""
+def registered(family: Family, pair: Pair, text: str, root: Path, kind: str = "") -> ProbeSet:
+    """The probe set under a policy of this text and the weight rules that such a run would register.
+
+    Args:
+        family: the family of the pair.
+        pair: the pair.
+        text: the policy file, without weight rules.
+        root: the lab's folder.
+        kind: what tells policies of different origin apart.
+    """
     folder = prepare(root).parent
-    label = "-".join([family.name, *pair.frozen, *(f"moved-{name}" for name in pair.moved), *pair.allows])
+    rules = [*pair.frozen, *(f"moved-{name}" for name in pair.moved), *pair.allows]
+    label = "-".join([*([kind] if kind else []), family.name, *rules])
     policy, probe = folder / f"policy-{label}.yaml", folder / f"probes-{label}.yaml"
     if not probe.exists():
         rules = f"weights: {{must_not_change: [{', '.join(pair.frozen)}], must_change: [{', '.join(pair.moved)}]}}"
         rules += f"\n  allow: [{', '.join(pair.allows)}]"
-        text = policy_file(calibration, [], policy.name)
         assert NO_RULES in text
         policy.write_text(text.replace(NO_RULES, rules), encoding="utf-8")
         probe.write_text(probe_text().split("policy:\n")[0], encoding="utf-8")
