@@ -12,7 +12,7 @@ import pytest
 from moe_atlas.auditing.layer.noise_floor import MEASURED
 from moe_atlas.calibration.pairs import pair_of
 from moe_atlas.channels import BUDGETS, CHANNELS
-from moe_atlas.derivation.derive import derive
+from moe_atlas.derivation.derive import DERIVATION, derive
 from moe_atlas.derivation.intervals.context import make_context
 from moe_atlas.falsification.readings import QUANTITIES
 from moe_atlas.ledger.records import PATHOLOGY
@@ -143,7 +143,7 @@ def test_the_ledger_knows_every_change_of_occupancy() -> None:
 
 
 def stored(kind: str) -> dict[str, np.ndarray]:
-    path = GOLDENS / f"derivation-3-{kind}.windows.safetensors"
+    path = GOLDENS / f"derivation-{DERIVATION}-{kind}.windows.safetensors"
     return decode_windows(path.read_bytes(), path.name)
 
 

@@ -31,7 +31,7 @@ SCHEMA = "atlas/receipt/v1"
 # The version of the rules that derive intervals, predicates, claims and the verdict from facts and window data. Raise
 # it with every change that derives anything else from the same evidence. `verify` then says that a receipt follows
 # other rules, instead of saying that somebody edited it.
-DERIVATION = 3
+DERIVATION = 4
 ORDER = (
     "schema",
     "derivation",
