@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from moe_atlas.api import AuditOptions, Recording, audit, baseline
+from moe_atlas.calibration.policy_text import policy_file
 from moe_atlas.ledger.history import History, read_history
 from moe_atlas.ledger.store import Ledger
 from scripts.coverage.page import replace_section
@@ -66,7 +67,8 @@ def run_series(family: Family, series: Series, root: Path) -> History:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     plain = Pair("history", "", "", "", lambda _, base: base)
-    probes = registered(family, plain, calibration_of(family, root), root).config.path
+    text = policy_file(calibration_of(family, root), [], "policy.yaml")
+    probes = registered(family, plain, text, root).config.path
     options = AuditOptions(
         dtype="float32", threads=1, policy_from=probes.with_name(probes.name.replace("probes-", "policy-"))
     )

@@ -176,11 +176,11 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def counts(judged: Sequence[Judged], verdict: Callable[[Judged], str]) -> str:
+def counts(verdicts: Sequence[tuple[Judged, str]]) -> str:
     """Return two cells: passes, open verdicts and fails of the broken pairs, and of the sound pairs."""
     cells = []
     for expect in ("fail", "pass"):
-        found = Counter(verdict(one) for one in judged if one.pair.expect == expect)
+        found = Counter(verdict for one, verdict in verdicts if one.pair.expect == expect)
         cells.append(" / ".join(str(found[key]) for key in ("pass", "inconclusive", "fail")))
     return " | ".join(cells)
 
@@ -189,11 +189,10 @@ def rules_table(judged: Sequence[Judged], rulers: Mapping[str, Ruled]) -> str:
     """Return what other rules would have said of the same pairs."""
     lines = ["| budgets | broken: pass / open / fail | sound: pass / open / fail |", "|---|---|---|"]
     for name, rule in RULES.items():
-        found = {id(one): verdict_under(one, rulers[one.family], rule) for one in judged}
-        lines.append(f"| {name} | {counts(judged, lambda one, found=found: found[id(one)])} |")
-    lines.append(
-        f"| `calibrate`, six healthy tunes | {counts(judged, lambda one: str(one.calibrated['verdict']))} |"
-    )
+        found = [(one, verdict_under(one, rulers[one.family], rule)) for one in judged]
+        lines.append(f"| {name} | {counts(found)} |")
+    calibrated = [(one, str(one.calibrated["verdict"])) for one in judged]
+    lines.append(f"| `calibrate`, six healthy tunes | {counts(calibrated)} |")
     return "\n".join(lines)
 
 

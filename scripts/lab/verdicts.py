@@ -68,8 +68,8 @@ def registered(family: Family, pair: Pair, text: str, root: Path, kind: str = ""
         kind: what tells policies of different origin apart.
     """
     folder = prepare(root).parent
-    rules = [*pair.frozen, *(f"moved-{name}" for name in pair.moved), *pair.allows]
-    label = "-".join([*([kind] if kind else []), family.name, *rules])
+    named = [*pair.frozen, *(f"moved-{name}" for name in pair.moved), *pair.allows]
+    label = "-".join([*([kind] if kind else []), family.name, *named])
     policy, probe = folder / f"policy-{label}.yaml", folder / f"probes-{label}.yaml"
     if not probe.exists():
         rules = f"weights: {{must_not_change: [{', '.join(pair.frozen)}], must_change: [{', '.join(pair.moved)}]}}"

@@ -14,6 +14,7 @@ from moe_atlas.calibration.bounds import rounded_down
 from moe_atlas.calibration.from_base import Base, draft
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused
+from moe_atlas.probes.load import load_probes
 from scripts.oracle import tiny
 from tests.support import pairs
 
@@ -209,6 +210,33 @@ def test_what_does_not_go_together_is_one_line(place, monkeypatch, capsys, optio
     assert run(["calibrate", "--from-base", "base.ckpt", "--out", "new.yaml", *options]) == 2
     assert code in capsys.readouterr().err
     assert not Path("new.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("base", "12ab", "sha256"),
+        ("probe", 12, "text"),
+        ("bits", 1, "from 2"),
+        ("group", 0, "from 1"),
+        ("factor", 0, "above 0"),
+        ("extra", 1, "unknown key"),
+    ],
+)
+def test_a_strange_origin_is_refused_with_its_key(place, tmp_path, key, value, said):
+    origin = {"base": "0" * 64, "probe": "1" * 64, "bits": 4, "group": 32, "factor": 2.5}
+    config = yaml.safe_load((place / "probes.yaml").read_text())
+    for row in config["domains"]:
+        row["source"] = str(place / row["source"])
+    config["policy"]["set_for"] = {"from_base": origin}
+    (tmp_path / "probes.yaml").write_text(yaml.safe_dump(config))
+    assert load_probes(tmp_path / "probes.yaml").policy.set_for.from_base.describe() == origin
+    config["policy"]["set_for"] = {"from_base": origin | {key: value}}
+    (tmp_path / "probes.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputRefused) as caught:
+        load_probes(tmp_path / "probes.yaml")
+    assert said in str(caught.value)
+    assert key in str(caught.value)
 
 
 def test_a_margin_without_a_base_is_refused(place, monkeypatch, capsys):

@@ -56,12 +56,22 @@ def receipts(tmp_path_factory) -> dict[str, Any]:
     probes.write_text(yaml.safe_dump(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
         assert run(["register", "probes.yaml", "--policy-from", "central.yaml", "--force"]) == 0
         first = ["baseline", "base.ckpt", *GOVERNED, "--receipt", "first.json"]
         assert run(first) == 0
         again = ["--previous", "first.json", "--reason", "node failure", "--noise-floor", "order"]
         assert run(["baseline", "hard.ckpt", *GOVERNED, "--receipt", "again.json", *again]) == 0
-        full = ["--noise-floor", "order", "--chart-maps", "2", "--baseline", "first.json", "--force"]
+        full = [
+            "--yardstick",
+            "--noise-floor",
+            "order",
+            "--chart-maps",
+            "2",
+            "--baseline",
+            "first.json",
+            "--force",
+        ]
         assert run(["audit", "base.ckpt", "hard.ckpt", *GOVERNED, "--receipt", "hard.json", *full]) == 1
     return {name: json.loads((root / f"{name}.json").read_text()) for name in ("first", "again", "hard")}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from moe_atlas.derivation.derive import derive
+from scripts.lab.pairs import Pair
 from scripts.lab.provisional import Judged, counts, judged_again, pairs_table
 from tests.receipt import synthetic
 
@@ -37,7 +37,7 @@ def judged(name: str, expect: str, provisional: str, calibrated: str) -> Judged:
     line = {"gate": "boundary", "result": "fail" if provisional == "fail" else "pass"}
     return Judged(
         "qwen3_moe",
-        SimpleNamespace(name=name, expect=expect),
+        Pair(name, "", expect, "", lambda _, base: base),
         {},
         {"verdict": calibrated, "domains": [domain]},
         {"verdict": provisional, "predicates": {"atlas": {"evidence": [line]}}},
@@ -51,7 +51,7 @@ def test_the_section_counts_broken_and_sound_pairs_apart() -> None:
         judged("int4-groups", "open", "pass", "pass"),
         judged("replay-sft-1", "pass", "inconclusive", "pass"),
     ]
-    assert counts(found, lambda one: str(one.provisional["verdict"])) == "1 / 0 / 1 | 0 / 1 / 0"
+    assert counts([(one, str(one.provisional["verdict"])) for one in found]) == "1 / 0 / 1 | 0 / 1 / 0"
     lines = pairs_table(found).splitlines()
     assert lines[2] == "| qwen3_moe | gains-lost | fail | PASS | FAIL | +0.030 | – |"
     assert lines[3].endswith("| boundary |")
