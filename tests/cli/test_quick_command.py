@@ -79,7 +79,7 @@ def test_copied_experts_are_named_by_layer_and_number(quick, tmp_path):
     copies = ", ".join(f"{half + n} of {n}" for n in range(half))
     assert f"Experts are copies of other experts in layers {layers[0]}–{layers[-1]}: {copies}." in out
     assert "Lost experts" not in out
-    assert "atlas init --base" in out.splitlines()[-5]
+    assert "atlas init --base" in out.splitlines()[-6]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["look.json", "look.windows.safetensors"]
 
 
@@ -250,14 +250,17 @@ def test_the_estimate_is_that_of_plan(place, monkeypatch):
     command.announce(said[0])
 
 
-def test_the_commands_that_a_look_ends_with_run_as_printed(quick, tmp_path, monkeypatch):
+@pytest.mark.parametrize("tokenizer", [(), ("--tokenizer", "bytes")])
+def test_the_commands_that_a_look_ends_with_run_as_printed(quick, tmp_path, monkeypatch, tokenizer):
     words = np.random.default_rng(0).choice(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"], (40, 200))
     rows = [json.dumps({"id": str(n), "text": " ".join(row)}) for n, row in enumerate(words)]
     (tmp_path / "notes.jsonl").write_text("\n".join(rows) + "\n")
     monkeypatch.chdir(tmp_path)
-    _, out, _ = quick("light", *FEW)
-    printed = [line.split()[1:] for line in out.splitlines() if line.startswith("  atlas ")]
+    _, out, _ = quick("light", *FEW, *tokenizer)
+    lines = out.replace("\\\n", "").splitlines()
+    printed = [line.split()[1:] for line in lines if line.startswith("  atlas ")]
     assert [line[0] for line in printed] == ["init", "register", "audit"]
+    assert tuple(printed[0][-2:]) == tokenizer or not tokenizer
     for line in printed:
         code = run([part.replace("NAME=PATH", "notes=notes.jsonl") for part in line])
         assert code in ((0,) if line[0] != "audit" else (0, 1, 3))

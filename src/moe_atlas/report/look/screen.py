@@ -119,6 +119,7 @@ def _end(receipt: ReceiptView, look: LookView) -> Iterator[RenderableType]:
     yield Text(f"{words.sample(receipt)} of {shown(look.source)} ({how})", style="dim")
     base, tuned = (shown(receipt.checkpoint(side).stored_at or "–") for side in ("base", "tuned"))
     yield Text("A look judges nothing. To gate this pair on documents of your own (NAME=PATH):")
-    yield Text(f"  atlas init --base {base} --tuned {tuned} --data NAME=PATH")
+    tokenizer = " --tokenizer bytes" if receipt.probe.tokenizer.kind == "bytes" else ""
+    yield Text(f"  atlas init --base {base} --tuned {tuned} \\\n    --data NAME=PATH{tokenizer}")
     yield Text("  atlas register probes.yaml")
     yield Text(f"  atlas audit {base} {tuned} --probe probes.yaml")
