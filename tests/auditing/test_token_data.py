@@ -250,7 +250,8 @@ FORGERIES = {
     "an expert that is not there": lambda arrays: arrays.update(
         {"layers.1.lost": arrays["layers.1.lost"] | 128}
     ),
-    "a layer missing": lambda arrays: arrays.pop("layers.1.moved"),
+    "a layer missing": lambda arrays: [arrays.pop(f"layers.1.{key}") for key in ("moved", "lost", "gained")],
+    "an array missing": lambda arrays: arrays.pop("layers.1.moved"),
     "a layer too many": lambda arrays: arrays.update({"layers.7.moved": arrays["layers.1.moved"]}),
     "another dtype": lambda arrays: arrays.update(
         {"layers.1.moved": arrays["layers.1.moved"].astype(np.uint16)}

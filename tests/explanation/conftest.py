@@ -12,7 +12,7 @@ from moe_atlas.explanation.explain import explain
 from moe_atlas.explanation.passages import passages
 from moe_atlas.probes.registration import register
 from scripts.oracle import tiny
-from tests.explanation.documents_of_a_pair import HOSTILE, LENGTH, audited, odd_text, registered, texts
+from tests.explanation.documents_of_a_pair import HOSTILE, LENGTH, WIDE, audited, odd_text, registered, texts
 from tests.support import pairs
 
 
@@ -33,7 +33,7 @@ def tuned(root, base):
 
 @pytest.fixture(scope="module")
 def probes(root):
-    return registered(root / "probe", {"prose": [odd_text(), *texts(1, 6)], "code": texts(2, 6)})
+    return registered(root / "probe", {"prose": [odd_text(), *texts(1, 6, WIDE)], "code": texts(2, 6)})
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,13 @@ HOSTILE = [
 ]
 SPOKEN = "we all know that if each node holds its own copy then nothing is lost when one fails"
 WORDS = SPOKEN.split()
+WIDE = [*WORDS, "naïve", "café", "€5", "😀😀", "ä"]
 LENGTH = 48
 
 
-def texts(seed: int, count: int) -> list[str]:
+def texts(seed: int, count: int, words: list[str] = WORDS) -> list[str]:
     generator = np.random.default_rng(seed)
-    return [" ".join(generator.choice(WORDS, 24)) for _ in range(count)]
+    return [" ".join(generator.choice(words, 24)) for _ in range(count)]
 
 
 def odd_text() -> str:

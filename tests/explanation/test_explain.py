@@ -24,7 +24,7 @@ from moe_atlas.explanation.sentences import NO_TOKENS, TEXT_INSIDE
 from moe_atlas.probes.registration import load_registered, register
 from moe_atlas.receipt.files import token_path
 from scripts.oracle import tiny
-from tests.explanation.documents_of_a_pair import audited
+from tests.explanation.documents_of_a_pair import LENGTH, audited
 
 LIVE = re.compile(
     r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]|^\s*::|##\[", re.M
@@ -96,6 +96,20 @@ def test_every_piece_of_a_passage_has_its_text_its_loss_and_its_moves(found, ora
             assert piece.moved == max(moved[at:stop])
             at = stop
         assert at == len(ids)
+
+
+def test_a_passage_of_part_of_a_window_is_that_part_where_most_was_lost(receipt, probes, found):
+    short = explain(load_evidence(receipt, probes), receipt, worst=3, length=16)
+    whole = [one for of in found.passages.values() for one in of]
+    parts = [one for of in short.passages.values() for one in of]
+    assert any(part.first for part in parts)
+    for part, one in zip(parts, whole, strict=True):
+        assert part.first + 16 + part.behind == LENGTH
+        if "".join(piece.text for piece in one.pieces).isascii():
+            assert part.pieces == one.pieces[part.first : part.first + 16]
+            gained = [max(piece.increase or 0.0, 0.0) for piece in one.pieces]
+            sums = [sum(gained[start : start + 16]) for start in range(LENGTH - 15)]
+            assert sums[part.first] == pytest.approx(max(sums))
 
 
 def test_categories_are_those_of_plain_counting(found, oracles):
