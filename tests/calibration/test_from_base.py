@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,20 @@ def test_the_file_end_to_end(place, monkeypatch, capsys):
     assert (origin["bits"], origin["group"], origin["factor"]) == (4, 32, 2.5)
     assert run(["register", "free.yaml", "--policy-from", "policy.yaml", "--force"]) == 0
     assert "document_nll" not in capsys.readouterr().out
+
+
+def test_the_next_step_that_is_printed_works(place, tmp_path, monkeypatch, capsys):
+    shutil.copytree(place, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    made = ["calibrate", "--from-base", "base.ckpt", "--probe", "probes.yaml", "--margin", "0.2"]
+    assert run([*made, "--out", "first.yaml"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    step = said.partition("then: atlas ")[2].split()
+    shutil.copy("free.yaml", "probes.yaml")  # the policy is out
+    assert run([one for one in step if one != "--force"]) == 2
+    assert "atlas register --force probes.yaml --policy-from FILE" in capsys.readouterr().err
+    assert run(step) == 0
+    assert f"atlas {' '.join(step)}" in Path("first.yaml").read_text()
 
 
 def audited(place: Path, monkeypatch, base: str, tuned: str) -> dict[str, Any]:

@@ -261,7 +261,9 @@ def test_text_of_documents_is_inert_on_a_page(hostile, found):
 
 def test_the_command_shows_writes_and_warns(receipt, probes, tmp_path, capsys):
     assert run(["explain", str(receipt), "--probe", str(probes)]) == Exit.PASS
-    assert TEXT_INSIDE in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert TEXT_INSIDE in said
+    assert said.count("Which experts took over whose tokens") == 1
     path = tmp_path / "page.html"
     for way in (["-o", str(path)], ["--out", str(path), "--force"], ["--format", f"html={path}", "--force"]):
         assert run(["explain", str(receipt), "--probe", str(probes), *way]) == Exit.PASS

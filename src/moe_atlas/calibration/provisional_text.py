@@ -18,7 +18,7 @@ def provisional_file(base: Base, draft: Draft, name: str) -> str:
     bits, group = base.yardstick["copy"]["bits"], base.yardstick["copy"]["group"]
     return f"""\
 # Written by atlas calibrate --from-base: PROVISIONAL budgets, for as long as there are no three healthy tunes.
-# Take the policy out of the probe file, then:   atlas register probes.yaml --policy-from {shown(name)}
+# Take the policy out of the probe file, then:   atlas register --force probes.yaml --policy-from {shown(name)}
 # Each budget: {draft.factor:g} times the largest upper bound, over the protected layers, of what a {bits}-bit
 # copy of the base does (every tensor, groups of {group}), rounded up to two digits. A pass says: moved no further.
 # It does not say that the tune behaves like a healthy tune. Set budgets with --healthy once three such tunes exist.

@@ -151,10 +151,7 @@ def category_table(explanation: Explanation) -> Table:
 def flow_table(explanation: Explanation) -> Table:
     """Return the largest flows of the layers that changed most."""
     layers = sorted(explanation.flows, key=lambda layer: -layer.replaced)[:LAYERS]
-    title = (
-        "\nWhich experts took over whose tokens, base domains (* protected; tokens that moved, of the base's)"
-    )
-    table = Table(title=title, title_justify="left", expand=False)
+    table = Table(expand=False)
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column("tokens rerouted", justify="right")
     table.add_column(

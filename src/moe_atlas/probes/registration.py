@@ -87,7 +87,7 @@ def register(
         if old is not None and not changed:
             return old
         if not force:
-            hint = f"to replace it on the record: atlas register --force {path}"
+            hint = f"to replace it on the record: {_again(config)}"
             raise UsageError("E_PROBE_REGISTERED", str(target), _summary(changed), hint)
         predecessor = _predecessor(target, old)
     elif earlier is not None:
@@ -169,9 +169,13 @@ def load_registered(path: Path, policy_from: Path | None = None) -> ProbeSet:
 
 def _refuse_changes(config: ProbeConfig, changed: list[str]) -> None:
     if changed:
-        central = "" if config.central is None else " --policy-from FILE"
-        hint = f"restore it, or register anew on the record: atlas register --force {config.path}{central}"
+        hint = f"restore it, or register anew on the record: {_again(config)}"
         raise InputRefused("E_PROBE_LOCK", str(config.path), _summary(changed), hint)
+
+
+def _again(config: ProbeConfig) -> str:
+    central = "" if config.central is None else " --policy-from FILE"
+    return f"atlas register --force {config.path}{central}"
 
 
 def _summary(changed: list[str]) -> str:

@@ -166,7 +166,7 @@ def _from_base(
     typer.echo(
         f"wrote {shown(str(out))}: PROVISIONAL budgets, {factor:g} × what that copy does\n"
         f"take the policy out of {shown(str(probe))}, because the new file has it, then: "
-        f"atlas register {shown(str(probe))} --policy-from {shown(str(out))}"
+        f"atlas register --force {shown(str(probe))} --policy-from {shown(str(out))}"
     )
 
 
