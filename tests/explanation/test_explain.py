@@ -264,6 +264,8 @@ def test_the_command_shows_writes_and_warns(receipt, probes, tmp_path, capsys):
     said = capsys.readouterr().out
     assert TEXT_INSIDE in said
     assert said.count("Which experts took over whose tokens") == 1
+    assert "nats a byte" in said
+    assert "nats a token" not in said
     path = tmp_path / "page.html"
     for way in (["-o", str(path)], ["--out", str(path), "--force"], ["--format", f"html={path}", "--force"]):
         assert run(["explain", str(receipt), "--probe", str(probes), *way]) == Exit.PASS

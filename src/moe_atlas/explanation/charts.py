@@ -12,7 +12,7 @@ from moe_atlas.text import number, shown
 BINS = 40
 
 
-def distribution(domains: list[DomainDamage]) -> Markup | None:
+def distribution(domains: list[DomainDamage], unit: str) -> Markup | None:
     """Return histograms of the documents' changes of loss, one below the other; None if no change is finite."""
     drawn = [domain for domain in domains if domain.quantiles]
     if not drawn:
@@ -27,7 +27,7 @@ def distribution(domains: list[DomainDamage]) -> Markup | None:
             plot.axvline(domain.quantiles[2], color=svg.INK, linewidth=1.2, linestyle="--")
             plot.set_title(f"{shown(domain.name, 24)} ({domain.role})", loc="left", fontsize=11)
             plot.set_ylabel("documents")
-        plots[-1].set_xlabel("change of NLL, nats per token (dashed: middle document)")
+        plots[-1].set_xlabel(f"change of NLL, {unit} (dashed: middle document)")
         said = "; ".join(
             f"{domain.name} from {number(domain.quantiles[0])} over {number(domain.quantiles[2])} in the middle "
             f"to {number(domain.quantiles[-1])}"

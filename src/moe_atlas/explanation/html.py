@@ -13,6 +13,7 @@ from moe_atlas.explanation.passages import Passage, Shaded, level
 from moe_atlas.explanation.sentences import NO_INTERVALS, TEXT_INSIDE, percent, signed, summary, worst_pieces
 from moe_atlas.explanation.text import visible
 from moe_atlas.report import words
+from moe_atlas.report.figures import unit
 from moe_atlas.report.html.page import environment
 from moe_atlas.text import number
 
@@ -29,7 +30,8 @@ def page(explanation: Explanation) -> str:
         "note": NO_INTERVALS,
         "sentences": list(summary(explanation)),
         "has_tokens": explanation.has_tokens,
-        "chart": distribution(explanation.domains),
+        "unit": unit(explanation.receipt),
+        "chart": distribution(explanation.domains, unit(explanation.receipt)),
         "domains": [_domain(domain, explanation.worst) for domain in explanation.domains if domain.documents],
         "passages": [
             {"domain": name, "passages": [_passage(one, explanation) for one in found]}

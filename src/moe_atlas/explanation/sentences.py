@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from moe_atlas.explanation.documents import DomainDamage
 from moe_atlas.explanation.explain import Explanation
 from moe_atlas.explanation.passages import Passage
+from moe_atlas.report.figures import unit
 from moe_atlas.text import number, shown
 
 WORST = 5  # pieces named under a passage
@@ -46,7 +47,7 @@ def summary(explanation: Explanation) -> Iterator[str]:
     """Yield the sentences at the head of an explanation."""
     for domain in explanation.domains:
         if domain.documents:
-            yield f"{shown(domain.name)} ({domain.role}): {damage(domain)}"
+            yield f"{shown(domain.name)} ({domain.role}): {damage(domain, unit(explanation.receipt))}"
         if (spread := explanation.spreads.get(domain.name)) is not None and spread.half is not None:
             yield (
                 f"{shown(domain.name)}: the loss rose at {percent(spread.risen)} of the scored tokens; "
@@ -63,15 +64,15 @@ def _remedy(explanation: Explanation) -> str:
     return again if named is None else f"restore {shown(named.file)}, or {again}"
 
 
-def damage(domain: DomainDamage) -> str:
-    """Return what happened to the documents of a domain."""
+def damage(domain: DomainDamage, nats: str) -> str:
+    """Return what happened to the documents of a domain; `nats` is the unit of a loss."""
     count = len(domain.documents)
     if domain.unchanged:
         return f"every document has exactly the same loss in both checkpoints ({count} documents)"
     worse = domain.worse
     said = f"{len(worse)} of {count} documents got worse"
     if domain.quantiles:
-        said += f"; the loss of the middle document changed by {signed(domain.quantiles[2])} nats a token"
+        said += f"; the loss of the middle document changed by {signed(domain.quantiles[2])} {nats}"
     if worse:
         said += f"; the worst is {shown(worse[0].name)} ({signed(worse[0].increase)})"
     return said
