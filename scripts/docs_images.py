@@ -1,7 +1,8 @@
-"""Take the pictures of the pages: `make docs-images`, from the report of the demo's failing pair.
+"""Take the pictures of the pages: `make docs-images`, from the demo's failing pair.
 
-A headless Chromium opens the report as `atlas report` writes it, in both themes and at two widths. The annotated
-pictures carry numbered callouts, which docs/reading.md explains; each is drawn at the element it speaks of.
+The pair is audited once more, with token data. A headless Chromium opens its report and explanation as `atlas report`
+and `atlas explain` write them. The annotated pictures carry numbered callouts, which docs/reading.md explains; each is
+drawn at the element it speaks of.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any, Literal
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from moe_atlas.results import Receipt
+from moe_atlas.cli import run
+from moe_atlas.errors import Exit
 
-RECEIPT = Path("demo/hard.receipt.json")
+DEMO = Path("demo")
+PROBE = ["--probe", str(DEMO / "probes.yaml"), "--policy-from", str(DEMO / "policy.yaml")]
 IMAGES = Path("docs/images")
 
 # Number to the first element that matches, and how far right of its left edge the number stands.
@@ -68,6 +71,7 @@ class Shot:
         begin: selector of the element it starts at; None is the top of the page.
         end: selector of the first element that it leaves out.
         callouts: as above.
+        page: the page that is opened.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Shot:
     end: str
     begin: str | None = None
     callouts: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    page: Literal["report", "explained"] = "report"
 
 
 SHOTS = (
@@ -87,39 +92,57 @@ SHOTS = (
     Shot("reading-verdict.png", 1100, "light", "nav", callouts=VERDICT_CALLOUTS),
     Shot("reading-damage.png", 1280, "light", "#predicates", "#domains", DAMAGE_CALLOUTS),
     Shot("reading-layers.png", 1280, "light", "#occupancy", "#layers", LAYER_CALLOUTS),
+    Shot("explained-documents.png", 1000, "light", "#documents ~ .scroll ~ .scroll", page="explained"),
+    Shot("explained-tokens.png", 1000, "light", "#text ~ h3 ~ h3", "#text", page="explained"),
+    Shot("explained-flows.png", 1000, "light", "footer", "#flows", page="explained"),
 )
 
 
-def take(browser: Browser, report: Path, shot: Shot, target: Path) -> None:
-    """Open the report, draw the callouts, write the part of the page that is wanted."""
+def take(browser: Browser, opened: Path, shot: Shot, target: Path) -> None:
+    """Open the page, draw the callouts, write the part of it that is wanted."""
     context: Any = browser.new_context(
         viewport={"width": shot.width, "height": 900}, color_scheme=shot.theme, offline=True
     )
     page = context.new_page()
-    page.goto(report.as_uri())
+    page.goto(opened.as_uri())
     page.evaluate(DRAW, {str(number): place for number, place in shot.callouts.items()})
-    top = page.locator(shot.begin).bounding_box()["y"] if shot.begin else 0
-    bottom = page.locator(shot.end).bounding_box()["y"]
+    top = page.locator(shot.begin).first.bounding_box()["y"] if shot.begin else 0
+    bottom = page.locator(shot.end).first.bounding_box()["y"]
     page.screenshot(
         path=target, full_page=True, clip={"x": 0, "y": top, "width": shot.width, "height": bottom - top}
     )
     context.close()
-    Image.open(target).convert("RGB").quantize(method=Image.Quantize.FASTOCTREE).save(target, optimize=True)
+    Image.open(target).convert("RGB").quantize(64, method=Image.Quantize.FASTOCTREE).save(
+        target, optimize=True
+    )
+
+
+def write_pages(folder: Path) -> None:
+    """Audit the failing pair with token data, and write its report and its explanation into the folder."""
+    receipt = str(folder / "hard.receipt.json")
+    pair = [str(DEMO / "base"), str(DEMO / "hard")]
+    for arguments, expected in (
+        (["audit", *pair, *PROBE, "--receipt", receipt, "--tokens"], Exit.FAIL),
+        (["report", receipt, "-o", str(folder / "report.html")], Exit.PASS),
+        (["explain", receipt, *PROBE, "-o", str(folder / "explained.html")], Exit.PASS),
+    ):
+        if run(arguments) != expected:
+            raise SystemExit(f"atlas {' '.join(arguments)} did not end with {expected:d}")
 
 
 def main() -> int:
     """Take every picture."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not RECEIPT.exists() or chromium is None:
-        print(f"needs {RECEIPT} (make demo) and Chromium (apt-get install chromium)", file=sys.stderr)
+    if not (DEMO / "hard.receipt.json").exists() or chromium is None:
+        print(f"needs {DEMO} (make demo) and Chromium (apt-get install chromium)", file=sys.stderr)
         return 1
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        report = Receipt.load(RECEIPT).report(folder / "report.html")
+        write_pages(folder)
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         for shot in SHOTS:
-            take(browser, report, shot, IMAGES / shot.name)
+            take(browser, folder / f"{shot.page}.html", shot, IMAGES / shot.name)
             print(f"wrote {IMAGES / shot.name}")
         browser.close()
     return 0

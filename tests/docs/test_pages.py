@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shlex
@@ -11,13 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import typer
 
 from moe_atlas.cli import COMMANDS, app, run
 from moe_atlas.probes.load import load_probes
 from scripts.oracle import tiny
 from tests.support import pairs
-from tests.support.texts import conversations, sources, tokenizer
+from tests.support.texts import SPECIAL, TEMPLATE, WORDS, conversations, sources
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -42,30 +44,40 @@ def names(pages):
 
 
 def commands(page: Path) -> list[tuple[str, int]]:
-    """(command line, expected exit code) of every `$ atlas` line, in order."""
+    """(command line, expected exit code) of every `$ atlas` and `$ sed` line, in order."""
     found = []
     for _, block in BLOCK.findall(page.read_text()):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.strip().startswith("$ atlas "):
+            if line.strip().startswith(("$ atlas ", "$ sed ")):
                 code = EXIT.search(line)
-                found.append((line.strip().removeprefix("$ atlas "), int(code[1]) if code else 0))
+                found.append(
+                    (line.strip().removeprefix("$ ").removeprefix("atlas "), int(code[1]) if code else 0)
+                )
     return found
+
+
+def tokenizer_of_letters_and_words(checkpoint: Path) -> None:
+    """A tokenizer that tells apart both the standard library's texts and the words of the made documents."""
+    made = tokenizers.Tokenizer.from_file(str(pairs.letter_tokenizer(checkpoint)))
+    made.add_special_tokens(SPECIAL)
+    made.add_tokens(WORDS)
+    made.save(str(checkpoint / "tokenizer.json"))
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
 
 
 @pytest.fixture(scope="session")
 def reader_folder(tmp_path_factory):
     """What a reader of the pages has before them: checkpoints and a registered probe set."""
     root = tmp_path_factory.mktemp("reader")
-    base = tiny.save("qwen3_moe", root / "base.ckpt", seed=5)
+    base = tiny.save("qwen3_moe", root / "base.ckpt", seed=5, vocab_size=96)
     pairs.variant(base, root / "tuned.ckpt", pairs.jitter(3e-3, lambda name: "self_attn" in name))
     pairs.variant(base, root / "hard.ckpt", pairs.jitter(0.5, lambda name: "norm" not in name))
     pairs.variant(base, root / "copied.ckpt", pairs.copied_experts)
     shutil.copytree(base, root / "resumed.ckpt")
-    pairs.letter_tokenizer(base)
     pairs.probe(root)
     (root / "probes.lock.json").unlink()
     dice = random.Random(1)
-    tokenizer(base)
+    tokenizer_of_letters_and_words(base)
     sources(root / "src", dice)
     conversations(root / "sft.jsonl", dice)
     return root
@@ -84,6 +96,9 @@ def test_every_command_runs_as_written(page, reader_folder, tmp_path, monkeypatc
     for line, expected in lines:
         if line.startswith("init"):
             Path("probes.yaml").unlink()
+        if line.startswith("sed "):
+            subprocess.run(line, shell=True, check=True)  # noqa: S602
+            continue
         code = run(shlex.split(line, comments=True))
         if line.startswith("init"):  # the reader edits what it wrote
             Path("probes.yaml").write_text(edited)

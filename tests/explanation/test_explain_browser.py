@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from moe_atlas.explanation import html
+from scripts import docs_images
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -48,4 +49,8 @@ def test_the_page_fits_and_hostile_documents_do_nothing(hostile, browser, tmp_pa
     }
     assert len(shades) >= 2
     assert said == []
+    for shot in docs_images.SHOTS:
+        if shot.page == "explained":
+            assert page.locator(shot.end).count() >= 1
+            assert shot.begin is None or page.locator(shot.begin).count() == 1
     page.close()

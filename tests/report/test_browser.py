@@ -135,6 +135,8 @@ def test_callouts_of_the_pages_find_their_places(browser, tmp_path):
         assert page.locator(selector).first.is_visible(), selector
         assert f"\n{number}. **" in said
     for shot in docs_images.SHOTS:
+        if shot.page != "report":
+            continue
         assert page.locator(shot.end).count() == 1
     page.close()
 

@@ -15,8 +15,8 @@ _FIRST = "# Written by atlas init. Each choice has its reason beside it; edit wh
 TARGET = -0.05  # nats; how far the task's loss must fall for the tune to count as learnt
 _STAGE = """\
   # No budgets exist for this model yet: the atlas is measured, not judged, and a PASS says so. Damage, weights, expert
-  # identity and values that are not finite decide. Audit healthy tunes of this base, let atlas calibrate set budgets
-  # from them, and declare chart-preserving.
+  # identity and values that are not finite decide. Audit healthy tunes of this base and let atlas calibrate set budgets
+  # from them. Until three such tunes exist, atlas calibrate --from-base drafts provisional budgets.
   stage: damage-only"""
 _DAMAGE = """\
   # nll: the mean rise of a base domain's loss, in nats a token, with which you would still promote; your own number.
