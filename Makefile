@@ -64,7 +64,7 @@ twenty-gates: $(READY) ## a healthy and a sick training, each with twenty gates,
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.twenty_gates --write
 
 docs: $(READY)        ## the pages as a site in build/site
-	$(BIN)/mkdocs build -q --strict -f configs/mkdocs.yml
+	$(BIN)/mkdocs build --strict -f configs/mkdocs.yml
 
 docs-images: $(READY) ## the pictures of the pages, from what `make demo` left; needs Chromium
 	$(BIN)/python -m scripts.docs_images
