@@ -87,7 +87,8 @@ def ruled(family: Family, root: Path) -> Ruled:
     """Measure a family's base, and set budgets from it."""
     options = AuditOptions(dtype="float32", threads=1)
     base = Base(**yardstick_alone(root / family.name / "base", prepare(root), options))
-    cost = max(row["nll_increase"]["high"] for row in base.base_domains)
+    found = [row.interval("nll_increase") for row in base.base_domains]
+    cost = max(one.high for one in found if one and one.high is not None)
     return Ruled(base, draft(base, float(f"{COPIES * cost:.2g}")), cost)
 
 
@@ -148,10 +149,9 @@ def also(*keys: str) -> Rule:
 
     def rule(ruler: Ruled, policy: dict[str, Any]) -> None:
         for key in keys:
-            rows = [row[BUDGETS[key].key] for row in ruler.base.protected]
-            policy["rewrite"][key] = FACTOR * max(
-                abs(row[bound]) for row in rows for bound in ("low", "high")
-            )
+            found = [row.interval(BUDGETS[key].key) for row in ruler.base.protected]
+            ends = [end for one in found if one for end in (one.low, one.high)]
+            policy["rewrite"][key] = FACTOR * max(abs(end) for end in ends if end is not None)
 
     return rule
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,8 @@ from moe_atlas.receipt.token_file import recorded_tokens
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.receipt.window_file import recorded_windows
 from moe_atlas.text import shown
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,16 +50,19 @@ class Receipt:
         return cls(Path(path), intact_receipt(Path(path)))
 
     @property
+    def view(self) -> ReceiptView:
+        """The content with its types."""
+        return ReceiptView(self.body)
+
+    @property
     def verdict(self) -> str | None:
         """The verdict `pass`, `fail` or `inconclusive`; None for a baseline, which tests nothing."""
-        verdict: str | None = self.body["verdict"]
-        return verdict
+        return self.view.verdict
 
     @property
     def qualified(self) -> list[str]:
         """What restricts the meaning of the verdict, by code, such as ``damage-only``; usually empty."""
-        qualified: list[str] = self.body["qualified"]
-        return qualified
+        return list(self.view.qualified)
 
     @property
     def exit_code(self) -> int:
@@ -67,7 +72,7 @@ class Receipt:
     @property
     def layers(self) -> list[int]:
         """The model's 0-based indices of the routed layers, in order."""
-        return [layer["layer"] for layer in self.body["layers"]]
+        return [layer.layer for layer in self.view.layers]
 
     def layer_array(self, key: str) -> NDArray[np.float64]:
         """Return one interval of every routed layer, float64 [L, 3]: estimate, low, high; NaN where undefined.
@@ -79,7 +84,7 @@ class Receipt:
         Raises:
             UsageError: E_KEY if no layer has this key.
         """
-        found = [_at(layer, key) for layer in self.body["layers"]]
+        found = [_at(layer.facts, key) for layer in self.view.layers]
         if all(value is None for value in found):
             problem = "is no key of this receipt's layers"
             raise UsageError("E_KEY", shown(key), problem, "see the keys of `layers` in the receipt's schema")
@@ -106,15 +111,19 @@ class Receipt:
             raise UsageError("E_TABLE", shown(str(table)), "is no table", f"give one of {', '.join(TABLES)}")
         if table == "evidence":
             return [
-                {"predicate": name, **line}
-                for name, predicate in self.body["predicates"].items()
-                for line in predicate["evidence"]
+                {"predicate": name, **line.facts}
+                for name, predicate in self.view.predicates.items()
+                for line in predicate.evidence
             ]
         if table == "weights":
-            return [
-                {"class": name, **_flat(entry)} for name, entry in self.body["weights"]["classes"].items()
-            ]
-        return [_flat(row) for row in self.body[table]]
+            classes = (self.view.weights and self.view.weights.classes) or {}
+            return [{"class": name, **_flat(entry.facts)} for name, entry in classes.items()]
+        rows: Mapping[str, Sequence[View]] = {
+            "layers": self.view.layers,
+            "domains": self.view.domains,
+            "claims": self.view.claims,
+        }
+        return [_flat(row.facts) for row in rows[table]]
 
     def frame(self, table: Table) -> pd.DataFrame:
         """Return a table as a pandas data frame; columns and errors are those of `rows`.
@@ -141,12 +150,12 @@ class Receipt:
         from moe_atlas.report.formats.outputs import outputs
 
         target = Path(path)
-        reserved = (self.path, self.path.parent / self.body["evidence"]["windows"], token_path(self.path))
+        reserved = (self.path, self.path.parent / self.view.evidence.windows, token_path(self.path))
         outputs(paths=[target], force=force, reserved=reserved).write(self.body, self.path)
         return target
 
     def __repr__(self) -> str:
-        outcomes = ", ".join(f"{name}: {p['outcome']}" for name, p in self.body["predicates"].items())
+        outcomes = ", ".join(f"{name}: {found.outcome}" for name, found in self.view.predicates.items())
         qualified = f" {self.qualified}" if self.qualified else ""
         return f"Receipt({str(self.path)!r}, verdict={self.verdict!r}{qualified}, {outcomes})"
 

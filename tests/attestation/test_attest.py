@@ -29,6 +29,7 @@ from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused
 from moe_atlas.receipt.write import write_receipt
+from moe_atlas.views.receipt import ReceiptView
 from tests.receipt import synthetic
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/statement.schema.json").read_text())
@@ -354,6 +355,6 @@ def test_the_predicate_follows_the_receipt(place):
     made = json.loads((place / "receipt.json").read_text())
     made["predicates"]["base_domain_damage"]["passed"] = False
     made["verdict"] = "fail"
-    found = predicate(made, place / "receipt.json")
+    found = predicate(ReceiptView(made), place / "receipt.json")
     assert (found["result"], found["failedTests"]) == ("FAILED", ["base_domain_damage"])
     assert len(found["passedTests"]) == 2

@@ -9,6 +9,7 @@ import pytest
 
 from moe_atlas.api import AuditOptions, audit, baseline
 from moe_atlas.derivation.warnings import within_floor
+from moe_atlas.views.measured import NoiseFloor
 from scripts.oracle import tiny
 from tests.support import pairs
 
@@ -62,7 +63,8 @@ def test_a_budget_near_the_stored_floor_has_it_measured_and_warns(place, stored)
 
 
 def test_only_budgets_near_the_floor_of_protected_layers_count():
-    floor = {"layers": [{"layer": 1, "content_drift": 0.01}, {"layer": 2, "content_drift": 0.5}]}
+    layers = [{"layer": 1, "content_drift": 0.01}, {"layer": 2, "content_drift": 0.5}]
+    floor = NoiseFloor({"layers": layers})
     assert within_floor(floor, {"content": 0.099}, [1]) == {"content": 0.01}
     assert within_floor(floor, {"content": 0.1}, [1]) == {}
     assert within_floor(floor, {"content": None}, [1, 2]) == {}

@@ -15,13 +15,14 @@ from moe_atlas.calibration.bounds import prediction_bound, rounded_up, student_c
 from moe_atlas.calibration.budgets import calibrate, outcomes
 from moe_atlas.calibration.healthy import Origin
 from moe_atlas.calibration.pairs import Pair, pair_of, receipt_paths
-from moe_atlas.calibration.policy_text import policy_file, table
+from moe_atlas.calibration.policy_text import policy_file, set_for, table
 from moe_atlas.cli import run
 from moe_atlas.derivation.derive import derive
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.load import load_probes
 from moe_atlas.probes.settings.cannot_fail import Measured, cannot_fail
 from moe_atlas.receipt.write import write_receipt
+from moe_atlas.views.registered import Policy
 from tests.receipt import synthetic
 from tests.support import pairs as tiny_pairs
 
@@ -59,7 +60,7 @@ def pair(name: str = "a", value: float | None = 0.01, **changes: Any) -> Pair:
         certain=dict.fromkeys(KEYS, None if value is None else value / 2),
         missing=dict.fromkeys(KEYS, "no routed layer"),
         floors={},
-        policy=synthetic.policy(),
+        policy=Policy(synthetic.policy()),
         documents=40,
         experts=8,
         origin=Origin("inconclusive", f"tuned {name}", f"windows {name}", untuned=False, run=None),
@@ -268,3 +269,8 @@ def test_the_file_says_when_no_floor_was_measured() -> None:
     assert "No receipt measured a noise floor" in policy_file(calibrate(healthy()), [], "p.yaml")
     measured = policy_file(calibrate(healthy(floors={"content": 1e-6})), [], "p.yaml")
     assert "No receipt measured" not in measured
+
+
+def test_a_receipt_that_names_no_evaluation_set_binds_none() -> None:
+    made = pair(setting=pair().setting | {"evaluation": {}})
+    assert set_for(made) == {"family": made.setting["family"], "top_k": 2}

@@ -16,6 +16,8 @@ from moe_atlas.calibration.from_base import Base, draft
 from moe_atlas.cli import run
 from moe_atlas.errors import InputRefused
 from moe_atlas.probes.load import load_probes
+from moe_atlas.views.registered import ProbeView
+from moe_atlas.views.yardstick import Yardstick
 from scripts.oracle import tiny
 from tests.support import pairs
 
@@ -47,7 +49,7 @@ def measured(*layers: dict[str, Any], documents: int = 100, protected: tuple[int
     domain = {"name": "prose", "role": "base", "documents": documents, "nll_increase": {}, "kl": {}}
     block = {"copy": {"bits": 4, "group": 32}, "layers": list(layers), "domains": [domain]}
     probe = {"name": "tiny", "protected_layers": list(protected)}
-    return Base(block, probe, "qwen3_moe", "0" * 64, {0: (4, 2), 1: (16, 2), 2: (8, 2)})
+    return Base(Yardstick(block), ProbeView(probe), "qwen3_moe", "0" * 64, {0: (4, 2), 1: (16, 2), 2: (8, 2)})
 
 
 def test_a_budget_is_the_factor_times_the_worst_protected_layer():

@@ -37,7 +37,11 @@ def sign(statement: bytes, key: Path) -> dict[str, Any]:
     raw = read_bounded(key, MAX_KEY_BYTES, "E_KEY")
     try:
         signer = CryptoSigner(load_pem_private_key(raw, password=None))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+    ):  # TypeError: the library's word for an encrypted key
         problem = "is no unencrypted PEM private key of a supported kind (Ed25519, ECDSA, RSA)"
         raise InputRefused("E_KEY", shown(str(key)), problem) from None
     envelope = Envelope(statement, PAYLOAD_TYPE, {})

@@ -22,6 +22,8 @@ from moe_atlas.errors import InputRefused, IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.text import shown
+from moe_atlas.views.receipt import Evidence, ReceiptView
+from moe_atlas.views.registered import CheckpointFacts, FilesBeside, LockFacts
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:moe-atlas:attestation:audit:v1"
@@ -65,24 +67,24 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
         UsageError: ``E_KIND`` for a baseline or a look, which judge nothing.
         InputRefused: every refusal of `open_checkpoint`; ``E_NAME`` for a file name that ``sha256sum`` would escape.
     """
-    receipt = intact_receipt(receipt_path)
-    if receipt["kind"] != "audit":
+    receipt = ReceiptView(intact_receipt(receipt_path))
+    if receipt.kind != "audit":
         raise UsageError(
             "E_KIND",
             shown(str(receipt_path)),
-            f"is a {receipt['kind']}, which judges nothing",
+            f"is a {receipt.kind}, which judges nothing",
             "attest an audit",
         )
     checkpoint = open_checkpoint(checkpoint_path)
     digest, files = digest_with_files(checkpoint)
-    audited = receipt["checkpoints"]["tuned"]
-    found = {
-        "digest": ("tensors", digest.sha256),
-        "config_sha256": ("configuration", config_sha256(checkpoint)),
-    }
-    for key, (what, value) in found.items():
-        if value != audited[key]:
-            problem = f"is not the audited checkpoint: expected {what} {audited[key]}, found {value}"
+    audited = receipt.checkpoint("tuned")
+    found = (
+        ("tensors", audited.digest, digest.sha256),
+        ("configuration", audited.config_sha256, config_sha256(checkpoint)),
+    )
+    for what, expected, value in found:
+        if value != expected:
+            problem = f"is not the audited checkpoint: expected {what} {expected}, found {value}"
             raise IntegrityError(
                 "E_DIGEST", shown(str(checkpoint_path)), problem, "give the tuned checkpoint"
             )
@@ -95,7 +97,7 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
             f"is not the audited checkpoint: {shown(where)}: {shown(problem, 200)}",
             "audit it as it is; `atlas verify --checkpoint` lists every difference",
         )
-    manifest = sha256sums(files | covered(audited["files"]))
+    manifest = sha256sums(files | covered(audited.files))
     statement = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": MANIFEST_NAME, "digest": {"sha256": hashlib.sha256(manifest).hexdigest()}}],
@@ -103,22 +105,22 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
         "predicate": predicate(receipt, receipt_path),
     }
     return Attestation(
-        encode(statement), manifest, receipt["verdict"], receipt["qualified"], _uncovered(audited)
+        encode(statement), manifest, str(receipt.verdict), list(receipt.qualified), _uncovered(audited)
     )
 
 
-def covered(files: Mapping[str, Any]) -> dict[str, str]:
+def covered(files: FilesBeside) -> dict[str, str]:
     """Return by name the sha256 of every file beside the weights that the audit read and a server may use."""
-    named = {row["file"] for row in uncovered(files)}
-    rows = [row for row in files["listed"] if row["file"] not in named and row["kind"] not in QUIET]
-    return {row["file"]: row["sha256"] for row in rows}
+    named = {row.file for row in uncovered(files)}
+    rows = [row for row in files.listed if row.file not in named and row.kind not in QUIET]
+    return {row.file: row.sha256 for row in rows if row.sha256 is not None}
 
 
-def _uncovered(audited: Mapping[str, Any]) -> list[str]:
+def _uncovered(audited: CheckpointFacts) -> list[str]:
     """Return the names of files that a loader might take and the manifest leaves out, because no audit read them."""
-    files = audited["files"]
-    more = [f"{files['more']['files']} more files"] if files["more"]["files"] else []
-    return [row["file"] for row in uncovered(files)] + more
+    further = audited.files.more.files
+    more = [f"{further} more files"] if further else []
+    return [row.file for row in uncovered(audited.files)] + more
 
 
 def sha256sums(files: Mapping[str, str]) -> bytes:
@@ -135,7 +137,7 @@ def sha256sums(files: Mapping[str, str]) -> bytes:
     return "".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()
 
 
-def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def predicate(receipt: ReceiptView, path: Path) -> dict[str, Any]:
     """Return the statement's predicate.
 
     The field names are those of in-toto's test-result. ``result`` is PASSED for a pass and FAILED for every other
@@ -143,45 +145,50 @@ def predicate(receipt: Mapping[str, Any], path: Path) -> dict[str, Any]:
     ``undeterminedTests`` tell an inconclusive audit from a failed audit; ``qualified`` tells a pass that judged less.
     """
     tests: dict[str, list[str]] = {key: [] for key in _TESTS.values()}
-    for name, found in receipt["predicates"].items():
-        tests[_TESTS[found["passed"]]].append(name)
-    tuned = receipt["checkpoints"]["tuned"]
+    for name, found in receipt.predicates.items():
+        tests[_TESTS[found.passed]].append(name)
+    tuned, evidence = receipt.checkpoint("tuned"), receipt.evidence
     return {
-        "result": "PASSED" if receipt["verdict"] == "pass" else "FAILED",
-        "verdict": receipt["verdict"],
-        "qualified": receipt["qualified"],
-        "configuration": _configuration(receipt["probe"]["lock"]),
+        "result": "PASSED" if receipt.verdict == "pass" else "FAILED",
+        "verdict": receipt.verdict,
+        "qualified": list(receipt.qualified),
+        "configuration": _configuration(receipt.probe.lock),
         **tests,
-        "outcomes": {name: found["outcome"] for name, found in receipt["predicates"].items()},
-        "stage": receipt["probe"]["policy"]["stage"],
-        "tuned": {"name": "tuned checkpoint", "digest": {TENSORS: tuned["digest"]}},
+        "outcomes": {name: found.outcome for name, found in receipt.predicates.items()},
+        "stage": receipt.probe.policy.stage,
+        "tuned": {"name": "tuned checkpoint", "digest": {TENSORS: tuned.digest}},
         "uncovered": _uncovered(tuned),
         "resolvedDependencies": [
-            {"name": "base checkpoint", "digest": {TENSORS: receipt["checkpoints"]["base"]["digest"]}}
+            {"name": "base checkpoint", "digest": {TENSORS: receipt.checkpoint("base").digest}}
         ],
         "evidence": [
-            {"name": path.name, "digest": {"sha256": hashlib.sha256(encode_receipt(receipt)).hexdigest()}},
-            {"name": receipt["evidence"]["windows"], "digest": {"sha256": receipt["evidence"]["sha256"]}},
-            *_token_data(receipt["evidence"]),
+            {
+                "name": path.name,
+                "digest": {"sha256": hashlib.sha256(encode_receipt(receipt.facts)).hexdigest()},
+            },
+            {"name": evidence.windows, "digest": {"sha256": evidence.sha256}},
+            *_token_data(evidence),
         ],
     }
 
 
-def _token_data(evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _token_data(evidence: Evidence) -> list[dict[str, Any]]:
     """Return the entry on the token file, if the audit kept one."""
-    named = evidence.get("tokens")
-    return [] if named is None else [{"name": named["file"], "digest": {"sha256": named["sha256"]}}]
+    named = evidence.tokens
+    return [] if named is None else [{"name": named.file, "digest": {"sha256": named.sha256}}]
 
 
-def _configuration(lock: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _configuration(lock: LockFacts | None) -> list[dict[str, Any]]:
     """Return the entries on the registration: the lock and, if there is one, the central policy."""
-    annotations = {"registeredAt": lock.get("registered_at"), "policySha256": lock.get("policy_sha256")}
+    if lock is None:
+        return []
+    annotations = {"registeredAt": lock.registered_at, "policySha256": lock.policy_sha256}
     found: list[dict[str, Any]] = [
-        {"name": "probes.lock.json", "digest": {"sha256": lock["sha256"]}, "annotations": annotations}
+        {"name": "probes.lock.json", "digest": {"sha256": lock.sha256}, "annotations": annotations}
     ]
-    central = lock.get("policy_from")
+    central = lock.policy_from
     if central is not None:
-        found.append({"name": central["name"], "digest": {"sha256": central["sha256"]}})
+        found.append({"name": central.name, "digest": {"sha256": central.sha256}})
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -65,6 +65,8 @@ from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_f
 from moe_atlas.receipt.write import as_arrays
 from moe_atlas.replay.model import Replay
 from moe_atlas.system.limits import require_room, require_token_room
+from moe_atlas.views.registered import ProbeView
+from moe_atlas.views.yardstick import Yardstick
 
 Facts = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -293,7 +295,7 @@ def noise_floor_execution(probes: ProbeSet, spec: ModelSpec, options: AuditOptio
     stored = stored_floor(options.baseline)
     protected = probes.config.protected_layers.resolve(spec.routed_layers)
     near = within_floor(stored, probes.config.policy.rewrite.budgets(), protected)
-    return stored["execution"] if stored and near else None
+    return cast(Execution, stored.execution) if stored and near else None
 
 
 def measure_noise_floor(
@@ -375,8 +377,8 @@ def yardstick_alone(base: Given, probe: Path, options: AuditOptions) -> Facts:
     """Measure the yardstick of a base, or take it from the cache, where there is no tuned checkpoint.
 
     Returns:
-        `yardstick` and `probe` as in a receipt, the base's `family` and `digest`, and `layers`: experts and k by index
-        of the routed layer.
+        `yardstick` and `probe`, both as views of what a receipt holds, the base's `family` and `digest`, and `layers`:
+        experts and k by index of the routed layer.
 
     Raises:
         AtlasError: for every error that a user can cause.
@@ -391,8 +393,8 @@ def yardstick_alone(base: Given, probe: Path, options: AuditOptions) -> Facts:
     folder.require_unchanged()
     routers = {layer.index: layer.moe.router for layer in specs[0].layers if layer.moe}
     return {
-        "yardstick": yardstick,
-        "probe": probe_facts(probes, specs[0]),
+        "yardstick": Yardstick(yardstick or {}, "yardstick"),
+        "probe": ProbeView(probe_facts(probes, specs[0]), "probe"),
         "family": specs[0].family,
         "digest": digest.sha256,
         "layers": {index: (router.experts, router.top_k) for index, router in routers.items()},

@@ -82,6 +82,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: _tensor(file, dtype, shape, digest) for name, dtype, shape in header["tensors"]}
             if file.read(digest.digest_size + 1) != digest.digest():
                 raise damaged
+    # The file is a state and no receipt. Its digest is checked last, so damaged bytes may look like any header.
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         if out_of_memory(error):
             raise
@@ -92,6 +93,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def state_facts(path: Path) -> dict[str, Any] | None:
     """Read the facts of a state without its tensors and without a check; None if there is no readable state."""
+    # The header of a state, which nothing has checked yet, may be damaged in any way.
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError), _opened(path) as file:
         if file.read(len(MAGIC)) == MAGIC:
             length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)

@@ -129,7 +129,8 @@ def _own_budget(key: str, healthy: Sequence[Pair], level: float, factor: float) 
 def _uninformative_from(key: str, pair: Pair) -> float:
     """Return the value from which on a budget cannot fail; it follows from the setting that all pairs share."""
     if key == "tau":
-        return HALF * math.fsum(pair.policy["rewrite"]["refinement"]["mu"])
+        refinement = pair.policy.rewrite.refinement
+        return HALF * math.fsum(refinement.mu if refinement else ())
     return toothless(key, [(pair.experts, max(pair.setting["top_k"]))])
 
 

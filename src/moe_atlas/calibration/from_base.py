@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from moe_atlas.calibration.bounds import rounded_down, rounded_up
 from moe_atlas.calibration.budgets import DAMAGED_ALLOWED
@@ -13,8 +12,9 @@ from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.settings.ceilings import toothless
 from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
 from moe_atlas.text import shown
-
-Facts = Mapping[str, Any]
+from moe_atlas.views.measured import Interval, no_interval
+from moe_atlas.views.registered import ProbeView
+from moe_atlas.views.yardstick import CopiedDomain, CopiedLayer, Yardstick
 
 FACTOR = 2.5
 RULED = tuple(
@@ -34,33 +34,33 @@ class Base:
     """A base whose 4-bit copy was measured.
 
     Attributes:
-        yardstick: the receipt's `yardstick` block.
-        probe: the receipt's facts of the registered probe.
+        yardstick: what the copy does, as a receipt holds it.
+        probe: the registered probe, as a receipt holds it.
         family: the model family.
         digest: digest of the base's tensors.
         layers: number of experts and experts of a token, by routed layer.
     """
 
-    yardstick: Facts
-    probe: Facts
+    yardstick: Yardstick
+    probe: ProbeView
     family: str
     digest: str
     layers: Mapping[int, tuple[int, int]]
 
     @property
-    def protected(self) -> list[Facts]:
+    def protected(self) -> list[CopiedLayer]:
         """The yardstick of the protected layers."""
-        return [row for row in self.yardstick["layers"] if row["layer"] in self.probe["protected_layers"]]
+        return [row for row in self.yardstick.layers if row.layer in self.probe.protected_layers]
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Experts and k of the protected layers."""
-        return [self.layers[row["layer"]] for row in self.protected]
+        return [self.layers[row.layer] for row in self.protected]
 
     @property
-    def base_domains(self) -> list[Facts]:
+    def base_domains(self) -> list[CopiedDomain]:
         """The yardstick of the domains that must not get worse."""
-        return [row for row in self.yardstick["domains"] if row["role"] == "base"]
+        return [row for row in self.yardstick.domains if row.role == "base"]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def draft(base: Base, margin: float, factor: float = FACTOR) -> Draft:
     """
     if not base.protected or not base.base_domains:
         problem = "protects no layer or has no base domain"
-        raise InputRefused("E_CALIBRATION", shown(str(base.probe["name"])), problem)
-    documents = min(row["documents"] for row in base.base_domains)
+        raise InputRefused("E_CALIBRATION", shown(base.probe.name), problem)
+    documents = min(row.documents for row in base.base_domains)
     allowed = clopper_pearson_upper(min(DAMAGED_ALLOWED, documents), documents)
     share = min(rounded_up(allowed), 0.99)
     budgets = {key: _budget(base, key, factor) for key in BUDGETS}
@@ -138,8 +138,9 @@ def _budget(base: Base, key: str, factor: float) -> Provisional:
     if channel.counts_experts:
         experts = min(count for count, _ in base.shapes)
         return Provisional(rounded_up(1.5 / experts), f"1.5 of {experts} experts")
-    bounds = [(row[channel.key]["high"], row["layer"]) for row in _defined(base.protected, channel.key)]
-    if not bounds or any(high is None for high, _ in bounds):
+    found = _defined(base, channel.key)
+    bounds = [(interval.high, layer) for interval, layer in found if interval.high is not None]
+    if not bounds or len(bounds) < len(found):
         return Provisional(channel.default, "the copy has no upper bound in every protected layer")
     high, layer = max(bounds)
     if channel not in RULED:
@@ -151,5 +152,7 @@ def _budget(base: Base, key: str, factor: float) -> Provisional:
     return Provisional(value, f"the copy: at most {high:.3g} (layer {layer})")
 
 
-def _defined(rows: Sequence[Facts], key: str) -> list[Facts]:
-    return [row for row in rows if not row[key].get("not_applicable")]
+def _defined(base: Base, key: str) -> list[tuple[Interval, int]]:
+    """Return the intervals of the protected layers that define a quantity, each with its layer."""
+    found = [(row.interval(key) or no_interval(), row.layer) for row in base.protected]
+    return [(interval, layer) for interval, layer in found if not interval.not_applicable]

@@ -50,15 +50,15 @@ def origin_of(receipt: Mapping[str, Any]) -> Origin:
         tuned=str(weights_identity(view.checkpoint("tuned"))),
         windows=view.evidence.sha256,
         untuned=nothing_tuned(view),
-        run=_run(receipt),
+        run=_run(view),
     )
 
 
-def _run(receipt: Mapping[str, Any]) -> str | None:
-    head = (receipt.get("parent") or {}).get("ledger")
-    if isinstance(head, Mapping):
-        return f"run {head.get('run')}"
-    path = PurePath(str(receipt["checkpoints"]["tuned"].get("path", "")))
+def _run(receipt: ReceiptView) -> str | None:
+    head = receipt.parent.ledger if receipt.parent else None
+    if head:
+        return f"run {head.run}"
+    path = PurePath(receipt.checkpoint("tuned").stored_at or "")
     found = _STEP.fullmatch(path.name)
     return None if found is None else f"the run in {path.parent / found[1]}"
 

@@ -17,8 +17,10 @@ from moe_atlas.probes.settings.protected_layers import mid_band, ranges
 from moe_atlas.receipt.verify import intact_receipt
 from moe_atlas.receipt.window_file import recorded_windows
 from moe_atlas.text import shown
+from moe_atlas.views.measured import DomainRow, Interval, LayerView, no_interval
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.registered import Policy
 
-Facts = Mapping[str, Any]
 F64 = NDArray[np.float64]
 
 
@@ -49,7 +51,7 @@ class Pair:
     certain: Mapping[str, float | None]
     missing: Mapping[str, str]
     floors: Mapping[str, float]
-    policy: Facts
+    policy: Policy
     documents: int
     experts: int
     origin: Origin
@@ -77,58 +79,65 @@ def read_pair(path: Path) -> Pair:
     Raises:
         AtlasError: every refusal of `intact_receipt`; ``E_KIND`` (UsageError) if the receipt is no audit.
     """
-    receipt = intact_receipt(path)
-    return pair_of(receipt, recorded_windows(path, receipt), str(path))
+    body = intact_receipt(path)
+    return pair_of(body, recorded_windows(path, body), str(path))
 
 
-def pair_of(receipt: Facts, windows: Mapping[str, NDArray[Any]], name: str) -> Pair:
+def pair_of(body: Mapping[str, Any], windows: Mapping[str, NDArray[Any]], name: str) -> Pair:
     """Return the pair of a receipt that was verified already.
 
     Raises:
         UsageError: ``E_KIND`` if the receipt is no audit.
         InputRefused: ``E_CALIBRATION`` if it protects no layer or has no base domain.
     """
-    if receipt["kind"] != "audit":
-        raise UsageError(
-            "E_KIND", shown(name), f"expected the receipt of an audit, found a {receipt['kind']}"
-        )
-    layers = [layer for layer in receipt["layers"] if layer["protected"]]
-    base = [row for row in receipt["domains"] if row["role"] == "base"]
+    receipt = ReceiptView(body)
+    if receipt.kind != "audit":
+        raise UsageError("E_KIND", shown(name), f"expected the receipt of an audit, found a {receipt.kind}")
+    layers = [layer for layer in receipt.layers if layer.protected]
+    base = receipt.domains_of("base")
     if not layers or not base:
         raise InputRefused("E_CALIBRATION", shown(name), "protects no layer or has no base domain")
-    highs: dict[str, list[Any]] = {
-        channel.budget: [layer["pair"][channel.key] for layer in layers] for channel in GATED
+    highs = _intervals(layers, base)
+    bounds = {key: _largest([one.high for one in found if _defined(one)]) for key, found in highs.items()}
+    certain = {
+        key: _largest([one.simultaneous_low for one in found if _defined(one)])
+        for key, found in highs.items()
     }
-    highs |= {"nll": [row["nll_increase"] for row in base], "kl": [row["kl"] for row in base]}
-    bounds = {key: _largest(found, "high") for key, found in highs.items()}
-    certain = {key: _largest(found, "simultaneous_low") for key, found in highs.items()}
-    certain |= {key: _largest(highs[key], "low") for key in ("nll", "kl")}
-    bounds["tau"], certain["tau"] = _load(receipt, "low"), _load(receipt, "high")
+    certain |= {key: _largest([one.low for one in highs[key] if _defined(one)]) for key in ("nll", "kl")}
+    bounds["tau"], certain["tau"] = _loads(receipt)
     bounds["document_nll"] = certain["document_nll"] = _worst_document(receipt, windows)
     missing = {key: _reason(found) for key, found in highs.items() if bounds[key] is None}
     return Pair(
         name=name,
-        receipt_sha256=receipt["evidence"]["receipt_sha256"],
+        receipt_sha256=receipt.evidence.receipt_sha256,
         setting=_setting(receipt, layers),
         bounds=bounds,
         certain=certain,
         missing=missing,
         floors=_floors(receipt, layers),
-        policy=receipt["probe"]["policy"],
-        documents=min(row["documents"] for row in base),
-        experts=min(layer["experts"] for layer in layers),
-        guarded=guarded(receipt),
-        origin=origin_of(receipt),
+        policy=receipt.probe.policy,
+        documents=min(row.documents for row in base),
+        experts=min(layer.experts for layer in layers),
+        guarded=guarded(receipt.probe.protected_layers, [layer.layer for layer in receipt.layers]),
+        origin=origin_of(body),
     )
 
 
-def guarded(receipt: Facts) -> str | list[int | str] | None:
+def _intervals(layers: Sequence[LayerView], base: Sequence[DomainRow]) -> dict[str, list[Interval]]:
+    """Return the intervals that each budget is compared with; one that is missing has no numbers."""
+    found: dict[str, list[Interval | None]] = {
+        channel.budget: [layer.channel(channel.key) for layer in layers] for channel in GATED
+    }
+    found |= {"nll": [row.nll_increase for row in base], "kl": [row.kl for row in base]}
+    return {key: [one or no_interval() for one in some] for key, some in found.items()}
+
+
+def guarded(protected: Sequence[int], routed: Sequence[int]) -> str | list[int | str] | None:
     """Return the protected layers as a probe file spells them; None if ``all`` and ``mid-band`` are the same layers."""
-    protected, routed = receipt["probe"]["protected_layers"], [row["layer"] for row in receipt["layers"]]
-    middle = mid_band(routed)
-    if protected == middle:
-        return None if protected == routed else "mid-band"
-    return "all" if protected == routed else ranges(protected)
+    chosen, every = list(protected), list(routed)
+    if chosen == mid_band(every):
+        return None if chosen == every else "mid-band"
+    return "all" if chosen == every else ranges(chosen)
 
 
 def require_one_setting(pairs: Sequence[Pair]) -> None:
@@ -163,49 +172,52 @@ def require_one_fate(healthy: Sequence[Pair], damaged: Sequence[Pair]) -> None:
             raise UsageError("E_REPEATED", shown(pair.name), shown(problem, 400))
 
 
-def _setting(receipt: Facts, layers: Sequence[Facts]) -> dict[str, Any]:
-    probe = receipt["probe"]
-    refinement = probe["policy"]["rewrite"].get("refinement") or {}
+def _setting(receipt: ReceiptView, layers: Sequence[LayerView]) -> dict[str, Any]:
+    probe = receipt.probe
+    refinement = probe.policy.rewrite.refinement
     return {
-        "family": receipt["checkpoints"]["base"]["family"],
-        "top_k": sorted({layer["top_k"] for layer in layers}),
-        "experts": sorted({layer["experts"] for layer in layers}),
-        "evaluation": probe["evaluation"],
-        "windows": probe["windows"],
-        "protected_layers": probe["protected_layers"],
-        "domains": [
-            [row["name"], row["role"], row["documents"], row["windows"]] for row in receipt["domains"]
-        ],
-        "confidence": probe["policy"]["confidence"],
-        "refinement mu": refinement.get("mu"),
+        "family": receipt.checkpoint("base").family,
+        "top_k": sorted({layer.top_k for layer in layers}),
+        "experts": sorted({layer.experts for layer in layers}),
+        "evaluation": probe.evaluation.facts,
+        "windows": probe.windows.facts,
+        "protected_layers": list(probe.protected_layers),
+        "domains": [[row.name, row.role, row.documents, row.windows] for row in receipt.domains],
+        "confidence": probe.policy.confidence,
+        "refinement mu": None if refinement is None else list(refinement.mu),
     }
 
 
-def _largest(intervals: Sequence[Facts], bound: str) -> float | None:
+def _defined(interval: Interval) -> bool:
+    """Return whether the architecture defines the quantity."""
+    return not interval.not_applicable
+
+
+def _largest(bounds: Sequence[float | None]) -> float | None:
     """Return the largest bound; None if no layer defines the quantity or if a layer does not bound it."""
-    defined = [found for found in intervals if not found.get("not_applicable")]
-    values = [found.get(bound) for found in defined]
-    if not values or any(value is None for value in values):
-        return None
-    return max(float(value) for value in values if value is not None)
+    known = [float(bound) for bound in bounds if bound is not None]
+    return max(known) if known and len(known) == len(bounds) else None
 
 
-def _reason(intervals: Sequence[Facts]) -> str:
-    reasons = [str(found["reason"]) for found in intervals if found.get("reason")]
+def _reason(intervals: Sequence[Interval]) -> str:
+    reasons = [interval.reason for interval in intervals if interval.reason]
     return reasons[0] if reasons else "a layer has no upper bound"
 
 
-def _load(receipt: Facts, bound: str) -> float | None:
-    """Return the load that tau must cover (Eq. 32): tau minus the refinement margin."""
-    refinement = receipt["probe"]["policy"]["rewrite"].get("refinement")
-    value = (receipt["margins"]["refinement_margin"] or {}).get(bound)
-    return None if refinement is None or value is None else float(refinement["tau"]) - float(value)
+def _loads(receipt: ReceiptView) -> tuple[float | None, float | None]:
+    """Return the bounds of the load that tau must cover (Eq. 32): tau minus the refinement margin."""
+    refinement = receipt.probe.policy.rewrite.refinement
+    margin = receipt.margins.refinement_margin if receipt.margins else None
+    if refinement is None or margin is None:
+        return None, None
+    high, low = (None if end is None else refinement.tau - end for end in (margin.low, margin.high))
+    return high, low
 
 
-def _worst_document(receipt: Facts, windows: Mapping[str, NDArray[Any]]) -> float | None:
+def _worst_document(receipt: ReceiptView, windows: Mapping[str, NDArray[Any]]) -> float | None:
     """Return the largest mean NLL increase of a document of a base domain; None if a window is not finite."""
     increase_W = windows["output.nll_tuned"] - windows["output.nll_base"]
-    roles = np.array([row["role"] for row in receipt["domains"]])
+    roles = np.array([row.role for row in receipt.domains])
     base_W = roles[windows["windows.domain"]] == "base"
     keys = np.stack([windows["windows.domain"], windows["windows.document"]])[:, base_W]
     _, document_W = np.unique(keys, axis=1, return_inverse=True)
@@ -213,15 +225,15 @@ def _worst_document(receipt: Facts, windows: Mapping[str, NDArray[Any]]) -> floa
     return float(means_C.max()) if np.isfinite(means_C).all() else None
 
 
-def _floors(receipt: Facts, layers: Sequence[Facts]) -> dict[str, float]:
-    floor = receipt.get("noise_floor")
-    if not isinstance(floor, Mapping):
+def _floors(receipt: ReceiptView, layers: Sequence[LayerView]) -> dict[str, float]:
+    floor = receipt.noise_floor
+    if floor is None:
         return {}
-    numbers = {layer["layer"] for layer in layers}
-    rows = [row for row in floor["layers"] if row["layer"] in numbers]
+    numbers = {layer.layer for layer in layers}
+    rows = [row for row in floor.layers if row.layer in numbers]
     out = {}
     for channel in GATED:
-        values = [row[channel.key] for row in rows if row.get(channel.key) is not None]
+        values = [value for row in rows if (value := row.number_at(channel.key)) is not None]
         if values:
             out[channel.budget] = float(max(values))
-    return out | {"nll": float(floor.get("largest_nll_change") or 0.0)}
+    return out | {"nll": float(floor.largest_nll_change)}

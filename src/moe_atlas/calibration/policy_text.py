@@ -10,6 +10,7 @@ from moe_atlas.calibration.healthy import ACCEPTABLE
 from moe_atlas.calibration.pairs import Pair
 from moe_atlas.channels import BUDGETS
 from moe_atlas.text import shown
+from moe_atlas.views.registered import Policy
 
 
 def policy_file(calibration: Calibration, damaged: Sequence[Pair], name: str) -> str:
@@ -61,20 +62,16 @@ def policy_lines(calibration: Calibration) -> list[str]:
     """Return the lines of the `policy` block, without their indentation."""
     first = calibration.healthy[0]
     budgets, policy = calibration.budgets, first.policy
-    lines = [f"stage: {policy['stage']}"]
-    lines += ["task: none"] if policy.get("task") == "none" else []
-    lines += [f"confidence: {policy['confidence']:g}", f"resamples: {policy['resamples']}", "rewrite:"]
+    lines = [f"stage: {policy.stage}"]
+    lines += ["task: none"] if policy.task == "none" else []
+    lines += [f"confidence: {policy.confidence:g}", f"resamples: {policy.resamples}", "rewrite:"]
     lines += [f"  {_line(key, budgets[key])}" for key in BUDGETS]
-    refinement = policy["rewrite"].get("refinement")
+    refinement = policy.rewrite.refinement
     if refinement is not None and budgets["tau"].value is not None:
         lines.append(f"  # tau: {_origin(budgets['tau'])}")
-        mu = ", ".join(f"{value:g}" for value in refinement["mu"])
+        mu = ", ".join(f"{value:g}" for value in refinement.mu)
         lines.append(f"  refinement: {{mu: [{mu}], tau: {budgets['tau'].value:g}}}")
-    lines += [
-        f"  {key}: {flow(policy['rewrite'][key])}"
-        for key in ("handoff", "smooth")
-        if policy["rewrite"].get(key)
-    ]
+    lines += lifecycle_lines(policy)
     lines += ["damage:", f"  {_line('nll', budgets['nll'])}"]
     # null would leave kl ungated; an absent key is replaced by twice nll
     bounded = budgets["kl"].value is not None
@@ -82,18 +79,30 @@ def policy_lines(calibration: Calibration) -> list[str]:
     lines.append(f"  {_line('document_nll', budgets['document_nll'])}")
     share = f"the exact bound when {DAMAGED_ALLOWED} of {first.documents} documents lies above"
     lines.append(f"  document_share: {calibration.document_share:g}  # {share}")
-    weights = policy.get("weights") or {}
-    lines.append(
-        f"weights: {flow({key: weights.get(key, []) for key in ('must_not_change', 'must_change')})}"
-    )
-    return [*lines, f"set_for: {flow(set_for(first))}"]
+    return [*lines, weights_line(policy), f"set_for: {flow(set_for(first))}"]
+
+
+def lifecycle_lines(policy: Policy) -> list[str]:
+    """Return the lines of what the lifecycle margins need, as it was registered."""
+    found = {key: policy.rewrite.facts.get(key) for key in ("handoff", "smooth")}
+    return [f"  {key}: {flow(value)}" for key, value in found.items() if value]
+
+
+def weights_line(policy: Policy) -> str:
+    """Return the line of the rules for weights, as it was registered."""
+    rules = policy.weights
+    found = {
+        "must_not_change": (rules and rules.must_not_change) or (),
+        "must_change": (rules and rules.must_change) or (),
+    }
+    return f"weights: {flow(found)}"
 
 
 def set_for(pair: Pair) -> dict[str, Any]:
     """Return family, k and evaluation set of a pair; k only if all protected layers share it."""
     top_k = pair.setting["top_k"]
     found = {"family": pair.setting["family"], "top_k": top_k[0] if len(top_k) == 1 else None}
-    found |= {"experts": pair.setting["evaluation"]["experts"]}
+    found |= {"experts": pair.setting["evaluation"].get("experts")}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -185,6 +185,6 @@ def _flushes(stream: TextIO) -> bool:
     """Return whether a stream can be flushed; otherwise the interpreter would replace the exit code by 120."""
     try:
         stream.flush()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):  # AttributeError: a process without a console has no stream
         return False
     return True

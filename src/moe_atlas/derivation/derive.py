@@ -98,13 +98,13 @@ def derive(facts: Mapping[str, Any], windows: Arrays) -> dict[str, Any]:
         "domains": derive_domains(context, [layer["layer"] for layer in facts["layers"]]),
         "layers": [result.derived for result in results],
     }
-    receipt |= {"differences": derive_differences(receipt)}
+    receipt |= {"differences": derive_differences(ReceiptView(receipt))}
     receipt |= derive_predicates(ReceiptView(receipt))
-    receipt |= {"warnings": derive_warnings(receipt)}
+    receipt |= {"warnings": derive_warnings(ReceiptView(receipt))}
     receipt |= {"claims": derive_claims(ReceiptView(receipt))}
     receipt |= {"next_steps": derive_next_steps(ReceiptView(receipt))}
     if receipt["kind"] == LOOK:
-        receipt |= {"look": derive_look(receipt, windows)}
+        receipt |= {"look": derive_look(ReceiptView(receipt), windows)}
     return {key: receipt[key] for key in (*ORDER, *sorted(set(receipt) - set(ORDER))) if key in receipt}
 
 

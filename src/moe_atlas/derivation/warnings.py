@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_atlas.channels import BUDGETS, DRIFTS
-from moe_atlas.derivation.intervals.context import Facts
 from moe_atlas.derivation.unreached_warnings import unseen_warnings
 from moe_atlas.derivation.unreplayed_warnings import unmeasured
 from moe_atlas.probes.lock import left_out_sentence, overlap_sentences
@@ -16,7 +15,8 @@ from moe_atlas.probes.settings.ceilings import FLOOR_FACTOR
 from moe_atlas.text import ranges
 from moe_atlas.verdict.sameness import nothing_tuned
 from moe_atlas.verdict.success import base_reaches
-from moe_atlas.views.receipt import LOOK, ReceiptView
+from moe_atlas.views.measured import NoiseFloor
+from moe_atlas.views.receipt import ReceiptView
 
 NEVER_ZERO = ("routed_expert", "shared_expert", "dense_mlp", "attention", "embedding", "head")
 
@@ -24,15 +24,15 @@ OF_A_POLICY = ("cannot-fail", "loose-tail-guard", "kl-not-gated", "budgets-set-f
 """Codes of what to know of a registered policy; a look has none."""
 
 
-def derive_warnings(receipt: Facts) -> list[dict[str, Any]]:
+def derive_warnings(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Return the receipt's warnings: objects with a stable ``code`` and a one-line ``message``."""
     found = _warnings(receipt)
-    if receipt["kind"] != LOOK:
+    if not receipt.is_look:
         return found
     return [one for one in found if one["code"] not in OF_A_POLICY]
 
 
-def _warnings(receipt: Facts) -> list[dict[str, Any]]:
+def _warnings(receipt: ReceiptView) -> list[dict[str, Any]]:
     return [
         *_nothing_tuned(receipt),
         *_cannot_fail(receipt),
@@ -53,9 +53,9 @@ def _warnings(receipt: Facts) -> list[dict[str, Any]]:
     ]
 
 
-def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
+def _nothing_tuned(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn that base and tuned hold the same values: every difference is exactly 0 and says nothing about a tune."""
-    if receipt["kind"] == "baseline" or not nothing_tuned(ReceiptView(receipt)):
+    if receipt.is_baseline or not nothing_tuned(receipt):
         return []
     message = (
         "nothing was tuned: base and tuned hold the same values in all that is replayed, so every difference is "
@@ -64,43 +64,43 @@ def _nothing_tuned(receipt: Facts) -> list[dict[str, Any]]:
     return [{"code": "nothing-tuned", "message": message}]
 
 
-def _cannot_fail(receipt: Facts) -> list[dict[str, Any]]:
+def _cannot_fail(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about each part of the policy that cannot fail."""
-    protected = set(receipt["probe"]["protected_layers"])
-    rows = [(row["layer"], row["experts"], row["top_k"]) for row in receipt["layers"]]
+    protected = set(receipt.probe.protected_layers)
+    rows = [(row.layer, row.experts, row.top_k) for row in receipt.layers]
     measured = Measured(
         routed=[layer for layer, _, _ in rows],
         layers=[(experts, top_k) for layer, experts, top_k in rows if layer in protected],
-        met=base_reaches(ReceiptView(receipt)) if receipt["kind"] == "audit" else [],
+        met=base_reaches(receipt) if receipt.kind == "audit" else [],
     )
-    passed = receipt["verdict"] == "pass"
+    passed = receipt.verdict == "pass"
     said = "PASS under a policy that could not have failed" if passed else "a part of the policy cannot fail"
     return [
         {"code": "cannot-fail", "message": f"{said}: {line}"}
-        for line in cannot_fail(receipt["probe"], measured)
+        for line in cannot_fail(receipt.probe.facts, measured)
     ]
 
 
-def _smoothing(receipt: Facts) -> list[dict[str, Any]]:
+def _smoothing(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about an occupancy temperature so low that the smooth tail cannot fall."""
-    smooth = receipt["probe"]["policy"]["rewrite"].get("smooth")
-    experts = max((layer["experts"] for layer in receipt["layers"]), default=0)
-    if not smooth or experts < 2:
+    smooth = receipt.probe.policy.rewrite.smooth
+    experts = max((layer.experts for layer in receipt.layers), default=0)
+    if smooth is None or experts < 2:
         return []
     needed = 20.0 * experts * math.log(experts)
-    if smooth["occupancy"] >= needed:
+    if smooth.occupancy >= needed:
         return []
     message = (
-        f"the occupancy temperature {smooth['occupancy']:g} is below 20 E ln E = {needed:.0f}: "
+        f"the occupancy temperature {smooth.occupancy:g} is below 20 E ln E = {needed:.0f}: "
         "the smooth tail cannot fall far below a balanced share"
     )
     return [{"code": "smooth-occupancy", "message": message}]
 
 
-def _floors(receipt: Facts) -> list[dict[str, Any]]:
+def _floors(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about budgets below ten times the measured noise floor of a protected layer."""
-    budgets = receipt["probe"]["policy"]["rewrite"]
-    worst = within_floor(receipt.get("noise_floor"), budgets, receipt["probe"]["protected_layers"])
+    budgets = receipt.probe.policy.rewrite.facts
+    worst = within_floor(receipt.noise_floor, budgets, receipt.probe.protected_layers)
     out = []
     for name, floor in worst.items():
         budget = f"the budget of {BUDGETS[name].key}, {budgets[name]:g}"
@@ -109,29 +109,30 @@ def _floors(receipt: Facts) -> list[dict[str, Any]]:
     return out
 
 
-def within_floor(floor: Any, budgets: Facts, protected: Sequence[int]) -> dict[str, float]:
+def within_floor(
+    floor: NoiseFloor | None, budgets: Mapping[str, Any], protected: Sequence[int]
+) -> dict[str, float]:
     """Return the budgets below ten times their noise floor, each with the largest floor over the protected layers."""
-    if not isinstance(floor, dict) or not isinstance(floor.get("layers"), list):
+    if floor is None:
         return {}
-    rows = [row for row in floor["layers"] if row.get("layer") in set(protected)]
+    rows = [row for row in floor.layers if row.layer in set(protected)]
     out = {}
     for channel in DRIFTS:
-        values = [row[channel.key] for row in rows if isinstance(row.get(channel.key), int | float)]
-        worst, budget = max(values, default=0.0), budgets.get(channel.budget)
+        values = [row.number_at(channel.key) for row in rows]
+        worst = max((value for value in values if value is not None), default=0.0)
+        budget = budgets.get(channel.budget)
         if budget is not None and budget < FLOOR_FACTOR * worst:
             out[channel.budget] = float(worst)
     return out
 
 
-def _zeros(receipt: Facts) -> list[dict[str, Any]]:
+def _zeros(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about tensors that are zero throughout. A stalled download leaves a file of zeros of the right size."""
     out = []
+    classes = (receipt.weights and receipt.weights.classes) or {}
     for side in ("base", "tuned"):
-        counts: dict[str, int | None] = {
-            kind: (facts.get("all_zero_tensors") or {}).get(side)
-            for kind, facts in receipt["weights"]["classes"].items()
-            if kind in NEVER_ZERO
-        }
+        zeros = {kind: found.all_zero_tensors for kind, found in classes.items() if kind in NEVER_ZERO}
+        counts = {kind: count.side(side) for kind, count in zeros.items() if count is not None}
         found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         if found:
             message = f"tensors of the {side} checkpoint that are zero throughout: {found}; compare the files' sha256"
@@ -139,15 +140,15 @@ def _zeros(receipt: Facts) -> list[dict[str, Any]]:
     return out
 
 
-def _tail_guard(receipt: Facts) -> list[dict[str, Any]]:
+def _tail_guard(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about a per-document limit so high that tolerated documents alone can use up the mean's budget."""
-    message = loose_tail_guard(receipt["probe"]["policy"]["damage"])
+    message = loose_tail_guard(receipt.probe.policy.damage)
     return [] if message is None else [{"code": "loose-tail-guard", "message": message}]
 
 
-def _divergence(receipt: Facts) -> list[dict[str, Any]]:
+def _divergence(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn that no budget limits the KL divergence: losses that fell can then hide losses that rose."""
-    if receipt["probe"]["policy"]["damage"].get("kl", 0.0) is not None:
+    if receipt.probe.policy.damage.get("kl", 0.0) is not None:
         return []
     message = (
         "damage.kl is registered as null: predictions that became sharper or flatter can pay for damage elsewhere in a "
@@ -156,39 +157,37 @@ def _divergence(receipt: Facts) -> list[dict[str, Any]]:
     return [{"code": "kl-not-gated", "message": message}]
 
 
-def _left_out(receipt: Facts) -> list[dict[str, Any]]:
+def _left_out(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about documents that are too short for their windows and that the probe file leaves out."""
-    rows = receipt["probe"].get("left_out", [])
-    return [{"code": "documents-left-out", "message": left_out_sentence(row)} for row in rows]
+    rows = receipt.probe.left_out or ()
+    return [{"code": "documents-left-out", "message": left_out_sentence(row.facts)} for row in rows]
 
 
-def _set_for(receipt: Facts) -> list[dict[str, Any]]:
+def _set_for(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about budgets that were set for another family, another k, another evaluation set or another base."""
-    registered = receipt["probe"]["policy"].get("set_for") or {}
-    found = {
-        "family": (receipt.get("checkpoints") or {}).get("base", {}).get("family"),
-        "top_k": next((layer["top_k"] for layer in receipt["layers"]), None),
-        "experts": (receipt["probe"].get("evaluation") or {}).get("experts"),
-    }
-    digest = (receipt.get("checkpoints") or {}).get("base", {}).get("digest")
+    registered, base = receipt.probe.policy.set_for, receipt.checkpoint("base")
+    if registered is None:
+        return []
+    compared: tuple[tuple[str, str | int | None, str | int | None], ...] = (
+        ("family", registered.family, base.family),
+        ("top_k", registered.top_k, next((layer.top_k for layer in receipt.layers), None)),
+        ("experts", registered.experts, receipt.probe.evaluation.experts),
+        ("the base of digest", registered.from_base.base if registered.from_base else None, base.digest),
+    )
     return [
         {
             "code": "budgets-set-for",
             "message": f"the budgets were set for {key} {set_for}, this audit has {value}",
         }
-        for key, set_for, value in (
-            *((key, registered.get(key), value) for key, value in found.items()),
-            ("the base of digest", (registered.get("from_base") or {}).get("base"), digest),
-        )
+        for key, set_for, value in compared
         if set_for is not None and value is not None and set_for != value
     ]
 
 
-def _formats(receipt: Facts) -> list[dict[str, Any]]:
+def _formats(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn that the checkpoints store experts in two formats: content drift then includes the error of the format."""
-    layers = [layer for layer in receipt["layers"] if (layer.get("pair") or {}).get("content_quantisation")]
-    found = [(layer["pair"]["content_quantisation"]["estimate"], layer["layer"]) for layer in layers]
-    costs = [(value, layer) for value, layer in found if value is not None]
+    found = [(layer.channel("content_quantisation"), layer.layer) for layer in receipt.layers]
+    costs = [(cost.estimate, layer) for cost, layer in found if cost and cost.estimate is not None]
     if not costs:
         return []
     value, layer = max(costs)
@@ -201,10 +200,10 @@ def _formats(receipt: Facts) -> list[dict[str, Any]]:
     return [{"code": "two-formats", "message": message}]
 
 
-def _recast(receipt: Facts) -> list[dict[str, Any]]:
+def _recast(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about tensors that are stored in another way than the base's, with equal values or with rounded values."""
-    rows = receipt["weights"].get("tensors") or []
-    recast, rounded = (sum(bool(row.get(key)) for row in rows) for key in ("recast", "rounded"))
+    rows = (receipt.weights and receipt.weights.tensors) or ()
+    recast, rounded = sum(row.recast is True for row in rows), sum(row.rounded is True for row in rows)
     said = {
         "values-recast": (
             recast,
@@ -224,13 +223,13 @@ def _recast(receipt: Facts) -> list[dict[str, Any]]:
     ]
 
 
-def _resumed(receipt: Facts) -> list[dict[str, Any]]:
+def _resumed(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about tensors whose values differ from those in an earlier receipt of the run."""
-    earlier = (receipt.get("parent") or {}).get("receipt")
-    if earlier is None or earlier["same_tensors"]:
+    earlier = receipt.parent.receipt if receipt.parent else None
+    if earlier is None or earlier.same_tensors:
         return []
-    changed = [row for row in earlier["classes"] or () if not row["same"]]
-    what = ", ".join(f"{row['class']} ({_places(row['changed_layers'])})" for row in changed)
+    changed = [row for row in earlier.classes or () if not row.same]
+    what = ", ".join(f"{row.kind} ({_places(row.changed_layers)})" for row in changed)
     message = f"resumed: other values than in the earlier receipt: {what or 'its digests tell no more'}"
     return [{"code": "resumed-changed", "message": message}]
 
@@ -241,20 +240,20 @@ def _places(layers: Sequence[int | None]) -> str:
     return word or "outside the layers"
 
 
-def _overlaps(receipt: Facts) -> list[dict[str, Any]]:
+def _overlaps(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about documents with the same text, within a domain or in two domains."""
     return [
         {"code": code, "message": message}
-        for row in receipt["probe"]["overlaps"]
-        for code, message in overlap_sentences(row)
+        for row in receipt.probe.overlaps
+        for code, message in overlap_sentences(row.facts)
     ]
 
 
-def _accepted(receipt: Facts) -> list[dict[str, Any]]:
+def _accepted(receipt: ReceiptView) -> list[dict[str, Any]]:
     """Warn about configuration keys that nothing reads and that somebody accepted."""
     out = []
-    for side, facts in (receipt.get("checkpoints") or {}).items():
-        keys = ", ".join(f"{one['key']} = {one['value']}" for one in facts.get("accepted_config_keys") or ())
+    for side, facts in receipt.checkpoints.items():
+        keys = ", ".join(f"{one.key} = {one.value}" for one in facts.accepted_config_keys or ())
         if keys:
             message = (
                 f"config.json of the {side} checkpoint holds keys that nothing reads and that were accepted by hand: "

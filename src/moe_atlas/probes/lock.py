@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def _overlap(domain: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def overlap_sentences(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def overlap_sentences(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the warnings of a row of `Lock.overlaps`: code and message of each."""
     name = f"domain {quoted(row['domain'])}"
     if row["clusters"]:
@@ -133,7 +133,7 @@ def overlap_sentences(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "documents-in-two-domains", f"{name}: {problem} (among them {named})"
 
 
-def left_out_sentence(row: dict[str, Any]) -> str:
+def left_out_sentence(row: Mapping[str, Any]) -> str:
     """Return the sentence for a row of `Lock.left_out`."""
     drawn = row["left_out"] + row["taken"]
     return (

@@ -21,6 +21,9 @@ from moe_atlas.receipt.array_file import Arrays
 from moe_atlas.statistics.bootstrap import domain_means
 from moe_atlas.statistics.resampled import Interval, Resampled, undefined
 from moe_atlas.statistics.simultaneous import simultaneous_lower
+from moe_atlas.views.measured import Interval as Stored
+from moe_atlas.views.measured import LayerView
+from moe_atlas.views.receipt import ReceiptView
 
 HIGHER, LOWER, SAME, UNCLEAR, UNDEFINED = "higher", "lower", "same", "unclear", "undefined"
 PAIR_KEYS = tuple(channel.key for channel in DRIFTS)
@@ -85,34 +88,41 @@ class VerifiedReceipt:
     windows: Arrays
 
     @property
+    def view(self) -> ReceiptView:
+        """The receipt with its types."""
+        return ReceiptView(self.receipt)
+
+    @property
     def subject(self) -> str:
         """The checkpoint whose figures are compared: the tuned one of an audit, the only one of a baseline."""
-        return "base" if self.receipt["kind"] == "baseline" else "tuned"
+        return "base" if self.view.is_baseline else "tuned"
 
     @property
     def protected(self) -> frozenset[int]:
         """Indices of the protected layers."""
-        return frozenset(self.receipt["probe"]["protected_layers"])
+        return frozenset(self.view.probe.protected_layers)
 
     @property
     def lock(self) -> str:
         """Digest of the registration."""
-        return str(self.receipt["probe"]["lock"]["sha256"])
+        lock = self.view.probe.lock
+        return str(lock and lock.sha256)
 
 
 def compare(first: VerifiedReceipt, second: VerifiedReceipt) -> Comparison:
     """Compare the second of two verified receipts with the first."""
+    one, other = first.view, second.view
     paired = first.lock == second.lock and _same_windows(first, second)
     predicates = [
-        (name, one["outcome"], second.receipt["predicates"][name]["outcome"])
-        for name, one in first.receipt["predicates"].items()
+        (name, predicate.outcome, other.predicates[name].outcome)
+        for name, predicate in one.predicates.items()
     ]
     context = make_context(first.receipt, first.windows) if paired else None
     return Comparison(
         paired=paired,
         caveats=_caveats(first, second),
-        verdicts=(first.receipt["verdict"], second.receipt["verdict"]),
-        qualified=(first.receipt["qualified"], second.receipt["qualified"]),
+        verdicts=(one.verdict, other.verdict),
+        qualified=(list(one.qualified), list(other.qualified)),
         predicates=predicates,
         changes=[*_layers(first, second, context), *_domains(first, second, context)],
     )
@@ -127,31 +137,32 @@ def _same_windows(first: VerifiedReceipt, second: VerifiedReceipt) -> bool:
 
 def _caveats(first: VerifiedReceipt, second: VerifiedReceipt) -> list[str]:
     """Return the reasons why the receipts may answer different questions, the most serious first."""
-    one, other = first.receipt, second.receipt
-    digests = [receipt["checkpoints"]["base"]["digest"] for receipt in (one, other)]
+    one, other = first.view, second.view
+    digests = [receipt.checkpoint("base").digest for receipt in (one, other)]
     found = {
-        f"of different kinds: {one['kind']} and {other['kind']}": one["kind"] != other["kind"],
+        f"of different kinds: {one.kind} and {other.kind}": one.kind != other.kind,
         "different base checkpoints: drift is measured from different places": digests[0] != digests[1]
-        and one["kind"] == other["kind"] == "audit",
+        and one.kind == other.kind == "audit",
         "different registrations: the windows do not pair, only disjoint intervals count": first.lock
         != second.lock,
-        "different policies: budgets, stage or margins changed between them": one["probe"]["policy"]
-        != other["probe"]["policy"],
-        "different protected layers: those of both are compared": one["probe"]["protected_layers"]
-        != other["probe"]["protected_layers"],
-        "different evaluation sets": one["probe"]["evaluation"] != other["probe"]["evaluation"],
-        "different arithmetic (compute dtype or router)": any(
-            one["method"].get(key) != other["method"].get(key)
-            for key in ("compute_dtype", "router_arithmetic")
-        ),
+        "different policies: budgets, stage or margins changed between them": one.probe.policy.facts
+        != other.probe.policy.facts,
+        "different protected layers: those of both are compared": one.probe.protected_layers
+        != other.probe.protected_layers,
+        "different evaluation sets": one.probe.evaluation.facts != other.probe.evaluation.facts,
+        "different arithmetic (compute dtype or router)": _arithmetic(one) != _arithmetic(other),
     }
     return [words for words, holds in found.items() if holds]
+
+
+def _arithmetic(receipt: ReceiptView) -> tuple[str | None, str | None]:
+    return receipt.method.compute_dtype, receipt.method.router_arithmetic
 
 
 def _layers(first: VerifiedReceipt, second: VerifiedReceipt, context: Context | None) -> list[Change]:
     """Return the changes of every figure in the layers that both receipts protect."""
     rows = [
-        {layer["layer"]: layer for layer in side.receipt["layers"] if layer["layer"] in side.protected}
+        {layer.layer: layer for layer in side.view.layers if layer.layer in side.protected}
         for side in (first, second)
     ]
     numbers = sorted(set(rows[0]) & set(rows[1]))
@@ -161,7 +172,7 @@ def _layers(first: VerifiedReceipt, second: VerifiedReceipt, context: Context | 
     for part, key in figures:
         names = [[f"layers.{n}.{part or side.subject}.{key}" for n in numbers] for side in (first, second)]
         intervals = [
-            [(row[n].get(part or side.subject) or {}).get(key) or {} for n in numbers]
+            [_stored(row[n], part or side.subject, key) for n in numbers]
             for side, row in zip((first, second), rows, strict=True)
         ]
         samples = None if context is None else [
@@ -172,11 +183,18 @@ def _layers(first: VerifiedReceipt, second: VerifiedReceipt, context: Context | 
     return out
 
 
+def _stored(layer: LayerView, part: str, key: str) -> Stored:
+    found = layer.pair if part == "pair" else layer.side(part)
+    return (found and found.interval(key)) or Stored({})
+
+
 def _domains(first: VerifiedReceipt, second: VerifiedReceipt, context: Context | None) -> list[Change]:
-    rows = [{row["name"]: row for row in side.receipt["domains"]} for side in (first, second)]
+    rows = [{row.name: row for row in side.view.domains} for side in (first, second)]
     names = [name for name in rows[0] if name in rows[1]]
     keys = [f"nll_{side.subject}" for side in (first, second)]
-    intervals = [[row[name].get(key) or {} for name in names] for row, key in zip(rows, keys, strict=True)]
+    intervals = [
+        [row[name].interval(key) or Stored({}) for name in names] for row, key in zip(rows, keys, strict=True)
+    ]
     out = []
     for place, name in enumerate(names):
         sample = None if context is None else [_domain(context, first, second, name)]
@@ -203,7 +221,7 @@ def _domain(context: Context, first: VerifiedReceipt, second: VerifiedReceipt, n
 def _changes(
     figure: str,
     places: Sequence[str],
-    intervals: Sequence[Sequence[Mapping[str, Any]]],
+    intervals: Sequence[Sequence[Stored]],
     samples: Sequence[Resampled] | None,
     context: Context | None,
 ) -> list[Change]:
@@ -211,13 +229,13 @@ def _changes(
     pairs = list(zip(*intervals, strict=True))
     if samples is None or context is None:
         return [
-            Change(figure, place, one, other, None, _disjoint(one, other))
+            Change(figure, place, one.facts, other.facts, None, _disjoint(one, other))
             for place, (one, other) in zip(places, pairs, strict=True)
         ]
     lower = simultaneous_lower(samples, context.tail)
     upper = simultaneous_lower([_mirrored(sample) for sample in samples], context.tail)
     return [
-        Change(figure, place, one, other, _shown(context, sample), _says(sample, low, high))
+        Change(figure, place, one.facts, other.facts, _shown(context, sample), _says(sample, low, high))
         for place, (one, other), sample, low, high in zip(places, pairs, samples, lower, upper, strict=True)
     ]
 
@@ -243,12 +261,9 @@ def _says(sample: Resampled, low: float | None, mirrored: float | None) -> str:
     return LOWER if mirrored is not None and mirrored > 0.0 else UNCLEAR
 
 
-def _disjoint(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    low_one, high_one, low_other, high_other = (
-        side.get(key) for side in (one, other) for key in ("low", "high")
-    )
-    if low_one is None or high_one is None or low_other is None or high_other is None:
+def _disjoint(one: Stored, other: Stored) -> str:
+    if one.low is None or one.high is None or other.low is None or other.high is None:
         return UNDEFINED
-    if low_other > high_one:
+    if other.low > one.high:
         return HIGHER
-    return LOWER if high_other < low_one else UNCLEAR
+    return LOWER if other.high < one.low else UNCLEAR

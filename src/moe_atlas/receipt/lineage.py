@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.receipt.verify import intact_receipt
+from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.registered import ClassDigest
 
 NO_CLASSES = "the earlier receipt holds no digests per tensor class"
 
@@ -17,14 +19,14 @@ def previous_facts(path: Path) -> dict[str, Any]:
     Raises:
         AtlasError: for any fault of the receipt; a receipt that does not verify is no reference.
     """
-    receipt = intact_receipt(path)
-    checkpoint = receipt["checkpoints"]["base" if receipt["kind"] == "baseline" else "tuned"]
+    receipt = ReceiptView(intact_receipt(path))
+    checkpoint = receipt.checkpoint("base" if receipt.is_baseline else "tuned")
     return {
-        "receipt_sha256": receipt["evidence"]["receipt_sha256"],
-        "kind": receipt["kind"],
-        "verdict": receipt["verdict"],
-        "checkpoint": checkpoint["digest"],
-        "classes": checkpoint.get("classes"),
+        "receipt_sha256": receipt.evidence.receipt_sha256,
+        "kind": receipt.kind,
+        "verdict": receipt.verdict,
+        "checkpoint": checkpoint.digest,
+        "classes": None if checkpoint.classes is None else [row.facts for row in checkpoint.classes],
     }
 
 
@@ -57,7 +59,7 @@ def same_classes(
         Objects with ``class``, ``same`` and ``changed_layers`` (null: outside the layers).
     """
     before, after = (
-        {(row["class"], row["layer"]): (row["tensors"], row["values"]) for row in rows}
+        {(row.kind, row.layer): (row.tensors, row.values) for row in map(ClassDigest, rows)}
         for rows in (earlier, now)
     )
     places = sorted({*before, *after}, key=lambda place: (place[0], -1 if place[1] is None else place[1]))

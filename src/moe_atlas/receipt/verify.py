@@ -29,6 +29,7 @@ from moe_atlas.receipt.token_file import recorded_tokens, token_problems
 from moe_atlas.receipt.window_file import decode_windows
 from moe_atlas.system.limits import MAX_RECEIPT_BYTES, MAX_WINDOW_BYTES
 from moe_atlas.text import shown
+from moe_atlas.views.registered import CheckpointFacts
 from moe_atlas.views.view import StrangeReceipt
 
 RELATIVE = 1e-9  # another machine may add in another order
@@ -329,7 +330,7 @@ def _check_checkpoint(receipt: Mapping[str, Any], checkpoint: Path, report: Veri
     try:
         opened = open_checkpoint(checkpoint)
         found = {"digest": digest_checkpoint(opened).sha256, "config_sha256": config_sha256(opened)}
-        beside = list(mismatches(recorded, opened))
+        beside = list(mismatches(CheckpointFacts(recorded), opened))
     except (InputRefused, IntegrityError) as error:
         report.add(f"checkpoints.{side}", str(error))
         return

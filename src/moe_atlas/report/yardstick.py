@@ -8,7 +8,8 @@ from typing import Any
 from moe_atlas.channels import BUDGETS, GATED
 from moe_atlas.text import number
 from moe_atlas.views.judged import EvidenceLine
-from moe_atlas.views.measured import Interval
+from moe_atlas.views.measured import Interval, Intervals
+from moe_atlas.views.yardstick import Yardstick
 
 Found = Mapping[str, Any]
 TIMES = "times_copy"
@@ -25,7 +26,7 @@ def with_multiples(receipt: Found) -> dict[str, Any]:
     """
     if not receipt.get("yardstick") or receipt["kind"] == "baseline":
         return dict(receipt)
-    moved = dict(_moved(receipt["yardstick"]))
+    moved = dict(_moved(Yardstick(receipt["yardstick"], "yardstick")))
     layers = [layer | {"pair": _marked(layer["pair"], layer["layer"], moved)} for layer in receipt["layers"]]
     domains = [_marked(row, row["name"], moved) for row in receipt["domains"]]
     predicates = {
@@ -49,14 +50,17 @@ def _rounded(multiple: float) -> str:
     return "<0.01" if 0.0 < multiple < 0.01 else number(multiple, 2)
 
 
-def _moved(yardstick: Found) -> Iterator[tuple[tuple[Any, str], float]]:
+def _moved(yardstick: Yardstick) -> Iterator[tuple[tuple[Any, str], float]]:
     """Yield what the copy certainly moved, by (layer or domain, key)."""
-    places = [(row["layer"], row, DRIFTS) for row in yardstick["layers"]]
-    places += [(row["name"], row, OUTPUTS) for row in yardstick["domains"]]
+    places: list[tuple[Any, Intervals, tuple[str, ...]]] = [
+        (row.layer, row, DRIFTS) for row in yardstick.layers
+    ]
+    places += [(row.name, row, OUTPUTS) for row in yardstick.domains]
     for place, row, keys in places:
         for key in keys:
-            if (row[key]["low"] or 0.0) > 0.0:
-                yield (place, key), row[key]["estimate"]
+            found = row.interval(key)
+            if found and found.estimate is not None and (found.low or 0.0) > 0.0:
+                yield (place, key), found.estimate
 
 
 def _marked(intervals: Found, place: Any, moved: Mapping[tuple[Any, str], float]) -> dict[str, Any]:

@@ -126,8 +126,8 @@ def _usage_broad(layers: Layers, side: str) -> dict[str, Any]:
 
 
 def _usage_narrowing(receipt: ReceiptView, layers: Layers) -> dict[str, Any]:
-    budgets = receipt.probe.policy.rewrite
-    limits = {key: budgets[key] if is_number(budgets.get(key)) else 0.0 for key in NARROWING}
+    budgets = {key: receipt.probe.policy.budget(key) for key in NARROWING}
+    limits = {key: 0.0 if budget is None else budget for key, budget in budgets.items()}
     narrowing = any(
         _above(_pair(layer, key).simultaneous_low, limit) for layer in layers for key, limit in limits.items()
     )

@@ -90,7 +90,6 @@ def _layer_gates(receipt: ReceiptView, floor: str | None) -> list[Gate]:
     protected = receipt.probe.protected_layers
     if not protected:
         return [Gate("protected_layers", UNDETERMINED, {}, reason="no layer is protected")]
-    budgets = receipt.probe.policy.rewrite
     gates = []
     for number in protected:
         where = {"layer": number}
@@ -101,7 +100,7 @@ def _layer_gates(receipt: ReceiptView, floor: str | None) -> list[Gate]:
             found = measured[number].channel(channel.key) or no_interval()
             expert = found.expert if isinstance(found, WorstExpert) else None
             place = where if expert is None else where | {"expert": expert}
-            budget = budgets.get(channel.budget)
+            budget = receipt.probe.policy.budget(channel.budget)
             gates.append(below_budget(channel.budget, place, found, budget, floor, "simultaneous_low"))
     return gates
 
@@ -111,7 +110,7 @@ def _refinement_gate(receipt: ReceiptView, floor: str | None) -> Gate:
     margin = (receipt.margins and receipt.margins.refinement_margin) or no_interval()
     where = {} if margin.layer is None else {"layer": margin.layer}
     line = Gate("refinement_margin", UNDETERMINED, where, margin, 0.0)
-    if receipt.probe.policy.rewrite.get("refinement") is None:
+    if receipt.probe.policy.rewrite.refinement is None:
         return line.came_to(NOT_GATED, "no weights registered")
     if margin.not_applicable:
         return line.came_to(NOT_APPLICABLE, margin.reason)

@@ -7,8 +7,21 @@ from typing import Any
 from moe_atlas.views.judged import Attempt, Claim, EvidenceLine, NextStep, PredicateView, Warned
 from moe_atlas.views.measured import Aggregates, DomainRow, LayerView, Margins, NoiseFloor
 from moe_atlas.views.registered import CheckpointFacts, ProbeView
-from moe_atlas.views.view import View, flag, integers, mapping, named, number, part, parts, text, texts
+from moe_atlas.views.view import (
+    View,
+    flag,
+    integers,
+    integers_or_none,
+    mapping,
+    named,
+    number,
+    part,
+    parts,
+    text,
+    texts,
+)
 from moe_atlas.views.weights import Identity, VocabularyView, WeightsView
+from moe_atlas.views.yardstick import Yardstick
 
 LOOK = "look"
 """The kind of a receipt that compares a pair without a registration: it measures as an audit, and judges nothing."""
@@ -29,6 +42,32 @@ class Method(View):
     """Every choice that can move a number; those in one word or number are read from `facts`."""
 
     differences = parts(Difference).or_none()
+    compute_dtype = text().or_none()
+    router_arithmetic = text().or_none()
+
+
+class ConfigDifference(View):
+    """A key of config.json with its value on both sides as JSON text; None is absent."""
+
+    key = text()
+    base = text().or_none()
+    tuned = text().or_none()
+    rank = text()
+
+
+class FileDifference(View):
+    """A file beside the weights that differs."""
+
+    file = text()
+    kind = text()
+    change = text()
+
+
+class Differences(View):
+    """What differs between the two checkpoints and no measurement sees."""
+
+    config = parts(ConfigDifference)
+    files = parts(FileDifference)
 
 
 class Controls(View):
@@ -43,15 +82,31 @@ class Timing(View):
     started = text().or_none()
 
 
+class ComparedClass(View):
+    """A class of tensors, held against that of the earlier receipt; a null layer is outside the layers."""
+
+    kind = text("class")
+    same = flag()
+    changed_layers = integers_or_none()
+
+
 class Earlier(View):
     """An earlier receipt of the run, held against this checkpoint."""
 
     same_tensors = flag()
+    classes = parts(ComparedClass).or_none()
+
+
+class LedgerHead(View):
+    """The head of the run's ledger when the receipt was written."""
+
+    run = text()
 
 
 class Parent(View):
     """What the receipt follows."""
 
+    ledger = part(LedgerHead).or_none()
     receipt = part(Earlier).or_none()
 
 
@@ -109,12 +164,13 @@ class ReceiptView(View):
     domains = parts(DomainRow)
     layers = parts(LayerView)
     weights = part(WeightsView).or_none()
+    differences = part(Differences)
     identity = part(Identity).or_none()
     vocabulary = part(VocabularyView).or_none()
     probe = part(ProbeView)
     checkpoints = named(CheckpointFacts)
     attempts = parts(Attempt).or_none()
-    yardstick = mapping().or_none()
+    yardstick = part(Yardstick).or_none()
     noise_floor = part(NoiseFloor).or_none()
     controls = part(Controls).or_none()
     method = part(Method)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_atlas.views.view import View, integer, integers, mapping, number, part, parts, text, texts
+from moe_atlas.views.view import View, integer, integers, mapping, number, numbers, part, parts, text, texts
 
 
 class WeightRules(View):
@@ -16,9 +16,30 @@ class Limits(View):
     """Limits of one kind, looked up by name; a null limit gates nothing."""
 
 
+class Refinement(View):
+    """The weights and the threshold of the refinement margin."""
+
+    mu = numbers()
+    tau = number()
+
+
+class Smooth(View):
+    """The temperatures of the smooth forms."""
+
+    occupancy = number()
+
+
+class Rewrite(Limits):
+    """The budgets of a rewrite, looked up by name, and what the lifecycle margins need."""
+
+    refinement = part(Refinement).or_none()
+    smooth = part(Smooth).or_none()
+
+
 class ProvisionalOrigin(View):
     """The copy of the base that provisional budgets are a multiple of."""
 
+    base = text()
     bits = integer()
     factor = number()
 
@@ -26,6 +47,9 @@ class ProvisionalOrigin(View):
 class SetFor(View):
     """What the budgets were set for."""
 
+    family = text().or_none()
+    top_k = integer().or_none()
+    experts = text().or_none()
     from_base = part(ProvisionalOrigin).or_none()
 
 
@@ -35,7 +59,7 @@ class Policy(View):
     stage = text()
     confidence = number()
     resamples = integer()
-    rewrite = mapping()
+    rewrite = part(Rewrite)
     damage = mapping()
     weights = part(WeightRules).or_none()
     allow = texts().or_none()
@@ -44,7 +68,7 @@ class Policy(View):
 
     def budget(self, key: str) -> float | None:
         """Return the budget of a drift; None where it gates nothing."""
-        return Limits(self.rewrite, self.at("rewrite")).number_at(key)
+        return self.rewrite.number_at(key)
 
     def margin(self, key: str) -> float | None:
         """Return the limit of a damage, such as ``nll``; None where it gates nothing."""
@@ -55,6 +79,13 @@ class Policy(View):
         return name in (self.allow or ())
 
 
+class CentralPolicy(View):
+    """The central policy file that a registration was made under."""
+
+    name = text()
+    sha256 = text()
+
+
 class LockFacts(View):
     """The lock of the registration."""
 
@@ -62,6 +93,7 @@ class LockFacts(View):
     content_sha256 = text().or_none()
     policy_sha256 = text().or_none()
     registered_at = text().or_none()
+    policy_from = part(CentralPolicy).or_none()
 
 
 class RegisteredWindows(View):
@@ -86,22 +118,80 @@ class TokenizerFacts(View):
     kind = text()
 
 
+class RegisteredDomain(View):
+    """A domain as it was registered."""
+
+    name = text()
+    role = text()
+
+
 class ProbeView(View):
-    """The registered probe."""
+    """The registered probe; a row of `overlaps` or `left_out` is one of the lock's, which has its sentences."""
 
     name = text()
     policy = part(Policy)
+    domains = parts(RegisteredDomain)
     protected_layers = integers()
     windows = part(RegisteredWindows)
     evaluation = part(Evaluation)
     lock = part(LockFacts).or_none()
     tokenizer = part(TokenizerFacts)
+    overlaps = parts(View)
+    left_out = parts(View).or_none()
 
 
 class Skipped(View):
     """A tensor that is not replayed, and the part of the checkpoint that it belongs to."""
 
     part = text()
+
+
+class ClassDigest(View):
+    """The values of all tensors of one class in one layer; a null layer is outside the layers."""
+
+    kind = text("class")
+    layer = integer().or_none()
+    tensors = integer()
+    values = text()
+
+
+class AcceptedKey(View):
+    """A key of config.json that nothing reads and that somebody accepted."""
+
+    key = text()
+    value = text()
+
+
+class ListedFile(View):
+    """A file beside the weights; what was not read has no digest."""
+
+    file = text()
+    kind = text()
+    bytes = integer().or_none()
+    sha256 = text().or_none()
+    content = text().or_none()
+    unread = text().or_none()
+
+
+class FurtherFiles(View):
+    """The files beside the weights that are not listed."""
+
+    files = integer()
+    sha256 = text().or_none()
+
+
+class FilesBeside(View):
+    """The files beside the weights."""
+
+    listed = parts(ListedFile)
+    more = part(FurtherFiles)
+
+
+class TokenizerBeside(View):
+    """What came of holding the tokenizer beside a checkpoint against the registered tokenizer."""
+
+    result = text()
+    reason = text().or_none()
 
 
 class CheckpointFacts(View):
@@ -116,3 +206,9 @@ class CheckpointFacts(View):
     digest = text().or_none()
     values_digest = text().or_none()
     config_sha256 = text().or_none()
+    classes = parts(ClassDigest).or_none()
+    accepted_config_keys = parts(AcceptedKey).or_none()
+    vocabulary = integer()
+    config = mapping()
+    files = part(FilesBeside)
+    tokenizer = part(TokenizerBeside)

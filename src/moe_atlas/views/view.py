@@ -162,6 +162,11 @@ def integers(key: str = "") -> Fact[tuple[int, ...]]:
     return Fact("array", _each(_integer), key)
 
 
+def integers_or_none(key: str = "") -> Fact[tuple[int | None, ...]]:
+    """A list of whole numbers, any of which may be null."""
+    return Fact("array", _each(lambda value, path: None if value is None else _integer(value, path)), key)
+
+
 def groups(key: str = "") -> Fact[tuple[tuple[int, ...], ...]]:
     """A list of lists of whole numbers."""
     return Fact("array", _each(_each(_integer)), key)

@@ -11,6 +11,10 @@ class BothCounts(View):
     base = integer().or_none()
     tuned = integer().or_none()
 
+    def side(self, name: str) -> int | None:
+        """Return the count of ``base`` or ``tuned``."""
+        return self.base if name == "base" else self.tuned
+
     @property
     def most(self) -> int:
         """The larger one."""
@@ -22,6 +26,11 @@ class SeenAndUnseen(View):
 
     seen = integer()
     unseen = integer()
+
+    @property
+    def both(self) -> int:
+        """The count of all rows."""
+        return self.seen + self.unseen
 
 
 class SeenAndUnseenChange(View):
@@ -37,6 +46,7 @@ class WeightClass(View):
     tensors = integer().or_none()
     changed = integer().or_none()
     relative_change = number().or_none()
+    all_zero_tensors = part(BothCounts).or_none()
     zeros = part(BothCounts).or_none()
     nonfinite = part(BothCounts).or_none()
 
@@ -48,7 +58,9 @@ class LedgerRow(View):
     kind = text("class")
     layer = integer().or_none()
     expert = integer().or_none()
+    relative_change = number().or_none()
     identical = flag().or_none()
+    recast = flag().or_none()
     rounded = flag().or_none()
 
 
@@ -61,13 +73,28 @@ class NamedRow(View):
     was = integer().or_none()
 
 
+class NamedExtra(View):
+    """A row of one checkpoint alone that is named: its id, and the token where it is known."""
+
+    id = integer()
+    name = text().or_none()
+
+
 class ExtraRows(View):
     """The rows that one checkpoint alone has."""
 
     side = text()
     first = integer()
     rows = integer()
+    zero = integer()
+    nonfinite = integer()
     far_longer = integer()
+    named = parts(NamedExtra)
+
+    @property
+    def odd(self) -> dict[str, int]:
+        """How many rows stand under each finding."""
+        return {"zero": self.zero, "nonfinite": self.nonfinite, "far_longer": self.far_longer}
 
 
 class VocabularyRows(View):
@@ -85,6 +112,12 @@ class VocabularyRows(View):
     named = parts(NamedRow)
 
 
+class UnreplayedTensor(View):
+    """A tensor that no probe token passes and that is named."""
+
+    tensor = text()
+
+
 class UnreplayedRow(View):
     """The tensors of one part that no probe token passes, counted by finding."""
 
@@ -96,6 +129,7 @@ class UnreplayedRow(View):
     missing = integer()
     added = integer()
     reshaped = integer()
+    named = parts(UnreplayedTensor)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ from moe_atlas.report.yardstick import copies
 from moe_atlas.text import interval, number, shown
 from moe_atlas.views.measured import LayerView
 from moe_atlas.views.receipt import LookView, ReceiptView
+from moe_atlas.views.yardstick import CopiedDomain
 
 TITLE = "A LOOK, NOT A VERDICT"
 LAYERS_SHOWN = 8
@@ -57,7 +58,7 @@ def _indented(text: Text) -> Padding:
 def domain_table(receipt: ReceiptView) -> Fitted:
     """Return the loss of each domain before and after, and that of the base's 4-bit copy."""
     table = Table(title=f"Damage (loss in {figures.unit(receipt)})", title_justify="left", expand=False)
-    beside = {row["name"]: row for row in (receipt.yardstick or {}).get("domains") or ()}
+    beside = {row.name: row for row in receipt.yardstick.domains} if receipt.yardstick else {}
     last = ["a 4-bit copy"] if beside else []
     for column in ("domain", "documents", "base", "tuned", "increase", "KL", *last):
         table.add_column(column, justify="left" if column == "domain" else "right", no_wrap=True)
@@ -69,9 +70,14 @@ def domain_table(receipt: ReceiptView) -> Fitted:
             number(words.estimate(row.nll_tuned), 4),
             words.spelled(row.nll_increase),
             number(words.estimate(row.kl)),
-            *([interval((beside.get(row.name) or {}).get("nll_increase"))] if beside else []),
+            *([_of_copy(beside.get(row.name))] if beside else []),
         )
     return Fitted(table, ("KL", "documents"))
+
+
+def _of_copy(row: CopiedDomain | None) -> str:
+    found = row and row.interval("nll_increase")
+    return interval(found and found.facts)
 
 
 def layer_table(receipt: ReceiptView) -> Fitted:

@@ -7,7 +7,7 @@ with a yardstick.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,9 @@ from moe_atlas.statistics.power import (
 )
 from moe_atlas.text import number, shown
 from moe_atlas.verdict.gates.gate import PASS_FLOOR
-from moe_atlas.views.measured import Interval
+from moe_atlas.views.measured import DomainRow, no_interval
 from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.yardstick import CopiedDomain
 
 ASSUMES = (
     "a tune whose true mean change is 0 in every base domain, whose documents change as unevenly as those of the "
@@ -56,13 +57,12 @@ def changes_of(path: Path) -> Changes:
     Raises:
         AtlasError: every refusal of `intact_receipt`.
     """
-    body = intact_receipt(path)
-    receipt = ReceiptView(body)
-    rows: list[Mapping[str, Any]] = [row.facts for row in receipt.domains_of("base")]
+    receipt = ReceiptView(intact_receipt(path))
+    rows: Sequence[DomainRow | CopiedDomain] = receipt.domains_of("base")
     kind = "the pair"
     if receipt.is_baseline:
-        yardstick: Mapping[str, Any] = body.get("yardstick") or {"domains": []}
-        rows = [row for row in yardstick["domains"] if row["role"] == "base"]
+        copied = receipt.yardstick.domains if receipt.yardstick else ()
+        rows = [row for row in copied if row.role == "base"]
         kind = "the base and its 4-bit copy"
     found = {
         "receipt": str(path),
@@ -71,12 +71,12 @@ def changes_of(path: Path) -> Changes:
         "window_tokens": receipt.probe.windows.tokens,
     }
     confidence = receipt.probe.policy.confidence
-    return Changes(found, {str(row["name"]): _spread(row, confidence) for row in rows})
+    return Changes(found, {row.name: _spread(row, confidence) for row in rows})
 
 
-def _spread(row: Mapping[str, Any], confidence: float) -> Spread | str:
+def _spread(row: DomainRow | CopiedDomain, confidence: float) -> Spread | str:
     """Return the spread of a domain's changes, or why it cannot be told."""
-    interval = Interval(row.get("nll_increase") or {})
+    interval = row.interval("nll_increase") or no_interval()
     estimate, low, high = interval.estimate, interval.low, interval.high
     if interval.exact or (low is not None and low == high):
         return "nothing changed in the receipt"
@@ -86,7 +86,7 @@ def _spread(row: Mapping[str, Any], confidence: float) -> Spread | str:
         estimate,
         low,
         high,
-        int(row["documents"]),
+        row.documents,
         confidence,
         pass_high=interval.pass_high,
         effective=interval.effective_documents,
