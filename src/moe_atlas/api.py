@@ -50,7 +50,7 @@ def audit(
 
     Args:
         base: base checkpoint: folder, Hugging Face snapshot or `.safetensors` file.
-        tuned: tuned checkpoint, in one of the same forms.
+        tuned: tuned checkpoint, in one of the same forms, or the folder of an adapter of the base.
         probe: registered probe file.
         receipt: path of the receipt to write.
         force: replace an existing receipt.

@@ -30,6 +30,7 @@ VERDICT_EXIT = {
 
 
 NEXT_STEPS = {
+    "E_ADAPTER": "merge it with PEFT, and give the merged checkpoint",
     "E_ATTEMPT": "give the receipt of another tune of this base, or leave --attempt out",
     "E_CALIBRATION": "calibrate on audits that protect layers and measure base domains",
     "E_CHANGED": "wait until no program writes to the checkpoint, then run the command again",

@@ -11,6 +11,16 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Router = Literal["float32", "native"]
 Device = Literal["cpu", "cuda"]
 Execution = Literal["order", "float32", "bfloat16"]
+AdapterAs = Literal["merged", "live"]
+AdapterLayout = Literal["rank_major", "grouped_by_expert", "a_on_input", "a_on_output"]
+RANK_MAJOR: AdapterLayout = "rank_major"
+BY_EXPERT: AdapterLayout = "grouped_by_expert"
+ON_INPUT: AdapterLayout = "a_on_input"
+ON_OUTPUT: AdapterLayout = "a_on_output"
+ADAPTER_PACKINGS = (RANK_MAJOR, BY_EXPERT)
+"""How B of a stack of experts is packed: the expert varies fastest along its columns, as PEFT trains it, or slowest."""
+ADAPTER_SIDES = (ON_INPUT, ON_OUTPUT)
+"""Which side of an expert's matrix A is on: that of the inputs, or that of the outputs (PEFT 0.17 and 0.18)."""
 
 
 class Progress(Protocol):
@@ -77,6 +87,9 @@ class AuditOptions:
         attempts: receipts of registered attempts at the same objective.
         accepted: keys of config.json, spelled as in messages, that may have these values although nothing reads them;
             the receipt records the keys that occur. A central policy must allow this.
+        adapter_as: how an adapter changes its base: `merged` rounds each sum to the base's dtype, as PEFT's
+            `merge_and_unload` does; `live` keeps the sum in float32.
+        adapter_layout: readings of an adapter's stacks of experts, where its files leave two.
         progress: display of the audit's progress.
     """
 
@@ -96,4 +109,6 @@ class AuditOptions:
     place: Place | None = None
     attempts: tuple[Path, ...] = ()
     accepted: Mapping[str, Any] = field(default_factory=dict)
+    adapter_as: AdapterAs = "merged"
+    adapter_layout: tuple[AdapterLayout, ...] = ()
     progress: Progress = field(default_factory=Silent)

@@ -15,7 +15,9 @@ from moe_atlas.auditing.cost import flops as work
 from moe_atlas.auditing.cost import memory, throughput
 from moe_atlas.auditing.cost.flops import TokenCounts
 from moe_atlas.auditing.layer.batches import partition
+from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.cli import run as atlas
+from moe_atlas.loading.registry import resolve
 from moe_atlas.options import AuditOptions
 from moe_atlas.replay.model import Replay
 from moe_atlas.weights import identity
@@ -123,8 +125,8 @@ def test_bytes_are_those_of_the_receipt(family, root, held, monkeypatch):
 def test_stored_alike_or_not(root):
     base = tiny.save("qwen3_moe", root / "stored", seed=5)
     halved = pairs.variant(base, root / "halved", lambda t: {n: x.to(torch.bfloat16) for n, x in t.items()})
-    sides = [run.open_checkpoint(path) for path in (base, halved)]
-    specs = [run.resolve(side) for side in sides]
+    sides = [open_checkpoint(path) for path in (base, halved)]
+    specs = [resolve(side) for side in sides]
     assert plan.stored_differently(sides, specs)
     assert not plan.stored_differently(sides[:1] * 2, specs[:1] * 2)
 

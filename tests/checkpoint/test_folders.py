@@ -94,9 +94,6 @@ FOLDERS = {
     "accelerate": (("pytorch_model_fsdp_0/.metadata", "optimizer_0/x"), "Accelerate", "accelerate merge-weights"),
     "orbax": (("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "d/x"), "Orbax", "to_huggingface"),
     "gguf": (("model-q4_k_m.gguf",), "GGUF", "converted from"),
-    "adapter": (("adapter_config.json", "adapter_model.safetensors"), "adapter, not a checkpoint", "merge_and_unload"),
-    "adapter, pickled": (("adapter_config.json", "adapter_model.bin"), "adapter, not a checkpoint", "merge_and_unload"),
-    "adapter, its configuration": (("adapter_config.json",), "adapter, not a checkpoint", "merge_and_unload"),
     "pickle": (("config.json", "pytorch_model.bin"), "PyTorch pickle", "save_pretrained"),
     "pickles": (("config.json", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"), "PyTorch pickle",
                 "save_pretrained"),
@@ -107,6 +104,24 @@ FOLDERS = {
 }  # fmt: skip
 
 
+ADAPTERS = {
+    "whole": ("adapter_config.json", "adapter_model.safetensors"),
+    "pickled": ("adapter_config.json", "adapter_model.bin"),
+    "its configuration": ("adapter_config.json",),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_without_its_base_is_named_with_what_to_give(tmp_path, model, probes, capsys, name):
+    given = filled(tmp_path / "given", *ADAPTERS[name])
+    for words in (["inspect", given], ["audit", given, model, "--probe", probes]):
+        assert run([str(word) for word in words]) == Exit.REFUSED
+        line = capsys.readouterr().err
+        assert "E_FORMAT" in line
+        for said in (str(given), "adapter, not a checkpoint", "atlas audit BASE ADAPTER", "--like BASE"):
+            assert said in line
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_of_another_kind_is_named_with_what_converts_it(tmp_path, refused, name):
     names, *mentions = FOLDERS[name]
@@ -114,7 +129,7 @@ def test_a_folder_of_another_kind_is_named_with_what_converts_it(tmp_path, refus
 
 
 def test_every_kind_that_is_known_is_tested():
-    said = [mentions[0] for _, *mentions in FOLDERS.values()]
+    said = [*(mentions[0] for _, *mentions in FOLDERS.values()), "adapter"]
     assert [kind.what for kind in FOREIGN if not any(words in kind.what for words in said)] == []
 
 

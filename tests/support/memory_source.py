@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_atlas.checkpoint.headers.header import StoredTensor
 from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.checkpoint.side_files import KINDS, QUIET, SideFile, kind_of
-from moe_atlas.checkpoint.source import OpenFile, logical_tensors
+from moe_atlas.checkpoint.source import Derived, OpenFile, logical_tensors
 from moe_atlas.errors import InputRefused, IntegrityError
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
@@ -33,6 +33,7 @@ class MemorySource:
         self.label = "memory"
         self.config = config
         self.encoded: Mapping[str, Encoded] = {}
+        self.derived: Mapping[str, Derived] = {}
         stored = {name: tensors[name].contiguous().view(-1).view(torch.uint8) for name in sorted(tensors)}
         self.contents = {name: data.numpy().tobytes() for name, data in stored.items()} | dict(small)
         self._versions = dict.fromkeys(self.contents, 0)

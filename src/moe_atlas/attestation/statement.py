@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.checkpoint.digest import config_sha256, digest_with_files
+from moe_atlas.adapters.joined import Joined, adapter_mismatches, join
+from moe_atlas.checkpoint.digest import (
+    CheckpointDigest,
+    config_sha256,
+    digest_checkpoint,
+    digest_with_files,
+)
 from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.side_files import QUIET
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.derivation.differences import mismatches, uncovered
 from moe_atlas.errors import InputRefused, IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt
@@ -53,12 +60,14 @@ class Attestation:
     uncovered: list[str]
 
 
-def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
+def attest(receipt_path: Path, checkpoint_path: Path, like: Path | None = None) -> Attestation:
     """Verify a receipt and the tuned checkpoint, and make the statement.
 
     Args:
         receipt_path: the receipt of an audit, with its window data beside it.
         checkpoint_path: the tuned checkpoint; every file is read once.
+        like: the base, where the tuned checkpoint is an adapter. The manifest covers the adapter's files; the base's
+            tensors and the files beside them are held against the receipt.
 
     Raises:
         IntegrityError: ``E_RECEIPT`` if the receipt does not re-derive; ``E_DIGEST`` if the checkpoint, its
@@ -75,8 +84,7 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
             f"is a {receipt.kind}, which judges nothing",
             "attest an audit",
         )
-    checkpoint = open_checkpoint(checkpoint_path)
-    digest, files = digest_with_files(checkpoint)
+    checkpoint, digest, files = _digested(checkpoint_path, like)
     audited = receipt.checkpoint("tuned")
     found = (
         ("tensors", audited.digest, digest.sha256),
@@ -88,6 +96,9 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
             raise IntegrityError(
                 "E_DIGEST", shown(str(checkpoint_path)), problem, "give the tuned checkpoint"
             )
+    for key, value, other in adapter_mismatches(audited.facts, checkpoint):
+        problem = f"is not the audited checkpoint: {key}: expected {shown(value)}, found {shown(other)}"
+        raise IntegrityError("E_DIGEST", shown(str(checkpoint_path)), problem, "give the tuned checkpoint")
     beside = next(mismatches(audited, checkpoint), None)
     if beside is not None:
         where, problem = beside
@@ -97,7 +108,11 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
             f"is not the audited checkpoint: {shown(where)}: {shown(problem, 200)}",
             "audit it as it is; `atlas verify --checkpoint` lists every difference",
         )
-    manifest = sha256sums(files | covered(audited.files))
+    named = covered(audited.files)
+    if isinstance(checkpoint, Joined):
+        own = {entry.file for entry in checkpoint.adapter.beside()}
+        named = {file: sha256 for file, sha256 in named.items() if file in own}
+    manifest = sha256sums(files | named)
     statement = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": MANIFEST_NAME, "digest": {"sha256": hashlib.sha256(manifest).hexdigest()}}],
@@ -107,6 +122,16 @@ def attest(receipt_path: Path, checkpoint_path: Path) -> Attestation:
     return Attestation(
         encode(statement), manifest, str(receipt.verdict), list(receipt.qualified), _uncovered(audited)
     )
+
+
+def _digested(path: Path, like: Path | None) -> tuple[TensorSource, CheckpointDigest, dict[str, str]]:
+    """Open the tuned checkpoint and read it once; return it, its digest and the sha256 of its own files."""
+    if like is None:
+        checkpoint = open_checkpoint(path)
+        return checkpoint, *digest_with_files(checkpoint)
+    both = join(like, path)
+    _, files = digest_with_files(both.adapter)
+    return both, digest_checkpoint(both), files
 
 
 def covered(files: FilesBeside) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moe_atlas.adapters.facts import adapter_facts
 from moe_atlas.auditing.layer.batches import BATCH_TOKENS
 from moe_atlas.auditing.layer.requantise import narrower_classes
 from moe_atlas.auditing.layer.side import Side
@@ -84,6 +85,7 @@ def checkpoint_facts(
 def stored_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
     """Return the facts about a checkpoint's stored tensors, with their digest."""
     stored = side.checkpoint.tensors.values()
+    adapter = adapter_facts(side.checkpoint, digest)
     return {
         "path": side.checkpoint.label,
         "family": side.spec.family,
@@ -99,6 +101,7 @@ def stored_facts(side: Side, digest: CheckpointDigest) -> dict[str, Any]:
             for skipped in side.spec.skipped
         ],
         "accepted_config_keys": written(side.spec.accepted),
+        **({} if adapter is None else {"adapter": adapter}),
     }
 
 

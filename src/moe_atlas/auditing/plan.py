@@ -14,8 +14,8 @@ from moe_atlas.auditing.cost import flops, memory, throughput
 from moe_atlas.auditing.layer.batches import BATCH_TOKENS, layer_passes, partition
 from moe_atlas.auditing.layer.requantise import storage
 from moe_atlas.auditing.layer.side import compute_dtype
+from moe_atlas.auditing.opening.sources import Given
 from moe_atlas.auditing.run import (
-    Given,
     measured_windows,
     memory_needs,
     open_checkpoints,
@@ -41,7 +41,7 @@ def plan(base: Given, tuned: Given, probe: Path | ProbeSet, options: AuditOption
         AtlasError: for every input that the audit refuses before it reads a tensor.
     """
     probes = probe if isinstance(probe, ProbeSet) else load_registered(probe, options.policy_from)
-    checkpoints, specs = open_checkpoints(base, tuned, probes, options.accepted)
+    checkpoints, specs = open_checkpoints(base, tuned, probes, options)
     if options.tokens:
         require_pair_of_tokens(specs, probes)
     dtype = compute_dtype(options.dtype, specs[0], checkpoints[0])

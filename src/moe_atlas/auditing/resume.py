@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moe_atlas.adapters.facts import semantics
 from moe_atlas.auditing.layer.side import Side
 from moe_atlas.auditing.processes.digests import digest_of
 from moe_atlas.auditing.state_file import read_state, state_facts, write_state
@@ -139,7 +140,7 @@ def settings(walk: Walk, probes: ProbeSet, options: AuditOptions) -> dict[str, A
 def _stored(side: Side) -> list[Any]:
     """Return the headers and the configuration of a checkpoint; `restore` verifies its bytes separately."""
     tensors = [astuple(tensor) for tensor in side.checkpoint.tensors.values()]
-    return [side.checkpoint.config, side.spec.describe(), tensors]
+    return [side.checkpoint.config, side.spec.describe(), tensors, semantics(side.checkpoint)]
 
 
 def state_paths(receipt: Path) -> tuple[Path, Path, Path]:

@@ -6,7 +6,7 @@ This module writes no receipt; `moe_atlas.receipt` derives, writes and reads it 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from moe_atlas import token_arrays
+from moe_atlas.adapters.source import AdaptedSource
 from moe_atlas.auditing.checks import require_agreement, require_allowed, require_measurable
 from moe_atlas.auditing.copies import cache
 from moe_atlas.auditing.copies.four_bit import FourBitCopy
@@ -43,6 +44,7 @@ from moe_atlas.auditing.layer.view import Scope
 from moe_atlas.auditing.loop import replay_layers
 from moe_atlas.auditing.opening.folder import Folder
 from moe_atlas.auditing.opening.pairing import require_comparable
+from moe_atlas.auditing.opening.sources import Given, open_pair
 from moe_atlas.auditing.processes.digests import digest_of, finish
 from moe_atlas.auditing.processes.group import Group
 from moe_atlas.auditing.resume import StateFile, dependencies, settings
@@ -50,14 +52,13 @@ from moe_atlas.auditing.unreplayed import compare_unreplayed, values_alone
 from moe_atlas.auditing.walk import Evidence, Walk
 from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256, digest_checkpoint
 from moe_atlas.checkpoint.headers.header import DTYPE_BITS
-from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.checkpoint.reader import Reader
 from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.derivation.derive import DERIVATION
 from moe_atlas.derivation.warnings import within_floor
 from moe_atlas.derivation.yardstick import derive_yardstick
 from moe_atlas.errors import UsageError
-from moe_atlas.loading.registry import resolve
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions, Execution
 from moe_atlas.probes.registration import ProbeSet, load_registered
@@ -70,7 +71,6 @@ from moe_atlas.views.yardstick import Yardstick
 
 Facts = dict[str, Any]
 Arrays = dict[str, np.ndarray]
-Given = Path | TensorSource
 WRITTEN = 3  # copies of the token arrays while they are written: the arrays, their bytes, and the whole file
 
 
@@ -104,7 +104,7 @@ def measure(
         "reference": reference_facts(options.baseline),
         "attempts": [attempt_facts(path) for path in options.attempts],
     }
-    checkpoints, specs = open_checkpoints(base, tuned, probes, options.accepted)
+    checkpoints, specs = open_checkpoints(base, tuned, probes, options)
     if options.tokens:
         require_pair_of_tokens(specs, probes)
     folders = [Folder.of(probes, checkpoint, tuned=n > 0) for n, checkpoint in enumerate(checkpoints)]
@@ -168,12 +168,10 @@ def receipt_facts(
 
 
 def open_checkpoints(
-    base: Given, tuned: Given | None, probes: ProbeSet, accepted: Mapping[str, Any]
+    base: Given, tuned: Given | None, probes: ProbeSet, options: AuditOptions
 ) -> tuple[list[TensorSource], list[ModelSpec]]:
     """Open the checkpoints under audit from their headers; refuse a pair that cannot be compared or measured."""
-    given = [one for one in (base, tuned) if one is not None]
-    checkpoints = [open_checkpoint(one) if isinstance(one, Path) else one for one in given]
-    specs = [resolve(checkpoint, accepted) for checkpoint in checkpoints]
+    checkpoints, specs = open_pair(base, tuned, options)
     for checkpoint, spec in zip(checkpoints, specs, strict=True):
         require_allowed(probes, spec, checkpoint.label)
     if len(specs) == 2:
@@ -222,6 +220,7 @@ def prepare(
     ]  # fmt: skip
     if len(sides) == 2:
         sides[0].reader.shared = shared_files(*checkpoints)
+        sides[1].reader.share_hashes(sides[0].reader)
     smooth = config.policy.rewrite.smooth
     return Walk(
         sides=sides,
@@ -261,12 +260,20 @@ def memory_needs(
     """Return the memory that an audit needs with this compute dtype, and with `tokens` for evidence of every token."""
     count = sum(len(window.tokens) for window in probes.windows)
     everyone = probes.config.evaluation.experts == "all"
-    stored = max(
-        DTYPE_BITS[tensor.dtype] // 8 for checkpoint in checkpoints for tensor in checkpoint.tensors.values()
-    )
-    decoded = [bool(checkpoint.encoded) for checkpoint in checkpoints]
+    stored = max(_widest(checkpoint) for checkpoint in checkpoints)
+    decoded = [bool(checkpoint.encoded or checkpoint.derived) for checkpoint in checkpoints]
+    held = sum(one.held_bytes for one in checkpoints if isinstance(one, AdaptedSource))
     kept = WRITTEN * token_data(specs, probes)["most"] if tokens else 0
-    return memory.needs(specs, count, dtype.itemsize, stored, everyone=everyone, decoded=decoded, kept=kept)
+    return memory.needs(
+        specs, count, dtype.itemsize, stored, everyone=everyone, decoded=decoded, kept=kept, held=held
+    )
+
+
+def _widest(checkpoint: TensorSource) -> int:
+    """Return the bytes of an element of the widest dtype in which a tensor, or a part of one, is read."""
+    plain = {entry.dtype for entry in checkpoint.logical.values() if not isinstance(entry, Encoded)}
+    parts = {part for entry in checkpoint.encoded.values() for part in entry.parts.values()}
+    return max(DTYPE_BITS[dtype] // 8 for dtype in plain | {checkpoint.tensors[part].dtype for part in parts})
 
 
 def token_data(specs: Sequence[ModelSpec], probes: ProbeSet) -> dict[str, int]:
@@ -384,7 +391,7 @@ def yardstick_alone(base: Given, probe: Path, options: AuditOptions) -> Facts:
         AtlasError: for every error that a user can cause.
     """
     probes = load_registered(probe, options.policy_from)
-    checkpoints, specs = open_checkpoints(base, None, probes, options.accepted)
+    checkpoints, specs = open_checkpoints(base, None, probes, options)
     folder = Folder.of(probes, checkpoints[0], tuned=False)
     with memory_errors_named(), threads(options.threads), full_precision():
         digest = digest_checkpoint(checkpoints[0])

@@ -140,7 +140,7 @@ def _finite(side: Side, name: str, shape: tuple[int, ...]) -> bool:
 def _compare_in_pieces(sides: Sequence[Side], name: str, shape: tuple[int, ...]) -> TensorComparison:
     """Read and compare a tensor of one or both checkpoints in bounded pieces."""
     comparison = TensorComparison(shape, narrowing(sides, [name] * len(sides)))
-    decoded = any(name in side.checkpoint.encoded for side in sides)
+    decoded = any(name in side.checkpoint.encoded or name in side.checkpoint.derived for side in sides)
     for index, rows in _pieces(shape, decoded=decoded):
         tensors = [side.reader.read(name, index, rows) for side in sides]
         comparison.add(tensors[0], tensors[1] if len(tensors) == 2 else None)

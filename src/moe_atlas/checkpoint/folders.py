@@ -54,9 +54,8 @@ _DEEPSPEED = (
 _SAVE = (
     "save it as safetensors: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT), and give OUT"
 )
-_MERGE = (
-    "merge it into its base: PeftModel.from_pretrained(base, FOLDER).merge_and_unload().save_pretrained(OUT), and give "
-    "OUT"
+_ADAPTER = (
+    "give its base with it: `atlas audit BASE ADAPTER`, or --like BASE where a command takes one checkpoint"
 )
 _VERL = (
     "merge it: python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT, and give OUT "
@@ -69,7 +68,7 @@ FOREIGN = (
         "a shard that HuggingFaceStorageWriter wrote and did not consolidate",
         _DCP,
     ),
-    Foreign(("adapter_config.json", "adapter_model.*"), "an adapter, not a checkpoint", _MERGE),
+    Foreign(("adapter_config.json", "adapter_model.*"), "an adapter, not a checkpoint", _ADAPTER),
     Foreign(("model_world_size_*_rank_*.pt", "global_step_*/"), "a checkpoint of verl", _VERL),
     Foreign(
         ("latest_checkpointed_iteration.txt", "iter_???????/", "mp_rank_*/"),

@@ -20,11 +20,13 @@ from moe_atlas.checkpoint.headers.strict_json import parse_json_object
 from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.checkpoint.shard import OpenShard
 from moe_atlas.checkpoint.side_files import SideFile
-from moe_atlas.checkpoint.source import logical_tensors
+from moe_atlas.checkpoint.source import Derived, Logical, logical_tensors
 from moe_atlas.errors import InputRefused
 from moe_atlas.text import not_there
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_MODEL = "adapter_model.safetensors"
 QUANTISATION = "hf_quant_config.json"
 """The file in which ModelOpt keeps settings that other libraries write into config.json."""
 _MAX_CONFIG_BYTES = 4 << 20
@@ -52,8 +54,13 @@ class Checkpoint:
     files: Mapping[str, FileStat]
     encoded: Mapping[str, Encoded] = field(default_factory=dict)
 
+    @property
+    def derived(self) -> Mapping[str, Derived]:
+        """A folder stores all of its tensors."""
+        return MappingProxyType({})
+
     @cached_property
-    def logical(self) -> Mapping[str, StoredTensor | Encoded]:
+    def logical(self) -> Mapping[str, Logical]:
         """Every logical tensor, in name order: a quantised tensor replaces its stored parts."""
         return logical_tensors(self.tensors, self.encoded)
 
@@ -137,6 +144,41 @@ def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> 
     return Checkpoint(root, str(path), config, MappingProxyType(ordered), MappingProxyType(found), encoded)
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether a path is a folder that holds an adapter of PEFT and no model of its own."""
+    try:
+        names = os.listdir(path)
+    except OSError:
+        return False
+    return ADAPTER_CONFIG in names and INDEX not in names and not folders.own_weights(names)
+
+
+def open_adapter_folder(path: Path) -> Checkpoint:
+    """Open an adapter's folder by reading its configuration and its header; nothing of it is a model by itself.
+
+    Raises:
+        InputRefused: as `open_checkpoint`; ``E_FORMAT`` for an adapter in a pickle, which is never loaded.
+    """
+    root = Path(path)
+    found: dict[str, FileStat] = {}
+    if not files.exists(root / ADAPTER_CONFIG):
+        step = "give the folder that PEFT's save_pretrained wrote"
+        raise refusal("E_NOT_FOUND", str(root / ADAPTER_CONFIG), not_there(str(root / ADAPTER_CONFIG)), step)
+    config = _read_json(root, ADAPTER_CONFIG, _MAX_CONFIG_BYTES, found)
+    if not files.exists(root / ADAPTER_MODEL):
+        step = "save the adapter again with save_pretrained of a current PEFT, which writes safetensors"
+        for name in sorted(_names(root)):
+            kind = files.FOREIGN_SUFFIXES.get(Path(name).suffix.lower())
+            if name.startswith("adapter_model.") and kind is not None:
+                raise refusal("E_FORMAT", str(root / name), f"is {kind}{folders.ONLY}", step)
+        raise refusal("E_NOT_FOUND", str(root / ADAPTER_MODEL), not_there(str(root / ADAPTER_MODEL)), step)
+    stored = _read_shard(root, ADAPTER_MODEL, MAX_HEADER_BYTES, found)
+    if not stored:
+        raise refusal("E_ADAPTER", str(root / ADAPTER_MODEL), "holds no tensor at all", RE_DOWNLOAD)
+    tensors = {tensor.name: tensor for tensor in sorted(stored, key=lambda tensor: tensor.name)}
+    return Checkpoint(root, str(path), config, MappingProxyType(tensors), MappingProxyType(found))
+
+
 def _locate(path: Path) -> tuple[Path, bool, tuple[str, ...]]:
     """Return the folder, whether it has an index, and the single weights file if it has none."""
     if _is_folder(path):
@@ -146,6 +188,10 @@ def _locate(path: Path) -> tuple[Path, bool, tuple[str, ...]]:
     files.refuse_foreign_name(path.name, str(path))
     if path.suffix == ".json":
         raise refusal("E_FORMAT", str(path), "is not a weights file", "give the folder that holds it")
+    if path.name == ADAPTER_MODEL:
+        raise refusal(
+            "E_FORMAT", str(path), "is a file of an adapter", "give the adapter's folder, with its base"
+        )
     return path.parent, False, (path.name,)
 
 

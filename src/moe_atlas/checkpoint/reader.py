@@ -70,6 +70,8 @@ class Reader:
     def read(self, name: str, index: int | None = None, rows: range | None = None) -> torch.Tensor:
         """Read a tensor, one entry of its leading dimension, or some rows of either; decode a quantised tensor.
 
+        A derived tensor is computed from the tensors of which it is made; only its entry or rows are read of them.
+
         Args:
             name: the name of a stored tensor, or of a quantised tensor.
             index: the entry of the leading dimension of a stacked tensor; only its bytes are read.
@@ -84,6 +86,11 @@ class Reader:
                 a quantised tensor contradict each other.
             IntegrityError: ``E_CHANGED`` if the file is no longer the file that was opened first.
         """
+        derived = self.checkpoint.derived.get(name)
+        return self._given(name, index, rows) if derived is None else derived.read(self._given, index, rows)
+
+    def _given(self, name: str, index: int | None, rows: range | None) -> torch.Tensor:
+        """Read what is stored under a name, decoded where it is quantised."""
         entry = self.checkpoint.encoded.get(name)
         if entry is None:
             return self._read_stored(name, index, rows)
@@ -188,6 +195,18 @@ class Reader:
             if running.position
         }
 
+    def share_hashes(self, other: Reader) -> None:
+        """Hash only once what this reader and another one both read: tensors in files of equal identities."""
+        own, theirs = self.checkpoint, other.checkpoint
+        known = {
+            (theirs.identities[tensor.file], tensor.begin, tensor.nbytes): other._hashes[tensor.name]
+            for tensor in theirs.tensors.values()
+            if tensor.nbytes
+        }
+        for name, tensor in own.tensors.items():
+            place_in_file = own.identities[tensor.file], tensor.begin, tensor.nbytes
+            self._hashes[name] = known.get(place_in_file, self._hashes[name])
+
     def restore(self, hashed: Mapping[str, Sequence[Any]], bytes_read: int) -> None:
         """Restore the state of an earlier reader: read the bytes that it had hashed, and compare their sha256.
 
@@ -269,9 +288,15 @@ class Reader:
             self._hasher = None
 
 
+def torch_dtype(name: str) -> torch.dtype | None:
+    """Return torch's dtype for a dtype as safetensors spells it; None where this torch has none."""
+    dtype = getattr(torch, _TORCH_NAMES.get(name, ""), None)
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
 def _torch_dtype(tensor: StoredTensor, checkpoint: TensorSource) -> torch.dtype:
-    dtype = getattr(torch, _TORCH_NAMES.get(tensor.dtype, ""), None)
-    if not isinstance(dtype, torch.dtype):
+    dtype = torch_dtype(tensor.dtype)
+    if dtype is None:
         problem = f"stored as {tensor.dtype}, which torch {torch.__version__} cannot hold"
         where = checkpoint.where(tensor.file)
         raise refusal("E_DTYPE", where, problem, "use a newer torch", name=tensor.name)

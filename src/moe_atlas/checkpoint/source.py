@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moe_atlas.checkpoint.headers.header import StoredTensor
-from moe_atlas.checkpoint.quantised.encoding import Encoded
+from moe_atlas.checkpoint.quantised.encoding import Encoded, Encoding
 from moe_atlas.checkpoint.side_files import SideFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OpenFile(Protocol):
@@ -20,6 +23,40 @@ class OpenFile(Protocol):
 
     def read_into(self, buffer: memoryview, tensor: StoredTensor, start: int) -> None:
         """Fill the buffer with the tensor's bytes from `start` on, or raise ``E_CHANGED``."""
+
+
+class Given(Protocol):
+    """Reads what is stored under a name, decoded where it is quantised."""
+
+    def __call__(self, name: str, index: int | None, rows: range | None, /) -> Tensor:
+        """Read a tensor, entry `index` of its leading dimension, or `rows` of either."""
+
+
+class Derived(Protocol):
+    """A tensor that is computed from stored tensors each time it is read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of what `read` returns, as safetensors spells it."""
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Stored names of the tensors that each reading of it reads anew, by role."""
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """The format of the tensor from which it is computed; None where that is stored plainly."""
+
+    def read(self, given: Given, index: int | None, rows: range | None) -> Tensor:
+        """Return the tensor, entry `index` of its leading dimension, or `rows` of either, in memory of its own."""
+
+
+Logical = StoredTensor | Encoded | Derived
+"""A tensor as it is meant."""
 
 
 class TensorSource(Protocol):
@@ -45,8 +82,12 @@ class TensorSource(Protocol):
         """Every quantised tensor by its name in an unquantised checkpoint; its parts are among `tensors`."""
 
     @property
-    def logical(self) -> Mapping[str, StoredTensor | Encoded]:
-        """Every logical tensor: the result of `logical_tensors` for `tensors` and `encoded`."""
+    def derived(self) -> Mapping[str, Derived]:
+        """Every tensor that is computed from stored tensors, by the name of the tensor that it replaces."""
+
+    @property
+    def logical(self) -> Mapping[str, Logical]:
+        """Every logical tensor: the result of `logical_tensors` for `tensors`, `encoded` and `derived`."""
 
     @property
     def identities(self) -> Mapping[str, Hashable]:
@@ -84,9 +125,11 @@ class TensorSource(Protocol):
 
 
 def logical_tensors(
-    tensors: Mapping[str, StoredTensor], encoded: Mapping[str, Encoded]
-) -> Mapping[str, StoredTensor | Encoded]:
-    """Return every logical tensor, in name order: a quantised tensor replaces its stored parts."""
+    tensors: Mapping[str, StoredTensor],
+    encoded: Mapping[str, Encoded],
+    derived: Mapping[str, Derived] = MappingProxyType({}),
+) -> Mapping[str, Logical]:
+    """Return every logical tensor, in name order: quantised and derived tensors replace what they are made of."""
     parts = {part for entry in encoded.values() for part in entry.parts.values()}
     plain = {name: tensor for name, tensor in tensors.items() if name not in parts}
-    return MappingProxyType(dict(sorted((plain | dict(encoded)).items())))
+    return MappingProxyType(dict(sorted((plain | dict(encoded) | dict(derived)).items())))

@@ -34,6 +34,7 @@ def derive_warnings(receipt: ReceiptView) -> list[dict[str, Any]]:
 
 def _warnings(receipt: ReceiptView) -> list[dict[str, Any]]:
     return [
+        *_adapter(receipt),
         *_nothing_tuned(receipt),
         *_cannot_fail(receipt),
         *unmeasured(receipt),
@@ -51,6 +52,21 @@ def _warnings(receipt: ReceiptView) -> list[dict[str, Any]]:
         *_overlaps(receipt),
         *_accepted(receipt),
     ]
+
+
+def _adapter(receipt: ReceiptView) -> list[dict[str, Any]]:
+    """An adapter that changes nothing, or that names another base."""
+    adapter, out = receipt.checkpoint("tuned").adapter, []
+    if adapter is not None and adapter.changes_nothing:
+        message = "this adapter changes nothing: every factor B is zero, as it is before the first step of a training"
+        out.append({"code": "adapter-zero", "message": message})
+    if adapter is not None and adapter.other_base:
+        message = (
+            f"the adapter names {adapter.named_base} as its base, and the audit read it on a base in a folder of "
+            "another name: the numbers hold only if both hold the same weights"
+        )
+        out.append({"code": "adapter-base", "message": message})
+    return out
 
 
 def _nothing_tuned(receipt: ReceiptView) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from moe_atlas.checkpoint.headers.header import StoredTensor
-from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.configuration.parts import Blueprint
 from moe_atlas.errors import InputRefused
 from moe_atlas.loading.wrapper_names import account
@@ -84,7 +83,7 @@ class _Binder:
         self.used: set[str] = set()
         self.missing: dict[str, tuple[int, ...]] = {}
         self.shared: set[str] = set()
-        self.quantised = any(isinstance(found, Encoded) for found in stored.values())
+        self.quantised = any(encoding_of(found) is not None for found in stored.values())
         self.prefix = self._find_prefix()
 
     def model(self) -> ModelSpec:
@@ -112,7 +111,7 @@ class _Binder:
     def _refuse_added_one(self, spec: ModelSpec) -> None:
         """Refuse an MLX copy whose norms compute 1 + w: MLX stores 1 + w, and no stored value shows it."""
         if spec.final_norm.kind == "rms1p" and any(
-            isinstance(found, Encoded) and found.encoding.kind == "affine" for found in self.stored.values()
+            encoding_of(found) == "affine" for found in self.stored.values()
         ):
             problem = f"MLX's copies of {self.family} hold other norm weights, which are not decoded"
             raise InputRefused("E_QUANT", f"{self.label}: norms", problem)
@@ -258,7 +257,7 @@ class _Binder:
         shape = tuple(self.stored[first].shape) if first in self.stored else ()
         upright, transposed = (moe.w1_rows, moe.width), (moe.width, moe.w1_rows)
         found = self.stored.get(first)
-        if isinstance(found, Encoded) and found.encoding.kind == "mxfp4":
+        if encoding_of(found) == "mxfp4":
             return "fused"  # mxfp4 blocks run along the dimension over which a product sums
         if upright == transposed or shape[1:] not in (upright, transposed):
             return "fused_transposed" if self.blueprint.fused == "fused_transposed" else "fused"
@@ -368,6 +367,12 @@ class _Binder:
 
     def _refuse(self, tensor: str, problem: str, next_step: str = "") -> InputRefused:
         return InputRefused("E_FAMILY", f"{self.label}: {tensor}", problem, next_step)
+
+
+def encoding_of(found: Stored | None) -> str | None:
+    """Return the kind of the format from which a tensor is decoded, also where it is changed then; None without it."""
+    encoding = getattr(found, "encoding", None)
+    return None if encoding is None else str(encoding.kind)
 
 
 def _under(prefix: str, canonical: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_atlas.auditing.cost.machine import threads
+from moe_atlas.auditing.opening.sources import open_pair
 from moe_atlas.auditing.plan import plan
 from moe_atlas.auditing.run import Arrays, Facts, measure
-from moe_atlas.checkpoint.index import open_checkpoint
 from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.look.probe import look_probes
 from moe_atlas.look.request import Request
@@ -43,7 +43,7 @@ def look(
     Raises:
         AtlasError: for every error that a user can cause; nothing is written.
     """
-    pair = [open_checkpoint(base), open_checkpoint(tuned)]
+    pair, _ = open_pair(base, tuned, options)
     with look_probes(pair[0], request) as (probes, drawn):
         options = replace(options, yardstick=True)
         if announce is not None:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe_atlas.adapters.joined import adapter_mismatches, join
 from moe_atlas.checkpoint.digest import config_sha256, digest_checkpoint
 from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.derivation.derive import DERIVATION, SCHEMA, derive
 from moe_atlas.derivation.differences import mismatches
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
@@ -81,6 +83,7 @@ def verify(
     probe: Path | None = None,
     checkpoint: Path | None = None,
     policy_from: Path | None = None,
+    like: Path | None = None,
 ) -> VerifyReport:
     """Check a receipt against its window data and, where given, its probe file and tuned checkpoint.
 
@@ -90,6 +93,7 @@ def verify(
         probe: a probe file, whose lock, policy and domains must be those of the receipt.
         checkpoint: the tuned checkpoint (of a baseline: the checkpoint), whose weights are hashed again.
         policy_from: the central policy file under which the probe file was registered.
+        like: the base, where `checkpoint` is an adapter.
 
     Raises:
         UsageError: the receipt, or a file named beside it, does not exist.
@@ -108,7 +112,7 @@ def verify(
     if probe is not None:
         _check_probe(receipt, probe, policy_from, report)
     if checkpoint is not None:
-        _check_checkpoint(receipt, checkpoint, report)
+        _check_checkpoint(receipt, checkpoint, like, report)
     return report
 
 
@@ -323,12 +327,14 @@ def _check_probe(
     report.checked.append("probe lock and policy")
 
 
-def _check_checkpoint(receipt: Mapping[str, Any], checkpoint: Path, report: VerifyReport) -> None:
+def _check_checkpoint(
+    receipt: Mapping[str, Any], checkpoint: Path, like: Path | None, report: VerifyReport
+) -> None:
     """Hash the weights again, read the configuration and the files beside them, and compare with the recorded facts."""
     side = "base" if receipt["kind"] == "baseline" else "tuned"
     recorded = receipt["checkpoints"][side]
     try:
-        opened = open_checkpoint(checkpoint)
+        opened: TensorSource = open_checkpoint(checkpoint) if like is None else join(like, checkpoint)
         found = {"digest": digest_checkpoint(opened).sha256, "config_sha256": config_sha256(opened)}
         beside = list(mismatches(CheckpointFacts(recorded), opened))
     except (InputRefused, IntegrityError) as error:
@@ -337,6 +343,8 @@ def _check_checkpoint(receipt: Mapping[str, Any], checkpoint: Path, report: Veri
     for key, value in found.items():
         if value != recorded[key]:
             report.add(f"checkpoints.{side}.{key}", f"expected {recorded[key]}, the checkpoint has {value}")
+    for key, value, other in adapter_mismatches(recorded, opened):
+        report.add(f"checkpoints.{side}.{key}", f"expected {shown(value)}, the checkpoint has {shown(other)}")
     for where, problem in beside:
         report.add(f"checkpoints.{side}.{where}", problem)
     report.checked.append(f"weights, configuration and files of the {side} checkpoint")

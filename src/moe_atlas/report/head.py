@@ -106,6 +106,9 @@ def _signed(increase: Interval) -> str:
 
 def conditions(receipt: ReceiptView) -> Iterator[Said]:
     """What the verdict does not speak of: channels without a budget, what the policy allows, what was not replayed."""
+    adapter = receipt.checkpoint("tuned").adapter
+    if adapter is not None:
+        yield Said("adapter", words.adapter(adapter))
     found = unjudged(receipt)
     if found:
         yield Said("not judged", found, "not-gated")

@@ -14,6 +14,7 @@ from moe_atlas.verdict.qualifications import in_words
 from moe_atlas.views.judged import EvidenceLine, NextStep
 from moe_atlas.views.measured import Interval
 from moe_atlas.views.receipt import ReceiptView
+from moe_atlas.views.registered import AdapterFacts
 
 PREDICATES = {
     "protected_atlas_rewrite": "protected-atlas rewrite",
@@ -211,6 +212,19 @@ def names(receipt: ReceiptView) -> str:
     found = receipt.checkpoints
     paths = [found[side].stored_at for side in ("base", "tuned") if side in found]
     return " → ".join(NOT_RECORDED if path is None else shown(path) for path in paths)
+
+
+def adapter(facts: AdapterFacts) -> str:
+    """How an adapter was read."""
+    ranks, alphas = (", ".join(f"{one:g}" for one in found) for found in (facts.ranks, facts.alphas))
+    changed = [f"{facts.modules} modules of rank {ranks}, alpha {alphas}"] if facts.modules else []
+    changed += [f"{facts.replaced} tensors replaced"] if facts.replaced else []
+    kinds = [name for used, name in ((facts.rank_stabilised, "rsLoRA"), (facts.dora, "DoRA")) if used]
+    stack = [f"experts' B read as {facts.packing} and A as {facts.side}"] if facts.packing else []
+    merged = facts.reading == "merged"
+    return ", ".join(
+        [*changed, *kinds, *stack, "merged as PEFT merges" if merged else "kept as a sum in float32"]
+    )
 
 
 def sample(receipt: ReceiptView) -> str:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from moe_atlas.views.view import View, integer, integers, mapping, number, numbers, part, parts, text, texts
+from moe_atlas.views.view import (
+    View,
+    flag,
+    integer,
+    integers,
+    mapping,
+    number,
+    numbers,
+    part,
+    parts,
+    text,
+    texts,
+)
 
 
 class WeightRules(View):
@@ -194,6 +206,23 @@ class TokenizerBeside(View):
     reason = text().or_none()
 
 
+class AdapterFacts(View):
+    """The adapter of a checkpoint that consists of a base and an adapter."""
+
+    reading = text("as")
+    modules = integer()
+    replaced = integer()
+    ranks = integers()
+    alphas = numbers()
+    rank_stabilised = flag()
+    dora = flag()
+    packing = text().or_none()
+    side = text().or_none()
+    changes_nothing = flag()
+    other_base = flag()
+    named_base = text().or_none()
+
+
 class CheckpointFacts(View):
     """One checkpoint as it was read; what is missing was not recorded."""
 
@@ -212,3 +241,4 @@ class CheckpointFacts(View):
     config = mapping()
     files = part(FilesBeside)
     tokenizer = part(TokenizerBeside)
+    adapter = part(AdapterFacts).or_none()

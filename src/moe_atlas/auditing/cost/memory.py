@@ -69,6 +69,7 @@ def needs(
     everyone: bool,
     decoded: Sequence[bool] = (),
     kept: int = 0,
+    held: int = 0,
 ) -> Needs:
     """Return the bytes that an audit needs.
 
@@ -78,8 +79,9 @@ def needs(
         itemsize: bytes per element of the compute dtype.
         stored: bytes per element of the widest stored dtype.
         everyone: whether the audit evaluates all experts.
-        decoded: for each checkpoint, whether it is quantised; its tensors are decoded to float32 before the cast.
+        decoded: for each checkpoint, whether its tensors are computed in float32 before the cast: decoded or adapted.
         kept: bytes of evidence that the audit keeps until its end.
+        held: bytes of the factors of an adapter that stay in memory.
     """
     width, sides, batch = specs[0].width, len(specs), min(tokens, BATCH_TOKENS)
     element = (4 if any(decoded) else 0) + stored + (itemsize if itemsize != stored else 0)
@@ -89,7 +91,7 @@ def needs(
     slots = max(m.router.experts + 2 if everyone else m.router.top_k + 2 for m in moes)
     experts = max(m.router.experts for m in moes)
     streams = specs[0].streams.count if specs[0].streams else 0
-    states = RUNTIME + sides * tokens * max(streams, 1) * width * itemsize + kept
+    states = RUNTIME + sides * tokens * max(streams, 1) * width * itemsize + kept + held
     # One batch in front of the router: canonical state and router input in float32; scores and probabilities.
     work = sides * batch * width * 8 + PROBABILITIES * 16 + CHUNK * 32
     # The current and the next part of the vocabulary, and the final norm.

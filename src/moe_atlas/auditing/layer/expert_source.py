@@ -6,6 +6,7 @@ Legend: E experts, N sketch elements, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,6 +62,17 @@ class ExpertSource:
     def refs(self, number: int, expert: int) -> tuple[TensorRef, ...]:
         """Return references to the tensors of an expert, under the checkpoint's own index."""
         return expert_refs(self._layers[number].routed, expert)
+
+    def stored_once(self, expert: int, index: int) -> bool:
+        """Return whether the tuned expert `index` is the base's expert itself, which an adapter leaves as it is."""
+        base, tuned = self.sides
+        if base.transform is not None or tuned.transform is not None:
+            return False
+        return all(
+            replace(own, name=other.name) == other
+            and base.checkpoint.logical[own.stored] is tuned.checkpoint.logical[other.stored]
+            for own, other in zip(self.refs(0, expert), self.refs(1, index), strict=True)
+        )
 
     def clones(self, number: int, sketches_EN: Tensor) -> list[list[int]]:
         """Return groups of experts that hold the same values; equal sketches suggest them, whole tensors confirm."""

@@ -152,11 +152,12 @@ class LayerExperts:
 
     def _start(self, expert: int) -> Future[tuple[StoredExpert, Callable[[], Expert]]]:
         """Start reading one expert of each checkpoint; running hashes need the reads in expert order."""
-        sides = self.source.sides
-        loads = [
-            sides[number].loader.submit(self.source.read, number, index)
-            for number, index in self.source.indices(expert)
-        ]
+        loads: list[Future[Weights]] = []
+        for number, index in self.source.indices(expert):
+            if number and self.source.stored_once(expert, index):
+                loads.append(loads[0])
+            else:
+                loads.append(self.source.sides[number].loader.submit(self.source.read, number, index))
         return self._pool.submit(self._examine_and_send, expert, loads)
 
     def _examine_and_send(
@@ -179,7 +180,8 @@ class LayerExperts:
             identical = findings.identical
         requantised = self._requantised(expert, stored[0], identical)
         if identical:  # the base's tensors serve both checkpoints, whatever the tuned checkpoint's dtype
-            sides[1].reader.recycle(stored[1].values())
+            if stored[1] is not stored[0]:
+                sides[1].reader.recycle(stored[1].values())
             stored = [stored[0], stored[0], *stored[2:]]
         return StoredExpert(stored, identical, requantised, findings)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moe_atlas.auditing.layer.side import Side
+from moe_atlas.checkpoint.headers.header import StoredTensor
 from moe_atlas.checkpoint.quantised.decode import round_trip
 from moe_atlas.checkpoint.quantised.encoding import Encoded, Encoding
 from moe_atlas.checkpoint.source import TensorSource
@@ -111,7 +112,7 @@ def describe(own: Format) -> str:
 def stored_whole(sides: Sequence[Side], refs: Sequence[TensorRef]) -> tuple[bool, bool]:
     """Return whether a tensor is, byte for byte, one whole stored tensor, (base, tuned)."""
     found = [
-        ref.whole and side.transform is None and ref.stored in side.checkpoint.tensors
+        ref.whole and side.transform is None and isinstance(side.checkpoint.logical[ref.stored], StoredTensor)
         for side, ref in zip(sides, refs, strict=True)
     ]
     return found[0], found[-1]

@@ -34,11 +34,11 @@ def audit(
     noise_floor: o.NoiseFloor = None,
     yardstick: o.Yardstick = False,
     accept: o.Accept = None,
+    adapter_as: o.AdapterAs = "merged",
+    adapter_layout: o.AdapterLayout = None,
     chart_maps: Annotated[
         int,
-        typer.Option(
-            min=0, metavar="INTEGER", help="Pairs of experts per layer for rank and condition of T (slow)."
-        ),
+        typer.Option(min=0, metavar="INTEGER", help="Pairs of experts to map (slow)."),
     ] = 0,
     tokens: o.Tokens = False,
     run: o.Run = None,
@@ -78,6 +78,8 @@ def audit(
             baseline=baseline,
             attempts=tuple(attempt or ()),
             policy_from=policy_from,
+            adapter_as=adapter_as,
+            adapter_layout=o.layouts(adapter_layout),
             place=place(),
             progress=watcher,
         )

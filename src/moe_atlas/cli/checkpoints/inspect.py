@@ -5,42 +5,71 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from moe_atlas.cli.common import options as o
+from moe_atlas.errors import UsageError
+
+if TYPE_CHECKING:
+    from moe_atlas.checkpoint.source import TensorSource
 
 
 def inspect(
     checkpoint: o.Checkpoint,
+    like: o.Like = None,
     accept: o.Accept = None,
+    adapter_layout: o.AdapterLayout = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Show family, layers, experts, dtypes and sizes, and what would be replayed and skipped.
 
-    Reads headers and config.json only. Example: atlas inspect base.ckpt
+    Reads headers and config.json only. An adapter is described as what it makes of its base, given with --like.
+
+    Example: atlas inspect base.ckpt
     """
     from moe_atlas.configuration.accepting import parse_accepted
 
-    found = facts(checkpoint, parse_accepted(accept or ()))
+    if adapter_layout and like is None:
+        raise UsageError(
+            "E_ADAPTER", "--adapter-layout", "the checkpoint is no adapter", "leave the option out"
+        )
+    found = facts(checkpoint, parse_accepted(accept or ()), like, o.layouts(adapter_layout))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
         draw(found)
 
 
-def facts(path: Path, accepted: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Return all facts of `atlas inspect` as JSON values."""
+def facts(
+    path: Path,
+    accepted: Mapping[str, Any] = MappingProxyType({}),
+    like: Path | None = None,
+    layout: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return all facts of `atlas inspect` as JSON values.
+
+    Args:
+        path: the checkpoint, or an adapter.
+        accepted: keys of config.json that may have these values although nothing reads them.
+        like: the base of an adapter.
+        layout: readings of an adapter's stacks of experts.
+    """
+    from moe_atlas.adapters.facts import matched_facts
+    from moe_atlas.adapters.source import open_adapter
     from moe_atlas.checkpoint.index import open_checkpoint
     from moe_atlas.configuration.accepting import written
     from moe_atlas.loading.registry import resolve
 
-    checkpoint = open_checkpoint(path)
+    checkpoint: TensorSource = open_checkpoint(path if like is None else like)
     spec = resolve(checkpoint, accepted)
+    if like is not None:
+        checkpoint = open_adapter(checkpoint, spec, path, layouts=layout)
+        spec = resolve(checkpoint, accepted)
     routed = [layer for layer in spec.layers if layer.moe]
     moe = routed[0].moe if routed else None
     stored = checkpoint.tensors.values()
@@ -50,7 +79,7 @@ def facts(path: Path, accepted: Mapping[str, Any] = MappingProxyType({})) -> dic
     skipped = Counter(skipped.reason for skipped in spec.skipped)
     shared = sum(math.prod(ref.shape) for layer in spec.layers for ref in layer.refs)
     return {
-        "path": str(path),
+        "path": checkpoint.label,
         "family": spec.family,
         "width": spec.width,
         "vocabulary": spec.vocab,
@@ -61,13 +90,14 @@ def facts(path: Path, accepted: Mapping[str, Any] = MappingProxyType({})) -> dic
         "expert_width": moe.expert_width if moe else None,
         "router": moe.describe()["router"] if moe else None,
         "tensors": len(checkpoint.tensors),
-        "shards": len(checkpoint.shards),
+        "shards": len({tensor.file for tensor in stored}),
         "bytes": sum(tensor.nbytes for tensor in stored),
         "bytes_by_dtype": dict(dtypes),
         "quantised": dict(Counter(entry.encoding.kind for entry in checkpoint.encoded.values())),
         "shared_parameters": shared,
         "skipped": dict(skipped),
         "accepted_config_keys": written(spec.accepted),
+        **({} if like is None else {"adapter": matched_facts(checkpoint)}),
     }
 
 
@@ -76,7 +106,9 @@ def draw(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from moe_atlas.report.words import adapter
     from moe_atlas.text import shown, size
+    from moe_atlas.views.registered import AdapterFacts
 
     table = Table(show_header=False, title=shown(found["path"], 120), title_justify="left")
     routed = found["routed_layers"]
@@ -91,6 +123,7 @@ def draw(found: dict[str, Any]) -> None:
         ("stored", f"{found['tensors']} tensors, files: {found['shards']}, {size(found['bytes'])}"),
         *((f"  as {name}", size(count)) for name, count in found["bytes_by_dtype"].items()),
         *(("quantised", f"{count} tensors as {name}") for name, count in found["quantised"].items()),
+        *([("adapter", adapter(AdapterFacts(found["adapter"])))] if "adapter" in found else []),
         ("replayed", "all layers" if not found["skipped"] else "all but what is skipped"),
         *(("skipped", f"{count} tensors: {reason}") for reason, count in found["skipped"].items()),
         *(

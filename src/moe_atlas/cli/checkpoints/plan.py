@@ -23,6 +23,7 @@ def plan(
     yardstick: o.Yardstick = False,
     tokens: o.Tokens = False,
     accept: o.Accept = None,
+    adapter_layout: o.AdapterLayout = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Say what an audit would cost on this machine's CPU: bytes, operations, memory, seconds; and what it can decide.
@@ -42,6 +43,7 @@ def plan(
         yardstick=yardstick,
         tokens=tokens,
         policy_from=policy_from,
+        adapter_layout=o.layouts(adapter_layout),
     )
     options = o.audit_options(options, memory, accept)
     changes = None if changes_from is None else changes_of(changes_from)

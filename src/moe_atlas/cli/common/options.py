@@ -12,7 +12,7 @@ import typer
 
 from moe_atlas import options as how
 from moe_atlas.cli.common.place import leads
-from moe_atlas.errors import AtlasError
+from moe_atlas.errors import AtlasError, UsageError
 from moe_atlas.receipt.files import own_paths
 from moe_atlas.report.formats.interface import FormatName
 from moe_atlas.text import shown
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CHECKPOINT = "folder, HF snapshot or .safetensors file"
 Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=f"The checkpoint: {_CHECKPOINT}.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help=f"Base checkpoint: {_CHECKPOINT}.")]
-Tuned = Annotated[Path, typer.Argument(metavar="TUNED", help="Tuned checkpoint.")]
+Tuned = Annotated[Path, typer.Argument(metavar="TUNED", help="Tuned checkpoint, or an adapter of BASE.")]
 Receipt = Annotated[
     Path, typer.Argument(metavar="RECEIPT", help="The receipt; its window data stand beside it.")
 ]
@@ -67,7 +67,7 @@ Run = Annotated[
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder that holds the runs.")]
 Step = Annotated[
     int | None,
-    typer.Option(min=0, metavar="INTEGER", help="Training step of the checkpoint, for the history."),
+    typer.Option(min=0, metavar="INTEGER", help="Training step, for the history."),
 ]
 
 _FORMATS = " or ".join(", ".join(FormatName).rsplit(", ", 1))
@@ -99,6 +99,36 @@ Yardstick = Annotated[
     bool,
     typer.Option("--yardstick", help="Measure a 4-bit copy of the base, too."),
 ]
+
+AdapterAs = Annotated[how.AdapterAs, typer.Option(help="an adapter's sums.")]
+AdapterLayout = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LAYOUT",
+        help="How an adapter's experts are packed; repeatable.",
+    ),
+]
+Like = Annotated[
+    Path | None,
+    typer.Option("--like", metavar="BASE", help="Base checkpoint, where CHECKPOINT is an adapter."),
+]
+
+
+def layouts(given: list[str] | None) -> tuple[how.AdapterLayout, ...]:
+    """Return the readings of an adapter that were chosen, at most one of each pair.
+
+    Raises:
+        UsageError: E_ADAPTER.
+    """
+    chosen = tuple(given or ())
+    pairs = (how.ADAPTER_PACKINGS, how.ADAPTER_SIDES)
+    for one in chosen:
+        pair = next((names for names in pairs if one in names), ())
+        if len([other for other in chosen if other in pair]) != 1:
+            expected = " and ".join(" or ".join(names) for names in pairs)
+            problem = f"expected {expected}, each once, found {shown(' '.join(chosen))}"
+            raise UsageError("E_ADAPTER", "--adapter-layout", problem, "give one of each pair at most")
+    return chosen  # type: ignore[return-value]
 
 
 def audit_options(given: how.AuditOptions, memory: str | None, accept: list[str] | None) -> how.AuditOptions:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moe_atlas.cli.common import options as o
 from moe_atlas.errors import VERDICT_EXIT, ResourceExhausted, UsageError
 from moe_atlas.receipt.files import own_paths, require_apart, require_free
 from moe_atlas.system.atomic_write import write_atomic
@@ -19,6 +20,7 @@ def attest(
     checkpoint: Annotated[
         Path, typer.Option(metavar="CHECKPOINT", help="The tuned checkpoint; every byte is read.")
     ],
+    like: o.Like = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where the statement goes.")
     ] = Path("statement.json"),
@@ -44,8 +46,8 @@ def attest(
     _require_distinct(targets)
     for path in targets:
         require_free(path, force)
-    require_apart(targets, (*own_paths(receipt), checkpoint, key))
-    made = make(receipt, checkpoint)
+    require_apart(targets, (*own_paths(receipt), checkpoint, like, key))
+    made = make(receipt, checkpoint, like)
     contents = [made.manifest, made.statement]
     contents += [] if key is None else [encode(sign(made.statement, key))]
     _write(targets, contents)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_atlas.cli.common import options as o
-from moe_atlas.errors import Exit
+from moe_atlas.errors import Exit, UsageError
 from moe_atlas.text import shown
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def verify(
             metavar="CHECKPOINT", help="Tuned checkpoint (of a baseline: the checkpoint) to hash again."
         ),
     ] = None,
+    like: o.Like = None,
     integrity_only: Annotated[
         bool, typer.Option("--integrity-only", help="Exit 0 on an intact receipt of any verdict.")
     ] = False,
@@ -45,7 +46,11 @@ def verify(
     """
     from moe_atlas.receipt.verify import verify as check
 
-    report = check(receipt, probe, checkpoint, policy_from)
+    if like is not None and checkpoint is None:
+        raise UsageError(
+            "E_ADAPTER", "--like", "is the base of no adapter", "give the adapter with --checkpoint"
+        )
+    report = check(receipt, probe, checkpoint, policy_from, like)
     code = exit_code(report, integrity_only=integrity_only)
     typer.echo(json.dumps(_object(report, code)) if as_json else _text(receipt, report))
     return int(code)
