@@ -152,6 +152,7 @@ def test_the_receipt_never_reads_as_a_pass(looks, place, tmp_path, capsys):
         ["calibrate", "--healthy", "LOOK", "--damaged", "LOOK", "--out", "OUT/policy.yaml"],
         ["audit", "PLACE/base", "PLACE/light", "--probe", "PROBE", "--attempt", "LOOK", "--receipt", "OUT/r.json"],
         ["audit", "PLACE/base", "PLACE/light", "--probe", "PROBE", "--baseline", "LOOK", "--receipt", "OUT/r.json"],
+        ["baseline", "PLACE/base", "--probe", "PROBE", "--previous", "LOOK", "--receipt", "OUT/r.json"],
         ["falsify", "LOOK"],
     ],
     ids=lambda line: " ".join(line[:1] + line[-4:-3]),

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_atlas.errors import UsageError
 from moe_atlas.receipt.verify import intact_receipt
+from moe_atlas.text import shown
 from moe_atlas.views.receipt import ReceiptView
 from moe_atlas.views.registered import ClassDigest
 
@@ -17,9 +19,13 @@ def previous_facts(path: Path) -> dict[str, Any]:
     """Return the facts about its latest checkpoint in an earlier receipt of the run.
 
     Raises:
-        AtlasError: for any fault of the receipt; a receipt that does not verify is no reference.
+        AtlasError: for any fault of the receipt; a receipt that does not verify is no reference. ``E_KIND``
+            (UsageError) for a look, which belongs to no run.
     """
     receipt = ReceiptView(intact_receipt(path))
+    if receipt.is_look:
+        problem = "expected the receipt of an audit or a baseline, found a look"
+        raise UsageError("E_KIND", shown(str(path)), problem, "give an earlier receipt of the run")
     checkpoint = receipt.checkpoint("base" if receipt.is_baseline else "tuned")
     return {
         "receipt_sha256": receipt.evidence.receipt_sha256,
