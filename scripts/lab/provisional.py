@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moe_atlas.api import AuditOptions, Receipt
 from moe_atlas.auditing.facts import probe_facts
-from moe_atlas.auditing.run import yardstick_alone
+from moe_atlas.base_alone.base import open_base, yardstick_alone
 from moe_atlas.calibration.budgets import Calibration
 from moe_atlas.calibration.from_base import FACTOR, Base, Draft, draft
 from moe_atlas.calibration.policy_text import policy_file
@@ -86,7 +86,8 @@ class Judged:
 def ruled(family: Family, root: Path) -> Ruled:
     """Measure a family's base, and set budgets from it."""
     options = AuditOptions(dtype="float32", threads=1)
-    base = Base(**yardstick_alone(root / family.name / "base", prepare(root), options))
+    opened = open_base(root / family.name / "base", prepare(root), options)
+    base = Base(**yardstick_alone(opened, options))
     found = [row.interval("nll_increase") for row in base.base_domains]
     cost = max(one.high for one in found if one and one.high is not None)
     return Ruled(base, draft(base, float(f"{COPIES * cost:.2g}")), cost)

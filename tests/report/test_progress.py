@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.progress import Progress
 
 from moe_atlas import cli
 from moe_atlas.report.console import progress
@@ -45,3 +46,13 @@ def test_json_is_alone_on_standard_output_and_quiet_silences_the_progress_beside
     said = capsys.readouterr()
     assert json.loads(said.out)["verdict"]
     assert said.err == ""
+
+
+def test_a_terminal_shows_the_last_few_phases_of_a_run_of_dozens():
+    with Progress(disable=True) as shown:
+        bar = progress.Bar(shown)
+        for number in range(30):
+            bar.phase(f"rung {number}", 1)
+        bar.step("layer 0", 1)
+        assert [task.description for task in shown.tasks] == [f"rung {number}" for number in range(26, 30)]
+        assert [task.completed for task in shown.tasks] == [0, 0, 0, 1]

@@ -50,7 +50,7 @@ from moe_atlas.auditing.processes.group import Group
 from moe_atlas.auditing.resume import StateFile, dependencies, settings
 from moe_atlas.auditing.unreplayed import compare_unreplayed, values_alone
 from moe_atlas.auditing.walk import Evidence, Walk
-from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256, digest_checkpoint
+from moe_atlas.checkpoint.digest import CheckpointDigest, config_sha256
 from moe_atlas.checkpoint.headers.header import DTYPE_BITS
 from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.checkpoint.reader import Reader
@@ -59,6 +59,7 @@ from moe_atlas.derivation.derive import DERIVATION
 from moe_atlas.derivation.warnings import within_floor
 from moe_atlas.derivation.yardstick import derive_yardstick
 from moe_atlas.errors import UsageError
+from moe_atlas.loading.load import Transform
 from moe_atlas.models.spec import ModelSpec
 from moe_atlas.options import AuditOptions, Execution
 from moe_atlas.probes.registration import ProbeSet, load_registered
@@ -66,8 +67,6 @@ from moe_atlas.receipt.reference import attempt_facts, reference_facts, stored_f
 from moe_atlas.receipt.write import as_arrays
 from moe_atlas.replay.model import Replay
 from moe_atlas.system.limits import require_room, require_token_room
-from moe_atlas.views.registered import ProbeView
-from moe_atlas.views.yardstick import Yardstick
 
 Facts = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -353,10 +352,8 @@ def measure_yardstick(
     """
     if not options.yardstick:
         return None
-    walk = prepare(
-        [checkpoint, checkpoint], [spec, spec], probes, replace(options, chart_maps=0, tokens=False), group
-    )
-    walk.sides[1].transform = copy = FourBitCopy()
+    copy = FourBitCopy()
+    walk = prepare_copy(checkpoint, spec, probes, options, group, copy)
     base = [digest.sha256, config_sha256(checkpoint), spec.describe()]
     key = digest_of({"base": base, "derivation": DERIVATION, **settings(walk, probes, options)})
     kept = group.broadcast_object([cache.recall(key) if group.leads else None])[0]
@@ -364,45 +361,44 @@ def measure_yardstick(
         return {"taken_from": "cache", **kept}
     if options.resume is not None:
         walk.resume = StateFile(options.resume[2], dependencies(walk, probes, options))
-    evidence = replay_layers(walk, probes.windows)
-    walk.sides[0].reader.unchanged()
-    if not group.leads:
+    measured = measure_copy(walk, probes)
+    if measured is None:
         return None
-    facts = {
-        "kind": "audit",
-        "probe": probe_facts(probes, spec),
-        "layers": evidence.layers,
-        "identity": identity_facts(evidence, [spec, spec]),
-    }
-    arrays = as_arrays(window_arrays(probes) | evidence.arrays)
-    block = {"copy": copy.describe(), "key": key, **derive_yardstick(facts, arrays)}
+    block = {"copy": copy.describe(), "key": key, **measured}
     cache.keep(key, block)
     return {"taken_from": "measurement", **block}
 
 
-def yardstick_alone(base: Given, probe: Path, options: AuditOptions) -> Facts:
-    """Measure the yardstick of a base, or take it from the cache, where there is no tuned checkpoint.
+def prepare_copy(
+    checkpoint: TensorSource,
+    spec: ModelSpec,
+    probes: ProbeSet,
+    options: AuditOptions,
+    group: Group,
+    copy: Transform,
+) -> Walk:
+    """Return a walk over a checkpoint and a copy of it that is never written."""
+    plain = replace(options, chart_maps=0, tokens=False)
+    walk = prepare([checkpoint, checkpoint], [spec, spec], probes, plain, group)
+    walk.sides[1].transform = copy
+    return walk
 
-    Returns:
-        `yardstick` and `probe`, both as views of what a receipt holds, the base's `family` and `digest`, and `layers`:
-        experts and k by index of the routed layer.
+
+def measure_copy(walk: Walk, probes: ProbeSet) -> Facts | None:
+    """Return what a copy does to every gated channel and to the loss; None except in the leading process.
 
     Raises:
-        AtlasError: for every error that a user can cause.
+        IntegrityError: E_CHANGED if the checkpoint changed after it was opened.
     """
-    probes = load_registered(probe, options.policy_from)
-    checkpoints, specs = open_checkpoints(base, None, probes, options)
-    folder = Folder.of(probes, checkpoints[0], tuned=False)
-    with memory_errors_named(), threads(options.threads), full_precision():
-        digest = digest_checkpoint(checkpoints[0])
-        options = replace(options, yardstick=True)
-        yardstick = measure_yardstick(checkpoints[0], specs[0], probes, options, Group(), digest)
-    folder.require_unchanged()
-    routers = {layer.index: layer.moe.router for layer in specs[0].layers if layer.moe}
-    return {
-        "yardstick": Yardstick(yardstick or {}, "yardstick"),
-        "probe": ProbeView(probe_facts(probes, specs[0]), "probe"),
-        "family": specs[0].family,
-        "digest": digest.sha256,
-        "layers": {index: (router.experts, router.top_k) for index, router in routers.items()},
+    evidence = replay_layers(walk, probes.windows)
+    walk.sides[0].reader.unchanged()
+    if not walk.group.leads:
+        return None
+    specs = [side.spec for side in walk.sides]
+    facts = {
+        "kind": "audit",
+        "probe": probe_facts(probes, specs[0]),
+        "layers": evidence.layers,
+        "identity": identity_facts(evidence, specs),
     }
+    return derive_yardstick(facts, as_arrays(window_arrays(probes) | evidence.arrays))

@@ -17,6 +17,8 @@ from moe_atlas.system.atomic_write import write_atomic
 from moe_atlas.text import shown
 
 if TYPE_CHECKING:
+    from moe_atlas.base_alone.ladder import Rung
+    from moe_atlas.calibration.from_base import Base, Draft
     from moe_atlas.options import AuditOptions
 
 LEVEL, FACTOR, COPIES = 0.99, 2.0, 2.5
@@ -46,9 +48,14 @@ def calibrate(
         ),
     ] = None,
     level: Annotated[
-        float,
-        typer.Option(min=0.5, max=0.9999, metavar="NUMBER", help="One-sided level of the prediction bound."),
-    ] = LEVEL,
+        float | None,
+        typer.Option(
+            min=0.5,
+            max=0.9999,
+            metavar="NUMBER",
+            help=f"One-sided level of the prediction bound, {LEVEL:g} by default.",
+        ),
+    ] = None,
     factor: Annotated[
         float | None,
         typer.Option(
@@ -72,8 +79,16 @@ def calibrate(
         float | None,
         typer.Option(metavar="NATS", help="With --from-base: your margin for a domain's mean rise of NLL."),
     ] = None,
+    ladder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv",
+            help="With --from-base: measure noise on the base, too, object by object; a chart, FILE.svg, goes beside.",
+        ),
+    ] = None,
     policy_from: o.PolicyFrom = None,
     dtype: o.Dtype = "auto",
+    device: o.Device = "cpu",
     threads: o.Threads = None,
     memory: o.Memory = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
@@ -86,28 +101,31 @@ def calibrate(
     """
     require_free(out, force)
     if from_base is None:
-        _require_none({"--probe": probe, "--margin": margin}, "goes with --from-base")
+        measuring: dict[str, object] = {"--probe": probe, "--margin": margin, "--ladder": ladder}
+        measuring |= {"--policy-from": policy_from, "--threads": threads, "--memory": memory}
+        measuring |= {"--dtype": dtype != "auto", "--device": device != "cpu"}
+        _require_none(measuring, "goes with --from-base")
         if not healthy:
             step = "give --healthy receipts, or --from-base BASE for provisional budgets"
             raise UsageError("E_OPTIONS", "--healthy", "is not given, and nothing else sets budgets", step)
-        _from_pairs(
-            healthy, damaged or [], out, level, factor or FACTOR, [name.value for name in accept or ()]
-        )
+        accepted = [name.value for name in accept or ()]
+        _from_pairs(healthy, damaged or [], out, level or LEVEL, factor or FACTOR, accepted)
         return
     _require_none(
-        {"--healthy": healthy, "--damaged": damaged, "--accept": accept}, "does not go with --from-base"
+        {"--healthy": healthy, "--damaged": damaged, "--accept": accept, "--level": level},
+        "does not go with --from-base",
     )
     if probe is None or margin is None:
         problem = "needs --probe, a registered probe file, and --margin, your own number"
         raise UsageError(
             "E_OPTIONS", "--from-base", problem, "a base does not say how much forgetting you accept"
         )
+    ladders = _ladder_files(ladder, out, force)
     from moe_atlas.options import AuditOptions
 
-    options = o.audit_options(
-        AuditOptions(dtype=dtype, threads=threads, policy_from=policy_from), memory, None
-    )
-    _from_base(from_base, probe, out, margin, factor or COPIES, options)
+    asked = AuditOptions(dtype=dtype, device=device, threads=threads, policy_from=policy_from)
+    options = o.audit_options(asked, memory, None)
+    _from_base(from_base, probe, out, margin, factor or COPIES, ladders, options)
 
 
 def _require_none(given: dict[str, object], problem: str) -> None:
@@ -143,22 +161,48 @@ def _from_pairs(
     )
 
 
+def _ladder_files(table: Path | None, out: Path, force: bool) -> tuple[Path, Path] | None:
+    """Return the files of the ladders, table and chart; refuse names at which they cannot be written."""
+    if table is None:
+        return None
+    if table.suffix != ".csv":
+        problem = f"{shown(str(table))} does not end in .csv"
+        raise UsageError("E_OPTIONS", "--ladder", problem, "the chart goes beside it, and ends in .svg")
+    chart = table.with_suffix(".svg")
+    for path in (table, chart):
+        require_free(path, force)
+    require_apart([out], [table, chart])
+    return table, chart
+
+
 def _from_base(
-    base: Path, probe: Path, out: Path, margin: float, factor: float, options: AuditOptions
+    path: Path,
+    probe: Path,
+    out: Path,
+    margin: float,
+    factor: float,
+    ladders: tuple[Path, Path] | None,
+    options: AuditOptions,
 ) -> None:
     from dataclasses import replace
 
-    from moe_atlas.auditing.run import yardstick_alone
+    from moe_atlas.base_alone.base import open_base, yardstick_alone
+    from moe_atlas.base_alone.ladder import climb
     from moe_atlas.calibration.from_base import Base, draft, require_margin
     from moe_atlas.calibration.provisional_text import costs_of_copy, provisional_file
     from moe_atlas.probes.lock import lock_path
     from moe_atlas.report.console.progress import watching
 
     require_margin(margin)
-    require_apart([out], [base, probe, lock_path(probe), options.policy_from])
+    require_apart([out, *(ladders or ())], [path, probe, lock_path(probe), options.policy_from])
     with watching(quiet=False) as watcher:
-        measured = Base(**yardstick_alone(base, probe, replace(options, progress=watcher)))
-    made = draft(measured, margin, factor)
+        options = replace(options, progress=watcher)
+        base = open_base(path, probe, options)
+        measured = Base(**yardstick_alone(base, options))
+        made = draft(measured, margin, factor)
+        rungs = climb(base, margin, options) if ladders else []
+    if ladders:
+        _write_ladders(rungs, ladders, measured, made)
     _write(out, provisional_file(measured, made, out.name))
     typer.echo(f"your margin: {margin:g} nats per token; a 4-bit copy of the base costs")
     for line in costs_of_copy(measured):
@@ -170,9 +214,25 @@ def _from_base(
     )
 
 
-def _write(path: Path, text: str) -> None:
+def _write_ladders(rungs: Sequence[Rung], files: tuple[Path, Path], measured: Base, made: Draft) -> None:
+    from moe_atlas.base_alone.chart import chart
+    from moe_atlas.base_alone.table import NOT_A_TUNE, csv_text, summary, table
+
+    rows = table(rungs, measured.probe.protected_layers, made)
+    drawn = chart(rows)
+    _write(files[0], csv_text(rows))
+    _write(files[1], drawn)
+    typer.echo(
+        "noise on one object of the base at a time (dose: standard deviation as a share of a tensor's RMS)"
+    )
+    for line in summary(rows):
+        typer.echo(f"  {line}")
+    typer.echo(f"wrote {shown(str(files[0]))} and {shown(str(files[1]))}: {NOT_A_TUNE}")
+
+
+def _write(path: Path, content: str | bytes) -> None:
     try:
-        write_atomic(path, text.encode("utf-8"))
+        write_atomic(path, content.encode("utf-8") if isinstance(content, str) else content)
     except OSError as error:
         raise ResourceExhausted(
             "E_WRITE", shown(str(path)), f"cannot be written ({error.strerror})"

@@ -14,6 +14,7 @@ from moe_atlas.options import Progress as Watcher
 from moe_atlas.options import Silent
 from moe_atlas.text import duration, size
 
+SHOWN_PHASES = 4  # so that the dozens of phases of a long run do not fill the terminal
 QUIET_SECONDS = 30.0  # a log that is not a terminal gets a line this often, so that a pipeline sees life
 
 
@@ -25,7 +26,9 @@ class Bar:
         self._task: TaskID | None = None
 
     def phase(self, name: str, steps: int) -> None:
-        """A new bar for a new phase."""
+        """A new bar for a new phase; the last few stay."""
+        for task in self._progress.task_ids[: 1 - SHOWN_PHASES]:
+            self._progress.remove_task(task)
         self._task = self._progress.add_task(name, total=steps, detail="")
 
     def step(self, detail: str, bytes_read: int) -> None:

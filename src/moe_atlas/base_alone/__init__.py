@@ -1,0 +1,1 @@
+"""What a base tells without a tuned checkpoint: its yardstick, and its ladders of noise."""
