@@ -17,8 +17,8 @@ import yaml
 from moe_atlas.api import AuditOptions, audit
 from moe_atlas.auditing.copies.noise import OBJECTS, NoisyCopy, noisy
 from moe_atlas.base_alone.base import open_base
-from moe_atlas.base_alone.chart import chart
-from moe_atlas.base_alone.ladder import DOSES, climb
+from moe_atlas.base_alone.chart import chart, figure
+from moe_atlas.base_alone.ladder import DOSES, Rung, certainly_damaged, climb
 from moe_atlas.base_alone.table import NLL, Row, csv_text, summary, table
 from moe_atlas.calibration.from_base import Draft, Provisional
 from moe_atlas.channels import BUDGETS, GATED
@@ -281,8 +281,34 @@ def test_the_chart_draws_every_quantity_with_its_limit(drawn):
 def row(
     name: str, dose: float, quantity: str, low: float | None, limit: float | None = 0.1, domain: str = ""
 ):
-    high = None if low is None else low + 0.1
-    return Row(name, dose, quantity, None if domain else 1, domain, low, low, high, limit)
+    estimate, high = (None, None) if low is None else (low + 0.06, low + 0.1)
+    return Row(name, dose, quantity, None if domain else 1, domain, estimate, low, high, limit)
+
+
+def test_only_base_domains_count_as_damaged():
+    lost, kept = ({"estimate": low + 0.5, "low": low, "high": low + 1.0} for low in (9.0, 0.05))
+    domains = [{"name": "sft", "role": "task", NLL: lost}, {"name": "prose", "role": "base", NLL: kept}]
+    measured = {"layers": [], "domains": domains}
+    assert not certainly_damaged(measured, 0.1)
+    assert certainly_damaged(measured, 0.04)
+    draft = Draft({}, 0.1, 0.5, 0.1, 2.5)
+    assert [one.domain for one in table([Rung("router", 0.1, measured)], [], draft)] == ["prose"]
+
+
+def test_curves_and_limits_are_drawn_where_they_lie():
+    found = [
+        row("router", 0.02, "boundary", 0.05),
+        row("router", 0.04, "boundary", 0.2),
+        row("router", 0.02, NLL, 0.0, 0.07, domain="prose"),
+        row("router", 0.02, NLL, 0.02, 0.07, domain="code"),
+    ]
+    damage, boundary = figure(found).axes
+    limits = [
+        line.get_ydata() for plot in (damage, boundary) for line in plot.lines if line.get_linestyle() == "--"
+    ]
+    assert limits == [[0.07, 0.07], [0.1, 0.1]]
+    curves = [plot.lines[0].get_xydata().tolist() for plot in (damage, boundary)]
+    assert curves == [[[0.02, 0.08]], [[0.02, 0.11], [0.04, 0.26]]]
 
 
 def test_the_summary_names_the_first_dose_over_each_limit():

@@ -46,22 +46,27 @@ Noise is no tune, and it flatters content: a tune that moves content as far lose
 
 def chart(rows: Sequence[Row]) -> bytes:
     """Return the chart as SVG; equal rows give equal bytes."""
-    quantities = sorted({row.quantity for row in rows}, key=[NLL, *BUDGETS].index)
-    tall = -(-len(quantities) // COLUMNS)
     stream = io.BytesIO()
     with rc_context(DRAWN):
-        figure = Figure(figsize=(9.0, 2.3 * tall + 1.2), layout="constrained")
-        plots = figure.subplots(tall, COLUMNS, sharex=True, squeeze=False).ravel().tolist()
-        for plot, quantity in zip(plots, quantities, strict=False):
-            _panel(plot, quantity, [row for row in rows if row.quantity == quantity])
-        for plot in plots[len(quantities) :]:
-            plot.remove()
-        _axis_of_doses(plots[: len(quantities)], sorted({row.dose for row in rows}))
-        handles = [Line2D([], [], color=c, marker=m, label=f"noise on {o}") for o, (c, m) in STYLES.items()]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-        figure.supxlabel(NOTE, fontsize=8, x=0.01, ha="left")
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        figure(rows).savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """Draw the chart: the loss first, then the channels in the order of a policy."""
+    quantities = sorted({row.quantity for row in rows}, key=[NLL, *BUDGETS].index)
+    tall = -(-len(quantities) // COLUMNS)
+    made = Figure(figsize=(9.0, 2.3 * tall + 1.2), layout="constrained")
+    plots = made.subplots(tall, COLUMNS, sharex=True, squeeze=False).ravel().tolist()
+    for plot, quantity in zip(plots, quantities, strict=False):
+        _panel(plot, quantity, [row for row in rows if row.quantity == quantity])
+    for plot in plots[len(quantities) :]:
+        plot.remove()
+    _axis_of_doses(plots[: len(quantities)], sorted({row.dose for row in rows}))
+    handles = [Line2D([], [], color=c, marker=m, label=f"noise on {o}") for o, (c, m) in STYLES.items()]
+    made.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    made.supxlabel(NOTE, fontsize=8, x=0.01, ha="left")
+    return made
 
 
 def _panel(plot: Axes, quantity: str, rows: Sequence[Row]) -> None:

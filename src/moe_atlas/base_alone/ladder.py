@@ -79,11 +79,11 @@ def _ladder(
         measured = measure_copy(walk, base.probes)
         assert measured is not None, "a single process leads"
         yield Rung(name, dose, measured)
-        if _certainly_damaged(measured, margin):
+        if certainly_damaged(measured, margin):
             return
 
 
-def _certainly_damaged(measured: dict[str, Any], margin: float) -> bool:
+def certainly_damaged(measured: dict[str, Any], margin: float) -> bool:
     """Return whether the lower bound of a base domain's rise of NLL lies above the margin."""
     lows = [row["nll_increase"]["low"] for row in measured["domains"] if row["role"] == "base"]
     return any(low is not None and low > margin for low in lows)
