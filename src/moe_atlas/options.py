@@ -90,6 +90,7 @@ class AuditOptions:
         adapter_as: how an adapter changes its base: `merged` rounds each sum to the base's dtype, as PEFT's
             `merge_and_unload` does; `live` keeps the sum in float32.
         adapter_layout: readings of an adapter's stacks of experts, where its files leave two.
+        like: the checkpoint whose configuration describes a training checkpoint that stands alone or as the base.
         progress: display of the audit's progress.
     """
 
@@ -111,4 +112,5 @@ class AuditOptions:
     accepted: Mapping[str, Any] = field(default_factory=dict)
     adapter_as: AdapterAs = "merged"
     adapter_layout: tuple[AdapterLayout, ...] = ()
+    like: Path | None = None
     progress: Progress = field(default_factory=Silent)

@@ -79,10 +79,6 @@ def refused(model, probes, capsys):
 
 FOLDERS = {
     "dcp": (("__0_0.distcp", "__1_0.distcp", ".metadata"), "torch.distributed.checkpoint", "enable_consolidation=True"),
-    "dcp of hf": (
-        ("shard-00001-model-00001-of-00001.safetensors", "config.json"), "did not consolidate",
-        "HuggingFaceStorageWriter(path, save_distributed=True, enable_consolidation=True)",
-    ),
     "megatron": (("iter_0000100/mp_rank_00/x", "latest_checkpointed_iteration.txt"), "Megatron", "Megatron-Bridge"),
     "megatron, a step": (("mp_rank_00/model_optim_rng.pt", "mp_rank_01/x"), "Megatron", "Megatron-Bridge"),
     "megatron, a run": (("iter_0000100/common.pt", "iter_0000200/common.pt"), "Megatron", "Megatron-Bridge"),
@@ -102,6 +98,28 @@ FOLDERS = {
     "mistral": (("consolidated.safetensors", "params.json", "tekken.json"), "Mistral", "transformers' format"),
     "archive": (("model.tar.gz",), "an archive", "unpack it"),
 }  # fmt: skip
+
+
+TRAININGS = {
+    "dcp of hf": (("shard-00001-model-00001-of-00001.safetensors",), "did not consolidate"),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_checkpoint_without_a_configuration_says_what_to_give(
+    tmp_path, model, probes, capsys, name
+):
+    names, kind = TRAININGS[name]
+    given = filled(tmp_path / "given", *names)
+    for words in (
+        ["inspect", given],
+        ["audit", given, model, "--probe", probes],
+        ["baseline", given, "--probe", probes],
+    ):
+        assert run([str(word) for word in words]) == Exit.REFUSED
+        line = capsys.readouterr().err
+        for said in ("E_FORMAT", str(given), kind, "atlas audit BASE FOLDER", "--like BASE"):
+            assert said in line
 
 
 ADAPTERS = {
@@ -130,6 +148,7 @@ def test_a_folder_of_another_kind_is_named_with_what_converts_it(tmp_path, refus
 
 def test_every_kind_that_is_known_is_tested():
     said = [*(mentions[0] for _, *mentions in FOLDERS.values()), "adapter"]
+    said += [kind for _, kind in TRAININGS.values()]
     assert [kind.what for kind in FOREIGN if not any(words in kind.what for words in said)] == []
 
 

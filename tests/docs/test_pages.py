@@ -18,7 +18,7 @@ import typer
 from moe_atlas.cli import COMMANDS, app, run
 from moe_atlas.probes.load import load_probes
 from scripts.oracle import tiny
-from tests.support import adapters, pairs
+from tests.support import adapters, pairs, trainings
 from tests.support.texts import SPECIAL, TEMPLATE, WORDS, conversations, sources
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,7 @@ def reader_folder(tmp_path_factory):
     pairs.variant(base, root / "hard.ckpt", pairs.jitter(0.5, lambda name: "norm" not in name))
     pairs.variant(base, root / "copied.ckpt", pairs.copied_experts)
     shutil.copytree(base, root / "resumed.ckpt")
+    trainings.write(root / "tuned.ckpt", root / "trained", processes=2, cut="columns", hub=True)
     adapters.train(base, root / "adapter", size=0.05, target_modules=["q_proj", "o_proj"])
     pairs.probe(root)
     (root / "probes.lock.json").unlink()

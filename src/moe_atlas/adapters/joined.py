@@ -18,6 +18,7 @@ from moe_atlas.checkpoint.index import ADAPTER_MODEL, Checkpoint, open_adapter_f
 from moe_atlas.checkpoint.quantised.encoding import Encoded
 from moe_atlas.checkpoint.side_files import KINDS, SideFile
 from moe_atlas.checkpoint.source import Derived, Logical, OpenFile, TensorSource, logical_tensors
+from moe_atlas.checkpoint.training.opening import is_training_folder, open_folder
 
 FOLDER = "adapter/"
 """Stands before the adapter's file names; no file of a checkpoint has a name with a slash."""
@@ -125,6 +126,23 @@ def join(base: Path | TensorSource, adapter: Path) -> Joined:
             problem = "the base stores a tensor of this name, too"
             raise refusal("E_ADAPTER", folder.where(ADAPTER_MODEL), problem, name=name)
     return Joined(opened, folder)
+
+
+def open_stored(path: Path, like: Path | None) -> TensorSource:
+    """Open a checkpoint, a training checkpoint or an adapter, for its digests; what an adapter means is not read.
+
+    Args:
+        path: the checkpoint.
+        like: the base of an adapter, or the checkpoint whose configuration describes a training checkpoint.
+
+    Raises:
+        InputRefused: as `join` and `open_folder`.
+    """
+    if like is None:
+        return open_folder(path)
+    if is_training_folder(path):
+        return open_folder(path, open_checkpoint(like))
+    return join(like, path)
 
 
 def adapter_mismatches(recorded: Mapping[str, Any], source: TensorSource) -> Iterator[tuple[str, str, str]]:

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.adapters.joined import Joined, adapter_mismatches, join
+from moe_atlas.adapters.joined import Joined, adapter_mismatches, open_stored
 from moe_atlas.checkpoint.digest import (
     CheckpointDigest,
     config_sha256,
     digest_checkpoint,
     digest_with_files,
 )
-from moe_atlas.checkpoint.index import open_checkpoint
+from moe_atlas.checkpoint.index import Checkpoint
 from moe_atlas.checkpoint.side_files import QUIET
 from moe_atlas.checkpoint.source import TensorSource
+from moe_atlas.checkpoint.training.source import TrainingSource
 from moe_atlas.derivation.differences import mismatches, uncovered
 from moe_atlas.errors import InputRefused, IntegrityError, UsageError
 from moe_atlas.receipt.canonical import encode_receipt
@@ -66,8 +67,9 @@ def attest(receipt_path: Path, checkpoint_path: Path, like: Path | None = None) 
     Args:
         receipt_path: the receipt of an audit, with its window data beside it.
         checkpoint_path: the tuned checkpoint; every file is read once.
-        like: the base, where the tuned checkpoint is an adapter. The manifest covers the adapter's files; the base's
-            tensors and the files beside them are held against the receipt.
+        like: the base, where the tuned checkpoint is an adapter or a training checkpoint. The manifest covers the tuned
+            checkpoint's files; the base's tensors and the files beside them, which an adapter needs, are held against
+            the receipt.
 
     Raises:
         IntegrityError: ``E_RECEIPT`` if the receipt does not re-derive; ``E_DIGEST`` if the checkpoint, its
@@ -126,12 +128,14 @@ def attest(receipt_path: Path, checkpoint_path: Path, like: Path | None = None) 
 
 def _digested(path: Path, like: Path | None) -> tuple[TensorSource, CheckpointDigest, dict[str, str]]:
     """Open the tuned checkpoint and read it once; return it, its digest and the sha256 of its own files."""
-    if like is None:
-        checkpoint = open_checkpoint(path)
-        return checkpoint, *digest_with_files(checkpoint)
-    both = join(like, path)
-    _, files = digest_with_files(both.adapter)
-    return both, digest_checkpoint(both), files
+    opened = open_stored(path, like)
+    if isinstance(opened, Checkpoint):
+        return opened, *digest_with_files(opened)
+    if isinstance(opened, TrainingSource):
+        return opened, digest_checkpoint(opened), opened.sha256_of_files()
+    assert isinstance(opened, Joined)
+    _, files = digest_with_files(opened.adapter)
+    return opened, digest_checkpoint(opened), files
 
 
 def covered(files: FilesBeside) -> dict[str, str]:

@@ -47,6 +47,10 @@ _DCP = (
     "save it with torch.distributed.checkpoint.HuggingFaceStorageWriter(path, save_distributed=True, "
     "enable_consolidation=True), and give that path"
 )
+_TRAINING = (
+    "give the checkpoint whose config.json describes it: `atlas audit BASE FOLDER`, or --like BASE where a command "
+    "takes one checkpoint"
+)
 _DEEPSPEED = (
     "run its zero_to_fp32.py (python zero_to_fp32.py FOLDER OUT --safe_serialization), copy config.json into OUT, and "
     "give OUT"
@@ -65,8 +69,8 @@ _VERL = (
 FOREIGN = (
     Foreign(
         ("shard-?????-model-?????-of-?????.safetensors",),
-        "a shard that HuggingFaceStorageWriter wrote and did not consolidate",
-        _DCP,
+        "a shard that HuggingFaceStorageWriter wrote and did not consolidate, without a config.json",
+        _TRAINING,
     ),
     Foreign(("adapter_config.json", "adapter_model.*"), "an adapter, not a checkpoint", _ADAPTER),
     Foreign(("model_world_size_*_rank_*.pt", "global_step_*/"), "a checkpoint of verl", _VERL),

@@ -136,12 +136,17 @@ def open_checkpoint(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> 
         raise refusal("E_INDEX_SET", str(path), "holds no tensor at all", RE_DOWNLOAD)
     if weight_map is not None:
         _compare(weight_map, tensors, str(root / INDEX))
-    config = _read_json(root, CONFIG, _MAX_CONFIG_BYTES, found)
+    config = read_config(root, found)
     ordered = {name: tensors[name] for name in sorted(tensors)}
     apart = files.exists(root / QUANTISATION)
     beside = _read_json(root, QUANTISATION, _MAX_CONFIG_BYTES, found) if apart else None
     encoded = detect(config, ordered, str(path), beside)
     return Checkpoint(root, str(path), config, MappingProxyType(ordered), MappingProxyType(found), encoded)
+
+
+def read_config(root: Path, found: dict[str, FileStat]) -> dict[str, Any]:
+    """Read the ``config.json`` of a folder strictly, and record the facts that identify it in `found`."""
+    return _read_json(root, CONFIG, _MAX_CONFIG_BYTES, found)
 
 
 def is_adapter(path: Path) -> bool:

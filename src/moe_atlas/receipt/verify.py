@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_atlas.adapters.joined import adapter_mismatches, join
+from moe_atlas.adapters.joined import adapter_mismatches, open_stored
 from moe_atlas.checkpoint.digest import config_sha256, digest_checkpoint
-from moe_atlas.checkpoint.index import open_checkpoint
-from moe_atlas.checkpoint.source import TensorSource
 from moe_atlas.derivation.derive import DERIVATION, SCHEMA, derive
 from moe_atlas.derivation.differences import mismatches
 from moe_atlas.errors import AtlasError, InputRefused, IntegrityError
@@ -93,7 +91,7 @@ def verify(
         probe: a probe file, whose lock, policy and domains must be those of the receipt.
         checkpoint: the tuned checkpoint (of a baseline: the checkpoint), whose weights are hashed again.
         policy_from: the central policy file under which the probe file was registered.
-        like: the base, where `checkpoint` is an adapter.
+        like: the base, where `checkpoint` is an adapter or a training checkpoint.
 
     Raises:
         UsageError: the receipt, or a file named beside it, does not exist.
@@ -334,7 +332,7 @@ def _check_checkpoint(
     side = "base" if receipt["kind"] == "baseline" else "tuned"
     recorded = receipt["checkpoints"][side]
     try:
-        opened: TensorSource = open_checkpoint(checkpoint) if like is None else join(like, checkpoint)
+        opened = open_stored(checkpoint, like)
         found = {"digest": digest_checkpoint(opened).sha256, "config_sha256": config_sha256(opened)}
         beside = list(mismatches(CheckpointFacts(recorded), opened))
     except (InputRefused, IntegrityError) as error:

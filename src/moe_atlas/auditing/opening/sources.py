@@ -1,4 +1,4 @@
-"""From paths to sources of tensors: a folder, or a base and an adapter of it."""
+"""From paths to sources of tensors: a folder, a training checkpoint, or a base and an adapter of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from moe_atlas.adapters.source import open_adapter
 from moe_atlas.checkpoint.index import is_adapter, open_checkpoint
 from moe_atlas.checkpoint.source import TensorSource
+from moe_atlas.checkpoint.training.opening import open_folder
 from moe_atlas.errors import UsageError
 from moe_atlas.loading.registry import resolve
 from moe_atlas.models.spec import ModelSpec
@@ -22,14 +23,16 @@ def open_pair(
 
     Args:
         base: the base checkpoint: its path, or the source of its tensors.
-        tuned: the tuned checkpoint, or the folder of an adapter of the base; None without one.
+        tuned: the tuned checkpoint, which may be a training checkpoint, or the folder of an adapter of the base; None
+            without one. The base's configuration describes a training checkpoint without one of its own.
         options: options of how the audit runs.
 
     Raises:
         AtlasError: for a checkpoint or an adapter that is not read; ``E_ADAPTER`` (UsageError) for a layout of an
             adapter without one.
     """
-    sources = [_opened(base)]
+    like = None if options.like is None else open_checkpoint(options.like)
+    sources = [_opened(base, like)]
     specs = [resolve(sources[0], options.accepted)]
     adapter = tuned if isinstance(tuned, Path) and is_adapter(tuned) else None
     if adapter is not None:
@@ -40,9 +43,9 @@ def open_pair(
         problem = "the tuned checkpoint is no adapter"
         raise UsageError("E_ADAPTER", "--adapter-layout", problem, "leave the option out")
     elif tuned is not None:
-        sources.append(_opened(tuned))
+        sources.append(_opened(tuned, sources[0]))
     return sources, specs + [resolve(source, options.accepted) for source in sources[1:]]
 
 
-def _opened(given: Given) -> TensorSource:
-    return open_checkpoint(given) if isinstance(given, Path) else given
+def _opened(given: Given, like: TensorSource | None) -> TensorSource:
+    return open_folder(given, like) if isinstance(given, Path) else given

@@ -64,17 +64,29 @@ def read_header(
 ) -> list[StoredTensor]:
     """Read and check the header of an open safetensors file.
 
-    Args:
-        descriptor: a file descriptor open for reading.
-        size: the size of the file in bytes.
-        file: the file's name inside the checkpoint, for messages and for the result.
-        max_bytes: the longest header to accept.
+    The arguments are those of `raw_header`.
 
     Returns:
         The tensors in the order of their data.
 
     Raises:
         InputRefused: ``E_HDR_*``, and every code of `parse_header`.
+    """
+    raw = raw_header(descriptor, size, file, max_bytes)
+    return parse_header(raw, file, size - _LENGTH_BYTES - len(raw))
+
+
+def raw_header(descriptor: int, size: int, file: str, max_bytes: int = MAX_HEADER_BYTES) -> bytes:
+    """Read the JSON bytes of the header of an open safetensors file, padding included.
+
+    Args:
+        descriptor: a file descriptor open for reading.
+        size: the size of the file in bytes.
+        file: the file's name inside the checkpoint, for messages and for the result.
+        max_bytes: the longest header to accept.
+
+    Raises:
+        InputRefused: ``E_HDR_TRUNC`` or ``E_HDR_SIZE``.
     """
     prefix = os.pread(descriptor, _LENGTH_BYTES, 0)
     if len(prefix) < _LENGTH_BYTES:
@@ -95,7 +107,13 @@ def read_header(
     raw = pread_all(descriptor, length, _LENGTH_BYTES)
     if len(raw) < length:
         raise refusal("E_HDR_TRUNC", file, f"ends inside its header of {length} bytes", RE_DOWNLOAD)
-    return parse_header(raw, file, size - _LENGTH_BYTES - length)
+    return raw
+
+
+def header_metadata(raw: bytes, file: str) -> dict[str, str]:
+    """Return the metadata of a header that `parse_header` accepts; empty if it has none."""
+    found = next((value for name, value in decode_header(raw, file) if name == _METADATA), ())
+    return {key: str(text) for key, text in found}
 
 
 def pread_all(descriptor: int, length: int, offset: int) -> bytes:
@@ -142,7 +160,7 @@ def parse_header(raw: bytes, file: str, data_bytes: int) -> list[StoredTensor]:
 
 
 def _check_metadata(value: object, file: str) -> None:
-    """Check that the metadata maps distinct strings to strings; its content is not used."""
+    """Check that the metadata maps distinct strings to strings."""
     if not isinstance(value, Members):
         raise refusal("E_TYPE", file, "must map strings to strings", _REPORT_WRITER, name=_METADATA)
     seen = set()

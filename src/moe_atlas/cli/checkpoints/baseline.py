@@ -15,6 +15,7 @@ from moe_atlas.ledger.store import DEFAULT_RUNS
 def baseline(
     checkpoint: o.Checkpoint,
     probe: o.Probe,
+    like: o.Like = None,
     policy_from: o.PolicyFrom = None,
     receipt: o.ReceiptPath = Path("baseline.json"),
     dtype: o.Dtype = "auto",
@@ -51,7 +52,7 @@ def baseline(
     from moe_atlas.probes.lock import lock_path
     from moe_atlas.report.console.progress import watching
 
-    inputs = (checkpoint, probe, lock_path(probe), policy_from, previous)
+    inputs = (checkpoint, like, probe, lock_path(probe), policy_from, previous)
     wanted = o.reports(formats, as_json=as_json, github=github, force=force, receipt=receipt, inputs=inputs)
     with o.reporting(wanted), watching(quiet=quiet) as watcher:
         options = AuditOptions(
@@ -61,6 +62,7 @@ def baseline(
             threads=threads,
             noise_floor=noise_floor,
             policy_from=policy_from,
+            like=like,
             place=place(),
             progress=watcher,
         )

@@ -28,7 +28,8 @@ def inspect(
 ) -> None:
     """Show family, layers, experts, dtypes and sizes, and what would be replayed and skipped.
 
-    Reads headers and config.json only. An adapter is described as what it makes of its base, given with --like.
+    Reads headers and config.json only. An adapter is described as what it makes of its base, given with --like; so is a
+    training checkpoint, which has no config.json.
 
     Example: atlas inspect base.ckpt
     """
@@ -54,22 +55,27 @@ def facts(
     """Return all facts of `atlas inspect` as JSON values.
 
     Args:
-        path: the checkpoint, or an adapter.
+        path: the checkpoint, a training checkpoint, or an adapter.
         accepted: keys of config.json that may have these values although nothing reads them.
-        like: the base of an adapter.
+        like: the base of an adapter, or the checkpoint whose configuration describes a training checkpoint.
         layout: readings of an adapter's stacks of experts.
     """
     from moe_atlas.adapters.facts import matched_facts
     from moe_atlas.adapters.source import open_adapter
     from moe_atlas.checkpoint.index import open_checkpoint
+    from moe_atlas.checkpoint.training.opening import is_training_folder, open_folder
+    from moe_atlas.checkpoint.training.source import TrainingSource
     from moe_atlas.configuration.accepting import written
     from moe_atlas.loading.registry import resolve
 
-    checkpoint: TensorSource = open_checkpoint(path if like is None else like)
+    beside = None if like is None else open_checkpoint(like)
+    adapter = beside is not None and not is_training_folder(path)
+    checkpoint: TensorSource
+    if beside is not None and adapter:
+        checkpoint = open_adapter(beside, resolve(beside, accepted), path, layouts=layout)
+    else:
+        checkpoint = open_folder(path, beside)
     spec = resolve(checkpoint, accepted)
-    if like is not None:
-        checkpoint = open_adapter(checkpoint, spec, path, layouts=layout)
-        spec = resolve(checkpoint, accepted)
     routed = [layer for layer in spec.layers if layer.moe]
     moe = routed[0].moe if routed else None
     stored = checkpoint.tensors.values()
@@ -90,14 +96,19 @@ def facts(
         "expert_width": moe.expert_width if moe else None,
         "router": moe.describe()["router"] if moe else None,
         "tensors": len(checkpoint.tensors),
-        "shards": len({tensor.file for tensor in stored}),
+        "shards": len(
+            checkpoint.shards
+            if isinstance(checkpoint, TrainingSource)
+            else {tensor.file for tensor in stored}
+        ),
         "bytes": sum(tensor.nbytes for tensor in stored),
         "bytes_by_dtype": dict(dtypes),
         "quantised": dict(Counter(entry.encoding.kind for entry in checkpoint.encoded.values())),
         "shared_parameters": shared,
         "skipped": dict(skipped),
         "accepted_config_keys": written(spec.accepted),
-        **({} if like is None else {"adapter": matched_facts(checkpoint)}),
+        **({"unread": dict(checkpoint.unread)} if isinstance(checkpoint, TrainingSource) else {}),
+        **({"adapter": matched_facts(checkpoint)} if adapter else {}),
     }
 
 
@@ -123,6 +134,7 @@ def draw(found: dict[str, Any]) -> None:
         ("stored", f"{found['tensors']} tensors, files: {found['shards']}, {size(found['bytes'])}"),
         *((f"  as {name}", size(count)) for name, count in found["bytes_by_dtype"].items()),
         *(("quantised", f"{count} tensors as {name}") for name, count in found["quantised"].items()),
+        *(("left unread", f"{count} entries: {what}") for what, count in found.get("unread", {}).items()),
         *([("adapter", adapter(AdapterFacts(found["adapter"])))] if "adapter" in found else []),
         ("replayed", "all layers" if not found["skipped"] else "all but what is skipped"),
         *(("skipped", f"{count} tensors: {reason}") for reason, count in found["skipped"].items()),

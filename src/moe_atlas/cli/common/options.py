@@ -110,7 +110,11 @@ AdapterLayout = Annotated[
 ]
 Like = Annotated[
     Path | None,
-    typer.Option("--like", metavar="BASE", help="Base checkpoint, where CHECKPOINT is an adapter."),
+    typer.Option(
+        "--like",
+        metavar="BASE",
+        help="Base of an adapter or of a training checkpoint.",
+    ),
 ]
 
 
