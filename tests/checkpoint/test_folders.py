@@ -78,16 +78,15 @@ def refused(model, probes, capsys):
 
 
 FOLDERS = {
-    "dcp": (("__0_0.distcp", "__1_0.distcp", ".metadata"), "torch.distributed.checkpoint", "enable_consolidation=True"),
     "megatron": (("iter_0000100/mp_rank_00/x", "latest_checkpointed_iteration.txt"), "Megatron", "Megatron-Bridge"),
     "megatron, a step": (("mp_rank_00/model_optim_rng.pt", "mp_rank_01/x"), "Megatron", "Megatron-Bridge"),
+    "megatron, of a step": ((".metadata", "common.pt", "__0_0.distcp"), "Megatron", "Megatron-Bridge"),
     "megatron, a run": (("iter_0000100/common.pt", "iter_0000200/common.pt"), "Megatron", "Megatron-Bridge"),
     "deepspeed": (("global_step100/mp_rank_00_model_states.pt", "latest", "zero_to_fp32.py"), "DeepSpeed",
                   "zero_to_fp32.py FOLDER OUT --safe_serialization"),
     "deepspeed, a step": (("zero_pp_rank_0_mp_rank_00_optim_states.pt",), "DeepSpeed", "zero_to_fp32.py"),
     "verl": (("model_world_size_8_rank_0.pt", "fsdp_config.json"), "verl", "verl.model_merger"),
     "verl, a run": (("global_step_580/actor/x", "latest_checkpointed_iteration.txt"), "verl", "verl.model_merger"),
-    "accelerate": (("pytorch_model_fsdp_0/.metadata", "optimizer_0/x"), "Accelerate", "accelerate merge-weights"),
     "orbax": (("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "d/x"), "Orbax", "to_huggingface"),
     "gguf": (("model-q4_k_m.gguf",), "GGUF", "converted from"),
     "pickle": (("config.json", "pytorch_model.bin"), "PyTorch pickle", "save_pretrained"),
@@ -102,6 +101,9 @@ FOLDERS = {
 
 TRAININGS = {
     "dcp of hf": (("shard-00001-model-00001-of-00001.safetensors",), "did not consolidate"),
+    "dcp": (("__0_0.distcp", "__1_0.distcp", ".metadata"), "torch.distributed.checkpoint"),
+    "dcp, cut short": (("__0_0.distcp",), "torch.distributed.checkpoint"),
+    "accelerate": (("pytorch_model_fsdp_0/.metadata", "optimizer_0/x"), "Accelerate"),
 }
 
 
@@ -220,7 +222,7 @@ def test_a_second_model_beside_the_first_is_still_refused(tmp_path, model, refus
         ("model.tgz", b"\x1f\x8b", ("a tar archive", "unpack it")),
         ("model.tar", b"x", ("a tar archive", "unpack it")),
         ("pytorch_model.bin", b"x", ("a PyTorch pickle", "save_pretrained")),
-        ("__0_0.distcp", b"x", ("(DCP)", "enable_consolidation=True")),
+        ("__0_0.distcp", b"x", ("(DCP)", "--like BASE")),
     ],
 )
 def test_a_file_of_another_format_names_what_converts_it(tmp_path, refused, file, content, mentions):

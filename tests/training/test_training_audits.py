@@ -17,7 +17,11 @@ from tests.support import pairs, trainings
 
 STORED = ("path", "files")
 """Facts of a checkpoint that say where it is stored, and what lies beside it."""
-KINDS = {"hub": {"hub": True, "files": 2, "cut": "columns"}}
+KINDS = {
+    "hub": {"hub": True, "files": 2, "cut": "columns"},
+    "dcp": {"wrapped": "model", "optimizer": True},
+    "fsdp": {"inside": "pytorch_model_fsdp_0", "wrapped": "model", "cut": "columns"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,8 @@ def place(tmp_path_factory):
     base = tiny.save("qwen3_moe", root / "base", seed=5)
     tuned = pairs.variant(base, root / "tuned", pairs.jitter(3e-3, lambda name: "self_attn" in name))
     for kind, options in KINDS.items():
-        trainings.write(tuned, root / kind, processes=2, **options)
+        inside = options.get("inside", "")
+        trainings.write(tuned, root / kind / inside, processes=2, **options)
     pairs.probe(root / "probe")
     return root
 
@@ -67,13 +72,14 @@ def test_every_command_takes_it(place, tmp_path, monkeypatch, capsys, kind):
     facts = json.loads(capsys.readouterr().out)
     assert facts["family"] == "qwen3_moe"
     assert facts["shards"] == len(
-        [f for f in (place / kind).iterdir() if f.suffix in (".distcp", ".safetensors")]
+        [f for f in (place / kind).rglob("*") if f.suffix in (".distcp", ".safetensors")]
     )
     assert run(["audit", base, saved, *probe, "--receipt", "pair.json"]) == 0
     assert run(["verify", "pair.json", "--checkpoint", saved, "--like", base, "--json"]) == 0
     assert run(["attest", "pair.json", "--checkpoint", saved, "--like", base]) == 0
     manifest = (tmp_path / "SHA256SUMS").read_text()
-    assert all(file.name in manifest for file in (place / kind).iterdir())
+    files = [file for file in (place / kind).rglob("*") if file.is_file()]
+    assert all(file.relative_to(place / kind).as_posix() in manifest for file in files)
     assert run(["baseline", saved, "--like", base, *probe, "--receipt", "saved.json"]) == 0
     assert run(["baseline", tuned, *probe, "--receipt", "exported.json", "--previous", "saved.json"]) == 0
     exported = json.loads((tmp_path / "exported.json").read_text())

@@ -36,6 +36,10 @@ class Foreign(NamedTuple):
     what: str
     step: str
 
+    def matches(self, name: str) -> bool:
+        """Return whether a name is one of its marks."""
+        return any(fnmatchcase(name, mark) for mark in self.marks)
+
 
 _MEGATRON = (
     "export it with Megatron-Bridge: AutoBridge.from_hf_pretrained(…).export_ckpt(…), and give what it writes"
@@ -43,10 +47,7 @@ _MEGATRON = (
 _NEMO = (
     "export it to Hugging Face's format with NeMo's export_ckpt(target='hf'), and give the folder it writes"
 )
-_DCP = (
-    "save it with torch.distributed.checkpoint.HuggingFaceStorageWriter(path, save_distributed=True, "
-    "enable_consolidation=True), and give that path"
-)
+DCP = "a checkpoint of torch.distributed.checkpoint (DCP), without a config.json"
 _TRAINING = (
     "give the checkpoint whose config.json describes it: `atlas audit BASE FOLDER`, or --like BASE where a command "
     "takes one checkpoint"
@@ -75,7 +76,7 @@ FOREIGN = (
     Foreign(("adapter_config.json", "adapter_model.*"), "an adapter, not a checkpoint", _ADAPTER),
     Foreign(("model_world_size_*_rank_*.pt", "global_step_*/"), "a checkpoint of verl", _VERL),
     Foreign(
-        ("latest_checkpointed_iteration.txt", "iter_???????/", "mp_rank_*/"),
+        ("latest_checkpointed_iteration.txt", "iter_???????/", "mp_rank_*/", "common.pt"),
         "a checkpoint of Megatron",
         _MEGATRON,
     ),
@@ -86,10 +87,10 @@ FOREIGN = (
     ),
     Foreign(
         ("pytorch_model_fsdp_*/",),
-        "a sharded checkpoint of Accelerate's FSDP",
-        "merge it: accelerate merge-weights FOLDER/pytorch_model_fsdp_0 OUT, copy config.json into OUT, and give OUT",
+        "a sharded checkpoint of Accelerate's FSDP, without a config.json",
+        _TRAINING,
     ),
-    Foreign((".metadata", "*.distcp"), "a checkpoint of torch.distributed.checkpoint (DCP)", _DCP),
+    Foreign((".metadata", "*.distcp"), DCP, _TRAINING),
     Foreign(
         ("orbax.checkpoint", "_CHECKPOINT_METADATA", "manifest.ocdbt", "ocdbt.process_*/"),
         "a checkpoint of Orbax (JAX)",
@@ -138,17 +139,23 @@ def foreign_folder(folder: Path, names: Iterable[str]) -> InputRefused | None:
     if inside is not None:
         problem = f"holds no model of its own, but a checkpoint in {shown(inside.name)}/"
         return refusal("E_NOT_FOUND", str(folder), problem, f"give {shown(str(inside), 256)}")
-    for kind in FOREIGN:
-        named = sorted(name for name in marked if any(fnmatchcase(name, mark) for mark in kind.marks))
-        if named:
-            return refusal("E_FORMAT", str(folder), f"holds {shown(named[0])}: {kind.what}", kind.step)
+    kind = foreign_kind(marked)
+    if kind is not None:
+        named = sorted(name for name in marked if kind.matches(name))
+        return refusal("E_FORMAT", str(folder), f"holds {shown(named[0])}: {kind.what}", kind.step)
     return None
+
+
+def foreign_kind(marked: Iterable[str]) -> Foreign | None:
+    """Return the first kind that a folder's names show; None if there is none."""
+    marked = list(marked)
+    return next((kind for kind in FOREIGN if any(kind.matches(name) for name in marked)), None)
 
 
 def step_for(file: str) -> str:
     """Return how to make a checkpoint of a file of a foreign format, by its name."""
     name = os.path.basename(file)
-    steps = (kind.step for kind in FOREIGN if any(fnmatchcase(name, mark) for mark in kind.marks))
+    steps = (kind.step for kind in FOREIGN if kind.matches(name))
     return next(steps, _SAVE)
 
 

@@ -262,7 +262,7 @@ def _indexed_shards(root: Path, weight_map: dict[str, str]) -> tuple[str, ...]:
     label = str(root / INDEX)
     shards = tuple(sorted(set(weight_map.values())))
     for shard in shards:
-        if not _is_plain_name(shard):
+        if not is_plain_name(shard):
             problem = "the shard's name is not the plain name of a file in the checkpoint folder"
             raise refusal("E_INDEX_PATH", label, problem, name=shard)
         files.refuse_foreign_name(shard, str(root / shard))
@@ -283,7 +283,8 @@ def _indexed_shards(root: Path, weight_map: dict[str, str]) -> tuple[str, ...]:
     return shards
 
 
-def _is_plain_name(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
+    """Return whether a name is the plain name of a file in a folder."""
     forbidden = "/" in name or "\\" in name or not name.isprintable()
     return not forbidden and name not in ("", ".", "..") and len(os.fsencode(name)) <= 255
 

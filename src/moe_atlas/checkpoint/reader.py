@@ -24,7 +24,7 @@ from moe_atlas.checkpoint.digest import (
     hexdigests,
     rehash,
 )
-from moe_atlas.checkpoint.headers.header import DTYPE_BITS, StoredTensor
+from moe_atlas.checkpoint.headers.header import DTYPE_BITS, TORCH_NAMES, StoredTensor
 from moe_atlas.checkpoint.headers.refuse import place, refusal
 from moe_atlas.checkpoint.quantised.decode import decode
 from moe_atlas.checkpoint.quantised.encoding import Encoded
@@ -34,13 +34,6 @@ from moe_atlas.errors import IntegrityError, ResourceExhausted
 _ALIGNMENT = 64
 BEHIND = 3  # tensors that wait for hashing while another one is hashed
 SPARE = 16  # recycled buffers of each size
-_TORCH_NAMES = {
-    **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"},
-    **{"U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64"},
-    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64"},
-    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
-    **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
-}
 
 
 class Reader:
@@ -290,7 +283,7 @@ class Reader:
 
 def torch_dtype(name: str) -> torch.dtype | None:
     """Return torch's dtype for a dtype as safetensors spells it; None where this torch has none."""
-    dtype = getattr(torch, _TORCH_NAMES.get(name, ""), None)
+    dtype = getattr(torch, TORCH_NAMES.get(name, ""), None)
     return dtype if isinstance(dtype, torch.dtype) else None
 
 

@@ -30,6 +30,14 @@ DTYPE_BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
 """Bits of one element, by the spelling that safetensors uses."""
+TORCH_NAMES = {
+    **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"},
+    **{"U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64"},
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
+    **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
+}
+"""Torch's name of a dtype, by the spelling that safetensors uses."""
 
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
@@ -151,7 +159,7 @@ def parse_header(raw: bytes, file: str, data_bytes: int) -> list[StoredTensor]:
             _check_metadata(value, file)
             seen_metadata = True
             continue
-        _check_name(name, file)
+        check_name(name, file)
         if name in tensors:
             problem = "two tensors have this name; readers disagree about which one counts"
             raise refusal("E_DUP_KEY", file, problem, _REPORT_WRITER, name=name)
@@ -188,7 +196,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _check_name(name: str, file: str) -> None:
+def check_name(name: str, file: str) -> None:
     """Refuse names that are empty, overlong, or look like other names or steer a terminal."""
     if not name:
         raise refusal("E_NAME", file, "a tensor has an empty name", _REPORT_WRITER, name=name)

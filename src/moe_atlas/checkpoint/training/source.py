@@ -109,7 +109,9 @@ class TrainingSource:
 
     def beside(self) -> list[SideFile]:
         """Return every file of the folder that is not among `files`, those that a server acts on first."""
-        return side_files.side_files(self.root, self.files, one_file=False)
+        found = side_files.side_files(self.root, self.files, one_file=False)
+        own = {file.rpartition("/")[0] + "/" for file in self.files}
+        return [entry for entry in found if entry.file not in own]
 
     def require_unchanged_beside(self, first: Collection[SideFile]) -> None:
         """Raise ``E_CHANGED`` if a file that a server may act on was added, removed or written since `beside`."""
