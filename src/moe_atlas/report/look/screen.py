@@ -25,6 +25,8 @@ LAYERS_SHOWN = 8
 OWN = ("nothing-tuned",)
 """Codes of warnings that the screen says in its own words."""
 
+ROOM = 78  # columns that every terminal has
+
 
 def render(receipt: ReceiptView, console: Console) -> None:
     """Print a look."""
@@ -126,6 +128,12 @@ def _end(receipt: ReceiptView, look: LookView) -> Iterator[RenderableType]:
     base, tuned = (shown(receipt.checkpoint(side).stored_at or "–") for side in ("base", "tuned"))
     yield Text("A look judges nothing. To gate this pair on documents of your own (NAME=PATH):")
     tokenizer = " --tokenizer bytes" if receipt.probe.tokenizer.kind == "bytes" else ""
-    yield Text(f"  atlas init --base {base} --tuned {tuned} \\\n    --data NAME=PATH{tokenizer}")
-    yield Text("  atlas register probes.yaml")
-    yield Text(f"  atlas audit {base} {tuned} --probe probes.yaml")
+    yield _command("atlas init", f"--base {base}", f"--tuned {tuned}", f"--data NAME=PATH{tokenizer}")
+    yield _command("atlas register probes.yaml")
+    yield _command("atlas audit", base, tuned, "--probe probes.yaml")
+
+
+def _command(*parts: str) -> Text:
+    """Return a command to copy: in one line if a terminal has room for it, else in lines that a shell joins."""
+    line = "  " + " ".join(parts)
+    return Text(line if len(line) <= ROOM else "  " + " \\\n    ".join(parts))
