@@ -14,6 +14,7 @@ from moe_atlas.checkpoint.training.assembly import COMPLETE, Cut, Joined, join
 from moe_atlas.checkpoint.training.items import find_data
 from moe_atlas.checkpoint.training.metadata import MAX_METADATA_BYTES, Metadata, Place, read_metadata
 from moe_atlas.checkpoint.training.names import find_model
+from moe_atlas.checkpoint.training.pickles import NEXT_STEP
 from moe_atlas.checkpoint.training.pieces import MAX_PIECES, Piece
 
 METADATA = ".metadata"
@@ -58,7 +59,7 @@ def _read_whole(root: Path, file: str, found: dict[str, FileStat]) -> bytes:
     with files.open_regular(root, file) as (descriptor, stat):
         if stat.size > MAX_METADATA_BYTES:
             problem = f"holds {stat.size} bytes, more than the limit of {MAX_METADATA_BYTES}"
-            raise refusal("E_METADATA", str(root / file), problem)
+            raise refusal("E_METADATA", str(root / file), problem, NEXT_STEP)
         found[file] = stat
         return pread_all(descriptor, stat.size, 0)
 
@@ -92,12 +93,12 @@ def _chunks(folder: Path, metadata: Metadata, names: Mapping[str, str]) -> Itera
         chunks = set(metadata.tensors[key].chunks)
         if len(chunks) > MAX_PIECES:
             problem = f"is cut into {len(chunks)} pieces, more than {MAX_PIECES}"
-            raise refusal("E_COVER", str(folder / METADATA), problem, name=key)
+            raise refusal("E_COVER", str(folder / METADATA), problem, NEXT_STEP, name=key)
         for offsets, sizes in sorted(chunks):
             place = metadata.places.get((key, offsets))
             if place is None:
                 problem = f"does not say where the piece at {list(offsets)} is stored"
-                raise refusal("E_METADATA", str(folder / METADATA), problem, name=key)
+                raise refusal("E_METADATA", str(folder / METADATA), problem, NEXT_STEP, name=key)
             if all(sizes):
                 yield place, key, (offsets, sizes)
 
@@ -106,7 +107,7 @@ def _require_file(root: Path, prefix: str, plain: str) -> None:
     label = str(root / (prefix + METADATA))
     if not is_plain_name(plain):
         problem = "the name is not the plain name of a file in the checkpoint folder"
-        raise refusal("E_INDEX_PATH", label, problem, name=plain)
+        raise refusal("E_INDEX_PATH", label, problem, NEXT_STEP, name=plain)
     if not files.exists(root / (prefix + plain)):
         problem = f"names the file {shown(plain)}, and it does not exist"
         raise refusal("E_INDEX_SET", label, problem, COMPLETE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from moe_atlas.checkpoint.headers.refuse import refusal
 from moe_atlas.checkpoint.training.metadata import Metadata, Path
+from moe_atlas.checkpoint.training.pickles import NEXT_STEP
 from moe_atlas.errors import InputRefused
 
 MODEL = "model"
@@ -108,7 +109,7 @@ def _refuse_foreign(names: Iterable[str], label: str) -> None:
 def _require_distinct(names: Mapping[str, str], label: str) -> None:
     twice = next((name for name, count in Counter(names.values()).items() if count > 1), None)
     if twice is not None:
-        raise refusal("E_METADATA", label, "two tensors have this name", name=twice)
+        raise refusal("E_METADATA", label, "two tensors have this name", NEXT_STEP, name=twice)
 
 
 def _what(path: Path, model: Path) -> str:

@@ -5,7 +5,7 @@ description of a tensor, as pickles. This interpreter reads the opcodes that the
 pickler, protocols 2 to 5). A global is a name, and only a name from a given list; "calling" a name gives a `Record` of
 the name and its arguments. Anything else is refused with the opcode and its place.
 
-`pickletools.genops`, of the standard library, splits the bytes into opcodes and their arguments.
+`pickletools`, of the standard library, knows the code of each opcode and how its argument is written.
 """
 
 from __future__ import annotations
@@ -82,18 +82,14 @@ def read_pickle(raw: bytes, names: Collection[str], label: str, *, persistent: b
     Raises:
         InputRefused: ``E_PICKLE``.
     """
-    machine = _Machine(names, label, persistent)
-    position = 0
+    machine, stream = _Machine(names, label, persistent), io.BytesIO(raw)
     try:
-        for opcode, argument, at in pickletools.genops(io.BytesIO(raw)):
-            position = at or 0
-            if opcode.name == "STOP":
-                return machine.result(position)
-            machine.step(opcode.name, argument, position)
+        while machine.step(stream):
+            pass
     except (ValueError, OverflowError, UnicodeError) as error:
-        problem = f"is no whole pickle: {shown(str(error))} (after byte {position})"
+        problem = f"is no whole pickle: {shown(str(error))} (byte {machine.position})"
         raise refusal("E_PICKLE", label, problem, NEXT_STEP) from None
-    raise refusal("E_PICKLE", label, "ends before its pickle does", NEXT_STEP)
+    return machine.result()
 
 
 @dataclass
@@ -110,21 +106,28 @@ class _Machine:
     steps: int = 0
     records: int = 0
 
-    def step(self, opcode: str, argument: Any, position: int) -> None:
-        self.opcode, self.position = opcode, position
-        self.steps += 1
+    def step(self, stream: io.BytesIO) -> bool:
+        """Take the next opcode, and its argument only if the opcode is known; return whether another one follows."""
+        self.position = stream.tell()
+        code = stream.read(1)
+        found = _OPCODES.get(code.decode("latin-1"))
+        if found is None:
+            raise ValueError(
+                "it ends before its last opcode" if not code else f"no opcode has the code {code!r}"
+            )
+        self.opcode, self.steps = found.name, self.steps + 1
+        if self.opcode not in _KNOWN:
+            raise self.refuse("uses an opcode that no checkpoint needs")
         if self.steps > MAX_OPCODES:
             raise self.refuse(f"holds more than {MAX_OPCODES} opcodes")
-        if opcode in _SCALARS:
-            self.push(_SCALARS[opcode](argument))
-            return
-        act = _ACTIONS.get(opcode)
-        if act is None:
-            raise self.refuse("uses an opcode that no checkpoint needs")
-        act(self, argument)
+        argument = None if found.arg is None else found.arg.reader(stream)
+        if self.opcode in _SCALARS:
+            self.push(_SCALARS[self.opcode](argument))
+        elif self.opcode in _ACTIONS:
+            _ACTIONS[self.opcode](self, argument)
+        return self.opcode != "STOP"
 
-    def result(self, position: int) -> Any:
-        self.opcode, self.position = "STOP", position
+    def result(self) -> Any:
         if len(self.stack) != 1 or self.marks:
             raise self.refuse("does not leave one value")
         return self.stack[0]
@@ -289,3 +292,5 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.refer,
 }
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+_KNOWN = frozenset({"STOP", *_SCALARS, *_ACTIONS})
