@@ -152,7 +152,7 @@ def test_an_index_may_list_the_single_file(tmp_path: Path) -> None:
 
 def test_refuses_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(shard_bytes(TENSORS))
-    refused(tmp_path, "E_FORMAT", "adapter", "merge it")
+    refused(tmp_path, "E_FORMAT", "adapter", "--like BASE")
 
 
 @pytest.mark.parametrize(
