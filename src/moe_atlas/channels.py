@@ -191,6 +191,8 @@ GATED = tuple(channel for channel in CHANNELS if channel.budget)
 """The channels with a budget."""
 DRIFTS = tuple(channel for channel in GATED if channel.kind == "drift")
 """The drift channels of the paper, in the form in which they are gated."""
+DISTANCES = tuple(channel for channel in GATED if channel.kind in ("drift", "expert"))
+"""The drift channels and the content drift of the worst expert: how far a layer is from the base's."""
 GUARDS = tuple(channel for channel in GATED if channel.default is not None)
 """Gated unless a policy says otherwise, so that they alone do not make an audit out of a policy."""
 REGISTERED = tuple(channel for channel in GATED if channel.default is None)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from moe_atlas.channels import DISTANCES
 from moe_atlas.derivation.derive import derive
 from moe_atlas.receipt.schema import schema_problems
 from moe_atlas.report.look import sentences
 from moe_atlas.report.look.screen import render
-from moe_atlas.report.yardstick import DRIFTS, with_multiples
+from moe_atlas.report.yardstick import with_multiples
 from moe_atlas.views.receipt import ReceiptView
 from tests.receipt import synthetic
 from tests.report import receipts
@@ -56,7 +57,8 @@ def with_yardstick(receipt: dict[str, Any], times: float) -> dict[str, Any]:
     """The same with a yardstick of which every drift is a multiple."""
     made = copy.deepcopy(receipt)
     layers = [
-        {"layer": layer["layer"]} | {one: copy_of(layer["pair"][one]["estimate"] / times) for one in DRIFTS}
+        {"layer": layer["layer"]}
+        | {one.key: copy_of(layer["pair"][one.key]["estimate"] / times) for one in DISTANCES}
         for layer in made["layers"]
     ]
     domains = [

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from moe_atlas.auditing.copies.noise import OBJECTS
 from moe_atlas.base_alone.table import NLL, Row
-from moe_atlas.channels import BUDGETS
+from moe_atlas.channels import BUDGETS, DISTANCES
 
 COLUMNS = 2
 TOP = 3.0  # margins that the panel of the loss shows: the last rung of a ladder may lie far beyond
@@ -70,7 +70,7 @@ def figure(rows: Sequence[Row]) -> Figure:
 
 
 def _panel(plot: Axes, quantity: str, rows: Sequence[Row]) -> None:
-    logarithmic = quantity != NLL and BUDGETS[quantity].kind in ("drift", "expert")
+    logarithmic = quantity != NLL and BUDGETS[quantity] in DISTANCES
     for name, found in groupby(rows, key=lambda row: row.object):
         _curve(plot, name, _worst(list(found)), logarithmic=logarithmic)
     limit = rows[0].limit

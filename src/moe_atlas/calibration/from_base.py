@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from moe_atlas.calibration.bounds import rounded_down, rounded_up
 from moe_atlas.calibration.budgets import DAMAGED_ALLOWED
-from moe_atlas.channels import BUDGETS, GATED
+from moe_atlas.channels import BUDGETS, DISTANCES
 from moe_atlas.errors import InputRefused, UsageError
 from moe_atlas.probes.settings.ceilings import toothless
 from moe_atlas.statistics.clopper_pearson import clopper_pearson_upper
@@ -17,9 +17,7 @@ from moe_atlas.views.registered import ProbeView
 from moe_atlas.views.yardstick import CopiedDomain, CopiedLayer, Yardstick
 
 FACTOR = 2.5
-RULED = tuple(
-    channel for channel in GATED if channel.kind in ("drift", "expert") and channel.key != "transition_drift"
-)
+RULED = tuple(channel for channel in DISTANCES if channel.key != "transition_drift")
 UNRULED = {
     "transition": "grows with the square of a change",
     "overlap_drop": "says more of which object moved than of how far",

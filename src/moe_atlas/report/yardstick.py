@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moe_atlas.channels import BUDGETS, GATED
+from moe_atlas.channels import BUDGETS, DISTANCES
 from moe_atlas.text import number
 from moe_atlas.views.judged import EvidenceLine
 from moe_atlas.views.measured import Interval, Intervals
@@ -14,7 +14,6 @@ from moe_atlas.views.yardstick import Yardstick
 Found = Mapping[str, Any]
 TIMES = "times_copy"
 """Where `with_multiples` puts a multiple: beside the estimate that it belongs to. No receipt stores it."""
-DRIFTS = tuple(channel.key for channel in GATED if channel.kind in ("drift", "expert"))
 OUTPUTS = ("nll_increase", "kl")
 """The changes of a domain's output, which are gates of the same name."""
 
@@ -53,7 +52,7 @@ def _rounded(multiple: float) -> str:
 def _moved(yardstick: Yardstick) -> Iterator[tuple[tuple[Any, str], float]]:
     """Yield what the copy certainly moved, by (layer or domain, key)."""
     places: list[tuple[Any, Intervals, tuple[str, ...]]] = [
-        (row.layer, row, DRIFTS) for row in yardstick.layers
+        (row.layer, row, tuple(channel.key for channel in DISTANCES)) for row in yardstick.layers
     ]
     places += [(row.name, row, OUTPUTS) for row in yardstick.domains]
     for place, row, keys in places:

@@ -9,11 +9,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moe_atlas.channels import CHANNEL, Channel
+from moe_atlas.channels import CHANNEL, DISTANCES, Channel
 from moe_atlas.report import figures, words
 from moe_atlas.report.causes import causes
 from moe_atlas.report.console.screen import Fitted
-from moe_atlas.report.look.sentences import DRIFTS, identical, opening, weights
+from moe_atlas.report.look.sentences import identical, opening, weights
 from moe_atlas.report.yardstick import copies
 from moe_atlas.text import interval, number, shown
 from moe_atlas.views.measured import LayerView
@@ -88,17 +88,17 @@ def layer_table(receipt: ReceiptView) -> Fitted:
     said = " (×: of a 4-bit copy's)" if receipt.yardstick else ""
     table = Table(title=f"Drift, worst layers first{said}", title_justify="left", expand=False)
     table.add_column("layer", justify="right")
-    for channel in DRIFTS:
+    for channel in DISTANCES:
         table.add_column(channel.short, justify="right", no_wrap=True)
     for layer in layers[:LAYERS_SHOWN]:
-        table.add_row(str(layer.layer), *(_drift(layer, channel) for channel in DRIFTS))
+        table.add_row(str(layer.layer), *(_drift(layer, channel) for channel in DISTANCES))
     if len(layers) > LAYERS_SHOWN:
         table.caption = f"{len(layers) - LAYERS_SHOWN} more layers in the receipt"
     return Fitted(table, (CHANNEL["transition_drift"].short, CHANNEL["expert_content"].short))
 
 
 def _most(layer: LayerView) -> float:
-    return max((words.estimate(layer.channel(one.key)) or 0.0) / one.range[1] for one in DRIFTS)
+    return max((words.estimate(layer.channel(one.key)) or 0.0) / one.range[1] for one in DISTANCES)
 
 
 def _drift(layer: LayerView, channel: Channel) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from moe_atlas.channels import CHANNEL, GATED
+from moe_atlas.channels import CHANNEL, DISTANCES
 from moe_atlas.report import figures
 from moe_atlas.report.words import grouped
 from moe_atlas.text import number, ranges, shown
@@ -14,7 +14,6 @@ from moe_atlas.views.measured import DomainRow, Interval, no_interval
 from moe_atlas.views.receipt import ReceiptView
 from moe_atlas.views.weights import Breach, WeightClass
 
-DRIFTS = tuple(channel for channel in GATED if channel.short and channel.kind in ("drift", "expert"))
 NOTHING = "No difference: both checkpoints hold the same values; change of loss and drift are exactly 0."
 COPIED = ("cloned-experts", "expert-identity-lost")
 """Kinds of breaches that the sentence on copies says already: who is overwritten by a copy is lost."""
@@ -186,7 +185,7 @@ class Multiple(NamedTuple):
 def multiples(receipt: ReceiptView) -> Iterator[Multiple]:
     """Yield every drift that a 4-bit copy of the base certainly has as well."""
     for layer in receipt.layers:
-        for channel in DRIFTS:
+        for channel in DISTANCES:
             found = layer.channel(channel.key)
             if found and found.estimate is not None and found.times_copy is not None:
                 yield Multiple(found.times_copy, layer.layer, channel.key, found.estimate)
